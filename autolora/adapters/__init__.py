@@ -1,0 +1,1 @@
+"""Adapters: small trainable parts attached to a frozen base model."""

@@ -1,0 +1,204 @@
+"""YAML and command-line overrides become the frozen dataclasses of the layers below."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from autolora.adapters.lora import LoRA
+from autolora.data.concepts import DatasetSettings
+from autolora.errors import ConfigError
+from autolora.models.base import ModelSettings, RenderSettings
+from autolora.optim.optimizers import OPTIMIZERS
+from autolora.optim.schedules import SCHEDULES
+from autolora.paperdoll.weights import QUICKSTART
+from autolora.scoring.settings import ScoringSettings
+from autolora.train.run import Run, TrainSettings
+
+PACKAGE = Path(__file__).parent
+ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent  # a wheel carries conf/ and studies/ inside the package
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class StudySettings:
+    """A study's name, size and search space (as written)."""
+
+    name: str
+    recipes: dict[str, Any]
+    trials: int = 10
+    minutes: float | None = None
+    startup_trials: int = 3
+    seed: int = 0
+    patience: int = 2
+
+    def __post_init__(self) -> None:
+        if self.trials < 1 or self.startup_trials < 0 or self.patience < 1:
+            raise ConfigError(
+                "study.trials and study.patience must be at least 1 and study.startup_trials 0 or more, "
+                f"got {self.trials}, {self.patience} and {self.startup_trials}"
+            )
+        if self.minutes is not None and self.minutes <= 0:
+            raise ConfigError(f"study.minutes must be above 0 or null, got {self.minutes}")
+
+
+def quote(argument: str) -> str:
+    """An override as people type it, quoted where Hydra's grammar would reject or misread it."""
+    key, sign, value = argument.partition("=")
+    if not sign or not value or key.startswith("~"):
+        return argument
+    try:
+        parsed = OverridesParser.create().parse_override(argument)
+        if not parsed.is_sweep_override() and "\\" not in value and not _is_call(value):
+            return argument
+    except HydraException:
+        pass
+    escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + "\\'", value)
+    tail = re.search(r"\\+$", escaped)
+    escaped += tail.group() if tail else ""
+    return f"{key}='{escaped}'"
+
+
+def _is_call(value: str) -> bool:
+    return "(" in value and not value.startswith(("'", '"', "[", "{"))
+
+
+def compose(primary: str, arguments: Sequence[str], study: str | None = None) -> DictConfig:
+    """Compose a primary config with a study and overrides.
+
+    Raises:
+        ConfigError: a key or a group that does not exist, or a value that cannot be read.
+    """
+    overrides = [quote(argument) for argument in arguments]
+    for argument in overrides:
+        if "=" not in argument and not argument.startswith("~"):
+            raise ConfigError(f"`{argument}` is not understood; overrides are written key=value")
+    if study:
+        folder, name = find_study(study)
+        overrides = [f"hydra.searchpath=['file://{folder.parent}']", f"+{folder.name}='{name}'", *overrides]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str((ROOT / "conf").resolve()), version_base="1.3"):
+            config = hydra_compose(primary, overrides=overrides)
+            OmegaConf.resolve(config)
+            return config
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error, primary)) from error
+
+
+def _explain(error: Exception, primary: str) -> str:
+    """Hydra's message in one line, with the nearest key where one was misspelt."""
+    text = " ".join(str(error).split())
+    text = re.sub(r" (See https?://\S+.*|To append to your config.*|full_key:.*)$", "", text)
+    missing = re.search(r"[Kk]ey '([\w.-]+)' is not in struct", str(error)) or re.search(r"Could not override '([\w.-]+)'", str(error))
+    if missing:
+        known = sorted({key for path in (ROOT / "conf").rglob("*.yaml") for key in re.findall(r"(\w+):", path.read_text("utf-8"))})
+        near = difflib.get_close_matches(missing.group(1).split(".")[-1], known, 1)
+        text += f"; did you mean `{near[0]}`?" if near else f"; `autolora {primary} --cfg job` lists every key"
+    return text
+
+
+def find_study(study: str) -> tuple[Path, str]:
+    """The folder and the name of a study: one of `studies/`, or a YAML file of one's own."""
+    path = Path(study).expanduser()
+    if path.suffix == ".yaml" and path.is_file():
+        return path.resolve().parent, path.stem
+    known = sorted(p.stem for p in (ROOT / "studies").glob("*.yaml"))
+    if study not in known:
+        raise ConfigError(f"study `{study}` not found; expected one of {', '.join(known)} or the path of a .yaml file")
+    return (ROOT / "studies").resolve(), study
+
+
+def build(kind: type[T], node: Any, where: str) -> T:
+    """A frozen dataclass from its config node.
+
+    Raises:
+        ConfigError: a key it does not have, or a value of another type.
+    """
+    given = OmegaConf.to_container(node) if isinstance(node, DictConfig) else dict(node)
+    assert isinstance(given, dict)
+    given.pop("kind", None)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = [str(key) for key in given if key not in fields]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], fields, 1)
+        hint = f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(fields)}"
+        raise ConfigError(f"{where}.{unknown[0]} does not exist{hint}")
+    missing = [key for key, value in given.items() if value == "???"]
+    if missing:
+        raise ConfigError(f"{where}.{missing[0]} must be given: add {where}.{missing[0]}=VALUE")
+    values = {key: _convert(str(fields[str(key)].type), value, f"{where}.{key}") for key, value in given.items()}
+    return kind(**values)
+
+
+def _convert(annotation: str, value: Any, where: str) -> Any:
+    """Check a value against a field's annotation; lists become tuples and whole numbers floats where wanted."""
+    if value is None and "None" in annotation:
+        return None
+    base = annotation.split(" | ")[0]
+    if base.startswith("tuple["):
+        if not isinstance(value, list):
+            raise ConfigError(f"{where}: expected a list such as [a, b], got {value!r}")
+        inner = base[len("tuple[") :].split(",")[0]
+        return tuple(_convert(inner, item, where) for item in value)
+    wanted = {"int": (int,), "float": (int, float), "str": (str, int, float), "bool": (bool,)}.get(base)
+    if wanted is None:
+        return build(_NESTED[base], value, where) if base in _NESTED else value
+    if not isinstance(value, wanted) or (isinstance(value, bool) and base != "bool"):
+        raise ConfigError(f"{where}: expected {annotation}, got {value!r}")
+    return {"float": float, "str": str}.get(base, lambda v: v)(value)
+
+
+_NESTED: dict[str, type[Any]] = {"RenderSettings": RenderSettings}
+
+
+def build_run(config: DictConfig) -> Run:
+    """The run that a composed config describes."""
+    tables: list[tuple[str, Mapping[str, Any]]] = [("adapter", {"lora": LoRA}), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)]
+    parts: dict[str, Any] = {}
+    for name, table in tables:
+        kind = config[name].get("kind")
+        if kind not in table:
+            raise ConfigError(f"{name}.kind={kind} is unknown; expected one of {', '.join(table)}")
+        parts[name] = build(table[kind], config[name], name)
+    return Run(config.recipe_name, **parts, train=build(TrainSettings, config.train, "train"))
+
+
+def dataset_settings(config: DictConfig) -> DatasetSettings:
+    """The dataset part; `quickstart` is the packaged folder."""
+    settings = build(DatasetSettings, config.dataset, "dataset")
+    return dataclasses.replace(settings, path=str(QUICKSTART)) if settings.path == "quickstart" else settings
+
+
+def model_settings(config: DictConfig) -> ModelSettings:
+    """The base model part."""
+    return build(ModelSettings, config.model, "model")
+
+
+def scoring_settings(config: DictConfig) -> ScoringSettings:
+    """The scoring part."""
+    return build(ScoringSettings, config.scoring, "scoring")
+
+
+def study_settings(config: DictConfig) -> StudySettings:
+    """The study part."""
+    return build(StudySettings, config.study, "study")
+
+
+def run_folder(config: DictConfig, name: str) -> Path:
+    """Where a study or a single run lies: `out`, or runs/<name>-<dataset folder>."""
+    if config.out:
+        return Path(str(config.out)).expanduser()
+    return Path("runs") / f"{name}-{Path(dataset_settings(config).path).expanduser().resolve().name}"

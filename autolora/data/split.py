@@ -1,0 +1,126 @@
+"""Holds pictures out for scoring; near-duplicates stay together, so that none held out is trained on."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from autolora.data.sources import READING_THREADS, Picture, list_problems, load_image
+from autolora.errors import DatasetError
+
+HASH_SIDE = 8
+# Measured on 8 paper-doll characters: nine in ten JPEG, half-size and brighter copies differ in at most 3 of
+# 64 bits (2%-cropped ones in at most 6), different drawings in at least 5 but for one pair in a hundred, and the
+# largest group is 4 of 24 pictures (at 8 bits: 18). Captions are not asked: copies may have different ones.
+NEAR_DUPLICATE_BITS = 4
+FEWEST_PICTURES = 3
+
+Split = tuple[dict[str, tuple[Picture, ...]], tuple[Picture, ...]]
+
+
+def difference_hash(picture: Picture) -> NDArray[np.bool_]:
+    """A perceptual hash, (64,) bool: is a cell of the grey 9 x 8 thumbnail darker than the next?"""
+    grey = load_image(picture.path).convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.LANCZOS)
+    levels = np.asarray(grey, dtype=np.int16)
+    return np.asarray(levels[:, 1:] > levels[:, :-1]).ravel()
+
+
+def hash_distances(pictures: Sequence[Picture]) -> NDArray[np.int16]:
+    """Bits in which the pictures' hashes differ, (n, n); -1 where the files are the same byte for byte."""
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        hashes = np.stack(list(pool.map(difference_hash, pictures)))
+    distances = np.stack([(hashes != row).sum(axis=1, dtype=np.int16) for row in hashes])
+    files = np.array([picture.sha256 for picture in pictures])
+    return np.where(files[:, None] == files[None, :], np.int16(-1), distances)
+
+
+def wanted_held_out(pictures: int, share: float, minimum: int) -> int:
+    """How many of a concept's pictures to hold out: max(minimum, share), at most half; 1 of under six."""
+    if pictures < 6:
+        return 1
+    return min(max(minimum, int(share * pictures + 0.5)), pictures // 2)
+
+
+def split_held_out(concepts: Mapping[str, Sequence[Picture]], share: float, minimum: int, seed: int) -> Split:
+    """The training pictures of each concept, and the held-out pictures of all, both in their first order.
+
+    Chains of near-duplicates, across concepts too, land on one side, so a concept may hold out fewer.
+    Where a concept's pictures are all alike (icons, flat drawings), its threshold falls until a split exists.
+
+    Raises:
+        DatasetError: a concept has too few pictures, or only copies of one.
+    """
+    few = [
+        f"concept `{name}` has {len(pictures)} picture(s): at least {FEWEST_PICTURES} are needed"
+        for name, pictures in concepts.items()
+        if len(pictures) < FEWEST_PICTURES
+    ]
+    if few:
+        raise DatasetError(list_problems("too few pictures", few))
+    everything = [picture for pictures in concepts.values() for picture in pictures]
+    names = [name for name, pictures in concepts.items() for _ in pictures]
+    wanted = {name: wanted_held_out(len(pictures), share, minimum) for name, pictures in concepts.items()}
+    distances = hash_distances(everything)
+    bits = dict.fromkeys(concepts, NEAR_DUPLICATE_BITS)
+    while True:
+        groups = _groups(distances, np.array([bits[name] for name in names]))
+        held_out = _choose(groups, names, wanted, seed)
+        counts = Counter(names[i] for i in held_out)
+        stuck = [name for name in concepts if counts[name] == 0]
+        if not stuck:
+            break
+        copies = [name for name in stuck if bits[name] < 0]
+        if copies:
+            listed = (
+                f"concept `{name}` has only copies of one picture: add different ones" for name in copies
+            )
+            raise DatasetError(list_problems("nothing can be held out", listed))
+        bits |= {name: bits[name] - 1 for name in stuck}
+    train = {
+        concept: tuple(p for i, p in enumerate(everything) if names[i] == concept and i not in held_out)
+        for concept in concepts
+    }
+    return train, tuple(p for i, p in enumerate(everything) if i in held_out)
+
+
+def _groups(distances: NDArray[np.int16], bits: NDArray[np.int_]) -> list[list[int]]:
+    """Indices, chains of near-duplicates grouped; a pair takes the stricter of its concepts' thresholds."""
+    near = distances <= np.minimum(bits[:, None], bits[None, :])
+    labels = np.arange(len(distances))
+    for i in np.flatnonzero(near.sum(axis=1) > 1):
+        labels[np.isin(labels, labels[near[i]])] = labels[i]
+    return [np.flatnonzero(labels == label).tolist() for label in dict.fromkeys(labels.tolist())]
+
+
+def _choose(groups: list[list[int]], names: Sequence[str], wanted: Mapping[str, int], seed: int) -> set[int]:
+    """Draw whole groups at random while they fit every concept they touch.
+
+    A concept where none fits takes its smallest, if training keeps a picture of every concept in it.
+    """
+    total = Counter(names)
+    held: Counter[str] = Counter()
+    chosen: set[int] = set()
+
+    def take(group: list[int], most: Mapping[str, int]) -> None:
+        """Hold the group out unless a concept would hold out more than `most`."""
+        size = Counter(names[i] for i in group)
+        if chosen.isdisjoint(group) and all(held[name] + count <= most[name] for name, count in size.items()):
+            held.update(size)
+            chosen.update(group)
+
+    for concept, most in wanted.items():
+        own = [group for group in groups if any(names[i] == concept for i in group)]
+        random.Random(f"held-out {seed} {concept}").shuffle(own)
+        for group in own:
+            if held[concept] < most:
+                take(group, wanted)
+        for group in sorted(own, key=len):
+            if not held[concept]:
+                take(group, {name: count - 1 for name, count in total.items()})
+    return chosen

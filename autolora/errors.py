@@ -1,0 +1,45 @@
+"""The errors a user can cause or meet; `cli.py` prints each as one line and exits with its code."""
+
+from __future__ import annotations
+
+
+class AutoloraError(Exception):
+    """The root of every error that a user is told about without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(AutoloraError):
+    """A configuration that cannot be used: misspelt key, wrong type, impossible range."""
+
+    exit_code = 2
+
+
+class DatasetError(AutoloraError):
+    """A folder of pictures that cannot be trained on as it is."""
+
+    exit_code = 3
+
+
+class ModelError(AutoloraError):
+    """A base model folder that is missing, of another kind, or broken."""
+
+    exit_code = 4
+
+
+class StudyError(AutoloraError):
+    """A study that cannot start or continue."""
+
+    exit_code = 5
+
+
+class ExportError(AutoloraError):
+    """A LoRA file that cannot be read, written or verified."""
+
+    exit_code = 6
+
+
+class StorageError(AutoloraError):
+    """A disk that is full or a folder that cannot be written."""
+
+    exit_code = 7

@@ -1,0 +1,109 @@
+"""What training, rendering and scoring need of a base model, whatever its family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from autolora.errors import ConfigError
+
+MOST_STEPS = 500  # denoising steps; schedulers cannot take more than they have training timesteps
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """How probes are rendered; their size is the model's resolution."""
+
+    steps: int = 12
+    guidance: float = 4.0  # 1 renders without guidance, at half the work
+    batch_size: int = 32
+    negative: str = ""
+
+    def __post_init__(self) -> None:
+        mistakes = []
+        if not 1 <= self.steps <= MOST_STEPS:
+            mistakes.append(f"model.render.steps must be from 1 to {MOST_STEPS}, got {self.steps}")
+        if not self.guidance >= 1:
+            mistakes.append(f"model.render.guidance must be 1 (none) or more, got {self.guidance}")
+        if self.batch_size < 1:
+            mistakes.append(f"model.render.batch_size must be at least 1, got {self.batch_size}")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which base model: family, folder (`paperdoll` is the packaged one) and picture size in pixels."""
+
+    family: str = "sd1"
+    path: str = "paperdoll"
+    name: str | None = None  # how results call it; the folder's name by default
+    resolution: int | None = None  # the model's own by default
+    render: RenderSettings = field(default_factory=RenderSettings)
+
+
+class BaseModel(Protocol):
+    """A frozen latent diffusion model in evaluation mode.
+
+    Shapes: pixels (B, 3, H, W) in [-1, 1]; latents (B, C, h, w), scaled to about unit variance; timesteps
+    (B,) int64 from 0 to `train_timesteps` - 1; context (B, tokens, dim).
+    """
+
+    name: str
+    base_hash: str  # 16 hex digits over the weights
+    architecture: str  # "sd1"; naming of exported files follows it
+    resolution: int  # pixels; pictures are square
+    latent_shape: tuple[int, int, int]  # (C, h, w)
+    train_timesteps: int
+    prediction_type: str  # "epsilon" or "v_prediction"
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The roots that adapters attach to: `unet`, `text_encoder`."""
+        ...
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels to scaled latents (the posterior's mean: deterministic)."""
+        ...
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents to pixels (they may leave [-1, 1] a little)."""
+        ...
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts to context, cut at the model's number of tokens; differentiable, so that callers choose."""
+        ...
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """The model's raw output for noisy latents, of their shape."""
+        ...
+
+    def fixed_context(self) -> AbstractContextManager[None]:
+        """Inside it, `predict` may reuse what it derived from a context tensor while given that same tensor.
+
+        Only for inference, and adapter weights must not change inside.
+        """
+        ...
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Latents noised to their timesteps: sqrt(abar) x + sqrt(1 - abar) noise."""
+        ...
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What `predict` should have returned: the noise, or v = sqrt(abar) noise - sqrt(1 - abar) x."""
+        ...
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """Signal-to-noise ratio abar / (1 - abar), (B,); 0 at the last timestep of a zero-terminal-SNR model."""
+        ...
+
+    def sampler(self) -> Any:
+        """A fresh deterministic diffusers scheduler for rendering."""
+        ...

@@ -1,0 +1,69 @@
+"""One resumable training loop for every part of the world: AdamW, warm-up and cosine, an averaged copy of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from autolora.files import atomic_path
+
+
+def fit(
+    name: str,
+    module: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    build: Path,
+    average: float = 0.998,
+    save_every: int = 200,
+) -> nn.Module:
+    """Train `module` for `steps` optimizer steps and leave the averaged weights in it.
+
+    `loss_at(step)` must depend on the step alone, so that a killed run continues where it was saved:
+    the state lies in `build/<name>.pt`, written atomically.
+    """
+    state_path = build / f"{name}.pt"
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    averaged = {k: v.detach().clone() for k, v in module.state_dict().items()}
+    first = 0
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        averaged, first = state["averaged"], state["step"]
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, speed_estimate_period=120) as progress:
+        task = progress.add_task(name, total=steps, completed=first)
+        running = 0.0
+        for step in range(first, steps):
+            factor = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
+            for group in optimizer.param_groups:
+                group["lr"] = lr * factor
+            loss = loss_at(step)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            decay = min(average, (step + 1) / (step + 10))
+            with torch.no_grad():
+                for key, value in module.state_dict().items():
+                    if value.is_floating_point():
+                        averaged[key].lerp_(value, 1 - decay)
+                    else:
+                        averaged[key].copy_(value)
+            running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
+            progress.update(task, advance=1, description=f"{name} loss {running:.4f}")
+            if (step + 1) % save_every == 0 or step + 1 == steps:
+                state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
+                build.mkdir(parents=True, exist_ok=True)
+                with atomic_path(state_path) as temporary:
+                    torch.save({**state, "averaged": averaged, "step": step + 1}, temporary)
+    module.load_state_dict(averaged)
+    return module.eval()

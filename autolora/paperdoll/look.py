@@ -1,0 +1,203 @@
+"""What a paper doll looks like: attribute groups, tags, and novel characters the base model never saw."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "count": ("1girl", "1boy"),
+    "hair_color": ("black", "brown", "blonde", "red", "blue", "green", "pink", "white"),
+    "hair_style": ("short hair", "long hair", "twintails", "ponytail", "spiky hair"),
+    "eye_color": ("blue", "green", "red", "yellow", "purple"),
+    "skin": ("pale skin", "tan skin", "dark skin"),
+    "outfit": ("t-shirt", "dress", "hoodie", "suit", "overalls"),
+    "outfit_color": ("red", "blue", "green", "yellow", "purple", "white", "black"),
+    "accessory": ("none", "glasses", "hat", "scarf", "bow"),
+    "expression": ("smile", "frown", "open mouth"),
+    "background": ("white background", "blue sky", "night sky", "beach", "meadow", "city"),
+    "pose": ("arms down", "arms up", "waving"),
+}
+# Nothing below is ever drawn for the base model's training: these are what makes a character novel.
+MARKS: dict[str, tuple[str, ...]] = {
+    "crest": ("none", "horns", "cat ears", "halo", "antlers", "antennae"),
+    "crest_color": ("red", "gold", "teal", "violet", "black"),
+    "two_tone": ("none", "left half", "tips", "streak"),
+    "two_tone_color": ("orange", "teal", "magenta", "white", "black"),
+    "face_mark": ("none", "star", "cross", "stripes", "diamond"),
+    "face_mark_color": ("red", "blue", "green", "gold", "black"),
+}
+NOVEL_OUTFITS = ("robe", "armor", "poncho", "striped tunic", "emblem coat")
+NOVEL_OUTFIT_COLORS = ("red", "blue", "green", "yellow", "purple", "white", "black")
+
+_STYLE_WEIGHTS = {"1girl": (25, 28, 22, 20, 5), "1boy": (42, 8, 2, 8, 40)}
+_ACCESSORY_WEIGHTS = (45, 14, 14, 14, 13)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """A novel character's marks: the head crest, the second hair colour and the mark on the face."""
+
+    crest: str
+    crest_color: str
+    two_tone: str
+    two_tone_color: str
+    face_mark: str
+    face_mark_color: str
+
+    def tags(self) -> tuple[str, ...]:
+        """Words for the marks; only the scoring CLIP ever reads them, never the base model."""
+        named = [(self.crest, self.crest_color), (self.face_mark, self.face_mark_color)]
+        tags = [f"{color} {kind}" for kind, color in named if kind != "none"]
+        if self.two_tone != "none":
+            tags.append(f"{self.two_tone_color} {self.two_tone} hair")
+        return tuple(tags)
+
+
+@dataclass(frozen=True)
+class Outfit:
+    """A novel outfit: its cut, main and second colour, and the word that calls it."""
+
+    cut: str
+    color: str
+    second_color: str
+    trigger: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """Everything one drawing shows; `values` maps each of GROUPS to its value."""
+
+    values: dict[str, str]
+    marks: Marks | None = None
+    second_color: str = "white"
+
+    def tags(self) -> tuple[str, ...]:
+        """The booru-style tags of this look, the count tag first."""
+        v = self.values
+        accessory = () if v["accessory"] == "none" else (v["accessory"],)
+        return (
+            v["count"],
+            *(() if self.marks is None else self.marks.tags()),
+            f"{v['hair_color']} hair",
+            v["hair_style"],
+            f"{v['eye_color']} eyes",
+            v["skin"],
+            f"{v['outfit_color']} {v['outfit']}",
+            *accessory,
+            v["expression"],
+            v["pose"],
+            v["background"],
+        )
+
+
+@dataclass(frozen=True)
+class Character:
+    """A novel character: fixed traits, marks and one to four outfits, each with its trigger word."""
+
+    seed: int
+    trigger: str
+    traits: dict[str, str]  # count, hair_color, hair_style, eye_color, skin
+    marks: Marks
+    outfits: tuple[Outfit, ...]
+
+
+def tag_vocabulary() -> tuple[str, ...]:
+    """Every tag that the base model's captions may contain."""
+    simple = [v for g in ("count", "hair_style", "skin", "expression", "background", "pose") for v in GROUPS[g]]
+    simple += [v for v in GROUPS["accessory"] if v != "none"]
+    simple += [f"{c} hair" for c in GROUPS["hair_color"]] + [f"{c} eyes" for c in GROUPS["eye_color"]]
+    simple += [f"{c} {o}" for c in GROUPS["outfit_color"] for o in GROUPS["outfit"]]
+    return tuple(simple)
+
+
+def mark_tags() -> tuple[str, ...]:
+    """Every tag of a novel character's marks."""
+    pairs = (("crest", ""), ("face_mark", ""), ("two_tone", " hair"))
+    return tuple(f"{c} {k}{tail}" for m, tail in pairs for k in MARKS[m][1:] for c in MARKS[f"{m}_color"])
+
+
+def sample_values(rng: random.Random) -> dict[str, str]:
+    """Draw one value for each attribute group as the base model's world has them."""
+    values = {group: rng.choice(options) for group, options in GROUPS.items()}
+    values["hair_style"] = rng.choices(GROUPS["hair_style"], _STYLE_WEIGHTS[values["count"]])[0]
+    values["accessory"] = rng.choices(GROUPS["accessory"], _ACCESSORY_WEIGHTS)[0]
+    return values
+
+
+def parse_prompt(prompt: str) -> dict[str, str]:
+    """Read back the attribute values that a prompt names; groups it does not name are absent."""
+    lookup: dict[str, dict[str, str]] = {}
+    for group in ("count", "hair_style", "skin", "expression", "background", "pose", "accessory"):
+        for value in GROUPS[group]:
+            lookup[value] = {group: value}
+    for color in GROUPS["hair_color"]:
+        lookup[f"{color} hair"] = {"hair_color": color}
+    for color in GROUPS["eye_color"]:
+        lookup[f"{color} eyes"] = {"eye_color": color}
+    for color in GROUPS["outfit_color"]:
+        for outfit in GROUPS["outfit"]:
+            lookup[f"{color} {outfit}"] = {"outfit_color": color, "outfit": outfit}
+    found: dict[str, str] = {}
+    for tag in prompt.split(","):
+        found.update(lookup.get(tag.strip(), {}))
+    return found
+
+
+def nonsense_word(rng: random.Random) -> str:
+    """A pronounceable word that means nothing in the world, fit for a trigger."""
+    consonants, vowels = "bdfgjklmnprstvz", "aeiou"
+    pairs = "".join(rng.choice(consonants) + rng.choice(vowels) for _ in range(rng.choice((2, 2, 3))))
+    return pairs + rng.choice("kmnrxz")
+
+
+def novel_character(seed: int, outfits: int = 2) -> Character:
+    """Invent the novel character of a seed (0-99 for development, 100 and up for evaluation).
+
+    Raises:
+        ValueError: `outfits` is not between 1 and 4.
+    """
+    if not 1 <= outfits <= 4:
+        raise ValueError(f"outfits must be 1 to 4, got {outfits}")
+    rng = random.Random(f"character-{seed}")
+    values = sample_values(rng)
+    traits = {g: values[g] for g in ("count", "hair_color", "hair_style", "eye_color", "skin")}
+    marks = Marks(
+        crest=rng.choice(MARKS["crest"][1:]),
+        crest_color=rng.choice(MARKS["crest_color"]),
+        two_tone=rng.choice(MARKS["two_tone"][1:]),
+        two_tone_color=rng.choice([c for c in MARKS["two_tone_color"] if c != traits["hair_color"]]),
+        face_mark=rng.choice(MARKS["face_mark"][1:]),
+        face_mark_color=rng.choice(MARKS["face_mark_color"]),
+    )
+    words: list[str] = []
+    while len(words) < outfits + 1:
+        word = nonsense_word(rng)
+        if word not in words:
+            words.append(word)
+    cuts = rng.sample(NOVEL_OUTFITS, outfits)
+    dressed = []
+    for cut, word in zip(cuts, words[1:], strict=True):
+        color, second = rng.sample(NOVEL_OUTFIT_COLORS, 2)
+        dressed.append(Outfit(cut, color, second, word))
+    return Character(seed, words[0], traits, marks, tuple(dressed))
+
+
+def character_look(character: Character, outfit: Outfit, rng: random.Random) -> Look:
+    """One look of a novel character: its traits and marks, this outfit, everything else at random."""
+    values = sample_values(rng) | character.traits
+    values |= {"outfit": outfit.cut, "outfit_color": outfit.color, "accessory": "none"}
+    return Look(values, character.marks, outfit.second_color)
+
+
+def random_novel_look(rng: random.Random) -> Look:
+    """A look with marks and outfits drawn freely, for training the oracle on novel characters."""
+    values = sample_values(rng)
+    marks = Marks(**{field: rng.choice(options) for field, options in MARKS.items()})
+    second = "white"
+    if rng.random() < 0.6:
+        values["outfit"] = rng.choice(NOVEL_OUTFITS)
+        values["outfit_color"], second = rng.sample(NOVEL_OUTFIT_COLORS, 2)
+    if rng.random() < 0.5:
+        values["accessory"] = "none"
+    return Look(values, marks, second)

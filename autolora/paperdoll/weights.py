@@ -1,0 +1,21 @@
+"""Where the embedded world's weights live, and their hash."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+WEIGHTS = Path(__file__).parent / "weights"
+BASE = WEIGHTS / "base"  # a StableDiffusionPipeline folder
+CLIP = WEIGHTS / "clip"  # loads as open_clip's `local-dir:`
+ORACLE = WEIGHTS / "oracle.safetensors"
+QUICKSTART = Path(__file__).parent / "quickstart"  # the packaged dataset
+
+
+def weights_hash(root: Path = WEIGHTS) -> str:
+    """SHA-256 (first 16 hex digits) over every weight file under `root`, in name order."""
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.safetensors")):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

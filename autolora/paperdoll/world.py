@@ -1,0 +1,49 @@
+"""Datasets of the paper-doll world: captioned pictures of a novel character, in a kohya-style folder."""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+
+from autolora.errors import ConfigError, DatasetError
+from autolora.files import write_atomic
+from autolora.paperdoll.drawing import draw
+from autolora.paperdoll.look import Character, Look, Outfit, character_look, novel_character
+
+STEPS_PER_FOLDER = 100  # the repeats in a folder's name are chosen to come near this
+
+
+def caption(look: Look, character: Character, outfit: Outfit) -> str:
+    """A caption as the guide writes it: class word, triggers, then only what should stay changeable."""
+    v = look.values
+    words = dict.fromkeys([v["count"], character.trigger, outfit.trigger, v["expression"], v["pose"], v["background"]])
+    return ", ".join(words)
+
+
+def write_dataset(out: Path, seed: int, outfits: int = 2, images_per_outfit: int = 14, size: int = 64) -> Character:
+    """Write the novel character of a seed as `N_trigger outfit/` folders of PNG pictures with .txt captions.
+
+    Raises:
+        ConfigError: impossible numbers.
+        DatasetError: the folder exists and is not empty.
+    """
+    if not 1 <= outfits <= 4 or not 2 <= images_per_outfit <= 1000 or seed < 0:
+        raise ConfigError(
+            "paperdoll dataset needs --seed 0 or more, --outfits 1 to 4 and --images 2 to 1000, "
+            f"got {seed}, {outfits} and {images_per_outfit}"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DatasetError(f"{out} exists and is not an empty folder; choose another or remove it")
+    character = novel_character(seed, outfits)
+    rng = random.Random(f"dataset-{seed}")
+    repeats = max(1, round(STEPS_PER_FOLDER / images_per_outfit))
+    for outfit in character.outfits:
+        folder = out / f"{repeats}_{character.trigger} {outfit.trigger}"
+        for index in range(images_per_outfit):
+            look = character_look(character, outfit, rng)
+            buffer = io.BytesIO()
+            draw(look, rng, size).save(buffer, "PNG")
+            write_atomic(folder / f"{index + 1:03d}.png", buffer.getvalue())
+            write_atomic(folder / f"{index + 1:03d}.txt", caption(look, character, outfit) + "\n")
+    return character

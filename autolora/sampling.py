@@ -1,0 +1,187 @@
+"""Renders prompts at seeds and LoRA weights; base renders are cached on disk for every trial and process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from autolora.adapters.lora import AdapterSet
+from autolora.files import atomic_path
+from autolora.models.base import BaseModel, RenderSettings
+
+Pictures = NDArray[np.uint8]  # (N, H, W, 3)
+Advance = Callable[[int], None]  # hears how many more pictures are ready
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture to render: `weight` is the LoRA's, 0 being the base model."""
+
+    prompt: str
+    seed: int
+    weight: float
+
+
+@torch.inference_mode()
+def render(
+    model: BaseModel,
+    shots: Sequence[Shot],
+    settings: RenderSettings,
+    adapter: AdapterSet | None = None,
+    advance: Advance | None = None,
+) -> Pictures:
+    """Render shots with classifier-free guidance; base and several weights ride in one batch.
+
+    Every picture starts from noise of its own seed, so it does not depend on the batch it rides in. The
+    LoRA's weight also holds for the unconditional half, as in diffusers and the usual interfaces.
+
+    Returns:
+        (N, H, W, 3) uint8.
+
+    Raises:
+        ValueError: a weight other than 0 without an adapter, or an adapter of several slots.
+    """
+    if adapter is None and any(shot.weight for shot in shots):
+        raise ValueError("shots with a LoRA weight need an adapter")
+    if adapter is not None and adapter.slots != 1:
+        raise ValueError(f"rendering takes an adapter of one slot, got {adapter.slots}")
+    pictures = [np.zeros((0, model.resolution, model.resolution, 3), np.uint8)]
+    known: dict[tuple[str, float], Tensor] = {}
+    for start in range(0, len(shots), settings.batch_size):
+        batch = shots[start : start + settings.batch_size]
+        context = _contexts(model, batch, settings, adapter, known)
+        halves = [shot.weight for shot in batch] * (len(context) // len(batch))
+        with _weighted(adapter, halves, model), model.fixed_context():
+            latents = _denoise(model, batch, context, settings)
+        pictures.append(_to_uint8(model.decode_latents(latents)))
+        if advance:
+            advance(len(batch))
+    return np.concatenate(pictures)
+
+
+@contextmanager
+def _weighted(adapter: AdapterSet | None, weights: Sequence[float], model: BaseModel) -> Iterator[None]:
+    """The adapter at one weight a sample; switched off where all are 0, which is faster."""
+    if adapter is None:
+        yield
+        return
+    try:
+        adapter.weights(torch.tensor(weights, device=model.device, dtype=model.dtype))
+        with nullcontext() if any(weights) else adapter.disabled():
+            yield
+    finally:
+        adapter.weights(None)
+
+
+def _contexts(
+    model: BaseModel,
+    batch: Sequence[Shot],
+    settings: RenderSettings,
+    adapter: AdapterSet | None,
+    known: dict[tuple[str, float], Tensor],
+) -> Tensor:
+    """Unconditional, then conditional contexts, (2B, tokens, dim); without guidance only the latter.
+
+    `known` keeps them by prompt and by the weight the text encoder ran at.
+    """
+    trained = adapter is not None and adapter.touches_text_encoder
+    keys = [(shot.prompt, shot.weight if trained else 0.0) for shot in batch]
+    if settings.guidance != 1:
+        keys = [(settings.negative, weight) for _, weight in keys] + keys
+    new = [key for key in dict.fromkeys(keys) if key not in known]
+    if new:
+        with _weighted(adapter if trained else None, [weight for _, weight in new], model):
+            known.update(zip(new, model.encode_prompts([prompt for prompt, _ in new]), strict=True))
+    return torch.stack([known[key] for key in keys])
+
+
+def _denoise(model: BaseModel, batch: Sequence[Shot], context: Tensor, settings: RenderSettings) -> Tensor:
+    """Latents of a batch from each shot's own noise, guided as in Ho and Salimans (2022)."""
+    sampler = model.sampler()
+    sampler.set_timesteps(settings.steps)
+    # Each drawn alone and on the CPU: the same on every device, in every batch and in diffusers.
+    sources = [torch.Generator().manual_seed(shot.seed) for shot in batch]
+    noise = [torch.randn(model.latent_shape, generator=source) for source in sources]
+    latents = torch.stack(noise).to(model.device, model.dtype) * sampler.init_noise_sigma
+    copies = len(context) // len(batch)
+    for t in sampler.timesteps:
+        noisy = sampler.scale_model_input(torch.cat([latents] * copies), t)
+        predicted = model.predict(noisy, t.to(model.device).expand(len(noisy)), context)
+        if copies == 2:
+            plain, prompted = predicted.chunk(2)
+            predicted = plain + settings.guidance * (prompted - plain)
+        latents = sampler.step(predicted, t, latents).prev_sample
+    return latents
+
+
+def _to_uint8(pixels: Tensor) -> Pictures:
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
+    levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round()
+    return levels.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
+
+
+class BaseRenders:
+    """The base model's renders, each a lossless file that any number of processes may read and write."""
+
+    def __init__(self, model: BaseModel, settings: RenderSettings, folder: Path) -> None:
+        self.model, self.settings, self.folder = model, settings, folder
+        # Keys that begin with "_" are bookkeeping of diffusers, and differ between processes.
+        config = model.sampler().config
+        sampler = {key: str(value) for key, value in config.items() if not key.startswith("_")}
+        recipe = [model.base_hash, model.resolution, settings.steps, settings.guidance, settings.negative]
+        self._stem = json.dumps([*recipe, type(model.sampler()).__name__, sampler], sort_keys=True)
+        self._memory: dict[tuple[str, int], Pictures] = {}
+
+    def path(self, prompt: str, seed: int) -> Path:
+        """Where the render of a prompt and seed lies."""
+        digest = hashlib.sha256(f"{self._stem}|{seed}|{prompt}".encode()).hexdigest()
+        return self.folder / f"{digest[:32]}.png"
+
+    def render(
+        self,
+        shots: Sequence[tuple[str, int]],
+        advance: Advance | None = None,
+        adapter: AdapterSet | None = None,
+    ) -> Pictures:
+        """(prompt, seed) pairs to (N, H, W, 3) uint8; only what is not cached yet is rendered.
+
+        Give the adapter that is attached to the model, if any, so that it is switched off. Finished batches are
+        kept even if a later one is interrupted.
+        """
+        missing = [shot for shot in dict.fromkeys(shots) if not self._find(*shot)]
+        if advance and len(missing) < len(shots):
+            advance(len(shots) - len(missing))
+        for start in range(0, len(missing), self.settings.batch_size):
+            batch = missing[start : start + self.settings.batch_size]
+            fresh = render(self.model, [Shot(p, s, 0.0) for p, s in batch], self.settings, adapter, advance)
+            for (prompt, seed), picture in zip(batch, fresh, strict=True):
+                with atomic_path(self.path(prompt, seed)) as temporary:
+                    Image.fromarray(picture).save(temporary)
+                self._memory[prompt, seed] = picture
+        if not shots:
+            return np.zeros((0, self.model.resolution, self.model.resolution, 3), np.uint8)
+        return np.stack([self._memory[shot] for shot in shots])
+
+    def _find(self, prompt: str, seed: int) -> bool:
+        """Whether a render is in memory, or could be read from its file (a broken one is rendered again)."""
+        if (prompt, seed) in self._memory:
+            return True
+        try:
+            with Image.open(self.path(prompt, seed)) as image:
+                picture = np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError):  # missing, cut short or no picture
+            return False
+        if picture.shape != (self.model.resolution, self.model.resolution, 3):
+            return False
+        self._memory[prompt, seed] = picture
+        return True

@@ -1,0 +1,1 @@
+"""Scores a checkpoint: likeness, editability and bleed, each with an interval, and a verdict in words."""

@@ -1,0 +1,127 @@
+"""Prepares everything a score compares with, once for a study: references, base renders and margins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from autolora.data.concepts import Dataset
+from autolora.data.sources import Picture
+from autolora.errors import StudyError
+from autolora.models.base import BaseModel
+from autolora.sampling import BaseRenders, Pictures
+from autolora.scoring.encoders import Encoder
+from autolora.scoring.intervals import Array, bootstrap_means
+from autolora.scoring.probes import Probe, build_probes, strip_triggers
+from autolora.scoring.settings import ScoringSettings
+from autolora.scoring.terms import Margin, cross_fitted_auc, fit_margin
+from autolora.train.batches import LatentCache
+
+MINIMUM_AUC = 0.9
+
+
+@dataclass(frozen=True)
+class Reference:
+    """How one concept is told apart: its margin and where held-out pictures lie on it."""
+
+    name: str
+    margin: Margin
+    real: Array  # (n,) margins of held-out pictures
+    auc: float
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A prepared score: probes with their base embeddings, and the references of each concept."""
+
+    settings: ScoringSettings
+    encoder: Encoder
+    probes: tuple[Probe, ...]
+    base: dict[Probe, Array]  # (seeds, D) base embeddings of each probe
+    base_pictures: dict[Probe, Pictures]
+    texts: Array  # (probes, D) embeddings of the prompts without triggers
+    concepts: tuple[Reference, ...]
+    character: Reference
+
+
+def prepare(
+    model: BaseModel,
+    dataset: Dataset,
+    settings: ScoringSettings,
+    encoder: Encoder,
+    renders: BaseRenders,
+    latents: LatentCache,
+    advance: Callable[[int], None] | None = None,
+) -> Scorer:
+    """Render what is missing, embed it and fit the margins.
+
+    Raises:
+        StudyError: the encoder cannot tell a concept from the base model's pictures, so no score would mean anything.
+    """
+    probes = build_probes(dataset, settings)
+    shots = [(probe.base_prompt, seed) for probe in probes for seed in probe.seeds]
+    pictures = renders.render(shots, advance)
+    embedded = encoder.images(pictures)
+    base, base_pictures, start = {}, {}, 0
+    for probe in probes:
+        part = slice(start, start + len(probe.seeds))
+        base[probe], base_pictures[probe] = embedded[part], pictures[part]
+        start += len(probe.seeds)
+    contrast = encoder.images(renders.render(contrast_shots(dataset, settings), advance))
+    train = {c.name: embed_decoded(model, latents, encoder, c.pictures) for c in dataset.concepts}
+    held_out = {
+        c.name: embed_decoded(model, latents, encoder, [p for p in dataset.held_out if p.concept == c.name])
+        for c in dataset.concepts
+    }
+    concepts = []
+    for name, positives in train.items():
+        siblings = [rows for other, rows in train.items() if other != name]
+        concepts.append(_reference(name, positives, np.concatenate([contrast, *siblings]), held_out[name], settings))
+    everything, every_held_out = np.concatenate(list(train.values())), np.concatenate(list(held_out.values()))
+    return Scorer(
+        settings=settings,
+        encoder=encoder,
+        probes=probes,
+        base=base,
+        base_pictures=base_pictures,
+        texts=encoder.texts([strip_triggers(probe.prompt, dataset) for probe in probes]),
+        concepts=tuple(concepts),
+        character=_reference(dataset.trigger, everything, contrast, every_held_out, settings),
+    )
+
+
+def contrast_shots(dataset: Dataset, settings: ScoringSettings) -> list[tuple[str, int]]:
+    """What the margins are fitted against: the training captions and the class word, drawn by the base model.
+
+    Their seeds lie apart from the probes', so that no picture is both fitted on and judged.
+    """
+    captions = [strip_triggers(picture.caption, dataset) for picture in dataset.pictures]
+    captions += [dataset.class_word] * len(captions)
+    return [(caption, settings.first_seed + 500_000 + i) for i, caption in enumerate(captions)]
+
+
+@torch.inference_mode()
+def embed_decoded(model: BaseModel, latents: LatentCache, encoder: Encoder, pictures: list[Picture] | tuple[Picture, ...]) -> Array:
+    """(N, D) embeddings of pictures passed through the VAE, else a margin would learn `drawn or decoded`."""
+    rows = []
+    for start in range(0, len(pictures), 16):
+        pixels = model.decode_latents(latents.latents(pictures[start : start + 16]))
+        decoded = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        rows.append(encoder.images(decoded))
+    return np.concatenate(rows)
+
+
+def _reference(name: str, positives: Array, negatives: Array, held_out: Array, settings: ScoringSettings) -> Reference:
+    auc = cross_fitted_auc(positives, negatives)
+    margin = fit_margin(positives, negatives)
+    real = margin(held_out)
+    low = np.quantile(bootstrap_means(real[:, None], settings.bootstrap, 0), 0.025)
+    if auc < MINIMUM_AUC or low <= margin(negatives).mean():
+        raise StudyError(
+            f"`{name}` is unmeasurable: {settings.encoder} tells its pictures from the base model's with AUC {auc:.2f} "
+            f"(at least {MINIMUM_AUC} is needed); add pictures, or choose another scoring.encoder"
+        )
+    return Reference(name, margin, real, auc)

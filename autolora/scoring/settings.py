@@ -1,0 +1,38 @@
+"""What a score is made of, as read from `conf/scoring/`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autolora.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ScoringSettings:
+    """Probe prompts, sizes and limits of the score."""
+
+    encoder: str = "paperdoll"  # an open_clip model: `local-dir:FOLDER`, or `paperdoll` for the packaged one
+    weights: tuple[float, ...] = (0.7, 1.0)
+    contexts: tuple[str, ...] = ()  # what changes around the character: scene, expression, pose
+    overrides: tuple[str, ...] = ()  # what contradicts it: another outfit, another accessory
+    class_contexts: tuple[str, ...] = ("",)  # added to the class word in the class-only probes
+    extra_bleed: tuple[str, ...] = ()  # the user's own class-only prompts
+    trigger_seeds: int = 1  # seeds per trigger and novel prompt
+    class_seeds: int = 6  # seeds per class-only prompt
+    first_seed: int = 1000
+    bootstrap: int = 400
+    bleed_limit: float = 0.15
+    editability_limit: float = 0.85
+    fidelity_limit: float = 0.5
+
+    def __post_init__(self) -> None:
+        mistakes = []
+        if not self.weights or any(w <= 0 for w in self.weights):
+            mistakes.append(f"scoring.weights must hold weights above 0, got {list(self.weights)}")
+        for field in ("trigger_seeds", "class_seeds", "bootstrap"):
+            if getattr(self, field) < 1:
+                mistakes.append(f"scoring.{field} must be at least 1, got {getattr(self, field)}")
+        if len(self.contexts) < 2:
+            mistakes.append("scoring.contexts must hold at least 2 contexts, so that editability can be measured")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))

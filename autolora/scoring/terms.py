@@ -1,0 +1,86 @@
+"""The terms of the score as plain functions on embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autolora.scoring.intervals import Array, bootstrap_means
+
+
+@dataclass(frozen=True)
+class Margin:
+    """A direction in embedding space along which a concept stands apart from everything else."""
+
+    direction: Array  # (D,)
+
+    def __call__(self, embeddings: Array) -> Array:
+        """(..., D) embeddings -> (...) positions along the direction."""
+        return np.asarray(embeddings @ self.direction)
+
+
+def fit_margin(positives: Array, negatives: Array, shrinkage: float = 0.3) -> Margin:
+    """Fisher's linear discriminant with the pooled covariance shrunk towards a multiple of the identity.
+
+    Args:
+        positives: (P, D) references of the concept.
+        negatives: (N, D) base renders and sibling concepts.
+        shrinkage: share of the identity in the covariance (Friedman 1989, regularized discriminant analysis).
+    """
+    centered = np.concatenate([positives - positives.mean(0), negatives - negatives.mean(0)])
+    covariance = centered.T @ centered / len(centered)
+    size = len(covariance)
+    covariance = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / size * np.eye(size)
+    direction = np.linalg.solve(covariance, positives.mean(0) - negatives.mean(0))
+    return Margin(direction / np.linalg.norm(direction))
+
+
+def cross_fitted_auc(positives: Array, negatives: Array, folds: int = 5, seed: int = 0) -> float:
+    """Chance that an unseen reference lies above an unseen negative, each judged by a margin fitted without it."""
+    generator = np.random.default_rng(seed)
+    parts = [generator.integers(folds, size=len(rows)) for rows in (positives, negatives)]
+    wins = []
+    for fold in range(folds):
+        keep, left = [p != fold for p in parts], [p == fold for p in parts]
+        if min(k.sum() for k in keep) < 2 or not (left[0].any() and left[1].any()):
+            continue
+        margin = fit_margin(positives[keep[0]], negatives[keep[1]])
+        wins.append((margin(positives[left[0]])[:, None] > margin(negatives[left[1]])[None, :]).ravel())
+    return float(np.concatenate(wins).mean()) if wins else 0.0
+
+
+def relative_position(rendered: Array, base: Array, real: Array, draws: int, seed: int) -> tuple[float, Array]:
+    """Where renders lie between the base model (0) and real held-out pictures (1), with bootstrap draws.
+
+    Args:
+        rendered: (prompts, seeds) margins of the LoRA's renders.
+        base: (prompts, seeds) margins of the base renders at the same seeds.
+        real: (n,) margins of held-out pictures.
+
+    Returns:
+        The value and (draws,) bootstrap draws, paired over prompts and seeds.
+    """
+    value = (rendered.mean() - base.mean()) / (real.mean() - base.mean())
+    base_draws = bootstrap_means(base, draws, seed)
+    real_draws = bootstrap_means(real[:, None], draws, seed + 1)
+    span = np.maximum(real_draws - base_draws, 1e-6)
+    return float(value), (bootstrap_means(rendered, draws, seed) - base_draws) / span
+
+
+def editability(rendered: Array, base: Array, texts: Array, draws: int, seed: int) -> tuple[float, Array]:
+    """How well renders still follow their prompt: 1 = as the base model does, 0 = as pictures of other prompts do.
+
+    Args:
+        rendered: (prompts, seeds, D) embeddings of the LoRA's renders.
+        base: (prompts, seeds, D) embeddings of the base renders.
+        texts: (prompts, D) embeddings of the prompts without triggers.
+    """
+    follows = np.einsum("psd,pd->ps", rendered, texts)
+    reference = np.einsum("psd,pd->ps", base, texts)
+    every_pair = np.einsum("psd,qd->psq", base, texts)
+    count = len(texts)
+    shuffled = (every_pair.sum(2) - reference) / (count - 1)  # each picture against every other prompt
+    value = (follows.mean() - shuffled.mean()) / (reference.mean() - shuffled.mean())
+    tables = [bootstrap_means(table, draws, seed) for table in (follows, reference, shuffled)]
+    return float(value), (tables[0] - tables[2]) / np.maximum(tables[1] - tables[2], 1e-6)

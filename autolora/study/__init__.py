@@ -1,0 +1,1 @@
+"""Studies over recipes: what may vary, which trial runs next, which checkpoint wins."""

@@ -1,0 +1,115 @@
+"""The search space of a study: recipes as they are, and one explicit kind of range for each key that varies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from autolora.errors import ConfigError
+
+KINDS = ("log", "linear", "int", "log_int", "choice")
+Value = float | int | str | bool | None
+
+
+@dataclass(frozen=True)
+class Range:
+    """What one key may be: bounds for the numeric kinds, values for a choice."""
+
+    kind: str
+    values: tuple[Value, ...]
+
+    def __contains__(self, value: object) -> bool:
+        if self.kind == "choice":
+            return value in self.values
+        low, high = self.values
+        return isinstance(value, int | float) and low <= value <= high  # type: ignore[operator]
+
+    def suggest(self, trial: optuna.Trial, name: str) -> Value:
+        """Draw a value for a trial."""
+        if self.kind == "choice":
+            return trial.suggest_categorical(name, self.values)
+        low, high = self.values
+        log = self.kind.startswith("log")
+        if self.kind.endswith("int"):
+            return trial.suggest_int(name, int(low), int(high), log=log)  # type: ignore[arg-type]
+        return trial.suggest_float(name, float(low), float(high), log=log)  # type: ignore[arg-type]
+
+    def text(self) -> str:
+        """As a person writes it."""
+        return f"{self.kind}: {list(self.values)}"
+
+
+Space = dict[str, dict[str, Range]]  # recipe -> key -> range
+
+
+def parse_space(recipes: Mapping[str, Any]) -> Space:
+    """Read the `recipes` of a study.
+
+    Raises:
+        ConfigError: every mistake found, each with its full key and what was expected.
+    """
+    mistakes: list[str] = []
+    space: Space = {}
+    for recipe, keys in recipes.items():
+        space[recipe] = {}
+        for key, given in (keys or {}).items():
+            try:
+                space[recipe][key] = parse_range(given)
+            except ConfigError as error:
+                mistakes.append(f"study.recipes.{recipe}.{key}: {error}")
+    if not space:
+        mistakes.append("study.recipes is empty; name at least one recipe of conf/recipe/")
+    if mistakes:
+        raise ConfigError("; ".join(mistakes))
+    return space
+
+
+def parse_range(given: Any) -> Range:
+    """Read one range such as `{log: [1e-4, 1e-3]}`.
+
+    Raises:
+        ConfigError: not exactly one known kind, or bounds that cannot be.
+    """
+    if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in KINDS:
+        raise ConfigError(f"expected one of {', '.join(KINDS)} with its values, such as {{log: [1e-4, 1e-3]}}, got {given}")
+    kind, values = next(iter(given.items()))
+    if not isinstance(values, list | tuple) or not values:
+        raise ConfigError(f"{kind} needs a list of values, got {values}")
+    if kind == "choice":
+        if len(set(map(repr, values))) != len(values):
+            raise ConfigError(f"choice repeats a value: {list(values)}")
+        return Range(kind, tuple(values))
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
+    if len(values) != 2 or len(numbers) != 2:
+        raise ConfigError(f"{kind} needs two numbers [low, high], got {list(values)}")
+    low, high = numbers
+    if low > high:
+        raise ConfigError(f"low {low} is above high {high}; swap them")
+    if kind.startswith("log") and low <= 0:
+        raise ConfigError(f"a log range must start above 0, got {low}")
+    if kind.endswith("int") and not (float(low).is_integer() and float(high).is_integer()):
+        raise ConfigError(f"{kind} needs whole numbers, got {list(values)}")
+    return Range(kind, tuple(values))
+
+
+def suggest(trial: optuna.Trial, space: Space) -> tuple[str, dict[str, Value]]:
+    """Draw a recipe and its keys; parameters are named `recipe/key`, so that recipes may differ in their ranges."""
+    recipe = trial.suggest_categorical("recipe", list(space)) if len(space) > 1 else next(iter(space))
+    return recipe, {key: values.suggest(trial, f"{recipe}/{key}") for key, values in space[recipe].items()}
+
+
+def as_text(space: Space) -> dict[str, str]:
+    """Every range by its full name, to be stored with the study and compared."""
+    listed = {f"{recipe}/{key}": values.text() for recipe, keys in space.items() for key, values in keys.items()}
+    return {**{recipe: "recipe" for recipe in space}, **listed}
+
+
+def difference(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """What changed between two spaces, one line each."""
+    lines = [f"{key}: was {old[key]}, now {new[key]}" for key in old if key in new and old[key] != new[key]]
+    lines += [f"{key}: removed (was {old[key]})" for key in old if key not in new]
+    return lines + [f"{key}: added ({new[key]})" for key in new if key not in old]

@@ -1,0 +1,124 @@
+"""What a step trains on: cached latents and text embeddings, in an order that only the run's seed decides."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autolora.data.captions import shuffle_tags
+from autolora.data.concepts import Dataset, epoch_order
+from autolora.data.sources import Picture, load_pixels
+from autolora.files import atomic_path
+from autolora.models.base import BaseModel
+from autolora.train.run import Run
+
+PURPOSES = ("adapter", "order", "captions", "noise", "timesteps")
+
+
+def generators(seed: int) -> dict[str, torch.Generator]:
+    """One CPU generator per purpose, so that one draw more in one never moves another."""
+    seeds = {p: int.from_bytes(hashlib.sha256(f"{seed}-{p}".encode()).digest()[:7], "big") for p in PURPOSES}
+    return {purpose: torch.Generator().manual_seed(value) for purpose, value in seeds.items()}
+
+
+class LatentCache:
+    """Latents by picture content, kept in memory and on disk."""
+
+    def __init__(self, model: BaseModel, folder: Path) -> None:
+        self.model, self.folder = model, folder
+        self._memory: dict[str, Tensor] = {}
+
+    def latents(self, pictures: Sequence[Picture], advance: Callable[[int], None] | None = None) -> Tensor:
+        """(N, C, h, w) scaled latents; what is not cached is encoded and kept."""
+        for picture in pictures:
+            if picture.sha256 not in self._memory:
+                self._memory[picture.sha256] = self._load(picture)
+            if advance:
+                advance(1)
+        return torch.stack([self._memory[p.sha256] for p in pictures]).to(self.model.device)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _load(self, picture: Picture) -> Tensor:
+        path = self.folder / f"{picture.sha256[:32]}-{self.model.base_hash}-{self.model.resolution}.npy"
+        if path.is_file():
+            return torch.from_numpy(np.load(path))
+        pixels = torch.from_numpy(load_pixels(picture.path, self.model.resolution).copy()).permute(2, 0, 1)
+        latent = self.model.encode_images(pixels[None].float() / 127.5 - 1)[0].cpu()
+        with atomic_path(path) as temporary:
+            np.save(temporary, latent.numpy())
+        return latent
+
+
+class PromptCache:
+    """Text embeddings by caption, bounded; off while the text encoder trains."""
+
+    def __init__(self, model: BaseModel, size: int = 4096) -> None:
+        self.model, self.size = model, size
+        self._known: OrderedDict[str, Tensor] = OrderedDict()
+
+    def contexts(self, captions: Sequence[str], trains_text_encoder: bool) -> Tensor:
+        """(B, tokens, dim) contexts; with gradients only where the text encoder trains."""
+        if trains_text_encoder:
+            return self.model.encode_prompts(captions)
+        new = [c for c in dict.fromkeys(captions) if c not in self._known]
+        if new:
+            with torch.no_grad():
+                self._known.update(zip(new, self.model.encode_prompts(new), strict=True))
+        for caption in captions:
+            self._known.move_to_end(caption)
+        found = torch.stack([self._known[c] for c in captions])
+        while len(self._known) > self.size:
+            self._known.popitem(last=False)
+        return found
+
+
+class Stream:
+    """The pictures, captions, noise and timesteps of one run, in order; its state can be saved and restored."""
+
+    def __init__(self, run: Run, dataset: Dataset, model: BaseModel) -> None:
+        self.run, self.dataset, self.model = run, dataset, model
+        self.generators = generators(run.train.seed)
+        self.queue: list[int] = []  # pictures still to show in this epoch
+
+    def next_batch(self) -> tuple[list[int], list[str], Tensor, Tensor]:
+        """Picture indices (B), captions (B), noise (B, C, h, w) and timesteps (B); an epoch's last batch may be short."""
+        settings = self.run.train
+        if not self.queue:
+            self.queue = self._epoch()
+        picks, self.queue = self.queue[: settings.batch_size], self.queue[settings.batch_size :]
+        captions = [self._caption(self.dataset.pictures[i].caption) for i in picks]
+        noise = torch.randn(len(picks), *self.model.latent_shape, generator=self.generators["noise"])
+        steps = torch.randint(0, self.model.train_timesteps, (len(picks),), generator=self.generators["timesteps"])
+        return picks, captions, noise, steps
+
+    def _epoch(self) -> list[int]:
+        order, first = [], 0
+        for concept in self.dataset.concepts:
+            shown = epoch_order(len(concept.pictures), self.run.train.steps_per_concept, self.generators["order"])
+            order += [first + i for i in shown]
+            first += len(concept.pictures)
+        return [order[i] for i in torch.randperm(len(order), generator=self.generators["order"]).tolist()]
+
+    def _caption(self, caption: str) -> str:
+        settings, generator = self.run.train, self.generators["captions"]
+        if settings.caption_dropout and torch.rand((), generator=generator) < settings.caption_dropout:
+            return ""
+        return shuffle_tags(caption, settings.keep_tags, generator) if settings.shuffle_tags else caption
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to continue this stream exactly."""
+        return {"queue": list(self.queue), "generators": {p: g.get_state() for p, g in self.generators.items()}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken."""
+        self.queue = list(state["queue"])
+        for purpose, saved in state["generators"].items():
+            self.generators[purpose].set_state(saved)

@@ -1,0 +1,61 @@
+"""Checkpoints: a run's adapter with everything needed to continue it exactly."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autolora.adapters.lora import NormStats, State
+from autolora.errors import StudyError
+from autolora.files import atomic_path
+from autolora.train.run import Run
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run stands; `step` counts images shown and `seconds` the training alone."""
+
+    run: Run
+    step: int
+    epoch: float
+    state: State
+    resume: dict[str, Any]
+    train_loss: float
+    val_loss: float
+    norms: NormStats | None
+    seconds: float
+    done: bool
+    diverged: bool
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint atomically.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    content = {name: value for name, value in vars(checkpoint).items() if name != "run"}
+    content["norms"] = asdict(checkpoint.norms) if checkpoint.norms else None
+    content["fingerprint"] = checkpoint.run.fingerprint()
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load(path: Path, run: Run) -> Checkpoint:
+    """Read a checkpoint of a run.
+
+    Raises:
+        StudyError: the file is broken or belongs to another run.
+    """
+    try:
+        content = torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise StudyError(f"{path} cannot be read ({error}); delete it and run the same command again") from error
+    if content.pop("fingerprint") != run.fingerprint():
+        raise StudyError(f"{path} belongs to another recipe than {run.name}; delete it or use another study name")
+    content["norms"] = NormStats(**content["norms"]) if content["norms"] else None
+    return Checkpoint(run=run, **content)

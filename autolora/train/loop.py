@@ -1,0 +1,187 @@
+"""The training loop: a generator of rounds that knows nothing of studies, scores or reports."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autolora.adapters.lora import AdapterSet, NormStats
+from autolora.data.concepts import Dataset
+from autolora.models.base import BaseModel
+from autolora.train.batches import LatentCache, PromptCache, Stream
+from autolora.train.checkpoint import Checkpoint
+from autolora.train.loss import diffusion_loss, validation_loss
+from autolora.train.run import Run
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A run for a free slot, and the checkpoint it continues from."""
+
+    run: Run
+    resume: Checkpoint | None = None
+
+
+class Slot:
+    """One run in training: its position, its optimizer and its latest checkpoint."""
+
+    def __init__(self, index: int, assignment: Assignment, bench: Bench) -> None:
+        self.index, self.run, self.bench = index, assignment.run, bench
+        self.stream = Stream(self.run, bench.dataset, bench.model)
+        parameters = bench.adapter.start(index, self.run.adapter, self.stream.generators["adapter"])
+        self.optimizer = self.run.optimizer.build(parameters)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.step, self.optimizer_step, self.seconds = 0, 0, 0.0
+        self.norms: NormStats | None = None
+        self.stopped = False
+        self.losses: list[Tensor] = []
+        concepts = len(bench.dataset.concepts)
+        self.epoch_steps = self.run.steps_per_epoch(concepts)
+        self.total_steps = self.epoch_steps * self.run.train.epochs
+        self.total_optimizer_steps = self.run.optimizer_steps(concepts)
+        per_epoch = self.run.train.checkpoints_per_epoch
+        self.marks = [round(self.epoch_steps * i / per_epoch) for i in range(1, self.run.train.epochs * per_epoch + 1)]
+        self.checkpoint: Checkpoint | None = assignment.resume
+        if assignment.resume:
+            self._restore(assignment.resume)
+
+    def stop(self) -> None:
+        """End this run; its slot asks for the next one."""
+        self.stopped = True
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.bench.adapter.load(checkpoint.state, self.index)
+        self.optimizer.load_state_dict(checkpoint.resume["optimizer"])
+        self.stream.restore(checkpoint.resume["stream"])
+        self.optimizer_step = checkpoint.resume["optimizer_step"]
+        self.step, self.seconds = checkpoint.step, checkpoint.seconds
+
+    def advance(self, shown: int, loss: Tensor) -> None:
+        """One optimizer step on this slot's own parameters."""
+        factor = self.run.schedule.factor(self.optimizer_step, self.total_optimizer_steps)
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.step()
+        if self.run.train.max_norm is not None:
+            self.norms = self.bench.adapter.apply_max_norm(self.index, self.run.train.max_norm)
+        self.losses.append(loss)
+        self.step += shown
+        self.optimizer_step += 1
+
+    def due(self) -> bool:
+        """Whether a checkpoint mark was just reached or passed."""
+        last = self.checkpoint.step if self.checkpoint else 0
+        return any(last < mark <= self.step for mark in self.marks)
+
+    def take(self) -> Checkpoint:
+        """Make the checkpoint of this moment."""
+        bench, text_trains = self.bench, self.run.adapter.text_encoder
+        train_loss = float(torch.stack(self.losses).mean())
+        val_loss = validation_loss(bench.model, bench.dataset, bench.latents, bench.prompts, text_trains)
+        self.losses = []
+        diverged = not (math.isfinite(train_loss) and math.isfinite(val_loss))
+        self.checkpoint = Checkpoint(
+            run=self.run,
+            step=self.step,
+            epoch=self.step / self.epoch_steps,
+            state=bench.adapter.state(self.index),
+            resume={
+                "optimizer": self.optimizer.state_dict(),
+                "stream": self.stream.state(),
+                "optimizer_step": self.optimizer_step,
+            },
+            train_loss=train_loss,
+            val_loss=val_loss,
+            norms=self.norms,
+            seconds=self.seconds,
+            done=self.step >= self.total_steps or diverged,
+            diverged=diverged,
+        )
+        self.stopped = self.stopped or self.checkpoint.done
+        return self.checkpoint
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all runs of a process share: the frozen model, its wrapped layers, the pictures and the caches."""
+
+    model: BaseModel
+    adapter: AdapterSet
+    dataset: Dataset
+    latents: LatentCache
+    prompts: PromptCache
+
+
+def train(
+    next_run: Callable[[], Assignment | None],
+    bench: Bench,
+    on_step: Callable[[Slot], None] | None = None,
+) -> Iterator[list[Slot]]:
+    """Train runs in every slot of the bench's adapter and yield a round whenever some reached a checkpoint.
+
+    A slot whose run ended, or was stopped by `slot.stop()`, calls `next_run()`; training ends when all got None.
+    """
+    active: dict[int, Slot] = {}
+    exhausted = False
+    while True:
+        for index in range(bench.adapter.slots):
+            if index not in active and not exhausted:
+                assignment = next_run()
+                exhausted = assignment is None
+                if assignment is not None:
+                    active[index] = Slot(index, assignment, bench)
+        if not active:
+            return
+        began = time.perf_counter()
+        train_step(bench, active)
+        for slot in active.values():
+            slot.seconds += (time.perf_counter() - began) / len(active)
+            if on_step:
+                on_step(slot)
+        ready = [slot for slot in active.values() if slot.due()]
+        for slot in ready:
+            slot.take()
+        if ready:
+            yield ready
+        active = {index: slot for index, slot in active.items() if not slot.stopped}
+
+
+def train_step(bench: Bench, active: dict[int, Slot]) -> None:
+    """One forward and backward of the base for all slots, then each slot's own optimizer step.
+
+    The batch is one segment a slot, padded to the longest; padding and empty slots carry no loss.
+    """
+    batches = {index: slot.stream.next_batch() for index, slot in active.items()}
+    longest = max(len(batch[0]) for batch in batches.values())
+    filler = next(iter(batches))
+    picks, captions, noise, steps, shares = [], [], [], [], []
+    for index in range(bench.adapter.slots):
+        own = batches.get(index, batches[filler])
+        count = len(own[0])
+        order = [i % count for i in range(longest)]
+        picks += [own[0][i] for i in order]
+        captions += [own[1][i] for i in order]
+        noise.append(own[2][order])
+        steps.append(own[3][order])
+        shares += [1 / count if index in batches and i < count else 0.0 for i in range(longest)]
+    device = bench.model.device
+    clean = bench.latents.latents([bench.dataset.pictures[i] for i in picks])
+    noises, timesteps = torch.cat(noise).to(device), torch.cat(steps).to(device)
+    context = bench.prompts.contexts(captions, bench.adapter.touches_text_encoder)
+    predicted = bench.model.predict(bench.model.add_noise(clean, noises, timesteps), timesteps, context)
+    target = bench.model.target(clean, noises, timesteps)
+    losses: list[Tensor] = []
+    for index, slot in active.items():
+        part = slice(index * longest, (index + 1) * longest)
+        each = diffusion_loss(bench.model, predicted[part], target[part], timesteps[part], slot.run.train.min_snr_gamma)
+        losses.append((each * each.new_tensor(shares[part])).sum())
+    bench.adapter.clear_grads()
+    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+    bench.adapter.gather_grads()
+    for (index, slot), loss in zip(active.items(), losses, strict=True):
+        slot.advance(len(batches[index][0]), loss.detach())

@@ -1,0 +1,45 @@
+"""The diffusion loss and the fixed validation grid."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autolora.data.concepts import Dataset
+from autolora.models.base import BaseModel
+from autolora.train.batches import LatentCache, PromptCache
+
+VALIDATION_TIMESTEPS = 4  # evenly over the noise range
+
+
+def diffusion_loss(model: BaseModel, predicted: Tensor, target: Tensor, timesteps: Tensor, min_snr_gamma: float | None) -> Tensor:
+    """Squared error per sample, (B,), weighted by Min-SNR (Hang et al. 2023) where gamma is given.
+
+    The weight is min(snr, gamma) / snr for noise prediction and min(snr, gamma) / (snr + 1) for v-prediction.
+    """
+    error = (predicted.float() - target.float()).square().mean(dim=(1, 2, 3))
+    if min_snr_gamma is None:
+        return error
+    snr = model.snr(timesteps)
+    divisor = snr + 1 if model.prediction_type == "v_prediction" else snr.clamp(min=1e-8)
+    return error * snr.clamp(max=min_snr_gamma) / divisor
+
+
+@torch.inference_mode()
+def validation_loss(model: BaseModel, dataset: Dataset, latents: LatentCache, prompts: PromptCache, text_trains: bool) -> float:
+    """Unweighted loss on held-out pictures over a fixed grid of noise and timesteps."""
+    clean = latents.latents(dataset.held_out).repeat_interleave(VALIDATION_TIMESTEPS, 0)
+    captions = [p.caption for p in dataset.held_out for _ in range(VALIDATION_TIMESTEPS)]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(clean.shape, generator=generator).to(model.device)
+    grid = (torch.arange(VALIDATION_TIMESTEPS) + 0.5) * model.train_timesteps / VALIDATION_TIMESTEPS
+    timesteps = grid.long().repeat(len(dataset.held_out)).to(model.device)
+    losses = []
+    for start in range(0, len(clean), 16):
+        part = slice(start, start + 16)
+        with torch.inference_mode(False), torch.no_grad():
+            context = prompts.contexts(captions[part], text_trains)
+        predicted = model.predict(model.add_noise(clean[part], noise[part], timesteps[part]), timesteps[part], context)
+        target = model.target(clean[part], noise[part], timesteps[part])
+        losses.append(diffusion_loss(model, predicted, target, timesteps[part], None))
+    return float(torch.cat(losses).mean())

@@ -1,0 +1,72 @@
+"""A run: one fully fixed recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+
+from autolora.adapters.lora import LoRA
+from autolora.errors import ConfigError
+from autolora.optim.optimizers import AdamW, Prodigy
+from autolora.optim.schedules import Constant, Schedule
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long and on what a run trains; steps are images shown."""
+
+    epochs: int = 8
+    steps_per_concept: int = 1000  # per epoch and sub-concept
+    batch_size: int = 4
+    checkpoints_per_epoch: int = 1
+    max_norm: float | None = None
+    min_snr_gamma: float | None = 5.0
+    caption_dropout: float = 0.0
+    shuffle_tags: bool = True
+    keep_tags: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        mistakes = [
+            f"train.{name} must be at least 1, got {getattr(self, name)}"
+            for name in ("epochs", "steps_per_concept", "batch_size", "checkpoints_per_epoch")
+            if getattr(self, name) < 1
+        ]
+        if self.max_norm is not None and self.max_norm <= 0:
+            mistakes.append(f"train.max_norm must be above 0 or null, got {self.max_norm}")
+        if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
+            mistakes.append(f"train.min_snr_gamma must be above 0 or null, got {self.min_snr_gamma}")
+        if not 0 <= self.caption_dropout < 1:
+            mistakes.append(f"train.caption_dropout must be 0 or more and below 1, got {self.caption_dropout}")
+        if self.keep_tags < 0:
+            mistakes.append(f"train.keep_tags must be 0 or more, got {self.keep_tags}")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides what a LoRA becomes, besides the pictures and the base model."""
+
+    name: str
+    adapter: LoRA = field(default_factory=LoRA)
+    optimizer: AdamW | Prodigy = field(default_factory=AdamW)
+    schedule: Schedule = field(default_factory=Constant)
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change with anything in the run."""
+        kinds = [type(self.optimizer).__name__, type(self.schedule).__name__]
+        text = json.dumps([kinds, dataclasses.asdict(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def steps_per_epoch(self, concepts: int) -> int:
+        """Images shown in one epoch."""
+        return self.train.steps_per_concept * concepts
+
+    def optimizer_steps(self, concepts: int) -> int:
+        """Optimizer steps of the whole run."""
+        return self.train.epochs * math.ceil(self.steps_per_epoch(concepts) / self.train.batch_size)

@@ -1,0 +1,29 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from autolora.models import StableDiffusion
+from tests import tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny tensors run faster on one thread, and several tests compare bit for bit."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableDiffusionPipeline folder of random weights (v-prediction, 32 px); read only."""
+    return tiny.save_tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_model_dir: Path) -> StableDiffusion:
+    """The model of `tiny_model_dir`, shared: whoever attaches an adapter detaches it again."""
+    return tiny.load_tiny(tiny_model_dir)

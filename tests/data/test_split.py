@@ -1,0 +1,155 @@
+"""The held-out pictures: enough, seeded, and never a near-duplicate of a training picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
+
+from autolora.data import split
+from autolora.data.sources import Picture, read_folder
+from autolora.data.split import NEAR_DUPLICATE_BITS, hash_distances, split_held_out, wanted_held_out
+from autolora.errors import DatasetError
+from tests.data.folders import noise_image, write_concepts
+
+
+def _by_concept(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
+    return {
+        name: [p for p in pictures if p.concept == name]
+        for name in dict.fromkeys(p.concept for p in pictures)
+    }
+
+
+def _check(concepts: Mapping[str, Sequence[Picture]], seed: int = 0) -> tuple[Picture, ...]:
+    """Split, and assert what always holds."""
+    train, held_out = split_held_out(concepts, 0.15, 3, seed)
+    kept = [p for pictures in train.values() for p in pictures]
+    assert sorted(p.path for p in (*kept, *held_out)) == sorted(p.path for c in concepts.values() for p in c)
+    for name in concepts:
+        assert train[name]
+        assert any(p.concept == name for p in held_out)
+        assert all(p.concept == name for p in train[name])
+    return held_out
+
+
+@pytest.mark.parametrize(
+    ("pictures", "wanted"), [(3, 1), (5, 1), (6, 3), (8, 3), (20, 3), (24, 4), (100, 15), (1000, 150)]
+)
+def test_how_many(pictures: int, wanted: int) -> None:
+    assert wanted_held_out(pictures, 0.15, 3) == wanted
+    assert wanted_held_out(pictures, 0.5, 600) <= pictures // 2
+
+
+def test_a_split_is_seeded_and_does_not_depend_on_where_the_folder_is(tmp_path: Path) -> None:
+    captions = {"1_a": ["a"] * 12, "1_b": ["b"] * 4}
+    here, there = (_by_concept(read_folder(write_concepts(tmp_path / name, captions))) for name in "xy")
+    held_out = _check(here)
+    assert [sum(p.concept == name for p in held_out) for name in "ab"] == [3, 1]
+    assert [p.path.name for p in _check(there)] == [p.path.name for p in held_out]
+    assert len({tuple(p.path.name for p in _check(here, seed)) for seed in range(6)}) > 1
+
+
+def _copies(image: Image.Image) -> dict[str, Image.Image]:
+    return {
+        "half.png": image.resize((48, 48), Image.Resampling.LANCZOS),
+        "brighter.png": ImageEnhance.Brightness(image).enhance(1.1),
+        "jpeg.jpg": image,
+        "cropped.png": image.crop((1, 1, 95, 95)),
+    }
+
+
+def test_near_duplicates_stay_on_one_side(tmp_path: Path) -> None:
+    folder = tmp_path / "1_a"
+    folder.mkdir()
+    for i in range(8):
+        image = noise_image(i, (96, 96))
+        image.save(folder / f"{i}.png")
+        for name, copy in list(_copies(image).items())[: i % 5]:
+            copy.save(folder / f"{i}-{name}")
+    for path in list(folder.iterdir()):
+        path.with_suffix(".txt").write_text(path.name)
+    concepts = _by_concept(read_folder(tmp_path))
+    for seed in range(10):
+        held_out = _check(concepts, seed)
+        held = {p.path.name[0] for p in held_out}
+        kept = {p.path.name[0] for p in concepts["a"] if p not in held_out}
+        assert not held & kept
+    original = [p for p in concepts["a"] if p.path.stem == p.path.name[0]]
+    distances = hash_distances(original)
+    assert distances[~np.eye(len(original), dtype=bool)].min() > NEAR_DUPLICATE_BITS
+
+
+def test_a_copy_in_another_concept_follows_its_original(tmp_path: Path) -> None:
+    root = write_concepts(tmp_path, {"1_a": ["a"] * 8, "1_b": ["b"] * 8})
+    for name in ("000.png", "001.png", "002.png"):
+        (root / "1_b" / name).write_bytes((root / "1_a" / name).read_bytes())
+    concepts = _by_concept(read_folder(root))
+    for seed in range(10):
+        held_out = _check(concepts, seed)
+        for i in range(3):
+            assert (concepts["a"][i] in held_out) == (concepts["b"][i] in held_out)
+
+
+def test_alike_pictures_can_still_be_split_but_copies_cannot(tmp_path: Path) -> None:
+    root = write_concepts(tmp_path, {"1_a": ["a"] * 6, "1_b": ["b"] * 6})
+    for i in range(6):
+        Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(
+            root / "1_a" / f"{i:03}.png"
+        )  # one hash for all of them
+    _check(_by_concept(read_folder(root)))
+    for i in range(6):
+        Image.new("RGB", (16, 16), "red").save(root / "1_a" / f"{i:03}.png")
+    with pytest.raises(
+        DatasetError, match="nothing can be held out: concept `a` has only copies of one picture"
+    ):
+        split_held_out(_by_concept(read_folder(root)), 0.15, 3, 0)
+
+
+def test_too_few_pictures(tmp_path: Path) -> None:
+    concepts = _by_concept(
+        read_folder(write_concepts(tmp_path, {"1_a": ["a"] * 2, "1_b": ["b"], "1_c": ["c"] * 3}))
+    )
+    with pytest.raises(DatasetError) as caught:
+        split_held_out(concepts, 0.15, 3, 0)
+    assert "concept `a` has 2 picture(s): at least 3 are needed" in str(caught.value)
+    assert "concept `b` has 1 picture(s)" in str(caught.value)
+    assert "concept `c`" not in str(caught.value)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 11), min_size=3, max_size=12), min_size=1, max_size=3),
+    st.floats(0.01, 0.5),
+    st.integers(1, 6),
+    st.integers(0, 9),
+)
+def test_no_training_picture_is_near_a_held_out_one(
+    drawn: list[list[int]], share: float, minimum: int, seed: int
+) -> None:
+    """Numbers stand for drawings: the same number is a near-duplicate, in whichever concept."""
+    concepts = {
+        str(c): [Picture(Path(f"{c}/{i}"), "", str(c), 8, 8, f"{c}/{i}") for i in range(len(numbers))]
+        for c, numbers in enumerate(drawn)
+    }
+    flat = np.array([n for numbers in drawn for n in numbers])
+    distances = np.where(flat[:, None] == flat[None, :], 4, 30).astype(np.int16)
+    np.fill_diagonal(distances, -1)
+    with patch.object(split, "hash_distances", return_value=distances):
+        train, held_out = split_held_out(concepts, share, minimum, seed)
+    number = {p.path: n for p, n in zip([p for c in concepts.values() for p in c], flat, strict=True)}
+    kept = [p for pictures in train.values() for p in pictures]
+    assert len(kept) + len(held_out) == len(flat)
+    for name, numbers in zip(concepts, drawn, strict=True):
+        assert train[name]
+        assert any(p.concept == name for p in held_out)
+        assert (
+            len(set(numbers)) == 1
+            or len(drawn) > 1
+            or not ({number[p.path] for p in kept} & {number[p.path] for p in held_out})
+        )

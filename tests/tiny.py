@@ -1,0 +1,133 @@
+"""A Stable-Diffusion-shaped model of random weights, small enough for every test."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+RESOLUTION = 32  # pixels; latents are 4 channels of 8 x 8
+TOKENS = 77
+WIDTH = 32
+
+
+def byte_symbols() -> list[str]:
+    """The 256 printable stand-ins for bytes that byte-level BPE uses, in byte order (GPT-2)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    symbols, extra = {b: chr(b) for b in printable}, 0
+    for byte in range(256):
+        if byte not in symbols:
+            symbols[byte] = chr(256 + extra)
+            extra += 1
+    return [symbols[b] for b in range(256)]
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """One token a byte: 256 symbols, 256 at a word's end, begin and end; no merges."""
+    symbols = byte_symbols()
+    entries = [*symbols, *(s + "</w>" for s in symbols), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(entries)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=TOKENS)
+
+
+def tiny_unet() -> UNet2DConditionModel:
+    """Two levels of 32 and 64 channels, cross-attention at both."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+
+
+def tiny_vae() -> AutoencoderKL:
+    """A 4x VAE with 4 latent channels."""
+    return AutoencoderKL(
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        sample_size=RESOLUTION,
+        mid_block_add_attention=False,
+        scaling_factor=0.5,
+    )
+
+
+def tiny_text_encoder() -> CLIPTextModel:
+    """Two layers of width 32."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=514,
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=TOKENS,
+            projection_dim=WIDTH,
+            bos_token_id=512,
+            eos_token_id=513,
+            pad_token_id=513,
+        )
+    )
+
+
+def tiny_scheduler(prediction_type: str = "v_prediction") -> DDIMScheduler:
+    """v-prediction: the packaged model's scheduler (zero terminal SNR); epsilon: Stable Diffusion 1.5's."""
+    velocity = prediction_type == "v_prediction"
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=velocity,
+        timestep_spacing="trailing" if velocity else "leading",
+        clip_sample=False,
+        set_alpha_to_one=velocity,
+        steps_offset=1,
+    )
+
+
+def save_tiny(folder: Path, prediction_type: str = "v_prediction", seed: int = 0) -> Path:
+    """Write the model as a StableDiffusionPipeline folder, in half precision, and return the folder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = StableDiffusionPipeline(
+            vae=tiny_vae(),
+            text_encoder=tiny_text_encoder(),
+            tokenizer=tiny_tokenizer(),
+            unet=tiny_unet(),
+            scheduler=tiny_scheduler(prediction_type),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipeline.to(torch.float16).save_pretrained(folder)
+    return folder
+
+
+def load_tiny(folder: Path):  # type: ignore[no-untyped-def]  # a StableDiffusion, imported late so that this file stays light
+    """Load what `save_tiny` wrote."""
+    from autolora.models import ModelSettings, RenderSettings, load_model
+
+    render = RenderSettings(steps=3, guidance=3.0, batch_size=4)
+    return load_model(ModelSettings(family="sd1", path=str(folder), name="tiny", render=render))
+
+
+@cache
+def tiny_model():  # type: ignore[no-untyped-def]
+    """The tiny model without a folder of one's own: saved to a temporary one, loaded once per process."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        return load_tiny(save_tiny(Path(folder)))
