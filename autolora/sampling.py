@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from autolora.adapters.lora import AdapterSet
+from autolora.adapters.lora import AdapterSet, LoRALayer
 from autolora.files import atomic_path
 from autolora.models.base import BaseModel, RenderSettings
 
@@ -49,12 +49,9 @@ def render(
         (N, H, W, 3) uint8.
 
     Raises:
-        ValueError: a weight other than 0 without an adapter, or an adapter of several slots.
+        ValueError: weights without an adapter, an attached one not given, or an adapter of several slots.
     """
-    if adapter is None and any(shot.weight for shot in shots):
-        raise ValueError("shots with a LoRA weight need an adapter")
-    if adapter is not None and adapter.slots != 1:
-        raise ValueError(f"rendering takes an adapter of one slot, got {adapter.slots}")
+    _check_adapter(model, shots, adapter)
     pictures = [np.zeros((0, model.resolution, model.resolution, 3), np.uint8)]
     known: dict[tuple[str, float], Tensor] = {}
     for start in range(0, len(shots), settings.batch_size):
@@ -67,6 +64,20 @@ def render(
         if advance:
             advance(len(batch))
     return np.concatenate(pictures)
+
+
+def _check_adapter(model: BaseModel, shots: Sequence[Shot], adapter: AdapterSet | None) -> None:
+    """Refuse what would silently render something else than asked."""
+    if adapter is not None:
+        if adapter.slots != 1:
+            raise ValueError(f"rendering takes an adapter of one slot, got {adapter.slots}")
+        return
+    if any(shot.weight for shot in shots):
+        raise ValueError("shots with a LoRA weight need an adapter")
+    if any(isinstance(module, LoRALayer) for root in model.modules.values() for module in root.modules()):
+        raise ValueError(
+            "an adapter is attached to the model: pass it, else its LoRA is in every base render"
+        )
 
 
 @contextmanager
@@ -112,7 +123,7 @@ def _denoise(model: BaseModel, batch: Sequence[Shot], context: Tensor, settings:
     # Each drawn alone and on the CPU: the same on every device, in every batch and in diffusers.
     sources = [torch.Generator().manual_seed(shot.seed) for shot in batch]
     noise = [torch.randn(model.latent_shape, generator=source) for source in sources]
-    latents = torch.stack(noise).to(model.device, model.dtype) * sampler.init_noise_sigma
+    latents: Tensor = torch.stack(noise).to(model.device, model.dtype) * sampler.init_noise_sigma
     copies = len(context) // len(batch)
     for t in sampler.timesteps:
         noisy = sampler.scale_model_input(torch.cat([latents] * copies), t)
@@ -155,8 +166,8 @@ class BaseRenders:
     ) -> Pictures:
         """(prompt, seed) pairs to (N, H, W, 3) uint8; only what is not cached yet is rendered.
 
-        Give the adapter that is attached to the model, if any, so that it is switched off. Finished batches are
-        kept even if a later one is interrupted.
+        Give the adapter attached to the model, if there is one, so that it is switched off. Finished
+        batches are kept even if a later one is interrupted.
         """
         missing = [shot for shot in dict.fromkeys(shots) if not self._find(*shot)]
         if advance and len(missing) < len(shots):

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from autolora.models import ModelSettings, RenderSettings, StableDiffusion, load_sd1
+
 RESOLUTION = 32  # pixels; latents are 4 channels of 8 x 8
 TOKENS = 77
 WIDTH = 32
+_UNET: Any = UNet2DConditionModel  # untyped libraries are called through Any
+_VAE: Any = AutoencoderKL
+_DDIM: Any = DDIMScheduler
+_PIPELINE: Any = StableDiffusionPipeline
 
 
 def byte_symbols() -> list[str]:
@@ -33,9 +41,9 @@ def tiny_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=TOKENS)
 
 
-def tiny_unet() -> UNet2DConditionModel:
+def tiny_unet() -> Any:
     """Two levels of 32 and 64 channels, cross-attention at both."""
-    return UNet2DConditionModel(
+    return _UNET(
         sample_size=8,
         in_channels=4,
         out_channels=4,
@@ -49,9 +57,9 @@ def tiny_unet() -> UNet2DConditionModel:
     )
 
 
-def tiny_vae() -> AutoencoderKL:
+def tiny_vae() -> Any:
     """A 4x VAE with 4 latent channels."""
-    return AutoencoderKL(
+    return _VAE(
         block_out_channels=(8, 16, 16),
         layers_per_block=1,
         latent_channels=4,
@@ -82,10 +90,10 @@ def tiny_text_encoder() -> CLIPTextModel:
     )
 
 
-def tiny_scheduler(prediction_type: str = "v_prediction") -> DDIMScheduler:
+def tiny_scheduler(prediction_type: str = "v_prediction") -> Any:
     """v-prediction: the packaged model's scheduler (zero terminal SNR); epsilon: Stable Diffusion 1.5's."""
     velocity = prediction_type == "v_prediction"
-    return DDIMScheduler(
+    return _DDIM(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -102,7 +110,7 @@ def save_tiny(folder: Path, prediction_type: str = "v_prediction", seed: int = 0
     """Write the model as a StableDiffusionPipeline folder, in half precision, and return the folder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipeline = StableDiffusionPipeline(
+        pipeline = _PIPELINE(
             vae=tiny_vae(),
             text_encoder=tiny_text_encoder(),
             tokenizer=tiny_tokenizer(),
@@ -116,18 +124,14 @@ def save_tiny(folder: Path, prediction_type: str = "v_prediction", seed: int = 0
     return folder
 
 
-def load_tiny(folder: Path):  # type: ignore[no-untyped-def]  # a StableDiffusion, imported late so that this file stays light
+def load_tiny(folder: Path) -> StableDiffusion:
     """Load what `save_tiny` wrote."""
-    from autolora.models import ModelSettings, RenderSettings, load_model
-
     render = RenderSettings(steps=3, guidance=3.0, batch_size=4)
-    return load_model(ModelSettings(family="sd1", path=str(folder), name="tiny", render=render))
+    return load_sd1(ModelSettings(family="sd1", path=str(folder), name="tiny", render=render))
 
 
 @cache
-def tiny_model():  # type: ignore[no-untyped-def]
+def tiny_model() -> StableDiffusion:
     """The tiny model without a folder of one's own: saved to a temporary one, loaded once per process."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         return load_tiny(save_tiny(Path(folder)))

@@ -44,7 +44,8 @@ def read_folder(root: Path) -> list[Picture]:
     """Read a kohya-style folder (`N_class tokens/`; N is not used) or a plain folder of captioned pictures.
 
     A caption is the `.txt` or `.caption` file with the picture's name, UTF-8; its lines count as one caption.
-    Names that start with `.` or `_` and files of other kinds are ignored. Sorted by folder, then file name.
+    Hidden files, files of other kinds and folders whose name starts with `_` are ignored.
+    Sorted by folder, then by file name.
 
     Raises:
         DatasetError: every problem found, a line each: file, problem, remedy.
@@ -116,7 +117,7 @@ def load_pixels(path: Path, width: int, height: int | None = None) -> NDArray[np
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """The visible files of some kinds in a folder, sorted by name on every system alike."""
-    visible = (p for p in folder.iterdir() if not p.name.startswith((".", "_")))
+    visible = (p for p in folder.iterdir() if not p.name.startswith("."))
     return sorted((p for p in visible if p.suffix.lower() in suffixes and p.is_file()), key=lambda p: p.name)
 
 
@@ -200,9 +201,8 @@ def _read_caption(path: Path) -> tuple[str, str]:
             return "", f"its caption {file.name} is not UTF-8 text: save it as UTF-8"
         except OSError as error:
             return "", f"its caption {file.name} cannot be read ({error.strerror}): make it readable"
-        texts.setdefault(
-            ", ".join(line.strip().strip(",") for line in lines if line.strip(" \t,")).strip(), file.name
-        )
+        caption = ", ".join(stripped for line in lines if (stripped := line.strip(" \t,")))
+        texts.setdefault(caption, file.name)
     if not texts:
         return "", f"no caption: write its tags into {path.stem}.txt beside it"
     if len({split_tags(text) for text in texts}) > 1:
@@ -224,7 +224,6 @@ def _read_picture(path: Path, concept: str, root: Path) -> Picture | str:
         digest = hashlib.sha256(content).hexdigest()
         with Image.open(io.BytesIO(content)) as image:
             width, height = ImageOps.exif_transpose(image).size  # decodes the whole picture
-            image.load()
     except UnidentifiedImageError:
         kind = "an empty file" if path.stat().st_size == 0 else "broken, or no picture at all"
         problems.append(f"{kind}: replace or remove it")

@@ -16,8 +16,8 @@ from autolora.errors import DatasetError
 
 HASH_SIDE = 8
 # Measured on 8 paper-doll characters: nine in ten JPEG, half-size and brighter copies differ in at most 3 of
-# 64 bits (2%-cropped ones in at most 6), different drawings in at least 5 but for one pair in a hundred, and the
-# largest group is 4 of 24 pictures (at 8 bits: 18). Captions are not asked: copies may have different ones.
+# 64 bits (2%-cropped ones in at most 6), different drawings in at least 5 but for one pair in a hundred. The
+# largest group is then 4 of 24 pictures (at 8 bits: 18). Captions are not asked: copies have different ones.
 NEAR_DUPLICATE_BITS = 4
 FEWEST_PICTURES = 3
 

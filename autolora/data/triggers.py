@@ -146,7 +146,7 @@ def _spellings(pictures: Sequence[Picture]) -> dict[str, str]:
 
 def _words(text: str) -> str:
     """The words of a tag or folder name between spaces, ` mona fit_a `, so that `in` finds whole words."""
-    return f" {' '.join(re.split(r'[\s_,]+', tag_key(text))).strip()} "
+    return " " + re.sub(r"[\s_,]+", " ", tag_key(text)).strip() + " "
 
 
 def _is_common(tag: str) -> bool:

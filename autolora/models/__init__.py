@@ -8,7 +8,15 @@ from autolora.errors import ModelError
 from autolora.models.base import BaseModel, ModelSettings, RenderSettings
 from autolora.models.sd1 import StableDiffusion, load_sd1
 
-__all__ = ["FAMILIES", "BaseModel", "ModelSettings", "RenderSettings", "StableDiffusion", "load_model"]
+__all__ = [
+    "FAMILIES",
+    "BaseModel",
+    "ModelSettings",
+    "RenderSettings",
+    "StableDiffusion",
+    "load_model",
+    "load_sd1",
+]
 
 FAMILIES: dict[str, Callable[[ModelSettings], BaseModel]] = {"sd1": load_sd1}
 

@@ -101,7 +101,7 @@ class BaseModel(Protocol):
         ...
 
     def snr(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio abar / (1 - abar), (B,); 0 at the last timestep of a zero-terminal-SNR model."""
+        """Signal-to-noise ratio abar / (1 - abar), (B,); 0 at the last timestep if the model ends there."""
         ...
 
     def sampler(self) -> Any:

@@ -47,7 +47,8 @@ def check_sd1_folder(path: Path) -> None:
     if unet.get("in_channels", 4) != vae.get("latent_channels", 4):
         raise ModelError(
             f"model.path={path} is an inpainting or other special model (its unet takes "
-            f"{unet.get('in_channels')} channels, its vae gives {vae.get('latent_channels')}); give a plain text-to-image model"
+            f"{unet.get('in_channels')} channels, its vae gives {vae.get('latent_channels')}); "
+            "give a plain text-to-image model"
         )
     if read_json(path / "text_encoder" / "config.json").get("hidden_size") == 1024:
         raise ModelError(f"model.path={path} is a Stable Diffusion 2 model, not supported yet; {EXPECTED}")

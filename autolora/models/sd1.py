@@ -20,6 +20,9 @@ from autolora.models.base import ModelSettings
 from autolora.models.folders import AGAIN, check_sd1_folder, folder_hash, weight_files
 
 PACKAGED = Path(__file__).parents[1] / "paperdoll" / "weights" / "base"
+_DDIM: Any = DDIMScheduler  # untyped libraries are called through Any
+_TRANSFORMERS_LOG: Any = transformers_logging
+_DIFFUSERS_LOG: Any = diffusers_logging
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
@@ -41,9 +44,9 @@ class StableDiffusion:
         self._take_size(resolution)
 
     def _take_schedule(self, folder: Path) -> None:
-        # As StableDiffusionPipeline does with outdated files: latents are never clipped, steps are offset by 1.
+        # As StableDiffusionPipeline mends outdated files: latents are never clipped, steps are offset by 1.
         source = folder / "scheduler"
-        self.scheduler = DDIMScheduler.from_pretrained(source, clip_sample=False, steps_offset=1)
+        self.scheduler = _DDIM.from_pretrained(source, clip_sample=False, steps_offset=1)
         self.train_timesteps = int(self.scheduler.config.num_train_timesteps)
         self.prediction_type = str(self.scheduler.config.prediction_type)
         if self.prediction_type not in PREDICTION_TYPES:
@@ -102,13 +105,16 @@ class StableDiffusion:
     def fixed_context(self) -> Iterator[None]:
         """Project a context to keys and values once for all denoising steps (14% of a paper-doll step)."""
         projections = [m for n, m in self.unet.named_modules() if n.endswith(("attn2.to_k", "attn2.to_v"))]
+        own = [vars(module).get("forward") for module in projections]  # None: the class's
         try:
             for module in projections:
                 module.forward = _remember_last(module.forward)
             yield
         finally:
-            for module in projections:
-                module.__dict__.pop("forward", None)  # the class's own shows again
+            for module, forward in zip(projections, own, strict=True):
+                vars(module).pop("forward", None)
+                if forward is not None:
+                    module.forward = forward
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """sqrt(abar) x + sqrt(1 - abar) noise."""
@@ -122,11 +128,12 @@ class StableDiffusion:
 
     def snr(self, timesteps: Tensor) -> Tensor:
         """abar / (1 - abar), (B,)."""
-        return self._snr[timesteps]
+        ratio: Tensor = self._snr[timesteps]
+        return ratio
 
     def sampler(self) -> Any:
         """A fresh DDIM scheduler (Song et al. 2020, eta 0: no randomness after the first noise)."""
-        return DDIMScheduler.from_config(self.scheduler.config)
+        return _DDIM.from_config(self.scheduler.config)
 
 
 def load_sd1(settings: ModelSettings) -> StableDiffusion:
@@ -158,14 +165,13 @@ def _load(kind: Any, folder: Path, device: torch.device) -> Any:
         ModelError: the weights lack some of the model's tensors (libraries would fill them in at random).
     """
     variant, _ = weight_files(folder)
-    dtype = {"dtype" if kind is CLIPTextModel else "torch_dtype": torch.float32}
     part, info = kind.from_pretrained(
         folder,
         variant=variant,
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
-        **dtype,
+        dtype=torch.float32,
     )
     missing = sorted(info["missing_keys"])
     if missing:
@@ -192,15 +198,15 @@ def _remember_last(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the libraries' bars and notes while loading; what matters is checked and raised instead."""
-    bar = transformers_logging.is_progress_bar_enabled()
-    levels = (transformers_logging.get_verbosity(), diffusers_logging.get_verbosity())
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    diffusers_logging.set_verbosity_error()
+    bar = _TRANSFORMERS_LOG.is_progress_bar_enabled()
+    levels = (_TRANSFORMERS_LOG.get_verbosity(), _DIFFUSERS_LOG.get_verbosity())
+    _TRANSFORMERS_LOG.disable_progress_bar()
+    _TRANSFORMERS_LOG.set_verbosity_error()
+    _DIFFUSERS_LOG.set_verbosity_error()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(levels[0])
-        diffusers_logging.set_verbosity(levels[1])
+        _TRANSFORMERS_LOG.set_verbosity(levels[0])
+        _DIFFUSERS_LOG.set_verbosity(levels[1])
         if bar:
-            transformers_logging.enable_progress_bar()
+            _TRANSFORMERS_LOG.enable_progress_bar()

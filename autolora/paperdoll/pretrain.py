@@ -25,7 +25,7 @@ from autolora.paperdoll.oracle import HEADS, OracleNet
 from autolora.paperdoll.tokenizer import MAX_TOKENS, build_tokenizer, save_tokenizer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-LATENT_CHANNELS = 12
+LATENT_CHANNELS = 16
 POOL = 40_000  # encoded drawings the base model learns from
 STEPS = {"vae": 4000, "base": 5000, "clip": 1800, "oracle": 3000}
 
@@ -79,14 +79,19 @@ def make_vae() -> AutoencoderKL:
 
 
 def train_vae(build: Path, steps: int) -> None:
-    """Train the VAE on base looks, half of them under random shapes, and write its folder."""
+    """Train the VAE and write its folder.
+
+    As real VAEs it sees more of the world than the base model ever will: base looks, freely marked ones, and a third
+    of all pictures under random shapes.
+    """
     torch.manual_seed(1)
     vae = make_vae().to(DEVICE)
 
     def loss_at(step: int) -> Tensor:
         rng = random.Random(f"vae-{step}")
-        images = [draw(Look(sample_values(rng)), rng) for _ in range(16)]
-        pixels = to_tensor([clutter(im, rng) if i % 2 else im for i, im in enumerate(images)])
+        looks = [random_novel_look(rng) if i % 2 else Look(sample_values(rng)) for i in range(16)]
+        images = [draw(look, rng) for look in looks]
+        pixels = to_tensor([clutter(im, rng) if i % 3 == 2 else im for i, im in enumerate(images)])
         noise = torch.Generator(DEVICE).manual_seed(step)
         with torch.autocast(DEVICE.type, torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist

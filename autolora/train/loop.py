@@ -170,7 +170,8 @@ def train_step(bench: Bench, active: dict[int, Slot]) -> None:
         steps.append(own[3][order])
         shares += [1 / count if index in batches and i < count else 0.0 for i in range(longest)]
     device = bench.model.device
-    clean = bench.latents.latents([bench.dataset.pictures[i] for i in picks])
+    pictures = bench.dataset.pictures
+    clean = bench.latents.latents([pictures[i] for i in picks])
     noises, timesteps = torch.cat(noise).to(device), torch.cat(steps).to(device)
     context = bench.prompts.contexts(captions, bench.adapter.touches_text_encoder)
     predicted = bench.model.predict(bench.model.add_noise(clean, noises, timesteps), timesteps, context)

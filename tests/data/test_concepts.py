@@ -99,7 +99,7 @@ def test_every_reason_at_once(tmp_path: Path) -> None:
     assert "no class word" in text
     assert "no tag could be the trigger" in text
     assert "concept `a` has 2 picture(s): at least 3 are needed" in text
-    with pytest.raises(DatasetError, match="add dataset.path=FOLDER"):
+    with pytest.raises(DatasetError, match=r"add dataset\.path=FOLDER"):
         load_dataset(DatasetSettings())
 
 

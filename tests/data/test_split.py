@@ -111,6 +111,18 @@ def test_alike_pictures_can_still_be_split_but_copies_cannot(tmp_path: Path) -> 
         split_held_out(_by_concept(read_folder(root)), 0.15, 3, 0)
 
 
+def test_a_chain_of_near_duplicates_stays_on_one_side() -> None:
+    pictures = [Picture(Path(str(i)), "", "a", 8, 8, str(i)) for i in range(9)]
+    places = np.array([8, 0, 12, 4, 100, 200, 300, 400, 500])  # each of 0, 4, 8, 12 is near the next one only
+    distances = np.abs(places[:, None] - places[None, :]).astype(np.int16)
+    np.fill_diagonal(distances, -1)
+    with patch.object(split, "hash_distances", return_value=distances):
+        for seed in range(10):
+            _, held_out = split_held_out({"a": pictures}, 0.15, 3, seed)
+            assert not set(pictures[:4]) & set(held_out)  # four together are more than the three wanted
+            assert len(held_out) == 3
+
+
 def test_too_few_pictures(tmp_path: Path) -> None:
     concepts = _by_concept(
         read_folder(write_concepts(tmp_path, {"1_a": ["a"] * 2, "1_b": ["b"], "1_c": ["c"] * 3}))
@@ -124,7 +136,7 @@ def test_too_few_pictures(tmp_path: Path) -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    st.lists(st.lists(st.integers(0, 11), min_size=3, max_size=12), min_size=1, max_size=3),
+    st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=12), min_size=1, max_size=3),
     st.floats(0.01, 0.5),
     st.integers(1, 6),
     st.integers(0, 9),
@@ -132,24 +144,22 @@ def test_too_few_pictures(tmp_path: Path) -> None:
 def test_no_training_picture_is_near_a_held_out_one(
     drawn: list[list[int]], share: float, minimum: int, seed: int
 ) -> None:
-    """Numbers stand for drawings: the same number is a near-duplicate, in whichever concept."""
+    """Numbers stand for drawings: the same number is a near-duplicate, in any concept; two are its own."""
+    drawn = [[*numbers, 100 + 2 * c, 101 + 2 * c] for c, numbers in enumerate(drawn)]
     concepts = {
         str(c): [Picture(Path(f"{c}/{i}"), "", str(c), 8, 8, f"{c}/{i}") for i in range(len(numbers))]
         for c, numbers in enumerate(drawn)
     }
     flat = np.array([n for numbers in drawn for n in numbers])
-    distances = np.where(flat[:, None] == flat[None, :], 4, 30).astype(np.int16)
+    distances = np.where(flat[:, None] == flat[None, :], 4, 5).astype(np.int16)
     np.fill_diagonal(distances, -1)
     with patch.object(split, "hash_distances", return_value=distances):
         train, held_out = split_held_out(concepts, share, minimum, seed)
-    number = {p.path: n for p, n in zip([p for c in concepts.values() for p in c], flat, strict=True)}
+    number = dict(zip((p.path for c in concepts.values() for p in c), flat.tolist(), strict=True))
     kept = [p for pictures in train.values() for p in pictures]
     assert len(kept) + len(held_out) == len(flat)
-    for name, numbers in zip(concepts, drawn, strict=True):
+    assert not {number[p.path] for p in kept} & {number[p.path] for p in held_out}
+    for name, pictures in concepts.items():
         assert train[name]
-        assert any(p.concept == name for p in held_out)
-        assert (
-            len(set(numbers)) == 1
-            or len(drawn) > 1
-            or not ({number[p.path] for p in kept} & {number[p.path] for p in held_out})
-        )
+        held = sum(p.concept == name for p in held_out)
+        assert 1 <= held <= wanted_held_out(len(pictures), share, minimum)

@@ -1,0 +1,170 @@
+"""Key names of LoRA files: autolora's dotted paths to and from kohya's, which every common program reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from autolora.adapters.lora import State
+from autolora.errors import ExportError
+
+# By architecture, then by the model's root module. SD1 keeps diffusers' names below the prefix.
+PREFIXES: dict[str, dict[str, str]] = {"sd1": {"unet": "lora_unet", "text_encoder": "lora_te"}}
+PARTS = ("lora_down.weight", "lora_up.weight", "alpha")
+Shapes = Mapping[str, tuple[int, ...]]  # a layer's path to its weight's shape
+
+_OTHER_KINDS = (
+    ("hada_", "a LoHa file"),
+    ("lokr_", "a LoKr file"),
+    ("on_input", "an IA3 file"),
+    ("dora_scale", "a DoRA file"),
+    ("lora_te2_", "a LoRA for SDXL"),
+    ("lora_te1_", "a LoRA for SDXL"),
+    ("lora_unet_input_blocks_", "a LoRA for SDXL"),
+    ("lora_unet_double_blocks_", "a LoRA for Flux"),
+    ("lora_A.", "a LoRA in peft's own format"),
+    (".lora.down.", "a LoRA in diffusers' own format"),
+    ("_lora.down.", "a LoRA in diffusers' own format"),
+    ("emb_params", "a textual inversion embedding"),
+    ("model.diffusion_model.", "a whole checkpoint"),
+)
+
+
+def kohya_name(path: str, architecture: str) -> str:
+    """The file's name of a layer: `unet.mid_block.attentions.0.proj_in` -> `lora_unet_mid_block_attentions_0_proj_in`.
+
+    Files always say `text_model` below the text encoder; newer transformers versions leave that level out.
+
+    Raises:
+        ExportError: the architecture has no names yet, or the path belongs to no adapted part of it.
+    """
+    prefixes = _prefixes(architecture)
+    root, _, rest = path.partition(".")
+    if root not in prefixes or not rest:
+        raise ExportError(f"layer {path!r} is in none of {', '.join(prefixes)}")
+    if root == "text_encoder" and not rest.startswith("text_model."):
+        rest = f"text_model.{rest}"
+    return f"{prefixes[root]}_{rest.replace('.', '_')}"
+
+
+def to_kohya(state: State, architecture: str) -> State:
+    """Rename an adapter's tensors for a file; values and shapes (convolutions as (r, in, 1, 1)) stay.
+
+    Raises:
+        ExportError: a key is no LoRA part, or two layers would share a name.
+    """
+    renamed: State = {}
+    for key, tensor in state.items():
+        path, part = _split(key)
+        name = f"{kohya_name(path, architecture)}.{part}"
+        if name in renamed:
+            raise ExportError(f"two layers would be called {name} in the file")
+        renamed[name] = tensor
+    return renamed
+
+
+def from_kohya(tensors: Mapping[str, Tensor], architecture: str, shapes: Shapes) -> State:
+    """Rename a file's tensors to the paths of a model's layers, in float32, each layer with an alpha.
+
+    `shapes` comes from `layer_shapes`. A missing alpha means scale 1, so it becomes the rank. 1 x 1 convolutions
+    and linear layers stand in for each other, as in the programs that load such files.
+
+    Raises:
+        ExportError: another kind of file, layers that the model does not have, or shapes that do not fit it.
+    """
+    prefixes = _prefixes(architecture)
+    paths = {kohya_name(path, architecture): path for path in shapes if path.partition(".")[0] in prefixes}
+    names = dict.fromkeys(key.partition(".")[0] for key in tensors)
+    strange = [
+        key for key in tensors if key.partition(".")[0] not in paths or key.partition(".")[2] not in PARTS
+    ]
+    if strange or not tensors:
+        raise ExportError(_why_unknown(tensors, strange, len(names), architecture))
+    state: State = {}
+    for name in names:
+        path = paths[name]
+        down, up, alpha = (tensors.get(f"{name}.{part}") for part in PARTS)
+        if down is None or up is None:
+            missing = PARTS[0] if down is None else PARTS[1]
+            raise ExportError(f"{name} has no {missing}: the file is incomplete; export or download it again")
+        state |= _fitted(name, path, down, up, alpha, shapes[path])
+    return state
+
+
+def layer_shapes(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
+    """The weight shapes of every linear and convolution layer by path, whether or not an adapter is attached."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for root_name, root in modules.items():
+        for name, module in root.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                shapes[f"{root_name}.{name}".removesuffix(".base")] = tuple(module.weight.shape)
+    return shapes
+
+
+def delta(state: State, path: str) -> Tensor:
+    """A layer's change of weight, (out, in) float32: alpha / rank * up @ down, as every program that loads it has it."""
+    down, up = state[f"{path}.lora_down.weight"].float(), state[f"{path}.lora_up.weight"].float()
+    return layer_scale(state, path) * (up.flatten(1) @ down.flatten(1))
+
+
+def layer_scale(state: State, path: str) -> float:
+    """alpha / rank of a layer; 1 without an alpha."""
+    alpha = state.get(f"{path}.alpha")
+    return 1.0 if alpha is None else float(alpha) / state[f"{path}.lora_down.weight"].shape[0]
+
+
+def layer_paths(state: State) -> list[str]:
+    """The layers that an adapter changes."""
+    return [key.removesuffix(f".{PARTS[0]}") for key in state if key.endswith(f".{PARTS[0]}")]
+
+
+def _prefixes(architecture: str) -> dict[str, str]:
+    if architecture not in PREFIXES:
+        known = ", ".join(PREFIXES)
+        raise ExportError(f"no LoRA file names are known for architecture {architecture!r}; known: {known}")
+    return PREFIXES[architecture]
+
+
+def _split(key: str) -> tuple[str, str]:
+    for part in PARTS:
+        if key.endswith(f".{part}"):
+            return key.removesuffix(f".{part}"), part
+    raise ExportError(f"{key!r} is no part of a LoRA; expected a key that ends with one of {', '.join(PARTS)}")
+
+
+def _fitted(
+    name: str, path: str, down: Tensor, up: Tensor, alpha: Tensor | None, shape: tuple[int, ...]
+) -> State:
+    """One layer's tensors with the dimensions of the model's layer; `shape` is its weight's."""
+    outside, inside = shape[:2]
+    if any(side != 1 for side in (*down.shape[2:], *up.shape[2:], *shape[2:])):
+        raise ExportError(f"{name} is a convolution of more than one pixel (LoCon), which is not supported yet")
+    rank = down.shape[0] if down.dim() >= 2 else 0
+    shaped = rank > 0 and up.dim() >= 2 and up.shape[1] == rank
+    if not shaped or (up.shape[0], down.shape[1]) != (outside, inside):
+        raise ExportError(
+            f"{name} does not fit the model: up {tuple(up.shape)} and down {tuple(down.shape)} for a layer of "
+            f"{outside} x {inside}; the file was made for another base model"
+        )
+    tail = (1,) * (len(shape) - 2)
+    return {
+        f"{path}.lora_down.weight": down.float().reshape(rank, inside, *tail),
+        f"{path}.lora_up.weight": up.float().reshape(outside, rank, *tail),
+        f"{path}.alpha": torch.tensor(float(rank) if alpha is None else float(alpha)),
+    }
+
+
+def _why_unknown(tensors: Mapping[str, Tensor], strange: list[str], layers: int, architecture: str) -> str:
+    """What kind of file has such keys, as far as they tell."""
+    expected = f"expected a kohya-format LoRA for {architecture} (lora_unet_... and lora_te_... keys)"
+    if not tensors:
+        return f"the file holds no tensors; {expected}"
+    for mark, kind in _OTHER_KINDS:
+        if any(mark in key for key in tensors):
+            return f"this is {kind}, which is not supported yet; {expected}"
+    some = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
+    if any(key.startswith(("lora_unet_", "lora_te_")) for key in tensors):
+        return f"the base model has no layers for {some} ({layers} layers in the file): it was made for another model"
+    return f"this is no LoRA file (it holds {some}); {expected}"

@@ -1,0 +1,148 @@
+"""The command line: `autolora COMMAND [study] [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from autolora import __version__
+from autolora.errors import AutoloraError, ConfigError
+
+COMMANDS = {
+    "check": "read the pictures and a study's recipes; show problems, concepts and the step ledger; train nothing",
+    "train": "train one recipe, score every checkpoint and export the best",
+    "tune": "run a study: many recipes, each checkpoint scored, the best LoRA exported with a report",
+    "score": "score a LoRA file made anywhere: lora=FILE",
+    "report": "write a study's report again",
+    "export": "export a study's best LoRA again",
+    "dashboard": "open a study in the Optuna dashboard on this machine",
+    "paperdoll": "draw a dataset of the embedded world: paperdoll dataset OUT --seed N --outfits K",
+}
+TAKES_STUDY = ("tune", "report", "export", "dashboard", "check")
+USAGE = """autolora {version}: an overfitting-aware auto-tuning LoRA trainer
+
+usage: autolora COMMAND [STUDY] [key=value ...]
+
+commands
+{commands}
+
+examples
+  autolora tune quickstart                                    the embedded world; needs no download
+  autolora check quickstart dataset.path=~/mona               what would be trained, before training
+  autolora tune quickstart dataset.path=~/mona out=runs/mona  your own pictures
+  autolora train recipe=doll-prodigy dataset.path=~/mona
+  autolora score lora=mona.safetensors dataset.path=~/mona
+  autolora tune quickstart --cfg job                          the resolved config
+
+STUDY is a name in studies/ or the path of your own .yaml file. Every key of the config can be set.
+Ctrl-C stops; the same command continues. Exit codes: 0 done, 2 configuration, 3 pictures, 4 model,
+5 study, 6 LoRA file, 7 disk, 130 or 143 interrupted.
+"""
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM arrived."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a user's mistake is one line, never a traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a missing file is an error here, never a download
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore")
+    if hasattr(signal, "SIGTERM"):
+        signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        return run(arguments)
+    except AutoloraError as error:
+        print(f"autolora: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as stop:
+        print("\nautolora: stopped; run the same command again to continue", file=sys.stderr)
+        return 143 if isinstance(stop, Stopped) else 130
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise Stopped
+
+
+def run(arguments: list[str]) -> int:
+    """Dispatch a command."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        listed = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+        print(USAGE.format(version=__version__, commands=listed))
+        return 0
+    if arguments[0] in ("--version", "-V"):
+        print(__version__)
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        raise ConfigError(f"unknown command `{command}`; expected one of {', '.join(COMMANDS)}")
+    if command == "paperdoll":
+        return _paperdoll(rest)
+    if "-h" in rest or "--help" in rest:
+        study = " [STUDY]" if command in TAKES_STUDY else ""
+        print(f"autolora {command}{study} [key=value ...] [--cfg job]\n\n{COMMANDS[command]}\n\n"
+              f"`autolora {command} --cfg job` prints every key with its value.")  # fmt: skip
+        return 0
+    return _configured(command, rest)
+
+
+def _configured(command: str, rest: list[str]) -> int:
+    show = "--cfg" in rest
+    if show:
+        at = rest.index("--cfg")
+        del rest[at : at + (2 if rest[at + 1 : at + 2] == ["job"] else 1)]
+    study = None
+    if rest and "=" not in rest[0] and command in TAKES_STUDY:
+        study = rest.pop(0)
+    flags = [argument for argument in rest if argument.startswith("-")]
+    if flags:
+        raise ConfigError(f"unknown option {flags[0]}; settings are written key=value, `autolora --help` shows examples")
+    from autolora import config
+    from autolora.study import commands
+
+    if command in TAKES_STUDY and study is None:
+        study = "quickstart" if command != "check" else None
+    primary = "tune" if study else "train"
+    composed = config.compose(primary, rest, study)
+    if show:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(composed), end="")
+        return 0
+    actions: dict[str, Callable[..., int]] = {name: getattr(commands, name) for name in COMMANDS if name != "paperdoll"}
+    return actions[command](composed, study, rest)
+
+
+def _paperdoll(rest: list[str]) -> int:
+    """`autolora paperdoll dataset OUT`."""
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser(prog="autolora paperdoll", description=COMMANDS["paperdoll"])
+    actions = parser.add_subparsers(dest="action", required=True)
+    dataset = actions.add_parser("dataset", help="write a kohya-style folder of a novel character")
+    dataset.add_argument("out", type=Path)
+    dataset.add_argument("--seed", type=int, default=0, help="0-99 for development, 100 and up for evaluation")
+    dataset.add_argument("--outfits", type=int, default=2, help="1 to 4")
+    dataset.add_argument("--images", type=int, default=14, help="pictures of each outfit")
+    try:
+        given = parser.parse_args(rest)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    from autolora.paperdoll.world import write_dataset
+
+    character = write_dataset(given.out.expanduser(), given.seed, given.outfits, given.images)
+    outfits = ", ".join(outfit.trigger for outfit in character.outfits)
+    print(f"wrote {given.out}: character `{character.trigger}`, outfits {outfits}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""What an exported file says about itself: kohya's `ss_*` keys, ModelSpec 1.0.1, and `autolora.*` for the evidence."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import safetensors.torch
+from PIL import Image
+from torch import Tensor
+
+from autolora.data.captions import split_tags
+from autolora.data.concepts import Concept, Dataset
+from autolora.errors import ExportError
+from autolora.models.base import BaseModel
+from autolora.train.run import Run
+
+THUMBNAIL = 256  # pixels, the most that ModelSpec advises
+
+
+@dataclass(frozen=True)
+class Family:
+    """How kohya's tools, ModelSpec and A1111 call an architecture."""
+
+    version: str
+    spec: str
+    webui: str
+
+
+FAMILIES: dict[str, Family] = {"sd1": Family("sd_v1", "stable-diffusion-v1", "SD1")}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a person should know of an exported LoRA; `step` counts images shown up to the exported checkpoint."""
+
+    activation_text: str
+    preferred_weight: float
+    description: str
+    step: int
+    notes: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)  # more `autolora.*` metadata: score, study, trial ...
+
+
+def family_of(architecture: str) -> Family:
+    """The names of an architecture.
+
+    Raises:
+        ExportError: it has none yet.
+    """
+    if architecture not in FAMILIES:
+        raise ExportError(f"cannot export for architecture {architecture!r}; known: {', '.join(FAMILIES)}")
+    return FAMILIES[architecture]
+
+
+def build_metadata(
+    run: Run, dataset: Dataset, model: BaseModel, name: str, card: Card, made: datetime
+) -> dict[str, str]:
+    """All metadata but the hashes and the thumbnail; every value is a string, as safetensors requires."""
+    return {
+        **_training(run, dataset, name, card, made),
+        **_base(model),
+        **_pictures(run, dataset, model),
+        **_modelspec(dataset, model, name, card, made),
+        "autolora.recipe": run.name,
+        "autolora.run": run.fingerprint(),
+        "autolora.settings": json.dumps(dataclasses.asdict(run), ensure_ascii=False),
+        "autolora.step": str(card.step),
+        "autolora.weight": f"{card.preferred_weight:g}",
+        **{f"autolora.{key}": str(value) for key, value in card.facts.items()},
+    }
+
+
+def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The hashes that programs know a LoRA by.
+
+    As in kohya sd-scripts, `sshs_legacy_hash` is taken over a file that has only the `ss_*` metadata, since the
+    other keys may change later. `sshs_model_hash` and ModelSpec's hash are over the bytes after the header.
+    """
+    training = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    content = safetensors.torch.save(dict(tensors), training)
+    header = int.from_bytes(content[:8], "little")
+    whole = hashlib.sha256(content[8 + header :]).hexdigest()
+    legacy = hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
+    return {"sshs_model_hash": whole, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": f"0x{whole}"}
+
+
+def thumbnail(preview: Image.Image) -> str:
+    """The picture as a small JPEG data URI."""
+    small = preview.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def tag_frequency(concept: Concept) -> dict[str, int]:
+    """How many of a concept's training captions carry each tag, most frequent first."""
+    counts = Counter(tag for picture in concept.pictures for tag in set(split_tags(picture.caption)))
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _training(run: Run, dataset: Dataset, name: str, card: Card, made: datetime) -> dict[str, str]:
+    """Recipe and length; kohya's steps are optimizer steps."""
+    settings, concepts = run.train, len(dataset.concepts)
+    per_epoch = run.steps_per_epoch(concepts)
+    optimizer_steps = run.optimizer_steps(concepts)
+    optimizer = ", ".join(f"{key}={value}" for key, value in dataclasses.asdict(run.optimizer).items())
+    found = {
+        "output_name": name,
+        "training_started_at": made.timestamp(),
+        "training_finished_at": made.timestamp(),
+        "network_module": "networks.lora",
+        "network_dim": run.adapter.dim,
+        "network_alpha": run.adapter.alpha,
+        "network_args": json.dumps({}),
+        "optimizer": f"{type(run.optimizer).__name__}({optimizer})",
+        "learning_rate": run.optimizer.lr,
+        "unet_lr": run.optimizer.lr,
+        "text_encoder_lr": run.optimizer.lr if run.adapter.text_encoder else None,
+        "lr_scheduler": type(run.schedule).__name__,
+        "max_train_steps": optimizer_steps,
+        "steps": min(optimizer_steps, -(-card.step // settings.batch_size)),
+        "num_epochs": settings.epochs,
+        "epoch": -(-card.step // per_epoch),
+        "num_train_images": per_epoch,
+        "num_batches_per_epoch": optimizer_steps // settings.epochs,
+        "batch_size_per_device": settings.batch_size,
+        "total_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": 1,
+        "min_snr_gamma": settings.min_snr_gamma,
+        "scale_weight_norms": settings.max_norm,
+        "caption_dropout_rate": settings.caption_dropout,
+        "shuffle_caption": settings.shuffle_tags,
+        "keep_tokens": settings.keep_tags,
+        "seed": settings.seed,
+        "mixed_precision": "no",
+        "cache_latents": True,
+    }
+    return {f"ss_{key}": str(value) for key, value in found.items()}
+
+
+def _base(model: BaseModel) -> dict[str, str]:
+    velocity = model.prediction_type == "v_prediction"
+    return {
+        "ss_sd_model_name": model.name,
+        "ss_base_model_version": family_of(model.architecture).version + ("_v" if velocity else ""),
+        "ss_v2": "False",
+        "ss_v_parameterization": str(velocity),
+        "ss_clip_skip": "None",
+        "autolora.base": model.name,
+        "autolora.base_hash": model.base_hash,
+    }
+
+
+def _pictures(run: Run, dataset: Dataset, model: BaseModel) -> dict[str, str]:
+    """Folders, tags and sizes, as the programs that show a LoRA's tags expect them."""
+    side, concepts = model.resolution, dataset.concepts
+    repeats = {c.name: max(1, round(run.train.steps_per_concept / len(c.pictures))) for c in concepts}
+    names = {concept.name: f"{repeats[concept.name]}_{concept.name}" for concept in concepts}
+    folders = {
+        names[c.name]: {"n_repeats": repeats[c.name], "img_count": len(c.pictures)} for c in concepts
+    }
+    tags = {names[concept.name]: tag_frequency(concept) for concept in concepts}
+    bucket = {"resolution": [side, side], "count": run.steps_per_epoch(len(concepts))}
+    return {
+        "ss_dataset_dirs": json.dumps(folders, ensure_ascii=False),
+        "ss_tag_frequency": json.dumps(tags, ensure_ascii=False),
+        "ss_bucket_info": json.dumps({"buckets": {"0": bucket}, "mean_img_ar_error": 0.0}),
+        "ss_resolution": f"({side}, {side})",
+        "ss_num_reg_images": "0",
+        "ss_reg_dataset_dirs": "{}",
+    }
+
+
+def _modelspec(dataset: Dataset, model: BaseModel, name: str, card: Card, made: datetime) -> dict[str, str]:
+    triggers = [dataset.trigger, *(concept.trigger for concept in dataset.concepts)]
+    found = {
+        "sai_model_spec": "1.0.1",
+        "architecture": f"{family_of(model.architecture).spec}/lora",
+        "implementation": "diffusers",
+        "title": name,
+        "description": card.description,
+        "date": made.isoformat(timespec="seconds"),
+        "resolution": f"{model.resolution}x{model.resolution}",
+        "prediction_type": "v" if model.prediction_type == "v_prediction" else "epsilon",
+        "trigger_phrase": card.activation_text,
+        "tags": ", ".join(dict.fromkeys([dataset.class_word, *triggers])),
+        "usage_hint": f"weight {card.preferred_weight:g}; prompt: {card.activation_text}",
+    }
+    return {f"modelspec.{key}": value for key, value in found.items()}

@@ -1,0 +1,211 @@
+"""Proves that an exported file is what was trained: the same change of every weight, the same pictures in diffusers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from autolora.adapters.formats import delta, layer_paths, layer_scale
+from autolora.adapters.lora import State
+from autolora.errors import ExportError
+from autolora.export.read import read_lora
+from autolora.models.base import BaseModel, RenderSettings
+from autolora.models.folders import weight_files
+from autolora.sampling import Pictures, Shot
+
+ADAPTER = "autolora"
+MEAN_DIFFERENCE = 1.0  # of 255 levels, between two programs' renders of one LoRA in 32-bit floats
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was compared; `delta_error` is the largest relative difference of a layer's change (Frobenius norm)."""
+
+    layers: int
+    delta_error: float
+
+
+def verify_deltas(state: State, path: Path, model: BaseModel) -> Verified:
+    """Reload a written file and compare every layer's alpha / rank * up @ down with the adapter's.
+
+    Raises:
+        ExportError: a layer is missing or added, or differs by more than the file's rounding explains.
+    """
+    return _compare(state, read_lora(path, model), str(path))
+
+
+class DiffusersTwin:
+    """The base model with an exported file, loaded by diffusers' own `load_lora_weights` and nothing of autolora's."""
+
+    def __init__(self, path: Path, folder: Path, model: BaseModel) -> None:
+        """Load `path` onto the pipeline in `folder`, the one that `model` was read from.
+
+        Raises:
+            ExportError: diffusers does not load the file.
+        """
+        self.path, self.model = path, model
+        with _quiet():
+            self.pipeline = open_pipeline(folder, model)
+            try:
+                self.pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=ADAPTER)
+            except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise ExportError(f"diffusers does not load {path}: {reason}") from error
+
+    def state(self) -> State:
+        """The adapter as diffusers holds it, by the paths of autolora's layers."""
+        found: State = {}
+        for root, module in (("unet", self.pipeline.unet), ("text_encoder", self.pipeline.text_encoder)):
+            for name, layer in module.named_modules():
+                if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A:
+                    down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+                    found[f"{root}.{name}.lora_down.weight"] = down.detach().float().cpu()
+                    found[f"{root}.{name}.lora_up.weight"] = up.detach().float().cpu()
+                    # At weight 1 peft's scaling is alpha / rank, whatever alpha it made of the file.
+                    found[f"{root}.{name}.alpha"] = torch.tensor(layer.scaling[ADAPTER] * down.shape[0])
+        return found
+
+    def verify_deltas(self, state: State) -> Verified:
+        """Compare every layer's change with the adapter's.
+
+        Raises:
+            ExportError: as the function `verify_deltas`.
+        """
+        return _compare(state, self.state(), f"{self.path} in diffusers")
+
+    @torch.inference_mode()
+    def render(
+        self, shots: Sequence[Shot], settings: RenderSettings, advance: Callable[[int], None] | None = None
+    ) -> Pictures:
+        """Render shots with diffusers' pipeline, (N, H, W, 3) uint8, in the order given."""
+        side = self.model.resolution
+        pictures = np.zeros((len(shots), side, side, 3), np.uint8)
+        try:
+            for weight in dict.fromkeys(shot.weight for shot in shots):
+                chosen = [index for index, shot in enumerate(shots) if shot.weight == weight]
+                self.pipeline.set_adapters(ADAPTER, weight)
+                for start in range(0, len(chosen), settings.batch_size):
+                    batch = chosen[start : start + settings.batch_size]
+                    pictures[batch] = self._draw([shots[index] for index in batch], settings)
+                    if advance:
+                        advance(len(batch))
+        finally:
+            self.pipeline.set_adapters(ADAPTER, 1.0)
+        return pictures
+
+    def _draw(self, shots: Sequence[Shot], settings: RenderSettings) -> Pictures:
+        drawn = self.pipeline(
+            prompt=[shot.prompt for shot in shots],
+            negative_prompt=[settings.negative] * len(shots),
+            generator=[torch.Generator().manual_seed(shot.seed) for shot in shots],
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            height=self.model.resolution,
+            width=self.model.resolution,
+            output_type="np",
+        ).images
+        return np.asarray((drawn * 255).round().astype(np.uint8))
+
+
+def compare_pictures(ours: Pictures, theirs: Pictures, most: float = MEAN_DIFFERENCE) -> float:
+    """The mean difference of two sets of renders, in levels of 255, in the picture where it is largest.
+
+    Raises:
+        ExportError: it exceeds `most`.
+    """
+    levels = np.abs(ours.astype(np.int16) - theirs.astype(np.int16)).mean(axis=(1, 2, 3))
+    worst = float(levels.max(initial=0.0))
+    if worst > most:
+        raise ExportError(
+            f"diffusers draws picture {int(levels.argmax())} otherwise than autolora: {worst:.1f} of 255 levels "
+            f"apart on average, expected at most {most:g}; please report this with both library versions"
+        )
+    return worst
+
+
+def open_pipeline(folder: Path, model: BaseModel) -> Any:
+    """The model folder as a plain diffusers pipeline in 32-bit floats, with the model's own sampler."""
+    variant, _ = weight_files(folder / "unet")
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(
+        folder,
+        variant=variant,
+        torch_dtype=torch.float32,
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
+        requires_safety_checker=False,
+        local_files_only=True,
+    )
+    pipeline.scheduler = model.sampler()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(model.device)
+
+
+def _compare(state: State, loaded: State, where: str) -> Verified:
+    """Compare a loaded state with the trained one, layer by layer; `where` names the former in errors."""
+    ours, theirs = set(layer_paths(state)), set(layer_paths(loaded))
+    if ours != theirs:
+        problems = [
+            f"{len(names)} layers {word} ({', '.join(sorted(names)[:2])}{', ...' if len(names) > 2 else ''})"
+            for word, names in (("missing", ours - theirs), ("added", theirs - ours))
+            if names
+        ]
+        raise ExportError(f"{where}: {' and '.join(problems)} compared with the trained adapter")
+    worst = 0.0
+    for name in sorted(ours):
+        expected = delta(state, name)
+        error = float(torch.linalg.vector_norm(delta(loaded, name) - expected))
+        size = float(torch.linalg.vector_norm(expected))
+        if not error <= _rounding(state, name):  # so that NaN is refused as well
+            raise ExportError(
+                f"{where}: the change of {name} differs from the trained one by {error:.3g} (its norm is "
+                f"{size:.3g}), more than rounding explains"
+            )
+        worst = max(worst, error / size if size else error)
+    return Verified(len(ours), worst)
+
+
+def _rounding(state: State, path: str) -> float:
+    """The most that storing both factors in half precision can do to a layer's change (Frobenius norm).
+
+    |BA - B'A'| <= |B||A - A'| + |B - B'||A'|, with half a unit in the last place of each entry: 2^-11 of it,
+    or 2^-25 where it is subnormal; 1% is added for 32-bit arithmetic.
+    """
+
+    def norms(factor: Tensor) -> tuple[float, float]:
+        size = float(torch.linalg.vector_norm(factor.float()))
+        return size, size * 2**-11 + factor.numel() ** 0.5 * 2**-25
+
+    down, moved_down = norms(state[f"{path}.lora_down.weight"])
+    up, moved_up = norms(state[f"{path}.lora_up.weight"])
+    bound = up * moved_down + moved_up * (down + moved_down)
+    return 1.01 * abs(layer_scale(state, path)) * bound + 1e-12
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the libraries' bars and notes while loading; what matters is compared afterwards instead."""
+    libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)
+    before = [(library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for library, (bar, level) in zip(libraries, before, strict=True):
+            library.set_verbosity(level)
+            if bar:
+                library.enable_progress_bar()

@@ -1,0 +1,112 @@
+"""Writes a LoRA for other programs: `.safetensors`, and beside it the `.json` and `.png` that they show."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor
+
+from autolora.adapters.formats import to_kohya
+from autolora.adapters.lora import State
+from autolora.data.concepts import Dataset
+from autolora.errors import ExportError
+from autolora.export.metadata import Card, build_metadata, family_of, hashes, thumbnail
+from autolora.files import atomic_path, write_atomic
+from autolora.models.base import BaseModel
+from autolora.train.run import Run
+
+# Forbidden in file names on some system, or of a meaning of their own in `<lora:name:0.8>` prompts.
+_UNSAFE = re.compile(r'[<>:"/\\|?*,\x00-\x1f]+')
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The files of one export; `preview` is None if there was no picture."""
+
+    path: Path
+    sidecar: Path
+    preview: Path | None
+    layers: int
+    size: int  # bytes of the .safetensors
+
+
+def export_lora(
+    state: State,
+    run: Run,
+    dataset: Dataset,
+    model: BaseModel,
+    out_dir: Path,
+    name: str,
+    *,
+    card: Card,
+    preview: Image.Image | None = None,
+    dtype: torch.dtype = torch.float16,
+    made: datetime | None = None,
+) -> Exported:
+    """Write an adapter in kohya's format with metadata and sidecars, each atomically, the weights last.
+
+    The same adapter and `made` (now, by default) give the same bytes.
+
+    Raises:
+        ExportError: the adapter holds infinities or NaN, or values too large for `dtype`.
+        StorageError: the folder cannot be written.
+    """
+    stem = file_stem(name)
+    tensors = _in_dtype(to_kohya(state, model.architecture), dtype)
+    metadata = build_metadata(run, dataset, model, stem, card, made or datetime.now(UTC))
+    metadata |= hashes(tensors, metadata)
+    path, sidecar, picture = (out_dir / f"{stem}{suffix}" for suffix in (".safetensors", ".json", ".png"))
+    if preview is not None:
+        metadata["modelspec.thumbnail"] = thumbnail(preview)
+        with atomic_path(picture) as temporary:
+            preview.convert("RGB").save(temporary, "PNG")
+    else:
+        picture.unlink(missing_ok=True)  # of an earlier export: it would show another LoRA
+    write_atomic(sidecar, _sidecar(model, card))
+    write_atomic(path, safetensors.torch.save(tensors, metadata))
+    layers = sum(key.endswith(".alpha") for key in tensors)
+    return Exported(path, sidecar, picture if preview is not None else None, layers, path.stat().st_size)
+
+
+def file_stem(name: str) -> str:
+    """A name that every file system and every prompt syntax takes.
+
+    Raises:
+        ExportError: nothing is left of it.
+    """
+    stem = _UNSAFE.sub("_", name).strip(" ._")
+    if not stem:
+        raise ExportError(f"{name!r} is no usable file name: give one with letters or digits")
+    return stem
+
+
+def _in_dtype(tensors: State, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Factors in `dtype`; alphas stay float32, since half precision would round them for every layer alike."""
+    found = {}
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ExportError(f"{key} holds infinities or NaN: this checkpoint diverged; export an earlier one")
+        kept = tensor.float() if key.endswith(".alpha") else tensor.to(dtype)
+        if not torch.isfinite(kept).all():
+            raise ExportError(f"{key} is too large for {str(dtype).removeprefix('torch.')}; export as float32")
+        found[key] = kept.contiguous()
+    return found
+
+
+def _sidecar(model: BaseModel, card: Card) -> str:
+    """What A1111, Forge and InvokeAI read beside the file."""
+    content = {
+        "description": card.description,
+        "sd version": family_of(model.architecture).webui,
+        "activation text": card.activation_text,
+        "preferred weight": card.preferred_weight,
+        "notes": card.notes,
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,168 @@
+"""What each command of the command line does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from omegaconf import DictConfig
+
+from autolora import config as cfg
+from autolora.data.concepts import describe, load_dataset, step_ledger
+from autolora.errors import ConfigError, StudyError
+from autolora.export.read import lora_of, read_lora
+from autolora.files import write_atomic
+from autolora.models import load_model
+from autolora.progress import Bars
+from autolora.study.finish import finish, write_study_report
+from autolora.study.trial import Record, point
+from autolora.study.tune import Plan, make_plan, open_study, run_study
+from autolora.study.workbench import open_workbench
+from autolora.train.loop import Assignment, train as train_rounds
+from autolora.train.run import Run
+
+
+def check(config: DictConfig, study: str | None, arguments: list[str]) -> int:
+    """Show what would be trained; nothing is trained or written."""
+    dataset = load_dataset(cfg.dataset_settings(config))
+    print(describe(dataset))
+    if study:
+        plan, own = make_plan(config, study, arguments)
+        runs = [plan.run(recipe, values) for recipe, values in own.items()]
+    else:
+        runs = [cfg.build_run(config)]
+    for run in runs:
+        print(f"\n{run.name}: steps are images shown")
+        print(step_ledger(dataset, run.train.steps_per_concept, run.train.epochs).text())
+    model = load_model(cfg.model_settings(config))
+    print(f"\nbase model: {model.name} ({model.architecture}, {model.resolution} px, weights {model.base_hash})")
+    return 0
+
+
+def tune(config: DictConfig, study: str | None, arguments: list[str]) -> int:
+    """Run or continue a study, export its best LoRA and write its report."""
+    assert study is not None
+    plan, own = make_plan(config, study, arguments)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with Bars() as bars:
+        runs = [plan.run(recipe, values) for recipe, values in own.items()]
+        work = open_workbench(config, [*runs, *_largest(plan, runs)], bars)
+        opened = open_study(plan, own, _identity(config, work.bench.model.base_hash))
+        driver = run_study(plan, opened, work, bars)
+        text = finish(plan, opened, work, driver, bars)
+    print(text)
+    return 0
+
+
+def _largest(plan: Plan, runs: list[Run]) -> list[Run]:
+    """For each recipe, its run with the largest dim of its range, so that the layers have room."""
+    largest = []
+    for run in runs:
+        dims = plan.space[run.name].get("adapter.dim")
+        if dims is not None:
+            largest.append(plan.run(run.name, {"adapter.dim": max(v for v in dims.values if isinstance(v, int))}))
+    return largest
+
+
+def _identity(config: DictConfig, base_hash: str) -> dict[str, str]:
+    dataset = Path(cfg.dataset_settings(config).path).expanduser().resolve()
+    return {"dataset": dataset.name, "base model": base_hash}
+
+
+def _existing(config: DictConfig, study: str | None, arguments: list[str]) -> tuple[Plan, optuna.Study]:
+    assert study is not None
+    plan, own = make_plan(config, study, arguments)
+    if not (plan.folder / "study.db").is_file():
+        raise StudyError(f"no study in {plan.folder}; run `autolora tune {study}` first, or name its folder with out=FOLDER")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    model = load_model(cfg.model_settings(config))
+    return plan, open_study(plan, own, _identity(config, model.base_hash))
+
+
+def export(config: DictConfig, study: str | None, arguments: list[str]) -> int:
+    """Export a study's best LoRA again."""
+    plan, opened = _existing(config, study, arguments)
+    with Bars() as bars:
+        own = [plan.run(recipe, values) for recipe, values in ((r, plan.own_values(r)) for r in plan.space)]
+        work = open_workbench(config, [*own, *_largest(plan, own)], bars)
+        text = finish(plan, opened, work, None, bars)
+    print(text)
+    return 0
+
+
+def report(config: DictConfig, study: str | None, arguments: list[str]) -> int:
+    """Write a study's report again, from what its folder holds."""
+    plan, opened = _existing(config, study, arguments)
+    with Bars() as bars:
+        own = [plan.run(recipe, values) for recipe, values in ((r, plan.own_values(r)) for r in plan.space)]
+        work = open_workbench(config, [*own, *_largest(plan, own)], bars)
+        path = write_study_report(plan, opened, work, bars)
+    print(f"report: {path}")
+    return 0
+
+
+def dashboard(config: DictConfig, study: str | None, arguments: list[str]) -> int:
+    """Serve the Optuna dashboard of a study on this machine only."""
+    from optuna_dashboard import run_server
+
+    plan, _ = _existing(config, study, arguments)
+    print("Optuna dashboard on http://127.0.0.1:8080 (Ctrl-C ends it)", flush=True)
+    run_server(f"sqlite:///{plan.folder / 'study.db'}", host="127.0.0.1", port=8080)
+    return 0
+
+
+def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
+    """Train one run, score every checkpoint, keep the best and the latest; the same command continues it."""
+    run = cfg.build_run(config)
+    folder = cfg.run_folder(config, run.name)
+    record = Record.open(folder, run)
+    latest = record.latest()
+    if latest is not None and latest.done:
+        print(f"{folder} is finished; choose another out=FOLDER to train again")
+        return 0
+    waiting = iter([Assignment(run, latest)])
+    with Bars() as bars:
+        work = open_workbench(config, [run], bars)
+        bar = bars.add(run.name, run.steps_per_epoch(len(work.bench.dataset.concepts)) * run.train.epochs)
+        for ready in train_rounds(lambda: next(waiting, None), work.bench, lambda slot: bars.set(bar, slot.step)):
+            checkpoint = ready[0].checkpoint
+            assert checkpoint is not None
+            if checkpoint.diverged:
+                raise StudyError(f"{run.name} diverged at step {checkpoint.step}: lower optimizer.lr or set train.max_norm")
+            record.add(checkpoint, point(checkpoint, work.score(bars)))
+            bars.say(f"step {checkpoint.step}: score {record.curve[-1].objective:.3f}  {record.curve[-1].verdict}")
+    write_atomic(folder / "score.json", json.dumps(record.summary(), indent=2))
+    print(f"best checkpoint: step {record.summary()['step']}, {record.summary()['verdict']}\n{folder / 'best.pt'}")
+    return 0
+
+
+def score(config: DictConfig, study: str | None, arguments: list[str]) -> int:
+    """Score a LoRA file against a dataset and write `score.json` beside it or into `out`."""
+    if not config.lora:
+        raise ConfigError("no LoRA given: add lora=FILE.safetensors")
+    lora = Path(str(config.lora)).expanduser()
+    state = read_lora(lora, load_model(cfg.model_settings(config)))
+    with Bars() as bars:
+        run = Run(lora.stem, adapter=lora_of(state))
+        work = open_workbench(config, [run], bars)
+        work.bench.adapter.load(state)
+        card = work.score(bars)
+    result: dict[str, Any] = {
+        "trial": None,
+        "recipe": lora.name,
+        "step": None,
+        "weight": card.weight,
+        "score": card.score.as_dict(),
+        "terms": {name: term.as_dict() for name, term in card.terms.items()},
+        "broken_constraints": card.broken,
+        "verdict": card.verdict,
+    }
+    out = (Path(str(config.out)).expanduser() if config.out else lora.parent) / "score.json"
+    write_atomic(out, json.dumps(result, indent=2))
+    print(f"{lora.name}: score {card.score.value:.3f} ({card.score.low:.3f} to {card.score.high:.3f}), {card.verdict}\n{out}")
+    return 0
+
+

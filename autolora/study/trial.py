@@ -1,0 +1,130 @@
+"""One trial: its curve of scored checkpoints, its best one, and when to stop it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autolora.files import write_atomic
+from autolora.scoring.scorecard import Scorecard
+from autolora.train import checkpoint as checkpoints
+from autolora.train.checkpoint import Checkpoint
+from autolora.train.run import Run
+
+
+@dataclass(frozen=True)
+class Point:
+    """One scored checkpoint on a trial's curve."""
+
+    step: int
+    objective: float
+    score: dict[str, float]
+    weight: float
+    terms: dict[str, dict[str, float]]
+    by_weight: dict[str, dict[str, dict[str, float]]]
+    constraints: dict[str, float]
+    capture: dict[str, float]
+    train_loss: float
+    val_loss: float
+    verdict: str
+    diverged: bool = False
+
+    @property
+    def broken(self) -> list[str]:
+        """Names of the broken constraints."""
+        return [name for name, value in self.constraints.items() if value > 0]
+
+
+def point(checkpoint: Checkpoint, card: Scorecard) -> Point:
+    """A checkpoint and its scorecard as one point."""
+    return Point(
+        step=checkpoint.step,
+        objective=card.objective,
+        score=card.score.as_dict(),
+        weight=card.weight,
+        terms={name: term.as_dict() for name, term in card.terms.items()},
+        by_weight={w: {n: t.as_dict() for n, t in terms.items()} for w, terms in card.by_weight.items()},
+        constraints=card.constraints,
+        capture=card.capture,
+        train_loss=checkpoint.train_loss,
+        val_loss=checkpoint.val_loss,
+        verdict=card.verdict,
+    )
+
+
+@dataclass
+class Record:
+    """A trial's files: `curve.json`, `latest.pt` to continue from and `best.pt` to export from."""
+
+    folder: Path
+    run: Run
+    curve: list[Point] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, folder: Path, run: Run) -> Record:
+        """The record as it was left; the curve ends where the latest checkpoint stands."""
+        record = cls(folder, run)
+        latest = record.latest()
+        if latest is not None and (folder / "curve.json").is_file():
+            points = json.loads((folder / "curve.json").read_text("utf-8"))
+            record.curve = [Point(**p) for p in points if p["step"] <= latest.step]
+        return record
+
+    def latest(self) -> Checkpoint | None:
+        """The checkpoint to continue from."""
+        path = self.folder / "latest.pt"
+        return checkpoints.load(path, self.run) if path.is_file() else None
+
+    def best(self) -> Point | None:
+        """The best point so far; the earliest of equals."""
+        return max(self.curve, key=lambda p: p.objective, default=None)
+
+    def load_best(self) -> Checkpoint:
+        """The best point's checkpoint."""
+        return checkpoints.load(self.folder / "best.pt", self.run)
+
+    def add(self, checkpoint: Checkpoint, new: Point) -> None:
+        """Keep a scored checkpoint; the curve is written first, so that no checkpoint lacks its score."""
+        self.curve.append(new)
+        write_atomic(self.folder / "curve.json", json.dumps([asdict(p) for p in self.curve], indent=1))
+        if self.best() is new:
+            checkpoints.save(checkpoint, self.folder / "best.pt")
+        checkpoints.save(checkpoint, self.folder / "latest.pt")
+
+    def overcooked_step(self) -> int | None:
+        """The first step from which every later checkpoint's bleed is surely above its limit at every weight."""
+        step = None
+        for p in reversed(self.curve):
+            if not overcooked(p):
+                break
+            step = p.step
+        return step
+
+    def hopelessly_overcooked(self, patience: int) -> bool:
+        """Whether the last `patience` checkpoints are all overcooked: likeness cannot buy that back."""
+        return len(self.curve) >= patience and all(overcooked(p) for p in self.curve[-patience:])
+
+    def summary(self) -> dict[str, Any]:
+        """The best point in the schema of `result.json`."""
+        best = self.best()
+        assert best is not None
+        return {
+            "recipe": self.run.name,
+            "step": best.step,
+            "weight": best.weight,
+            "score": best.score,
+            "terms": best.terms,
+            "broken_constraints": best.broken,
+            "verdict": best.verdict,
+        }
+
+
+def overcooked(p: Point) -> bool:
+    """Whether even the most favourable weight's bleed interval lies above the limit."""
+    if p.diverged:
+        return False
+    high = max(terms["bleed_class"]["high"] for terms in p.by_weight.values())
+    limit = high - p.constraints["bleed_class"]
+    return min(terms["bleed_class"]["low"] for terms in p.by_weight.values()) > limit

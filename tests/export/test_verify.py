@@ -1,0 +1,142 @@
+"""The written file, loaded by diffusers alone, changes every weight and every picture as the adapter does."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+
+from autolora.adapters.formats import layer_paths, to_kohya
+from autolora.adapters.lora import LoRA, State
+from autolora.errors import ExportError
+from autolora.export.metadata import Card
+from autolora.export.read import lora_of, read_lora
+from autolora.export.verify import DiffusersTwin, compare_pictures, verify_deltas
+from autolora.export.write import export_lora
+from autolora.models import RenderSettings, StableDiffusion
+from autolora.sampling import Shot, render
+from tests.export.world import dataset, random_state, run
+
+SPEC = LoRA(dim=4, alpha=3.0, text_encoder=True)
+CARD = Card("1girl, zorak", 0.7, "a test", step=20)
+SETTINGS = RenderSettings(steps=3, guidance=3.0, batch_size=4, negative="dull")
+SHOTS = [Shot("1girl, zorak", 1, 1.0), Shot("1girl", 2, 0.0), Shot("1girl, zorak, fit_a", 3, 0.7)]
+
+
+@pytest.fixture(scope="module")
+def state(tiny_model: StableDiffusion) -> State:
+    return random_state(tiny_model, SPEC)
+
+
+@pytest.fixture(scope="module")
+def path(state: State, tiny_model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_lora(
+        state, run(SPEC), dataset(), tiny_model, tmp_path_factory.mktemp("best"), "mona", card=CARD
+    ).path
+
+
+@pytest.fixture(scope="module")
+def twin(path: Path, tiny_model_dir: Path, tiny_model: StableDiffusion) -> DiffusersTwin:
+    return DiffusersTwin(path, tiny_model_dir, tiny_model)
+
+
+def ours(model: StableDiffusion, path: Path) -> np.ndarray:
+    loaded = read_lora(path, model)
+    adapter = lora_of(loaded).attach(model.modules)
+    try:
+        adapter.load(loaded)
+        return render(model, SHOTS, SETTINGS, adapter)
+    finally:
+        adapter.detach()
+
+
+def test_reloaded_deltas_are_the_adapters(state: State, path: Path, tiny_model: StableDiffusion) -> None:
+    found = verify_deltas(state, path, tiny_model)
+    assert found.layers == len(layer_paths(state))
+    assert 0 < found.delta_error < 2e-3  # half precision rounds, so exactly 0 would mean nothing was compared
+
+
+def test_diffusers_loads_every_key_without_a_word(
+    path: Path, tiny_model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_model_dir, safety_checker=None, torch_dtype=torch.float32)
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_warning()
+    diffusers_logging.enable_propagation()
+    try:
+        with caplog.at_level(logging.WARNING):
+            pipeline.load_lora_weights(path)
+    finally:
+        diffusers_logging.disable_propagation()
+        diffusers_logging.set_verbosity(level)
+    assert not [r for r in caplog.records if "lora" in r.getMessage().lower() or "key" in r.getMessage().lower()]
+    parts = sum(
+        name.endswith(("lora_A.default_0.weight", "lora_B.default_0.weight"))
+        for module in (pipeline.unet, pipeline.text_encoder)
+        for name, _ in module.named_parameters()
+    )
+    assert parts == sum("lora_" in key.split(".", 1)[1] for key in safetensors.torch.load_file(path))
+
+
+def test_deltas_in_diffusers_are_the_files(
+    state: State, path: Path, twin: DiffusersTwin, tiny_model: StableDiffusion
+) -> None:
+    assert twin.verify_deltas(state).layers == len(layer_paths(state))
+    assert twin.verify_deltas(read_lora(path, tiny_model)).delta_error < 1e-6
+
+
+def test_pictures_in_diffusers_are_ours(path: Path, twin: DiffusersTwin, tiny_model: StableDiffusion) -> None:
+    mine, theirs = ours(tiny_model, path), twin.render(SHOTS, SETTINGS)
+    assert compare_pictures(mine, theirs) <= 0.1
+    assert np.abs(mine.astype(int) - theirs.astype(int)).max() <= 2
+
+
+def test_pictures_tell_a_lora_from_the_base(path: Path, twin: DiffusersTwin, tiny_model: StableDiffusion) -> None:
+    base = render(tiny_model, [Shot(shot.prompt, shot.seed, 0.0) for shot in SHOTS], SETTINGS)
+    with pytest.raises(ExportError, match="otherwise"):
+        compare_pictures(base, twin.render(SHOTS, SETTINGS))
+
+
+def test_unet_only_adapter(tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path) -> None:
+    spec = LoRA(dim=2, alpha=2.0, targets=("attention",))
+    state = random_state(tiny_model, spec)
+    path = export_lora(state, run(spec), dataset(), tiny_model, tmp_path, "unet", card=CARD).path
+    assert DiffusersTwin(path, tiny_model_dir, tiny_model).verify_deltas(state).layers == len(layer_paths(state))
+    assert lora_of(read_lora(path, tiny_model)) == spec
+
+
+@pytest.mark.parametrize("change", ["alpha", "value", "layer", "added"])
+def test_wrong_files_are_refused(change: str, state: State, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    tensors = to_kohya(state, "sd1")
+    first = next(iter(tensors)).partition(".")[0]
+    expected = dict(state)
+    if change == "alpha":
+        tensors[f"{first}.alpha"] = torch.tensor(4.0)
+    elif change == "value":
+        tensors[f"{first}.lora_up.weight"] = tensors[f"{first}.lora_up.weight"].roll(1, 0)
+    elif change == "layer":
+        tensors = {key: value for key, value in tensors.items() if not key.startswith(f"{first}.")}
+    else:
+        gone = layer_paths(state)[0]
+        expected = {key: value for key, value in state.items() if not key.startswith(f"{gone}.")}
+    path = tmp_path / "wrong.safetensors"
+    safetensors.torch.save_file(tensors, path)
+    said = {"alpha": "differs", "value": "differs", "layer": "1 layers missing", "added": "1 layers added"}
+    with pytest.raises(ExportError, match=said[change]):
+        verify_deltas(expected, path, tiny_model)
+
+
+def test_small_values_are_judged_by_what_half_precision_holds(
+    tiny_model: StableDiffusion, tmp_path: Path
+) -> None:
+    """An adapter that has hardly begun has subnormal factors, whose relative error is large and harmless."""
+    state = random_state(tiny_model, SPEC)
+    state |= {key: value * 1e-6 for key, value in state.items() if "lora_up" in key}
+    path = export_lora(state, run(SPEC), dataset(), tiny_model, tmp_path, "young", card=CARD).path
+    assert verify_deltas(state, path, tiny_model).delta_error > 1e-2

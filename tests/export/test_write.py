@@ -1,0 +1,192 @@
+"""What the exported files say of themselves, and that they are whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from autolora.adapters.lora import LoRA, State
+from autolora.errors import ExportError, StorageError
+from autolora.export.metadata import Card
+from autolora.export.read import read_lora, read_metadata
+from autolora.export.write import Exported, export_lora, file_stem
+from autolora.models import StableDiffusion
+from tests.export.world import dataset, random_state, run
+
+SPEC = LoRA(dim=4, alpha=3.3)
+CARD = Card("1girl, zorak, röd", 0.7, "mona at her best", step=24, notes="bleed 0.04", facts={"score": "0.91"})
+MADE = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def state(tiny_model: StableDiffusion) -> State:
+    return random_state(tiny_model, SPEC)
+
+
+def export(state: State, model: StableDiffusion, folder: Path, preview: Image.Image | None = None) -> Exported:
+    return export_lora(state, run(SPEC), dataset(), model, folder, "mona", card=CARD, preview=preview, made=MADE)
+
+
+@pytest.fixture(scope="module")
+def exported(state: State, tiny_model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export(state, tiny_model, tmp_path_factory.mktemp("best"), Image.new("RGB", (512, 512), "teal"))
+
+
+def test_files_lie_side_by_side(exported: Exported) -> None:
+    names = sorted(path.name for path in exported.path.parent.iterdir())
+    assert names == ["mona.json", "mona.png", "mona.safetensors"]
+    assert exported.size == exported.path.stat().st_size
+
+
+def test_factors_are_half_precision_and_alphas_exact(exported: Exported) -> None:
+    tensors = safetensors.torch.load_file(exported.path)
+    assert {t.dtype for key, t in tensors.items() if not key.endswith("alpha")} == {torch.float16}
+    assert {float(t) for key, t in tensors.items() if key.endswith("alpha")} == {float(torch.tensor(3.3))}
+    assert sum(key.endswith("alpha") for key in tensors) == exported.layers
+
+
+def test_metadata_that_programs_read(exported: Exported, tiny_model: StableDiffusion) -> None:
+    found = read_metadata(exported.path)
+    expected = {
+        "ss_output_name": "mona",
+        "ss_base_model_version": "sd_v1_v",
+        "ss_v2": "False",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "4",
+        "ss_network_alpha": "3.3",
+        "ss_sd_model_name": "tiny",
+        "ss_resolution": "(32, 32)",
+        "ss_num_train_images": "20",
+        "ss_num_batches_per_epoch": "5",
+        "ss_max_train_steps": "10",
+        "ss_steps": "6",
+        "ss_epoch": "2",
+        "ss_seed": "0",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": "mona",
+        "modelspec.resolution": "32x32",
+        "modelspec.prediction_type": "v",
+        "modelspec.trigger_phrase": "1girl, zorak, röd",
+        "modelspec.tags": "1girl, zorak, fit_a, fit_b",
+        "modelspec.date": "2030-01-02T03:04:05+00:00",
+        "autolora.score": "0.91",
+        "autolora.recipe": "guide-adamw",
+        "autolora.step": "24",
+        "autolora.base_hash": tiny_model.base_hash,
+    }
+    assert {key: found.get(key) for key in expected} == expected
+    assert float(found["ss_training_started_at"]) == MADE.timestamp()
+    assert found["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+
+
+def test_json_metadata(exported: Exported) -> None:
+    found = read_metadata(exported.path)
+    assert json.loads(found["ss_network_args"]) == {}
+    assert json.loads(found["ss_dataset_dirs"])["2_zorak fit_a"] == {"n_repeats": 2, "img_count": 4}
+    tags = json.loads(found["ss_tag_frequency"])["2_zorak fit_b"]
+    assert tags == {"1girl": 4, "fit_b": 4, "röd \\(x\\)": 4, "zorak": 4}
+    assert json.loads(found["ss_bucket_info"])["buckets"]["0"] == {"resolution": [32, 32], "count": 20}
+    assert json.loads(found["autolora.settings"])["train"]["max_norm"] == 1.0
+
+
+def test_hashes_are_those_of_the_written_bytes(exported: Exported) -> None:
+    content, found = exported.path.read_bytes(), read_metadata(exported.path)
+    header = int.from_bytes(content[:8], "little")
+    whole = hashlib.sha256(content[8 + header :]).hexdigest()
+    assert found["sshs_model_hash"] == whole
+    assert found["modelspec.hash_sha256"] == f"0x{whole}"
+    assert len(found["sshs_legacy_hash"]) == 8
+
+
+def test_sidecar(exported: Exported) -> None:
+    assert json.loads(exported.sidecar.read_text(encoding="utf-8")) == {
+        "description": "mona at her best",
+        "sd version": "SD1",
+        "activation text": "1girl, zorak, röd",
+        "preferred weight": 0.7,
+        "notes": "bleed 0.04",
+    }
+
+
+def test_the_same_export_is_the_same_bytes(
+    state: State, tiny_model: StableDiffusion, exported: Exported, tmp_path: Path
+) -> None:
+    again = export(state, tiny_model, tmp_path, Image.new("RGB", (512, 512), "teal"))
+    assert again.path.read_bytes() == exported.path.read_bytes()
+
+
+def test_an_old_preview_does_not_stay(state: State, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    export(state, tiny_model, tmp_path, Image.new("RGB", (8, 8)))
+    assert export(state, tiny_model, tmp_path).preview is None
+    assert not (tmp_path / "mona.png").exists()
+
+
+def test_diverged_and_overflowing_adapters(state: State, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    key = next(k for k in state if "lora_up" in k)
+    with pytest.raises(ExportError, match="diverged"):
+        export(state | {key: state[key] * torch.nan}, tiny_model, tmp_path)
+    with pytest.raises(ExportError, match="float32"):
+        export(state | {key: torch.full_like(state[key], 1e6)}, tiny_model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unwritable_folder(state: State, tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match="no space left"):
+        export(state, tiny_model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [("mona", "mona"), ("a:b<c>", "a_b_c"), ("../up", "up"), ("mona (game), été", "mona (game)_ été"), ("x.", "x")],
+)
+def test_file_stem(name: str, stem: str) -> None:
+    assert file_stem(name) == stem
+
+
+def test_no_file_stem() -> None:
+    with pytest.raises(ExportError, match="no usable file name"):
+        file_stem("../..")
+
+
+def test_another_architecture(state: State, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    class Other:
+        architecture = "flux"
+
+    with pytest.raises(ExportError, match="flux"):
+        export_lora(state, run(SPEC), dataset(), Other(), tmp_path, "x", card=CARD)  # type: ignore[arg-type]
+
+
+def test_unreadable_files(exported: Exported, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(exported.path.read_bytes()[:-100])
+    with pytest.raises(ExportError, match="cut short or broken"):
+        read_lora(cut, tiny_model)
+    text = tmp_path / "lora.pt"
+    text.write_text("hello")
+    with pytest.raises(ExportError, match=r"no \.safetensors file"):
+        read_lora(text, tiny_model)
+    with pytest.raises(ExportError, match="does not exist"):
+        read_lora(tmp_path / "none.safetensors", tiny_model)
+    with pytest.raises(ExportError, match="is a folder.*cut.safetensors"):
+        read_lora(tmp_path, tiny_model)
+
+
+def test_card_weight_goes_into_the_hint(state: State, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    card = replace(CARD, preferred_weight=0.85)
+    path = export_lora(state, run(SPEC), dataset(), tiny_model, tmp_path, "m", card=card, made=MADE).path
+    assert read_metadata(path)["modelspec.usage_hint"] == "weight 0.85; prompt: 1girl, zorak, röd"

@@ -1,0 +1,98 @@
+"""Every wrong model path gets one line that says what was found and what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from autolora.errors import ModelError
+from autolora.models.folders import check_sd1_folder
+
+Spoil = Callable[[Path], Path | None]  # spoils a good model folder; may give another path to try
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def one_tensor(path: Path, key: str) -> Path:
+    save_file({key: torch.zeros(1)}, path)
+    return path
+
+
+def only(path: Path, key: str) -> Path:
+    path.mkdir()
+    one_tensor(path / "mona.safetensors", key)
+    return path
+
+
+CASES: dict[str, tuple[Spoil, str]] = {
+    "missing": (
+        lambda p: p.parent / "modle",
+        r"does not exist; did you mean .*model\b.*expected a diffusers",
+    ),
+    "missing parent": (lambda p: p.parent / "no" / "model", r"does not exist \(nor does .*no\)"),
+    "subfolder": (lambda p: p.parent, r"its subfolder model has: set model\.path="),
+    "no index": (lambda p: (p / "model_index.json").unlink(), r"no model_index\.json \(found scheduler, "),
+    "empty": (lambda p: (p.parent / "empty").mkdir() or p.parent / "empty", "found an empty folder"),
+    "sdxl": (lambda p: (p / "text_encoder_2").mkdir(), "is an SDXL model"),
+    "sdxl by name": (
+        lambda p: edit(p / "model_index.json", _class_name="StableDiffusionXLPipeline"),
+        "is an SDXL",
+    ),
+    "flux": (lambda p: edit(p / "model_index.json", _class_name="FluxPipeline"), "holds a FluxPipeline"),
+    "bad index": (lambda p: (p / "model_index.json").write_text("{") and None, "cannot be read as JSON"),
+    "index is a list": (lambda p: (p / "model_index.json").write_text("[]") and None, "holds no JSON object"),
+    "parts": (
+        lambda p: shutil.rmtree(p / "vae") or shutil.rmtree(p / "scheduler"),
+        r"lacks vae, scheduler; expected",
+    ),
+    "inpainting": (
+        lambda p: edit(p / "unet" / "config.json", in_channels=9),
+        "inpainting .* takes 9 channels",
+    ),
+    "sd2": (
+        lambda p: edit(p / "text_encoder" / "config.json", hidden_size=1024),
+        "a Stable Diffusion 2 model",
+    ),
+    "lora file": (
+        lambda p: one_tensor(p.parent / "a.safetensors", "lora_unet_x.lora_down.weight"),
+        "is a LoRA file",
+    ),
+    "lora in folder": (
+        lambda p: only(p.parent / "x", "lora_te_x.alpha"),
+        r"holds mona\.safetensors, a LoRA file",
+    ),
+    "checkpoint": (
+        lambda p: one_tensor(p.parent / "a.safetensors", "model.diffusion_model.x"),
+        r"single \.safetensors file, which is not supported yet; .*from_single_file",
+    ),
+    "sdxl checkpoint": (
+        lambda p: one_tensor(p.parent / "a.safetensors", "conditioner.embedders.1.model.x"),
+        "single-file SDXL checkpoint",
+    ),
+    "broken file": (
+        lambda p: (p.parent / "a.safetensors").write_bytes(b"hello") and p.parent / "a.safetensors",
+        r"broken \.safetensors file",
+    ),
+    "ckpt": (
+        lambda p: (p.parent / "a.ckpt").write_bytes(b"x") and p.parent / "a.ckpt",
+        "is a file; expected",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_wrong_path_is_refused(case: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    spoil, message = CASES[case]
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    check_sd1_folder(folder)
+    with pytest.raises(ModelError, match=message) as caught:
+        check_sd1_folder(spoil(folder) or folder)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,178 @@
+"""The SD1 model against diffusers' own pipeline and schedulers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from autolora.errors import ConfigError, ModelError
+from autolora.models import ModelSettings, StableDiffusion, load_model, load_sd1
+from tests import tiny
+
+PIPELINE: Any = StableDiffusionPipeline
+
+
+@pytest.fixture(params=["v_prediction", "epsilon"])
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> StableDiffusion:
+    return tiny.load_tiny(tiny.save_tiny(tmp_path / "model", request.param))
+
+
+def test_noise_target_and_snr_are_the_schedulers(model: StableDiffusion) -> None:
+    scheduler = tiny.tiny_scheduler(model.prediction_type)
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = (torch.randn(4, *model.latent_shape, generator=generator) for _ in range(2))
+    timesteps = torch.tensor([0, 250, 998, 999])
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    torch.testing.assert_close(model.add_noise(latents, noise, timesteps), noisy, atol=1e-5, rtol=1e-5)
+    velocity = model.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+    torch.testing.assert_close(model.target(latents, noise, timesteps), target, atol=1e-5, rtol=1e-5)
+    abar = scheduler.alphas_cumprod[timesteps]
+    torch.testing.assert_close(model.snr(timesteps), abar / (1 - abar))
+
+
+def test_the_last_timestep_of_the_v_model_is_pure_noise(tiny_model: StableDiffusion) -> None:
+    last = torch.tensor([tiny_model.train_timesteps - 1])
+    latents, noise = torch.full((1, *tiny_model.latent_shape), 5.0), torch.ones(1, *tiny_model.latent_shape)
+    assert float(tiny_model.snr(last)) == 0
+    assert torch.equal(tiny_model.add_noise(latents, noise, last), noise)
+    assert torch.equal(tiny_model.target(latents, noise, last), -latents)
+
+
+def test_parts_are_frozen_in_single_precision_and_of_this_shape(tiny_model: StableDiffusion) -> None:
+    assert set(tiny_model.modules) == {"unet", "text_encoder"}
+    for part in (*tiny_model.modules.values(), tiny_model.vae):
+        assert not part.training
+        assert all(p.dtype == torch.float32 and not p.requires_grad for p in part.parameters())
+    assert (tiny_model.name, tiny_model.architecture, tiny_model.resolution) == (
+        "tiny",
+        "sd1",
+        tiny.RESOLUTION,
+    )
+    latents = tiny_model.encode_images(torch.zeros(2, 3, tiny.RESOLUTION, tiny.RESOLUTION))
+    assert tuple(latents.shape) == (2, *tiny_model.latent_shape)
+    assert tuple(tiny_model.decode_latents(latents).shape) == (2, 3, tiny.RESOLUTION, tiny.RESOLUTION)
+
+
+def test_latents_are_the_scaled_mode_of_the_posterior(
+    tiny_model: StableDiffusion, tiny_model_dir: Path
+) -> None:
+    pipeline = PIPELINE.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    expected = pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.config.scaling_factor
+    torch.testing.assert_close(tiny_model.encode_images(pixels), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_prompts_encode_as_in_diffusers(tiny_model: StableDiffusion, tiny_model_dir: Path) -> None:
+    pipeline = PIPELINE.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    prompts = ["1girl, Mona", "", "mona_(é), " * 30]  # the last one exceeds the tokens
+    expected = torch.cat([pipeline.encode_prompt(p, "cpu", 1, False)[0] for p in prompts])
+    torch.testing.assert_close(tiny_model.encode_prompts(prompts), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_prompt_encoding_passes_gradients(tiny_model: StableDiffusion) -> None:
+    table = tiny_model.text_encoder.get_input_embeddings().weight
+    table.requires_grad_(True)
+    try:
+        assert tiny_model.encode_prompts(["mona"]).requires_grad
+    finally:
+        table.requires_grad_(False)
+
+
+@torch.no_grad()
+def test_a_fixed_context_changes_nothing_but_the_time(tiny_model: StableDiffusion) -> None:
+    noisy = torch.randn(2, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
+    contexts = [tiny_model.encode_prompts(["a", "b"]), tiny_model.encode_prompts(["c", "d"])]
+    order = [(contexts[0], 900), (contexts[0], 500), (contexts[1], 500), (contexts[0], 100)]
+    expected = [tiny_model.predict(noisy, torch.full((2,), t), context) for context, t in order]
+    projections = [m for n, m in tiny_model.unet.named_modules() if n.endswith("attn2.to_k")]
+    real, calls = projections[0].forward, []
+    projections[0].forward = lambda x: calls.append(1) or real(x)
+    try:
+        with tiny_model.fixed_context():
+            for (context, t), wanted in zip(order, expected, strict=True):
+                assert torch.equal(tiny_model.predict(noisy, torch.full((2,), t), context), wanted)
+        assert len(calls) == 3
+        tiny_model.predict(noisy, torch.full((2,), 100), contexts[0])
+        assert len(calls) == 4
+    finally:
+        del projections[0].forward
+    assert not any("forward" in vars(m) for m in projections)
+
+
+def test_the_hash_follows_the_weights(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    same, other = tiny.save_tiny(tmp_path / "same"), tiny.save_tiny(tmp_path / "other", seed=1)
+    assert tiny.load_tiny(same).base_hash == tiny_model.base_hash
+    assert tiny.load_tiny(other).base_hash != tiny_model.base_hash
+    assert len(tiny_model.base_hash) == 16
+
+
+def test_half_precision_variants_load(
+    tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny_model_dir, tmp_path / "half")
+    for path in list(copy.rglob("*.safetensors")):
+        path.rename(path.with_name(f"{path.stem}.fp16.safetensors"))
+    loaded = tiny.load_tiny(copy)
+    assert torch.equal(loaded.unet.conv_in.weight, tiny_model.unet.conv_in.weight)
+
+
+def test_outdated_scheduler_files_are_read_as_the_pipeline_reads_them(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny_model_dir, tmp_path / "old")
+    path = copy / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    config.update(_class_name="PNDMScheduler", skip_prk_steps=True, steps_offset=0, clip_sample=True)
+    path.write_text(json.dumps(config))
+    sampler = tiny.load_tiny(copy).sampler()
+    assert (type(sampler).__name__, sampler.config.clip_sample, sampler.config.steps_offset) == (
+        "DDIMScheduler",
+        False,
+        1,
+    )
+
+
+def test_the_resolution_can_be_set(tiny_model_dir: Path) -> None:
+    assert load_model(ModelSettings(path=str(tiny_model_dir), resolution=64)).latent_shape == (4, 16, 16)
+    with pytest.raises(ConfigError, match=r"model\.resolution=36 must be a multiple of 8"):
+        load_sd1(ModelSettings(path=str(tiny_model_dir), resolution=36))
+
+
+def test_an_unknown_family_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"model\.family=sdxl is unknown; expected one of sd1"):
+        load_model(ModelSettings(family="sdxl"))
+
+
+def test_an_unknown_prediction_type_is_refused(tmp_path: Path) -> None:
+    folder = tiny.save_tiny(tmp_path / "model", "sample")
+    with pytest.raises(ModelError, match="prediction_type=sample is not supported"):
+        tiny.load_tiny(folder)
+
+
+def test_weights_that_lack_a_tensor_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    for part, key in (("unet", "conv_in.weight"), ("text_encoder", None)):
+        copy = shutil.copytree(tiny_model_dir, tmp_path / part)
+        path = next((copy / part).glob("*.safetensors"))
+        tensors = load_file(path)
+        tensors.pop(key or sorted(tensors)[0])
+        save_file(tensors, path, {"format": "pt"})
+        with pytest.raises(ModelError, match="the weights lack 1 tensors"):
+            tiny.load_tiny(copy)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_truncated_weight_file_is_one_clear_line(part: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_model_dir, tmp_path / "cut")
+    path = next((copy / part).glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+        tiny.load_tiny(copy)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,73 @@
+"""Terms and intervals on embeddings whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autolora.errors import ConfigError
+from autolora.scoring.intervals import bootstrap_means, estimate
+from autolora.scoring.settings import ScoringSettings
+from autolora.scoring.terms import cross_fitted_auc, editability, fit_margin, relative_position
+
+RNG = np.random.default_rng(0)
+
+
+def cloud(center: float, count: int, seed: int = 0) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(count, 16))
+    rows[:, 0] = rows[:, 0] * 0.3 + center
+    return rows
+
+
+def test_margin_finds_the_axis_that_separates() -> None:
+    margin = fit_margin(cloud(3, 40, 1), cloud(0, 40, 2))
+    assert abs(margin.direction[0]) > 0.9
+    assert np.linalg.norm(margin.direction) == pytest.approx(1)
+
+
+def test_auc_is_half_without_and_one_with_a_difference() -> None:
+    assert 0.25 < cross_fitted_auc(cloud(0, 60, 1), cloud(0, 60, 2)) < 0.75
+    assert cross_fitted_auc(cloud(4, 30, 1), cloud(0, 30, 2)) > 0.99
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_relative_position_runs_from_base_to_real(share: float) -> None:
+    base = RNG.normal(0, 0.1, (12, 2))
+    real = RNG.normal(5, 0.1, 9)
+    rendered = base + 5 * share
+    value, draws = relative_position(rendered, base, real, 200, 0)
+    assert value == pytest.approx(share, abs=0.05)
+    interval = estimate(value, draws)
+    assert interval.low <= interval.value <= interval.high
+
+
+def test_position_is_paired_so_shared_noise_cancels() -> None:
+    base = RNG.normal(0, 3, (12, 2))
+    _, draws = relative_position(base + 1, base, np.full(9, 40.0) + base.mean(), 400, 0)
+    assert draws.std() < 0.01
+
+
+def test_editability_is_one_for_the_base_and_zero_for_unrelated_pictures() -> None:
+    texts = np.eye(8)[:6]
+    base = np.stack([np.stack([t, t]) for t in texts]) + RNG.normal(0, 0.01, (6, 2, 8))
+    assert editability(base, base, texts, 100, 0)[0] == pytest.approx(1)
+    assert editability(np.roll(base, 1, axis=0), base, texts, 100, 0)[0] == pytest.approx(0, abs=0.1)
+
+
+def test_bootstrap_over_prompts_is_wider_than_over_pictures() -> None:
+    table = np.repeat(RNG.normal(size=(10, 1)), 8, axis=1)  # seeds of a prompt agree, so only prompts carry news
+    assert bootstrap_means(table, 500, 0).std() > 2 * table.std() / np.sqrt(table.size)
+
+
+def test_same_seed_same_interval() -> None:
+    table = RNG.normal(size=(7, 3))
+    assert np.array_equal(bootstrap_means(table, 50, 3), bootstrap_means(table, 50, 3))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"weights": ()}, "weights"), ({"class_seeds": 0}, "class_seeds"), ({"contexts": ("smile",)}, "contexts")],
+)
+def test_impossible_settings_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ScoringSettings(**{"contexts": ("a", "b"), **wrong})  # type: ignore[arg-type]

@@ -1,0 +1,82 @@
+"""Configs: every file composes, arguments work as people type them, mistakes are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autolora import config
+from autolora.errors import ConfigError
+from autolora.study.tune import make_plan
+
+STUDIES = sorted(p.stem for p in (config.ROOT / "studies").glob("*.yaml"))
+RECIPES = sorted(p.stem for p in (config.ROOT / "conf" / "recipe").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_composes_and_its_recipes_lie_inside_their_ranges(study: str) -> None:
+    composed = config.compose("tune", [], study)
+    plan, own = make_plan(composed, study, [])
+    assert set(own) == set(plan.space)
+    for recipe, values in own.items():
+        assert plan.run(recipe, values) == plan.run(recipe, {})
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_builds(recipe: str) -> None:
+    assert config.build_run(config.compose("train", [f"recipe={recipe}"])).name == recipe
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["~/mona", "my mona (1)", "a=b", "x, y", "日本/Ünï", r"C:\data\mona", r"C:\data\ ", "it's", 'say "hi"', "a'b\\", "1girl, (solo)"],
+)
+def test_paths_work_as_people_type_them(typed: str) -> None:
+    composed = config.compose("train", [f"dataset.path={typed}"])
+    assert config.dataset_settings(composed).path == typed
+
+
+def test_the_guide_is_written_down() -> None:
+    adamw = config.build_run(config.compose("train", ["recipe=guide-adamw"]))
+    assert (adamw.adapter.dim, adamw.adapter.alpha, adamw.train.epochs, adamw.train.steps_per_concept) == (32, 16, 8, 1000)
+    prodigy = config.build_run(config.compose("train", ["recipe=guide-prodigy"]))
+    assert prodigy.train.steps_per_concept == 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optimizer.lrr=1"], "did you mean `lr`"),
+        (["train.epochz=1"], "did you mean `epochs`"),
+        (["train.epochs=many"], "train.epochs: expected int, got 'many'"),
+        (["train.epochs=0"], "at least 1, got 0"),
+        (["recipe=nope"], "Could not find 'recipe/nope'"),
+        (["optimizer.lr=-1"], "above 0"),
+        (["justaword"], "key=value"),
+        (["recipe=doll-prodigy", "optimizer.lr=0.01"], "Prodigy finds its own rate"),
+    ],
+)
+def test_mistakes_are_told(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.build_run(config.compose("train", arguments))
+
+
+def test_recipe_outside_its_own_range(tmp_path: Path) -> None:
+    study = tmp_path / "mine" / "odd.yaml"
+    study.parent.mkdir()
+    study.write_text(
+        "# @package _global_\nstudy: {name: odd, recipes: {doll-adamw: {optimizer.lr: {log: [0.01, 0.1]}, no.such: {int: [1, 2]}}}}\n"
+    )
+    composed = config.compose("tune", [], str(study))
+    with pytest.raises(ConfigError, match=r"no\.such"):
+        make_plan(composed, str(study), [])
+    study.write_text("# @package _global_\nstudy: {name: odd, recipes: {doll-adamw: {optimizer.lr: {log: [0.01, 0.1]}}}}\n")
+    composed = config.compose("tune", [], str(study))
+    with pytest.raises(ConfigError, match=r"own 0\.001 is outside log"):
+        make_plan(composed, str(study), [])
+
+
+def test_unknown_study_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match="quickstart"):
+        config.find_study("nope")

@@ -1,0 +1,225 @@
+"""Rendering: against diffusers' pipeline, in any batch, at any LoRA weight; and the cache of base renders."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from autolora.adapters.lora import AdapterSet, LoRA
+from autolora.errors import ConfigError
+from autolora.models import RenderSettings, StableDiffusion
+from autolora.sampling import BaseRenders, Pictures, Shot, render
+from tests import tiny
+
+PIPELINE: Any = StableDiffusionPipeline
+SETTINGS = RenderSettings(steps=4, guidance=3.0, batch_size=4)
+SHOTS = [
+    Shot(p, s, w)
+    for s, (p, w) in enumerate([("1girl", 0.0), ("mona", 1.0), ("mona", 0.7), ("x y", 1.0), ("", 0.0)])
+]
+
+
+def apart(one: Pictures, other: Pictures) -> int:
+    """The largest difference, in levels of 256."""
+    assert one.shape == other.shape
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+def fill(adapter: AdapterSet, strength: float = 0.3) -> AdapterSet:
+    """A LoRA that changes pictures visibly."""
+    spec = LoRA(dim=2, alpha=2.0, text_encoder=adapter.touches_text_encoder)
+    generator = torch.Generator().manual_seed(0)
+    adapter.start(0, spec, generator)
+    with torch.no_grad():
+        for layer in adapter.layers.values():
+            layer.up.copy_(torch.randn(layer.up.shape, generator=generator) * strength)
+    return adapter
+
+
+@pytest.fixture(params=[False, True], ids=["unet", "unet+text"])
+def adapter(request: pytest.FixtureRequest, tiny_model: StableDiffusion) -> Iterator[AdapterSet]:
+    attached = LoRA(dim=2, alpha=2.0, text_encoder=request.param).attach(tiny_model.modules)
+    yield fill(attached)
+    attached.detach()
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_render_is_the_one_of_diffusers(prediction: str, guidance: float, tmp_path: Path) -> None:
+    folder = tiny.save_tiny(tmp_path / "model", prediction)
+    settings = RenderSettings(steps=5, guidance=guidance, negative="red")
+    pictures = render(tiny.load_tiny(folder), [Shot("1girl, mona", 7, 0.0), Shot("b", 8, 0.0)], settings)
+    pipeline = PIPELINE.from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    for picture, prompt, seed in zip(pictures, ["1girl, mona", "b"], [7, 8], strict=True):
+        expected = pipeline(
+            prompt,
+            negative_prompt="red",
+            num_inference_steps=5,
+            guidance_scale=guidance,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]
+        assert apart(picture, np.asarray(expected)) <= 1
+    assert apart(pictures[:1], pictures[1:]) > 20
+
+
+def test_the_packaged_schedule_starts_from_pure_noise(tiny_model: StableDiffusion) -> None:
+    sampler = tiny_model.sampler()
+    sampler.set_timesteps(12)
+    assert int(sampler.timesteps[0]) == tiny_model.train_timesteps - 1
+    assert float(sampler.alphas_cumprod[-1]) == 0 and float(sampler.final_alpha_cumprod) == 1
+
+
+def test_a_picture_does_not_depend_on_its_batch(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
+    together = render(tiny_model, SHOTS, SETTINGS, adapter)
+    alone = np.concatenate([render(tiny_model, [shot], SETTINGS, adapter) for shot in SHOTS])
+    backwards = render(tiny_model, SHOTS[::-1], dataclasses.replace(SETTINGS, batch_size=3), adapter)[::-1]
+    assert apart(together, alone) <= 1 and apart(together, backwards) <= 1
+
+
+def test_weight_zero_is_the_base_in_any_company(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
+    shots = [dataclasses.replace(shot, weight=0.0) for shot in SHOTS]
+    among = render(tiny_model, SHOTS, SETTINGS, adapter)
+    switched_off = render(tiny_model, shots, SETTINGS, adapter)
+    adapter.detach()
+    bare = render(tiny_model, shots, SETTINGS)
+    assert apart(switched_off, bare) <= 1
+    base = [i for i, shot in enumerate(SHOTS) if shot.weight == 0]
+    changed = [i for i, shot in enumerate(SHOTS) if shot.weight != 0]
+    assert apart(among[base], bare[base]) <= 1
+    assert min(apart(among[i], bare[i]) for i in changed) > 20
+
+
+def test_a_weight_scales_the_update(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
+    weighted = render(tiny_model, [Shot("mona", 3, 0.4), Shot("mona", 3, 1.0)], SETTINGS, adapter)
+    with torch.no_grad():
+        for layer in adapter.layers.values():
+            layer.up.mul_(0.4)
+    scaled = render(tiny_model, [Shot("mona", 3, 1.0)], SETTINGS, adapter)
+    assert apart(weighted[:1], scaled) <= 1
+    assert apart(weighted[1:], scaled) > 5
+
+
+def test_the_adapter_is_left_at_its_own_weight(
+    tiny_model: StableDiffusion, adapter: AdapterSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, steps = torch.zeros(2, tiny.TOKENS, tiny.WIDTH), torch.full((2,), 500)
+    noisy = torch.ones(2, *tiny_model.latent_shape)
+    with torch.no_grad():
+        before = tiny_model.predict(noisy, steps, context)
+        render(tiny_model, SHOTS, SETTINGS, adapter)
+        assert torch.equal(tiny_model.predict(noisy, steps, context), before)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(tiny_model, "sampler", interrupt)
+            render(tiny_model, SHOTS, SETTINGS, adapter)
+        assert torch.equal(tiny_model.predict(noisy, steps, context), before)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_rendering_reports_progress_and_takes_nothing(tiny_model: StableDiffusion) -> None:
+    done: list[int] = []
+    shots = [Shot("a", seed, 0.0) for seed in range(5)]
+    assert render(tiny_model, shots, SETTINGS, advance=done.append).dtype == np.uint8
+    assert done == [4, 1]
+    assert render(tiny_model, [], SETTINGS).shape == (0, 32, 32, 3)
+
+
+def test_silently_wrong_calls_are_refused(tiny_model: StableDiffusion) -> None:
+    with pytest.raises(ValueError, match="need an adapter"):
+        render(tiny_model, [Shot("a", 0, 1.0)], SETTINGS)
+    for slots, given, message in ((1, False, "an adapter is attached"), (2, True, "one slot, got 2")):
+        attached = LoRA(dim=2).attach(tiny_model.modules, slots=slots)
+        try:
+            with pytest.raises(ValueError, match=message):
+                render(tiny_model, [Shot("a", 0, 0.0)], SETTINGS, attached if given else None)
+        finally:
+            attached.detach()
+
+
+def test_render_settings_name_every_mistake() -> None:
+    with pytest.raises(
+        ConfigError, match=r"steps must be .* got 0; .*guidance .* got 0\.5; .*batch_size .* got 0"
+    ):
+        RenderSettings(steps=0, guidance=0.5, batch_size=0)
+
+
+def test_base_renders_are_read_back(
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [("a", 1), ("b", 2), ("a", 1)]
+    done: list[int] = []
+    first = BaseRenders(tiny_model, SETTINGS, tmp_path).render(wanted, done.append)
+    assert sum(done) == 3
+    assert apart(first, render(tiny_model, [Shot(p, s, 0.0) for p, s in wanted], SETTINGS)) <= 1
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".png", ".png"]  # no temporary files
+    monkeypatch.setattr(tiny_model, "predict", interrupt)
+    assert np.array_equal(BaseRenders(tiny_model, SETTINGS, tmp_path).render(wanted, done.append), first)
+    assert sum(done) == 6
+
+
+def test_the_cache_key_holds_what_decides_a_picture(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    def place(settings: RenderSettings, prompt: str = "a", seed: int = 1) -> Path:
+        return BaseRenders(tiny_model, settings, tmp_path).path(prompt, seed)
+
+    other = [
+        dataclasses.replace(SETTINGS, **change)
+        for change in ({"steps": 5}, {"guidance": 2.0}, {"negative": "b"})
+    ]
+    assert place(SETTINGS) == place(dataclasses.replace(SETTINGS, batch_size=9))
+    assert len({place(SETTINGS), place(SETTINGS, "b"), place(SETTINGS, seed=2), *map(place, other)}) == 6
+
+
+def test_the_cache_key_is_the_same_in_every_process(
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = BaseRenders(tiny_model, SETTINGS, tmp_path).path("a", 1)
+    sampler = tiny_model.sampler()
+    changed = {**sampler.config, "_use_default_values": ["any", "order"], "_diffusers_version": "9"}
+    monkeypatch.setattr(type(sampler), "config", changed)
+    monkeypatch.setattr(tiny_model, "sampler", lambda: sampler)
+    assert BaseRenders(tiny_model, SETTINGS, tmp_path).path("a", 1) == key
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", "half"])
+def test_a_broken_cache_file_is_rendered_again(
+    content: bytes | str, tiny_model: StableDiffusion, tmp_path: Path
+) -> None:
+    renders = BaseRenders(tiny_model, SETTINGS, tmp_path)
+    good, path = renders.render([("a", 1)]), renders.path("a", 1)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if isinstance(content, str) else content)
+    assert np.array_equal(BaseRenders(tiny_model, SETTINGS, tmp_path).render([("a", 1)]), good)
+    assert path.read_bytes() == whole
+
+
+def test_finished_batches_outlive_an_interrupt(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    wanted = [("a", seed) for seed in range(6)]
+    with pytest.raises(KeyboardInterrupt):
+        BaseRenders(tiny_model, SETTINGS, tmp_path).render(wanted, stop_at_once_after_the_second)
+    assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+def stop_at_once_after_the_second(ready: int) -> None:
+    if ready == 2:
+        raise KeyboardInterrupt
+
+
+def test_base_renders_switch_an_attached_adapter_off(
+    tiny_model: StableDiffusion, adapter: AdapterSet, tmp_path: Path
+) -> None:
+    wanted = [("mona", 1)]
+    with pytest.raises(ValueError, match="an adapter is attached"):
+        BaseRenders(tiny_model, SETTINGS, tmp_path / "refused").render(wanted)
+    worn = BaseRenders(tiny_model, SETTINGS, tmp_path / "worn").render(wanted, adapter=adapter)
+    adapter.detach()
+    assert apart(worn, BaseRenders(tiny_model, SETTINGS, tmp_path / "bare").render(wanted)) <= 1
