@@ -104,7 +104,9 @@ def _configured(command: str, rest: list[str]) -> int:
         study = rest.pop(0)
     flags = [argument for argument in rest if argument.startswith("-")]
     if flags:
-        raise ConfigError(f"unknown option {flags[0]}; settings are written key=value, `autolora --help` shows examples")
+        raise ConfigError(
+            f"unknown option {flags[0]}; settings are written key=value, `autolora --help` shows examples"
+        )
     from autolora import config
     from autolora.study import commands
 

@@ -28,7 +28,9 @@ from autolora.scoring.settings import ScoringSettings
 from autolora.train.run import Run, TrainSettings
 
 PACKAGE = Path(__file__).parent
-ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent  # a wheel carries conf/ and studies/ inside the package
+ROOT = (
+    PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
+)  # a wheel carries conf/ and studies/ inside the package
 T = TypeVar("T")
 
 
@@ -102,9 +104,13 @@ def _explain(error: Exception, primary: str) -> str:
     """Hydra's message in one line, with the nearest key where one was misspelt."""
     text = " ".join(str(error).split())
     text = re.sub(r" (See https?://\S+.*|To append to your config.*|full_key:.*)$", "", text)
-    missing = re.search(r"[Kk]ey '([\w.-]+)' is not in struct", str(error)) or re.search(r"Could not override '([\w.-]+)'", str(error))
+    missing = re.search(r"[Kk]ey '([\w.-]+)' is not in struct", str(error)) or re.search(
+        r"Could not override '([\w.-]+)'", str(error)
+    )
     if missing:
-        known = sorted({key for path in (ROOT / "conf").rglob("*.yaml") for key in re.findall(r"(\w+):", path.read_text("utf-8"))})
+        known = sorted(
+            {key for path in (ROOT / "conf").rglob("*.yaml") for key in re.findall(r"(\w+):", path.read_text("utf-8"))}
+        )
         near = difflib.get_close_matches(missing.group(1).split(".")[-1], known, 1)
         text += f"; did you mean `{near[0]}`?" if near else f"; `autolora {primary} --cfg job` lists every key"
     return text
@@ -166,7 +172,11 @@ _NESTED: dict[str, type[Any]] = {"RenderSettings": RenderSettings}
 
 def build_run(config: DictConfig) -> Run:
     """The run that a composed config describes."""
-    tables: list[tuple[str, Mapping[str, Any]]] = [("adapter", {"lora": LoRA}), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)]
+    tables: list[tuple[str, Mapping[str, Any]]] = [
+        ("adapter", {"lora": LoRA}),
+        ("optimizer", OPTIMIZERS),
+        ("schedule", SCHEDULES),
+    ]
     parts: dict[str, Any] = {}
     for name, table in tables:
         kind = config[name].get("kind")

@@ -75,9 +75,7 @@ def _check_adapter(model: BaseModel, shots: Sequence[Shot], adapter: AdapterSet 
     if any(shot.weight for shot in shots):
         raise ValueError("shots with a LoRA weight need an adapter")
     if any(isinstance(module, LoRALayer) for root in model.modules.values() for module in root.modules()):
-        raise ValueError(
-            "an adapter is attached to the model: pass it, else its LoRA is in every base render"
-        )
+        raise ValueError("an adapter is attached to the model: pass it, else its LoRA is in every base render")
 
 
 @contextmanager

@@ -30,7 +30,19 @@ def test_every_recipe_builds(recipe: str) -> None:
 
 @pytest.mark.parametrize(
     "typed",
-    ["~/mona", "my mona (1)", "a=b", "x, y", "日本/Ünï", r"C:\data\mona", r"C:\data\ ", "it's", 'say "hi"', "a'b\\", "1girl, (solo)"],
+    [
+        "~/mona",
+        "my mona (1)",
+        "a=b",
+        "x, y",
+        "日本/Ünï",
+        r"C:\data\mona",
+        r"C:\data\ ",
+        "it's",
+        'say "hi"',
+        "a'b\\",
+        "1girl, (solo)",
+    ],
 )
 def test_paths_work_as_people_type_them(typed: str) -> None:
     composed = config.compose("train", [f"dataset.path={typed}"])
@@ -39,7 +51,12 @@ def test_paths_work_as_people_type_them(typed: str) -> None:
 
 def test_the_guide_is_written_down() -> None:
     adamw = config.build_run(config.compose("train", ["recipe=guide-adamw"]))
-    assert (adamw.adapter.dim, adamw.adapter.alpha, adamw.train.epochs, adamw.train.steps_per_concept) == (32, 16, 8, 1000)
+    assert (adamw.adapter.dim, adamw.adapter.alpha, adamw.train.epochs, adamw.train.steps_per_concept) == (
+        32,
+        16,
+        8,
+        1000,
+    )
     prodigy = config.build_run(config.compose("train", ["recipe=guide-prodigy"]))
     assert prodigy.train.steps_per_concept == 500
 
@@ -71,7 +88,9 @@ def test_recipe_outside_its_own_range(tmp_path: Path) -> None:
     composed = config.compose("tune", [], str(study))
     with pytest.raises(ConfigError, match=r"no\.such"):
         make_plan(composed, str(study), [])
-    study.write_text("# @package _global_\nstudy: {name: odd, recipes: {doll-adamw: {optimizer.lr: {log: [0.01, 0.1]}}}}\n")
+    study.write_text(
+        "# @package _global_\nstudy: {name: odd, recipes: {doll-adamw: {optimizer.lr: {log: [0.01, 0.1]}}}}\n"
+    )
     composed = config.compose("tune", [], str(study))
     with pytest.raises(ConfigError, match=r"own 0\.001 is outside log"):
         make_plan(composed, str(study), [])

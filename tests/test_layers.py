@@ -48,5 +48,7 @@ def test_imports_point_upward(path: Path) -> None:
 
 
 def test_every_module_has_a_place() -> None:
-    names = {p.stem if p.is_file() else p.name for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
+    names = {
+        p.stem if p.is_file() else p.name for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()
+    }
     assert names - {"__init__"} == set(RANK) | BESIDE

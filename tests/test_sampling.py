@@ -21,8 +21,7 @@ from tests import tiny
 PIPELINE: Any = StableDiffusionPipeline
 SETTINGS = RenderSettings(steps=4, guidance=3.0, batch_size=4)
 SHOTS = [
-    Shot(p, s, w)
-    for s, (p, w) in enumerate([("1girl", 0.0), ("mona", 1.0), ("mona", 0.7), ("x y", 1.0), ("", 0.0)])
+    Shot(p, s, w) for s, (p, w) in enumerate([("1girl", 0.0), ("mona", 1.0), ("mona", 0.7), ("x y", 1.0), ("", 0.0)])
 ]
 
 
@@ -56,7 +55,7 @@ def test_a_render_is_the_one_of_diffusers(prediction: str, guidance: float, tmp_
     folder = tiny.save_tiny(tmp_path / "model", prediction)
     settings = RenderSettings(steps=5, guidance=guidance, negative="red")
     pictures = render(tiny.load_tiny(folder), [Shot("1girl, mona", 7, 0.0), Shot("b", 8, 0.0)], settings)
-    pipeline = PIPELINE.from_pretrained(folder, dtype=torch.float32)
+    pipeline = PIPELINE.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     for picture, prompt, seed in zip(pictures, ["1girl, mona", "b"], [7, 8], strict=True):
         expected = pipeline(
@@ -74,14 +73,16 @@ def test_the_packaged_schedule_starts_from_pure_noise(tiny_model: StableDiffusio
     sampler = tiny_model.sampler()
     sampler.set_timesteps(12)
     assert int(sampler.timesteps[0]) == tiny_model.train_timesteps - 1
-    assert float(sampler.alphas_cumprod[-1]) == 0 and float(sampler.final_alpha_cumprod) == 1
+    assert float(sampler.alphas_cumprod[-1]) == 0
+    assert float(sampler.final_alpha_cumprod) == 1
 
 
 def test_a_picture_does_not_depend_on_its_batch(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
     together = render(tiny_model, SHOTS, SETTINGS, adapter)
     alone = np.concatenate([render(tiny_model, [shot], SETTINGS, adapter) for shot in SHOTS])
     backwards = render(tiny_model, SHOTS[::-1], dataclasses.replace(SETTINGS, batch_size=3), adapter)[::-1]
-    assert apart(together, alone) <= 1 and apart(together, backwards) <= 1
+    assert apart(together, alone) <= 1
+    assert apart(together, backwards) <= 1
 
 
 def test_weight_zero_is_the_base_in_any_company(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
@@ -116,9 +117,10 @@ def test_the_adapter_is_left_at_its_own_weight(
         before = tiny_model.predict(noisy, steps, context)
         render(tiny_model, SHOTS, SETTINGS, adapter)
         assert torch.equal(tiny_model.predict(noisy, steps, context), before)
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(tiny_model, "sampler", interrupt)
-            render(tiny_model, SHOTS, SETTINGS, adapter)
+            with pytest.raises(KeyboardInterrupt):
+                render(tiny_model, SHOTS, SETTINGS, adapter)
         assert torch.equal(tiny_model.predict(noisy, steps, context), before)
 
 
@@ -147,9 +149,7 @@ def test_silently_wrong_calls_are_refused(tiny_model: StableDiffusion) -> None:
 
 
 def test_render_settings_name_every_mistake() -> None:
-    with pytest.raises(
-        ConfigError, match=r"steps must be .* got 0; .*guidance .* got 0\.5; .*batch_size .* got 0"
-    ):
+    with pytest.raises(ConfigError, match=r"steps must be .* got 0; .*guidance .* got 0\.5; .*batch_size .* got 0"):
         RenderSettings(steps=0, guidance=0.5, batch_size=0)
 
 
@@ -171,10 +171,7 @@ def test_the_cache_key_holds_what_decides_a_picture(tiny_model: StableDiffusion,
     def place(settings: RenderSettings, prompt: str = "a", seed: int = 1) -> Path:
         return BaseRenders(tiny_model, settings, tmp_path).path(prompt, seed)
 
-    other = [
-        dataclasses.replace(SETTINGS, **change)
-        for change in ({"steps": 5}, {"guidance": 2.0}, {"negative": "b"})
-    ]
+    other = [dataclasses.replace(SETTINGS, **change) for change in ({"steps": 5}, {"guidance": 2.0}, {"negative": "b"})]
     assert place(SETTINGS) == place(dataclasses.replace(SETTINGS, batch_size=9))
     assert len({place(SETTINGS), place(SETTINGS, "b"), place(SETTINGS, seed=2), *map(place, other)}) == 6
 

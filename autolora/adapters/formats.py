@@ -77,9 +77,7 @@ def from_kohya(tensors: Mapping[str, Tensor], architecture: str, shapes: Shapes)
     prefixes = _prefixes(architecture)
     paths = {kohya_name(path, architecture): path for path in shapes if path.partition(".")[0] in prefixes}
     names = dict.fromkeys(key.partition(".")[0] for key in tensors)
-    strange = [
-        key for key in tensors if key.partition(".")[0] not in paths or key.partition(".")[2] not in PARTS
-    ]
+    strange = [key for key in tensors if key.partition(".")[0] not in paths or key.partition(".")[2] not in PARTS]
     if strange or not tensors:
         raise ExportError(_why_unknown(tensors, strange, len(names), architecture))
     state: State = {}
@@ -134,9 +132,7 @@ def _split(key: str) -> tuple[str, str]:
     raise ExportError(f"{key!r} is no part of a LoRA; expected a key that ends with one of {', '.join(PARTS)}")
 
 
-def _fitted(
-    name: str, path: str, down: Tensor, up: Tensor, alpha: Tensor | None, shape: tuple[int, ...]
-) -> State:
+def _fitted(name: str, path: str, down: Tensor, up: Tensor, alpha: Tensor | None, shape: tuple[int, ...]) -> State:
     """One layer's tensors with the dimensions of the model's layer; `shape` is its weight's."""
     outside, inside = shape[:2]
     if any(side != 1 for side in (*down.shape[2:], *up.shape[2:], *shape[2:])):

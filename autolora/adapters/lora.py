@@ -44,7 +44,9 @@ class LoRA:
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.alpha <= 0:
-            raise ConfigError(f"adapter.dim must be at least 1 and adapter.alpha above 0, got {self.dim} and {self.alpha}")
+            raise ConfigError(
+                f"adapter.dim must be at least 1 and adapter.alpha above 0, got {self.dim} and {self.alpha}"
+            )
         unknown = set(self.targets) - set(TARGETS)
         if unknown or not self.targets:
             raise ConfigError(f"adapter.targets must be some of {', '.join(TARGETS)}, got {list(self.targets)}")
@@ -213,11 +215,18 @@ class AdapterSet:
         unknown = paths - set(self.layers)
         dims = {state[f"{path}.lora_down.weight"].shape[0] for path in paths}
         if unknown or not paths or max(dims) > self.max_dim:
-            what = f"layers {sorted(unknown)[:3]} are not adapted here" if unknown else f"ranks {sorted(dims)} do not fit {self.max_dim}"
+            what = (
+                f"layers {sorted(unknown)[:3]} are not adapted here"
+                if unknown
+                else f"ranks {sorted(dims)} do not fit {self.max_dim}"
+            )
             raise ConfigError(f"the LoRA does not fit this model: {what}")
         dim = max(dims)
         self._dims[slot] = dim
-        scales = {float(state[f"{p}.alpha"]) / state[f"{p}.lora_down.weight"].shape[0] if f"{p}.alpha" in state else 1.0 for p in paths}
+        scales = {
+            float(state[f"{p}.alpha"]) / state[f"{p}.lora_down.weight"].shape[0] if f"{p}.alpha" in state else 1.0
+            for p in paths
+        }
         shared = scales.pop() if len(scales) == 1 else 1.0
         self._alphas[slot], self.routing.slot_scales[slot] = shared * dim, shared
         with torch.no_grad():

@@ -85,17 +85,11 @@ def load_dataset(settings: DatasetSettings) -> Dataset:
     except DatasetError as error:
         problems.append(str(error))
     try:
-        trigger = (
-            check_trigger(pictures, settings.trigger)
-            if settings.trigger
-            else find_trigger(pictures, class_word)
-        )
+        trigger = check_trigger(pictures, settings.trigger) if settings.trigger else find_trigger(pictures, class_word)
     except DatasetError as error:
         problems.append(str(error))
     try:
-        train, held_out = split_held_out(
-            by_concept, settings.held_out_share, settings.held_out_min, settings.seed
-        )
+        train, held_out = split_held_out(by_concept, settings.held_out_share, settings.held_out_min, settings.seed)
     except DatasetError as error:
         problems.append(str(error))
     if problems:
@@ -119,13 +113,9 @@ def describe(dataset: Dataset) -> str:
     rows = [("concept", "trigger", "training", "held out", "sizes")]
     for concept in dataset.concepts:
         held_out = [picture for picture in dataset.held_out if picture.concept == concept.name]
-        sizes = sorted(
-            {(p.width * p.height, f"{p.width}x{p.height}") for p in (*concept.pictures, *held_out)}
-        )
+        sizes = sorted({(p.width * p.height, f"{p.width}x{p.height}") for p in (*concept.pictures, *held_out)})
         ends = dict.fromkeys([sizes[0][1], sizes[-1][1]])
-        rows.append(
-            (concept.name, concept.trigger, str(len(concept.pictures)), str(len(held_out)), " to ".join(ends))
-        )
+        rows.append((concept.name, concept.trigger, str(len(concept.pictures)), str(len(held_out)), " to ".join(ends)))
     return "\n".join([*head, *_table(rows, left=2)])
 
 
@@ -187,9 +177,7 @@ def step_ledger(dataset: Dataset, steps_per_concept: int, epochs: int) -> Ledger
 
     def shown(trigger: str) -> float:
         """Images an epoch whose caption carries the trigger."""
-        shares = (
-            sum(has_tag(p.caption, trigger) for p in c.pictures) / len(c.pictures) for c in dataset.concepts
-        )
+        shares = (sum(has_tag(p.caption, trigger) for p in c.pictures) / len(c.pictures) for c in dataset.concepts)
         return steps_per_concept * sum(shares)
 
     rows = [

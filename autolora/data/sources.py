@@ -90,17 +90,13 @@ def load_image(path: Path) -> Image.Image:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):  # 16 bits a pixel: convert() would clip them instead of scaling
-                image = Image.fromarray(
-                    (np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-                )
+                image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return image.convert("RGB")
     except _DECODE_ERRORS as error:
-        raise DatasetError(
-            f"{path}: cannot be read any more ({error}): restore the file and run again"
-        ) from error
+        raise DatasetError(f"{path}: cannot be read any more ({error}): restore the file and run again") from error
 
 
 def load_pixels(path: Path, width: int, height: int | None = None) -> NDArray[np.uint8]:
@@ -123,9 +119,7 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def _concept_folders(root: Path) -> tuple[list[tuple[Path, str]], list[str]]:
     """The folders to read with their concept's name, and what is wrong with the layout."""
-    subfolders = sorted(
-        (p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "_"))), key=str
-    )
+    subfolders = sorted((p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "_"))), key=str)
     numbered = {p: " ".join(match[2].split()) for p in subfolders if (match := _REPEATS_FOLDER.match(p.name))}
     loose = _files(root, IMAGE_SUFFIXES)
     others = [p for p in subfolders if p not in numbered and _files(p, IMAGE_SUFFIXES)]
@@ -143,9 +137,7 @@ def _concept_folders(root: Path) -> tuple[list[tuple[Path, str]], list[str]]:
     problems += [f"{p.name}: lies beside the concept folders: move it into one of them" for p in loose]
     for folder, concept in numbered.items():
         if not concept:
-            problems.append(
-                f"{folder.name}: no class tokens after the number: rename it, such as `{folder.name}mona`"
-            )
+            problems.append(f"{folder.name}: no class tokens after the number: rename it, such as `{folder.name}mona`")
         elif not _files(folder, IMAGE_SUFFIXES) and not _files(folder, _NOT_YET_READ):
             problems.append(f"{folder.name}: no images: add pictures with captions or remove the folder")
     return list(numbered.items()), problems
@@ -177,19 +169,13 @@ def _not_a_folder(root: Path) -> str:
     except OSError:
         names = []
     near = difflib.get_close_matches(missing.name, names, 1, cutoff=0.5)
-    hint = (
-        f"did you mean {missing.parent / near[0]}?"
-        if near
-        else "give dataset.path=FOLDER with captioned pictures"
-    )
+    hint = f"did you mean {missing.parent / near[0]}?" if near else "give dataset.path=FOLDER with captioned pictures"
     return f"{root}: no such folder: {hint}"
 
 
 def _read_caption(path: Path) -> tuple[str, str]:
     """The caption of a picture and what is wrong with it; one of the two is empty."""
-    beside = [
-        p for suffix in CAPTION_SUFFIXES for p in (path.with_suffix(suffix), path.with_suffix(suffix.upper()))
-    ]
+    beside = [p for suffix in CAPTION_SUFFIXES for p in (path.with_suffix(suffix), path.with_suffix(suffix.upper()))]
     # one file answers to both spellings where the file system ignores case
     texts: dict[str, str] = {}
     for file in beside:

@@ -77,9 +77,7 @@ def split_held_out(concepts: Mapping[str, Sequence[Picture]], share: float, mini
             break
         copies = [name for name in stuck if bits[name] < 0]
         if copies:
-            listed = (
-                f"concept `{name}` has only copies of one picture: add different ones" for name in copies
-            )
+            listed = (f"concept `{name}` has only copies of one picture: add different ones" for name in copies)
             raise DatasetError(list_problems("nothing can be held out", listed))
         bits |= {name: bits[name] - 1 for name in stuck}
     train = {

@@ -85,9 +85,7 @@ def find_trigger(pictures: Sequence[Picture], class_word: str | None) -> str:
         return spelling[frequent[0]]
     if frequent:
         listed = ", ".join(spelling[tag] for tag in frequent[:5])
-        raise DatasetError(
-            f"which tag is the trigger? {listed} are all in most captions: add dataset.trigger=WORD"
-        )
+        raise DatasetError(f"which tag is the trigger? {listed} are all in most captions: add dataset.trigger=WORD")
     raise DatasetError(
         "no tag could be the trigger: write a word of your own into every caption, or name one that is there "
         "with dataset.trigger=WORD"
@@ -109,9 +107,7 @@ def check_trigger(pictures: Sequence[Picture], trigger: str) -> str:
     near = difflib.get_close_matches(tag_key(trigger), list(counts), 3)
     listed = ", ".join(spelling[tag] for tag in near or [tag for tag, _ in counts.most_common(3)])
     kind = "close to it" if near else "most frequent"
-    raise DatasetError(
-        f"dataset.trigger={trigger} is in no caption ({kind}: {listed}): name a tag of the captions"
-    )
+    raise DatasetError(f"dataset.trigger={trigger} is in no caption ({kind}: {listed}): name a tag of the captions")
 
 
 def own_trigger(members: Sequence[Picture], others: Sequence[Picture], trigger: str, class_word: str) -> str:
@@ -133,9 +129,7 @@ def own_trigger(members: Sequence[Picture], others: Sequence[Picture], trigger: 
 
 def _tag_counts(pictures: Sequence[Picture]) -> Counter[str]:
     """In how many captions each tag is, by `tag_key`, in order of first appearance."""
-    return Counter(
-        key for p in pictures for key in dict.fromkeys(tag_key(tag) for tag in split_tags(p.caption))
-    )
+    return Counter(key for p in pictures for key in dict.fromkeys(tag_key(tag) for tag in split_tags(p.caption)))
 
 
 def _spellings(pictures: Sequence[Picture]) -> dict[str, str]:
@@ -152,6 +146,4 @@ def _words(text: str) -> str:
 def _is_common(tag: str) -> bool:
     """Whether a tag is made of common words only (or of no letters at all)."""
     words = re.findall(r"[^\W_]+", tag)
-    return tag in CLASS_WORDS or all(
-        word in _COMMON_WORDS or word in CLASS_WORDS or word.isdigit() for word in words
-    )
+    return tag in CLASS_WORDS or all(word in _COMMON_WORDS or word in CLASS_WORDS or word.isdigit() for word in words)

@@ -165,9 +165,7 @@ def _pictures(run: Run, dataset: Dataset, model: BaseModel) -> dict[str, str]:
     side, concepts = model.resolution, dataset.concepts
     repeats = {c.name: max(1, round(run.train.steps_per_concept / len(c.pictures))) for c in concepts}
     names = {concept.name: f"{repeats[concept.name]}_{concept.name}" for concept in concepts}
-    folders = {
-        names[c.name]: {"n_repeats": repeats[c.name], "img_count": len(c.pictures)} for c in concepts
-    }
+    folders = {names[c.name]: {"n_repeats": repeats[c.name], "img_count": len(c.pictures)} for c in concepts}
     tags = {names[concept.name]: tag_frequency(concept) for concept in concepts}
     bucket = {"resolution": [side, side], "count": run.steps_per_epoch(len(concepts))}
     return {

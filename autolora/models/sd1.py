@@ -171,12 +171,11 @@ def _load(kind: Any, folder: Path, device: torch.device) -> Any:
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
-        dtype=torch.float32,
     )
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(f"{folder}: the weights lack {len(missing)} tensors ({missing[0]} ...): {AGAIN}")
-    return part.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return part.to(device=device, dtype=torch.float32, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def _per_sample(table: Tensor, timesteps: Tensor) -> Tensor:

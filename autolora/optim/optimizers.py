@@ -44,7 +44,9 @@ class Prodigy:
 
     def __post_init__(self) -> None:
         if self.lr != 1.0:
-            raise ConfigError(f"Prodigy finds its own rate: optimizer.lr must be 1, got {self.lr}; tune optimizer.d_coef")
+            raise ConfigError(
+                f"Prodigy finds its own rate: optimizer.lr must be 1, got {self.lr}; tune optimizer.d_coef"
+            )
         if not 0 < self.d_coef <= 10:
             raise ConfigError(f"optimizer.d_coef must be above 0 and at most 10 (0.5 to 2 is usual), got {self.d_coef}")
 

@@ -75,7 +75,9 @@ def draw(look: Look, rng: random.Random, size: int = 64) -> Image.Image:
     if look.marks and look.marks.crest == "halo":
         _halo(pen, MARK[look.marks.crest_color])
     _hair_back(pen, v["hair_style"], hair, tone if look.marks and look.marks.two_tone == "tips" else hair)
-    _arms(pen, v["pose"], skin, pen.shade(CLOTH[v["outfit_color"]], 7) if v["outfit"] != "overalls" else (240, 240, 244))
+    _arms(
+        pen, v["pose"], skin, pen.shade(CLOTH[v["outfit_color"]], 7) if v["outfit"] != "overalls" else (240, 240, 244)
+    )
     _body(pen, v, look.second_color)
     boy = v["count"] == "1boy"
     pen.poly([(29, 36), (35, 36), (36, 41), (28, 41)], skin)
@@ -99,7 +101,9 @@ def _background(pen: Pen, name: str) -> None:
         pen.backdrop(0, 64, pen.shade((140, 205, 250)))
         for _ in range(3):
             x, y = rng.uniform(2, 62) * pen.unit, rng.uniform(4, 26) * pen.unit
-            pen.draw.ellipse([x - 9 * pen.unit, y - 3 * pen.unit, x + 9 * pen.unit, y + 3 * pen.unit], fill=(255, 255, 255))
+            pen.draw.ellipse(
+                [x - 9 * pen.unit, y - 3 * pen.unit, x + 9 * pen.unit, y + 3 * pen.unit], fill=(255, 255, 255)
+            )
     elif name == "night sky":
         pen.backdrop(0, 64, pen.shade((26, 26, 72), 6))
         for _ in range(14):
@@ -116,7 +120,9 @@ def _background(pen: Pen, name: str) -> None:
         pen.backdrop(0, 64, pen.shade((205, 190, 200)))
         for x in range(0, 64, 11):
             top = rng.uniform(6, 30)
-            pen.draw.rectangle([x * pen.unit, top * pen.unit, (x + 9) * pen.unit, 64 * pen.unit], fill=pen.shade((120, 112, 128), 14))
+            pen.draw.rectangle(
+                [x * pen.unit, top * pen.unit, (x + 9) * pen.unit, 64 * pen.unit], fill=pen.shade((120, 112, 128), 14)
+            )
 
 
 def _hair_back(pen: Pen, style: str, hair: Color, tips: Color) -> None:
@@ -139,7 +145,23 @@ def _hair_back(pen: Pen, style: str, hair: Color, tips: Color) -> None:
         pen.oval(20, 33, 4, 4.5, tips)
         pen.oval(44, 33, 4, 4.5, tips)
     else:
-        spikes = [(17, 30), (11, 24), (17, 21), (11, 13), (20, 14), (21, 5), (28, 10), (33, 2), (37, 10), (44, 5), (45, 14), (53, 13), (47, 21), (53, 24), (47, 30)]
+        spikes = [
+            (17, 30),
+            (11, 24),
+            (17, 21),
+            (11, 13),
+            (20, 14),
+            (21, 5),
+            (28, 10),
+            (33, 2),
+            (37, 10),
+            (44, 5),
+            (45, 14),
+            (53, 13),
+            (47, 21),
+            (53, 24),
+            (47, 30),
+        ]
         pen.poly([(x, y) for x, y in spikes], hair)
         if tips != hair:
             for a, b, c in ((0, 1, 2), (2, 3, 4), (4, 5, 6), (6, 7, 8), (8, 9, 10), (10, 11, 12), (12, 13, 14)):
@@ -147,14 +169,45 @@ def _hair_back(pen: Pen, style: str, hair: Color, tips: Color) -> None:
 
 
 def _hair_front(pen: Pen, style: str, hair: Color, marks: Marks | None, tone: Color) -> None:
-    fringe = [(18.5, 26), (19, 18), (24, 13.2), (32, 11.8), (40, 13.2), (45, 18), (45.5, 26), (42, 20.5), (37, 22.5), (33, 18.5), (27, 22.5), (22, 20.5)]
+    fringe = [
+        (18.5, 26),
+        (19, 18),
+        (24, 13.2),
+        (32, 11.8),
+        (40, 13.2),
+        (45, 18),
+        (45.5, 26),
+        (42, 20.5),
+        (37, 22.5),
+        (33, 18.5),
+        (27, 22.5),
+        (22, 20.5),
+    ]
     pen.poly(fringe, hair)
     if marks and marks.two_tone == "left half":
         pen.poly([(18.5, 26), (19, 18), (24, 13.2), (32, 11.8), (33, 18.5), (27, 22.5), (22, 20.5)], tone)
     elif marks and marks.two_tone == "streak":
         pen.poly([(36, 12.2), (42.5, 14.8), (42, 20.5), (37, 22.5)], tone)
     elif marks and marks.two_tone == "tips":
-        pen.poly([(18.5, 26), (18.8, 21), (22, 18.5), (27, 20), (33, 16), (37, 20), (42, 18.5), (45.2, 21), (45.5, 26), (42, 20.5), (37, 22.5), (33, 18.5), (27, 22.5), (22, 20.5)], tone)
+        pen.poly(
+            [
+                (18.5, 26),
+                (18.8, 21),
+                (22, 18.5),
+                (27, 20),
+                (33, 16),
+                (37, 20),
+                (42, 18.5),
+                (45.2, 21),
+                (45.5, 26),
+                (42, 20.5),
+                (37, 22.5),
+                (33, 18.5),
+                (27, 22.5),
+                (22, 20.5),
+            ],
+            tone,
+        )
 
 
 def _arms(pen: Pen, pose: str, skin: Color, sleeve: Color) -> None:
@@ -164,7 +217,10 @@ def _arms(pen: Pen, pose: str, skin: Color, sleeve: Color) -> None:
         shoulder = (32 + side * 9, 44)
         if raised:
             elbow, hand = (21, 42), (24.5, 26)
-        joint, end = (32 + side * (elbow[0] if raised else 14), elbow[1]), (32 + side * (hand[0] if raised else 15), hand[1])
+        joint, end = (
+            (32 + side * (elbow[0] if raised else 14), elbow[1]),
+            (32 + side * (hand[0] if raised else 15), hand[1]),
+        )
         pen.line([shoulder, joint], sleeve, 6)
         pen.line([joint, end], skin, 4.5)
         pen.oval(*end, 3.2, 3.2, skin)
@@ -290,7 +346,19 @@ def _face_mark(pen: Pen, marks: Marks) -> None:
     color = pen.shade(MARK[marks.face_mark_color], 5)
     if marks.face_mark == "star":
         x, y = 41.5, 32.5
-        pen.poly([(x, y - 4.5), (x + 1.4, y - 1.4), (x + 4.4, y), (x + 1.4, y + 1.4), (x, y + 4.5), (x - 1.4, y + 1.4), (x - 4.4, y), (x - 1.4, y - 1.4)], color)
+        pen.poly(
+            [
+                (x, y - 4.5),
+                (x + 1.4, y - 1.4),
+                (x + 4.4, y),
+                (x + 1.4, y + 1.4),
+                (x, y + 4.5),
+                (x - 1.4, y + 1.4),
+                (x - 4.4, y),
+                (x - 1.4, y - 1.4),
+            ],
+            color,
+        )
     elif marks.face_mark == "cross":
         pen.line([(20, 29.5), (25, 35.5)], color, 2)
         pen.line([(25, 29.5), (20, 35.5)], color, 2)

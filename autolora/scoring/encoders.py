@@ -52,7 +52,9 @@ class OpenClip:
         """(N, H, W, 3) uint8 -> (N, D) unit vectors."""
         rows = []
         for start in range(0, len(pictures), 64):
-            pixels = torch.from_numpy(np.ascontiguousarray(pictures[start : start + 64])).permute(0, 3, 1, 2).float() / 255
+            pixels = (
+                torch.from_numpy(np.ascontiguousarray(pictures[start : start + 64])).permute(0, 3, 1, 2).float() / 255
+            )
             if tuple(pixels.shape[-2:]) != self.side:
                 pixels = F.interpolate(pixels, self.side, mode="bicubic", antialias=True).clamp(0, 1)
             rows.append(self.model.encode_image((pixels - self.mean) / self.std, normalize=True))
@@ -81,7 +83,7 @@ def load_encoder(name: str) -> OpenClip:
     if name != "paperdoll" and not name.startswith("local-dir:"):
         raise ConfigError(f"scoring.encoder={name}: expected `paperdoll` or `local-dir:FOLDER` of an open_clip model")
     if not (folder / "open_clip_config.json").is_file():
-        raise ConfigError(f"scoring.encoder={name}: no open_clip_config.json in {folder}; give an open_clip model's folder")
+        raise ConfigError(
+            f"scoring.encoder={name}: no open_clip_config.json in {folder}; give an open_clip model's folder"
+        )
     return OpenClip(f"local-dir:{folder}")
-
-

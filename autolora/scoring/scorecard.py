@@ -51,7 +51,11 @@ class _Draws:
 
 
 def render_probes(
-    scorer: Scorer, model: BaseModel, adapter: AdapterSet, settings: RenderSettings, advance: Callable[[int], None] | None = None
+    scorer: Scorer,
+    model: BaseModel,
+    adapter: AdapterSet,
+    settings: RenderSettings,
+    advance: Callable[[int], None] | None = None,
 ) -> dict[tuple[Probe, float], Pictures]:
     """Every probe at every judged weight, in shared batches."""
     keys = [(probe, weight) for probe in scorer.probes for weight in scorer.settings.weights]

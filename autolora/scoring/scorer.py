@@ -104,7 +104,9 @@ def contrast_shots(dataset: Dataset, settings: ScoringSettings) -> list[tuple[st
 
 
 @torch.inference_mode()
-def embed_decoded(model: BaseModel, latents: LatentCache, encoder: Encoder, pictures: list[Picture] | tuple[Picture, ...]) -> Array:
+def embed_decoded(
+    model: BaseModel, latents: LatentCache, encoder: Encoder, pictures: list[Picture] | tuple[Picture, ...]
+) -> Array:
     """(N, D) embeddings of pictures passed through the VAE, else a margin would learn `drawn or decoded`."""
     rows = []
     for start in range(0, len(pictures), 16):

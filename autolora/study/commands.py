@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ from autolora.export.read import lora_of, read_lora
 from autolora.files import write_atomic
 from autolora.models import load_model
 from autolora.progress import Bars
-from autolora.study.finish import finish, write_study_report
+from autolora.study.finish import finish, study_report
 from autolora.study.trial import Record, point
-from autolora.study.tune import Plan, make_plan, open_study, run_study
+from autolora.study.tune import Plan, make_plan, open_study, run_study, spent_seconds
 from autolora.study.workbench import open_workbench
-from autolora.train.loop import Assignment, train as train_rounds
+from autolora.train.loop import Assignment
+from autolora.train.loop import train as train_rounds
 from autolora.train.run import Run
 
 
@@ -51,8 +51,8 @@ def tune(config: DictConfig, study: str | None, arguments: list[str]) -> int:
         runs = [plan.run(recipe, values) for recipe, values in own.items()]
         work = open_workbench(config, [*runs, *_largest(plan, runs)], bars)
         opened = open_study(plan, own, _identity(config, work.bench.model.base_hash))
-        driver = run_study(plan, opened, work, bars)
-        text = finish(plan, opened, work, driver, bars)
+        run_study(plan, opened, work, bars)
+        text = finish(plan, opened, work, spent_seconds(opened), bars)
     print(text)
     return 0
 
@@ -76,7 +76,9 @@ def _existing(config: DictConfig, study: str | None, arguments: list[str]) -> tu
     assert study is not None
     plan, own = make_plan(config, study, arguments)
     if not (plan.folder / "study.db").is_file():
-        raise StudyError(f"no study in {plan.folder}; run `autolora tune {study}` first, or name its folder with out=FOLDER")
+        raise StudyError(
+            f"no study in {plan.folder}; run `autolora tune {study}` first, or name its folder with out=FOLDER"
+        )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     model = load_model(cfg.model_settings(config))
     return plan, open_study(plan, own, _identity(config, model.base_hash))
@@ -86,9 +88,9 @@ def export(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     """Export a study's best LoRA again."""
     plan, opened = _existing(config, study, arguments)
     with Bars() as bars:
-        own = [plan.run(recipe, values) for recipe, values in ((r, plan.own_values(r)) for r in plan.space)]
+        own = [plan.run(recipe, {}) for recipe in plan.space]
         work = open_workbench(config, [*own, *_largest(plan, own)], bars)
-        text = finish(plan, opened, work, None, bars)
+        text = finish(plan, opened, work, spent_seconds(opened), bars)
     print(text)
     return 0
 
@@ -97,9 +99,9 @@ def report(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     """Write a study's report again, from what its folder holds."""
     plan, opened = _existing(config, study, arguments)
     with Bars() as bars:
-        own = [plan.run(recipe, values) for recipe, values in ((r, plan.own_values(r)) for r in plan.space)]
+        own = [plan.run(recipe, {}) for recipe in plan.space]
         work = open_workbench(config, [*own, *_largest(plan, own)], bars)
-        path = write_study_report(plan, opened, work, bars)
+        path = study_report(plan, opened, work, spent_seconds(opened), bars, None)
     print(f"report: {path}")
     return 0
 
@@ -131,7 +133,9 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
             checkpoint = ready[0].checkpoint
             assert checkpoint is not None
             if checkpoint.diverged:
-                raise StudyError(f"{run.name} diverged at step {checkpoint.step}: lower optimizer.lr or set train.max_norm")
+                raise StudyError(
+                    f"{run.name} diverged at step {checkpoint.step}: lower optimizer.lr or set train.max_norm"
+                )
             record.add(checkpoint, point(checkpoint, work.score(bars)))
             bars.say(f"step {checkpoint.step}: score {record.curve[-1].objective:.3f}  {record.curve[-1].verdict}")
     write_atomic(folder / "score.json", json.dumps(record.summary(), indent=2))
@@ -162,7 +166,7 @@ def score(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     }
     out = (Path(str(config.out)).expanduser() if config.out else lora.parent) / "score.json"
     write_atomic(out, json.dumps(result, indent=2))
-    print(f"{lora.name}: score {card.score.value:.3f} ({card.score.low:.3f} to {card.score.high:.3f}), {card.verdict}\n{out}")
+    print(
+        f"{lora.name}: score {card.score.value:.3f} ({card.score.low:.3f} to {card.score.high:.3f}), {card.verdict}\n{out}"
+    )
     return 0
-
-

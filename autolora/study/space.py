@@ -75,7 +75,9 @@ def parse_range(given: Any) -> Range:
         ConfigError: not exactly one known kind, or bounds that cannot be.
     """
     if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in KINDS:
-        raise ConfigError(f"expected one of {', '.join(KINDS)} with its values, such as {{log: [1e-4, 1e-3]}}, got {given}")
+        raise ConfigError(
+            f"expected one of {', '.join(KINDS)} with its values, such as {{log: [1e-4, 1e-3]}}, got {given}"
+        )
     kind, values = next(iter(given.items()))
     if not isinstance(values, list | tuple) or not values:
         raise ConfigError(f"{kind} needs a list of values, got {values}")
@@ -105,7 +107,7 @@ def suggest(trial: optuna.Trial, space: Space) -> tuple[str, dict[str, Value]]:
 def as_text(space: Space) -> dict[str, str]:
     """Every range by its full name, to be stored with the study and compared."""
     listed = {f"{recipe}/{key}": values.text() for recipe, keys in space.items() for key, values in keys.items()}
-    return {**{recipe: "recipe" for recipe in space}, **listed}
+    return {**dict.fromkeys(space, "recipe"), **listed}
 
 
 def difference(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

@@ -18,7 +18,7 @@ from autolora.errors import ConfigError, StudyError
 from autolora.progress import Bars
 from autolora.study.space import Space, as_text, difference, parse_space, suggest
 from autolora.study.trial import Point, Record, point
-from autolora.study.workbench import Workbench, open_workbench
+from autolora.study.workbench import Workbench
 from autolora.train.loop import Assignment, Slot, train
 from autolora.train.run import Run
 
@@ -73,7 +73,9 @@ def make_plan(config: DictConfig, study_name: str, arguments: Sequence[str]) -> 
             continue
         for key, values in keys.items():
             if own[recipe][key] not in values:
-                mistakes.append(f"study.recipes.{recipe}.{key}: the recipe's own {own[recipe][key]} is outside {values.text()}")
+                mistakes.append(
+                    f"study.recipes.{recipe}.{key}: the recipe's own {own[recipe][key]} is outside {values.text()}"
+                )
     if mistakes:
         raise ConfigError("; ".join(mistakes))
     return plan, own
@@ -95,7 +97,9 @@ def open_study(plan: Plan, own: dict[str, dict[str, Any]], identity: dict[str, s
         constraints_func=_constraints,
     )
     study = optuna.create_study(
-        storage=optuna.storages.RDBStorage(f"sqlite:///{plan.folder / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}}),
+        storage=optuna.storages.RDBStorage(
+            f"sqlite:///{plan.folder / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}}
+        ),
         study_name=settings.name,
         sampler=sampler,
         pruner=optuna.pruners.PercentilePruner(66.0, n_startup_trials=4, n_warmup_steps=2),
@@ -127,12 +131,14 @@ class Driver:
         self.plan, self.study, self.work, self.bars = plan, study, work, bars
         self.trials: dict[int, tuple[Trial, Record]] = {}  # by slot
         self.began = time.monotonic()
-        self.training_seconds = self.scoring_seconds = 0.0
+        self.scoring_seconds = 0.0
         self.study_bar = bars.add(f"study {plan.settings.name}", plan.settings.trials, self._finished())
         self.trial_bar = bars.add("trial", None)
 
     def _finished(self) -> int:
-        return len(self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)))
+        return len(
+            self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+        )
 
     def next_run(self) -> Assignment | None:
         """An interrupted trial first, then the next one asked of the study, until the budget is spent."""
@@ -155,10 +161,14 @@ class Driver:
             trial.set_user_attr("recipe", recipe)
         record = Record.open(self.plan.folder / "trials" / uid, run)
         self.trials[0] = (trial, record)
-        shown = ", ".join(f"{k.split('.')[-1]} {v:.3g}" if isinstance(v, float) else f"{k.split('.')[-1]} {v}" for k, v in values.items())
+        shown = ", ".join(
+            f"{k.split('.')[-1]} {v:.3g}" if isinstance(v, float) else f"{k.split('.')[-1]} {v}"
+            for k, v in values.items()
+        )
         kind = "unchanged" if trial.user_attrs.get("baseline") else shown
         self.bars.say(f"trial {trial.number}: {recipe} ({kind})" + (", continued" if record.curve else ""))
-        return Assignment(run, record.latest() if record.curve else None)
+        latest = record.latest() if record.curve else None
+        return Assignment(run, latest)
 
     def on_step(self, slot: Slot) -> None:
         """Move the bars."""
@@ -197,7 +207,11 @@ class Driver:
     def _finish(self, slot: Slot, state: TrialState) -> None:
         trial, record = self.trials.pop(slot.index)
         best = record.best()
-        self.training_seconds += slot.seconds
+        self.study.set_user_attr("training_seconds", self.study.user_attrs.get("training_seconds", 0.0) + slot.seconds)
+        self.study.set_user_attr(
+            "scoring_seconds", self.study.user_attrs.get("scoring_seconds", 0.0) + self.scoring_seconds
+        )
+        self.scoring_seconds = 0.0
         value = best.objective if best else DIVERGED
         self.study.tell(trial, value if state is TrialState.COMPLETE else None, state=state, skip_if_finished=True)
         self.bars.say(f"  {self.study.trials[trial.number].user_attrs['reason']}")
@@ -212,6 +226,11 @@ def run_study(plan: Plan, study: optuna.Study, work: Workbench, bars: Bars) -> D
         for slot in ready:
             driver.judge(slot)
     return driver
+
+
+def spent_seconds(study: optuna.Study) -> float:
+    """Seconds that the study's trials took, training and scoring, however often it was continued."""
+    return float(study.user_attrs.get("training_seconds", 0.0) + study.user_attrs.get("scoring_seconds", 0.0))
 
 
 def records(plan: Plan, study: optuna.Study) -> list[tuple[FrozenTrial, Record]]:
@@ -238,6 +257,3 @@ def best_record(found: list[tuple[FrozenTrial, Record]]) -> tuple[FrozenTrial, R
         return not best.broken, best.objective
 
     return max(found, key=rank)
-
-
-__all__ = ["Driver", "Plan", "best_record", "make_plan", "open_study", "open_workbench", "records", "run_study"]

@@ -35,7 +35,9 @@ class Workbench:
         """Score what is in the adapter's slot 0."""
         count = sum(len(probe.seeds) for probe in self.scorer.probes) * len(self.scorer.settings.weights)
         if bars is None:
-            return score(self.scorer, render_probes(self.scorer, self.bench.model, self.bench.adapter, self.render_settings))
+            return score(
+                self.scorer, render_probes(self.scorer, self.bench.model, self.bench.adapter, self.render_settings)
+            )
         with bars.task("rendering probes", count) as advance:
             pictures = render_probes(self.scorer, self.bench.model, self.bench.adapter, self.render_settings, advance)
         return score(self.scorer, pictures)

@@ -12,7 +12,9 @@ from autolora.train.batches import LatentCache, PromptCache
 VALIDATION_TIMESTEPS = 4  # evenly over the noise range
 
 
-def diffusion_loss(model: BaseModel, predicted: Tensor, target: Tensor, timesteps: Tensor, min_snr_gamma: float | None) -> Tensor:
+def diffusion_loss(
+    model: BaseModel, predicted: Tensor, target: Tensor, timesteps: Tensor, min_snr_gamma: float | None
+) -> Tensor:
     """Squared error per sample, (B,), weighted by Min-SNR (Hang et al. 2023) where gamma is given.
 
     The weight is min(snr, gamma) / snr for noise prediction and min(snr, gamma) / (snr + 1) for v-prediction.
@@ -26,7 +28,9 @@ def diffusion_loss(model: BaseModel, predicted: Tensor, target: Tensor, timestep
 
 
 @torch.inference_mode()
-def validation_loss(model: BaseModel, dataset: Dataset, latents: LatentCache, prompts: PromptCache, text_trains: bool) -> float:
+def validation_loss(
+    model: BaseModel, dataset: Dataset, latents: LatentCache, prompts: PromptCache, text_trains: bool
+) -> float:
     """Unweighted loss on held-out pictures over a fixed grid of noise and timesteps."""
     clean = latents.latents(dataset.held_out).repeat_interleave(VALIDATION_TIMESTEPS, 0)
     captions = [p.caption for p in dataset.held_out for _ in range(VALIDATION_TIMESTEPS)]

@@ -32,9 +32,7 @@ def test_names_of_stable_diffusion_1_5() -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
         text = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-            )
+            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
         )
         adapter = LoRA(dim=1, text_encoder=True).attach({"unet": unet, "text_encoder": text})
     names = {kohya_name(path, "sd1") for path in adapter.layers}

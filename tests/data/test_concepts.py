@@ -56,9 +56,7 @@ def test_the_trigger_is_found(concept: str, captions: list[str], trigger: str) -
 
 def test_an_unclear_trigger_is_asked_for() -> None:
     both = pictures_of(["1girl, zorak, blarg"] * 3, "pictures")
-    with pytest.raises(
-        DatasetError, match=r"zorak, blarg are all in most captions: add dataset\.trigger=WORD"
-    ):
+    with pytest.raises(DatasetError, match=r"zorak, blarg are all in most captions: add dataset\.trigger=WORD"):
         find_trigger(both, "1girl")
     with pytest.raises(DatasetError, match=r"no tag could be the trigger"):
         find_trigger(pictures_of(["1girl, red hair, smile", "1girl, zorak"], "zorak"), "1girl")
@@ -104,9 +102,7 @@ def test_every_reason_at_once(tmp_path: Path) -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(
-        ConfigError, match=r"held_out_share=0\.9: .*; dataset.held_out_min=0: .*trigger='a, b'"
-    ):
+    with pytest.raises(ConfigError, match=r"held_out_share=0\.9: .*; dataset.held_out_min=0: .*trigger='a, b'"):
         DatasetSettings("x", trigger="a, b", held_out_share=0.9, held_out_min=0)
 
 

@@ -20,10 +20,7 @@ from tests.data.folders import noise_image, write_concepts
 
 
 def _by_concept(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
-    return {
-        name: [p for p in pictures if p.concept == name]
-        for name in dict.fromkeys(p.concept for p in pictures)
-    }
+    return {name: [p for p in pictures if p.concept == name] for name in dict.fromkeys(p.concept for p in pictures)}
 
 
 def _check(concepts: Mapping[str, Sequence[Picture]], seed: int = 0) -> tuple[Picture, ...]:
@@ -99,15 +96,11 @@ def test_a_copy_in_another_concept_follows_its_original(tmp_path: Path) -> None:
 def test_alike_pictures_can_still_be_split_but_copies_cannot(tmp_path: Path) -> None:
     root = write_concepts(tmp_path, {"1_a": ["a"] * 6, "1_b": ["b"] * 6})
     for i in range(6):
-        Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(
-            root / "1_a" / f"{i:03}.png"
-        )  # one hash for all of them
+        Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(root / "1_a" / f"{i:03}.png")  # one hash for all of them
     _check(_by_concept(read_folder(root)))
     for i in range(6):
         Image.new("RGB", (16, 16), "red").save(root / "1_a" / f"{i:03}.png")
-    with pytest.raises(
-        DatasetError, match="nothing can be held out: concept `a` has only copies of one picture"
-    ):
+    with pytest.raises(DatasetError, match="nothing can be held out: concept `a` has only copies of one picture"):
         split_held_out(_by_concept(read_folder(root)), 0.15, 3, 0)
 
 
@@ -124,9 +117,7 @@ def test_a_chain_of_near_duplicates_stays_on_one_side() -> None:
 
 
 def test_too_few_pictures(tmp_path: Path) -> None:
-    concepts = _by_concept(
-        read_folder(write_concepts(tmp_path, {"1_a": ["a"] * 2, "1_b": ["b"], "1_c": ["c"] * 3}))
-    )
+    concepts = _by_concept(read_folder(write_concepts(tmp_path, {"1_a": ["a"] * 2, "1_b": ["b"], "1_c": ["c"] * 3})))
     with pytest.raises(DatasetError) as caught:
         split_held_out(concepts, 0.15, 3, 0)
     assert "concept `a` has 2 picture(s): at least 3 are needed" in str(caught.value)

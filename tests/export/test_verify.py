@@ -36,9 +36,7 @@ def state(tiny_model: StableDiffusion) -> State:
 
 @pytest.fixture(scope="module")
 def path(state: State, tiny_model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_lora(
-        state, run(SPEC), dataset(), tiny_model, tmp_path_factory.mktemp("best"), "mona", card=CARD
-    ).path
+    return export_lora(state, run(SPEC), dataset(), tiny_model, tmp_path_factory.mktemp("best"), "mona", card=CARD).path
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +130,7 @@ def test_wrong_files_are_refused(change: str, state: State, tiny_model: StableDi
         verify_deltas(expected, path, tiny_model)
 
 
-def test_small_values_are_judged_by_what_half_precision_holds(
-    tiny_model: StableDiffusion, tmp_path: Path
-) -> None:
+def test_small_values_are_judged_by_what_half_precision_holds(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     """An adapter that has hardly begun has subnormal factors, whose relative error is large and harmless."""
     state = random_state(tiny_model, SPEC)
     state |= {key: value * 1e-6 for key, value in state.items() if "lora_up" in key}

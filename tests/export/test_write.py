@@ -140,7 +140,9 @@ def test_diverged_and_overflowing_adapters(state: State, tiny_model: StableDiffu
     assert not list(tmp_path.iterdir())
 
 
-def test_unwritable_folder(state: State, tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unwritable_folder(
+    state: State, tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def full(path: Path, content: bytes) -> int:
         raise OSError(28, "No space left on device")
 

@@ -61,17 +61,15 @@ def test_parts_are_frozen_in_single_precision_and_of_this_shape(tiny_model: Stab
     assert tuple(tiny_model.decode_latents(latents).shape) == (2, 3, tiny.RESOLUTION, tiny.RESOLUTION)
 
 
-def test_latents_are_the_scaled_mode_of_the_posterior(
-    tiny_model: StableDiffusion, tiny_model_dir: Path
-) -> None:
-    pipeline = PIPELINE.from_pretrained(tiny_model_dir, dtype=torch.float32)
+def test_latents_are_the_scaled_mode_of_the_posterior(tiny_model: StableDiffusion, tiny_model_dir: Path) -> None:
+    pipeline = PIPELINE.from_pretrained(tiny_model_dir, torch_dtype=torch.float32)
     pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     expected = pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.config.scaling_factor
     torch.testing.assert_close(tiny_model.encode_images(pixels), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_prompts_encode_as_in_diffusers(tiny_model: StableDiffusion, tiny_model_dir: Path) -> None:
-    pipeline = PIPELINE.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    pipeline = PIPELINE.from_pretrained(tiny_model_dir, torch_dtype=torch.float32)
     prompts = ["1girl, Mona", "", "mona_(é), " * 30]  # the last one exceeds the tokens
     expected = torch.cat([pipeline.encode_prompt(p, "cpu", 1, False)[0] for p in prompts])
     torch.testing.assert_close(tiny_model.encode_prompts(prompts), expected, atol=1e-5, rtol=1e-4)
@@ -114,9 +112,7 @@ def test_the_hash_follows_the_weights(tiny_model: StableDiffusion, tmp_path: Pat
     assert len(tiny_model.base_hash) == 16
 
 
-def test_half_precision_variants_load(
-    tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path
-) -> None:
+def test_half_precision_variants_load(tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_model_dir, tmp_path / "half")
     for path in list(copy.rglob("*.safetensors")):
         path.rename(path.with_name(f"{path.stem}.fp16.safetensors"))
@@ -124,9 +120,7 @@ def test_half_precision_variants_load(
     assert torch.equal(loaded.unet.conv_in.weight, tiny_model.unet.conv_in.weight)
 
 
-def test_outdated_scheduler_files_are_read_as_the_pipeline_reads_them(
-    tiny_model_dir: Path, tmp_path: Path
-) -> None:
+def test_outdated_scheduler_files_are_read_as_the_pipeline_reads_them(tiny_model_dir: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_model_dir, tmp_path / "old")
     path = copy / "scheduler" / "scheduler_config.json"
     config = json.loads(path.read_text())
