@@ -66,6 +66,7 @@ def test_a_render_is_the_one_of_diffusers(prediction: str, guidance: float, tmp_
             generator=torch.Generator().manual_seed(seed),
         ).images[0]
         assert apart(picture, np.asarray(expected)) <= 1
+        assert np.mean(picture != np.asarray(expected)) < 0.02
     assert apart(pictures[:1], pictures[1:]) > 20
 
 
@@ -106,6 +107,24 @@ def test_a_weight_scales_the_update(tiny_model: StableDiffusion, adapter: Adapte
     scaled = render(tiny_model, [Shot("mona", 3, 1.0)], SETTINGS, adapter)
     assert apart(weighted[:1], scaled) <= 1
     assert apart(weighted[1:], scaled) > 5
+
+
+def test_an_adapter_is_in_unet_and_text_encoder_as_if_loaded(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
+    pipeline = PIPELINE(
+        vae=tiny_model.vae,
+        text_encoder=tiny_model.text_encoder,
+        tokenizer=tiny_model.tokenizer,
+        unet=tiny_model.unet,
+        scheduler=tiny_model.sampler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    expected = pipeline("mona", num_inference_steps=4, guidance_scale=3.0, generator=generator).images[0]
+    beside = Shot("mona", 3, 0.0)  # encoded under its own weight
+    assert apart(render(tiny_model, [Shot("mona", 3, 1.0), beside], SETTINGS, adapter)[0], np.asarray(expected)) <= 1
 
 
 def test_the_adapter_is_left_at_its_own_weight(

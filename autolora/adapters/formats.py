@@ -102,7 +102,7 @@ def layer_shapes(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]
 
 
 def delta(state: State, path: str) -> Tensor:
-    """A layer's change of weight, (out, in) float32: alpha / rank * up @ down, as every program that loads it has it."""
+    """A layer's change of weight, (out, in) float32: alpha / rank * up @ down, as in every program that loads it."""
     down, up = state[f"{path}.lora_down.weight"].float(), state[f"{path}.lora_up.weight"].float()
     return layer_scale(state, path) * (up.flatten(1) @ down.flatten(1))
 

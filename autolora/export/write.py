@@ -70,7 +70,7 @@ def export_lora(
     else:
         picture.unlink(missing_ok=True)  # of an earlier export: it would show another LoRA
     write_atomic(sidecar, _sidecar(model, card))
-    write_atomic(path, safetensors.torch.save(tensors, metadata))
+    write_atomic(path, _in_order(safetensors.torch.save(tensors, metadata)))
     layers = sum(key.endswith(".alpha") for key in tensors)
     return Exported(path, sidecar, picture if preview is not None else None, layers, path.stat().st_size)
 
@@ -98,6 +98,19 @@ def _in_dtype(tensors: State, dtype: torch.dtype) -> dict[str, Tensor]:
             raise ExportError(f"{key} is too large for {str(dtype).removeprefix('torch.')}; export as float32")
         found[key] = kept.contiguous()
     return found
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with its metadata sorted: safetensors writes it in an order that changes from run to run.
+
+    Layout: 8 bytes of header length, the header as JSON padded with spaces to a multiple of 8, the tensors.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def _sidecar(model: BaseModel, card: Card) -> str:

@@ -18,8 +18,8 @@ from transformers.utils import logging as transformers_logging
 from autolora.errors import ConfigError, ModelError
 from autolora.models.base import ModelSettings
 from autolora.models.folders import AGAIN, check_sd1_folder, folder_hash, weight_files
+from autolora.paperdoll.weights import BASE
 
-PACKAGED = Path(__file__).parents[1] / "paperdoll" / "weights" / "base"
 _DDIM: Any = DDIMScheduler  # untyped libraries are called through Any
 _TRANSFORMERS_LOG: Any = transformers_logging
 _DIFFUSERS_LOG: Any = diffusers_logging
@@ -144,7 +144,7 @@ def load_sd1(settings: ModelSettings) -> StableDiffusion:
         ConfigError: the resolution does not suit the model.
     """
     packaged = settings.path == "paperdoll"
-    folder = PACKAGED if packaged else Path(settings.path).expanduser()
+    folder = BASE if packaged else Path(settings.path).expanduser()
     if packaged and not folder.is_dir():
         raise ModelError(f"the packaged paper-doll model is missing ({folder}): install autolora again")
     check_sd1_folder(folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 
 import torch
@@ -52,15 +54,16 @@ class Prodigy:
 
     def build(self, params: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of one slot, with an estimate d of its own."""
-        return ProdigyOptimizer(
-            params,
-            lr=self.lr,
-            d_coef=self.d_coef,
-            betas=(self.beta1, self.beta2),
-            weight_decay=self.weight_decay,
-            safeguard_warmup=True,
-            use_bias_correction=True,
-        )
+        with redirect_stdout(io.StringIO()):  # it prints its settings
+            return ProdigyOptimizer(
+                params,
+                lr=self.lr,
+                d_coef=self.d_coef,
+                betas=(self.beta1, self.beta2),
+                weight_decay=self.weight_decay,
+                safeguard_warmup=True,
+                use_bias_correction=True,
+            )
 
 
 OPTIMIZERS: dict[str, type[AdamW] | type[Prodigy]] = {"adamw": AdamW, "prodigy": Prodigy}

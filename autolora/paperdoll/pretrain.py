@@ -27,7 +27,7 @@ from autolora.paperdoll.tokenizer import MAX_TOKENS, build_tokenizer, save_token
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LATENT_CHANNELS = 16
 POOL = 40_000  # encoded drawings the base model learns from
-STEPS = {"vae": 4000, "base": 5000, "clip": 1800, "oracle": 3000}
+STEPS = {"vae": 12000, "base": 5000, "clip": 1800, "oracle": 3000}
 
 
 def to_tensor(images: list[Image.Image]) -> Tensor:

@@ -212,7 +212,7 @@ def _ticks(least: float, most: float, step: float) -> list[float]:
 
 def _round_step(wanted: float) -> float:
     """1, 2 or 5 times a power of ten, at least `wanted`."""
-    power = 10 ** math.floor(math.log10(max(wanted, 1e-9)))
+    power = 10.0 ** math.floor(math.log10(max(wanted, 1e-9)))
     return next((factor * power for factor in (1, 2, 5) if factor * power >= wanted), 10 * power)
 
 

@@ -68,8 +68,10 @@ def render_page(report: Report) -> str:
         parameters=parameters,
         terms=TERM_NAMES,
         series=charts.SERIES,
-        counts={state: count for state in ("complete", "pruned", "failed", "running") if (count := _count(report, state))},
-        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+        counts={
+            state: count for state in ("complete", "pruned", "failed", "running") if (count := _count(report, state))
+        },
+        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
     )
 
 
@@ -107,11 +109,11 @@ def compared(report: Report) -> list[Compared]:
 def _leading(report: Report) -> list[tuple[str, TrialRow]]:
     """The trials that matter most: the exported one, then each baseline once."""
     best = report.trial(report.best)
-    found = [] if best is None else [("the exported LoRA", best)]
+    found = [] if best is None else [("exported", best)]
     for name, number_ in report.baselines.items():
         trial = report.trial(number_)
         if trial is not None and trial is not best:
-            found.append((f"{name}, unchanged", trial))
+            found.append((name, trial))
     return found
 
 

@@ -53,7 +53,7 @@ def load(path: Path, run: Run) -> Checkpoint:
     """
     try:
         content = torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
         raise StudyError(f"{path} cannot be read ({error}); delete it and run the same command again") from error
     if content.pop("fingerprint") != run.fingerprint():
         raise StudyError(f"{path} belongs to another recipe than {run.name}; delete it or use another study name")

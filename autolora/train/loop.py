@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -80,9 +81,9 @@ class Slot:
 
     def take(self) -> Checkpoint:
         """Make the checkpoint of this moment."""
-        bench, text_trains = self.bench, self.run.adapter.text_encoder
+        bench = self.bench
         train_loss = float(torch.stack(self.losses).mean())
-        val_loss = validation_loss(bench.model, bench.dataset, bench.latents, bench.prompts, text_trains)
+        val_loss = validation_loss(bench.model, bench.dataset, bench.latents, bench.prompts, bench.adapter, self.index)
         self.losses = []
         diverged = not (math.isfinite(train_loss) and math.isfinite(val_loss))
         self.checkpoint = Checkpoint(
@@ -91,7 +92,7 @@ class Slot:
             epoch=self.step / self.epoch_steps,
             state=bench.adapter.state(self.index),
             resume={
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": copy.deepcopy(self.optimizer.state_dict()),  # the live one goes on changing
                 "stream": self.stream.state(),
                 "optimizer_step": self.optimizer_step,
             },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from autolora.adapters.lora import AdapterSet
 from autolora.data.concepts import Dataset
 from autolora.models.base import BaseModel
 from autolora.train.batches import LatentCache, PromptCache
@@ -27,23 +28,23 @@ def diffusion_loss(
     return error * snr.clamp(max=min_snr_gamma) / divisor
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def validation_loss(
-    model: BaseModel, dataset: Dataset, latents: LatentCache, prompts: PromptCache, text_trains: bool
+    model: BaseModel, dataset: Dataset, latents: LatentCache, prompts: PromptCache, adapter: AdapterSet, slot: int
 ) -> float:
-    """Unweighted loss on held-out pictures over a fixed grid of noise and timesteps."""
+    """A slot's unweighted loss on held-out pictures over a fixed grid of noise and timesteps."""
     clean = latents.latents(dataset.held_out).repeat_interleave(VALIDATION_TIMESTEPS, 0)
     captions = [p.caption for p in dataset.held_out for _ in range(VALIDATION_TIMESTEPS)]
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(clean.shape, generator=generator).to(model.device)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     grid = (torch.arange(VALIDATION_TIMESTEPS) + 0.5) * model.train_timesteps / VALIDATION_TIMESTEPS
     timesteps = grid.long().repeat(len(dataset.held_out)).to(model.device)
     losses = []
     for start in range(0, len(clean), 16):
         part = slice(start, start + 16)
-        with torch.inference_mode(False), torch.no_grad():
-            context = prompts.contexts(captions[part], text_trains)
-        predicted = model.predict(model.add_noise(clean[part], noise[part], timesteps[part]), timesteps[part], context)
+        count, copies = len(clean[part]), adapter.slots  # a batch is one segment a slot; only this slot's counts
+        context = prompts.contexts(captions[part] * copies, adapter.touches_text_encoder)
+        noisy = model.add_noise(clean[part], noise[part], timesteps[part]).repeat(copies, 1, 1, 1)
+        predicted = model.predict(noisy, timesteps[part].repeat(copies), context)[slot * count : (slot + 1) * count]
         target = model.target(clean[part], noise[part], timesteps[part])
         losses.append(diffusion_loss(model, predicted, target, timesteps[part], None))
     return float(torch.cat(losses).mean())

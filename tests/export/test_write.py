@@ -184,7 +184,7 @@ def test_unreadable_files(exported: Exported, tiny_model: StableDiffusion, tmp_p
         read_lora(text, tiny_model)
     with pytest.raises(ExportError, match="does not exist"):
         read_lora(tmp_path / "none.safetensors", tiny_model)
-    with pytest.raises(ExportError, match="is a folder.*cut.safetensors"):
+    with pytest.raises(ExportError, match=r"is a folder.*cut\.safetensors"):
         read_lora(tmp_path, tiny_model)
 
 

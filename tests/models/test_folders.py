@@ -26,6 +26,25 @@ def one_tensor(path: Path, key: str) -> Path:
     return path
 
 
+def wrote(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def without(path: Path, *parts: str) -> None:
+    for part in parts:
+        shutil.rmtree(path / part)
+
+
+def rewrite(path: Path, content: str) -> None:
+    path.write_text(content)
+
+
+def empty(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
 def only(path: Path, key: str) -> Path:
     path.mkdir()
     one_tensor(path / "mona.safetensors", key)
@@ -40,17 +59,17 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "missing parent": (lambda p: p.parent / "no" / "model", r"does not exist \(nor does .*no\)"),
     "subfolder": (lambda p: p.parent, r"its subfolder model has: set model\.path="),
     "no index": (lambda p: (p / "model_index.json").unlink(), r"no model_index\.json \(found scheduler, "),
-    "empty": (lambda p: (p.parent / "empty").mkdir() or p.parent / "empty", "found an empty folder"),
+    "empty": (lambda p: empty(p.parent / "empty"), "found an empty folder"),
     "sdxl": (lambda p: (p / "text_encoder_2").mkdir(), "is an SDXL model"),
     "sdxl by name": (
         lambda p: edit(p / "model_index.json", _class_name="StableDiffusionXLPipeline"),
         "is an SDXL",
     ),
     "flux": (lambda p: edit(p / "model_index.json", _class_name="FluxPipeline"), "holds a FluxPipeline"),
-    "bad index": (lambda p: (p / "model_index.json").write_text("{") and None, "cannot be read as JSON"),
-    "index is a list": (lambda p: (p / "model_index.json").write_text("[]") and None, "holds no JSON object"),
+    "bad index": (lambda p: rewrite(p / "model_index.json", "{"), "cannot be read as JSON"),
+    "index is a list": (lambda p: rewrite(p / "model_index.json", "[]"), "holds no JSON object"),
     "parts": (
-        lambda p: shutil.rmtree(p / "vae") or shutil.rmtree(p / "scheduler"),
+        lambda p: without(p, "vae", "scheduler"),
         r"lacks vae, scheduler; expected",
     ),
     "inpainting": (
@@ -78,11 +97,11 @@ CASES: dict[str, tuple[Spoil, str]] = {
         "single-file SDXL checkpoint",
     ),
     "broken file": (
-        lambda p: (p.parent / "a.safetensors").write_bytes(b"hello") and p.parent / "a.safetensors",
+        lambda p: wrote(p.parent / "a.safetensors", b"hello"),
         r"broken \.safetensors file",
     ),
     "ckpt": (
-        lambda p: (p.parent / "a.ckpt").write_bytes(b"x") and p.parent / "a.ckpt",
+        lambda p: wrote(p.parent / "a.ckpt", b"x"),
         "is a file; expected",
     ),
 }

@@ -92,7 +92,12 @@ def test_a_fixed_context_changes_nothing_but_the_time(tiny_model: StableDiffusio
     expected = [tiny_model.predict(noisy, torch.full((2,), t), context) for context, t in order]
     projections = [m for n, m in tiny_model.unet.named_modules() if n.endswith("attn2.to_k")]
     real, calls = projections[0].forward, []
-    projections[0].forward = lambda x: calls.append(1) or real(x)
+
+    def counting(x: torch.Tensor) -> Any:
+        calls.append(1)
+        return real(x)
+
+    projections[0].forward = counting
     try:
         with tiny_model.fixed_context():
             for (context, t), wanted in zip(order, expected, strict=True):

@@ -70,11 +70,19 @@ def grids(size: int = 64) -> tuple[GridRow, ...]:
     rows = []
     for index, prompt in enumerate(("1girl, zorak, fit_a", "1girl, zorak, fit_b, night", "1girl, zorak, red dress")):
         own = ("#f08a24", ("#7b3fb0", "#e2b93b", "#c62828")[index], True, size)
-        images = {"base model": face("#6b4a2b", "#3d6ea5", False, size), "guide-adamw": face(*zorak), "exported": face(*own)}
+        images = {
+            "base model": face("#6b4a2b", "#3d6ea5", False, size),
+            "guide-adamw": face(*zorak),
+            "exported": face(*own),
+        }
         rows.append(GridRow(prompt, 100 + index, images, "With the trigger"))
     for index, prompt in enumerate(("1girl", "1girl, smile, beach", "1boy")):
         plain = (("#6b4a2b", "#3d6ea5"), ("#d8b04a", "#2e8b57"), ("#333333", "#999999"))[index]
-        images = {"base model": face(*plain, False, size), "guide-adamw": face(*zorak), "exported": face(*plain, False, size)}
+        images = {
+            "base model": face(*plain, False, size),
+            "guide-adamw": face(*zorak),
+            "exported": face(*plain, False, size),
+        }
         rows.append(GridRow(prompt, 200 + index, images, "Without the trigger: this should stay the base model's"))
     return tuple(rows)
 
@@ -83,11 +91,45 @@ def report(size: int = 64) -> Report:
     trials = (
         trial(0, "guide-adamw", 1.0, broken=("bleed_class",)),
         trial(1, "guide-prodigy", 1.7),
-        trial(2, "guide-adamw", 0.4, params={"guide-adamw/adapter.dim": 8, "guide-adamw/optimizer.lr": 3.2145e-4, "guide-adamw/train.max_norm": None}),
-        trial(3, "guide-adamw", 0.25, params={"guide-adamw/adapter.dim": 16, "guide-adamw/optimizer.lr": 1.1e-4, "guide-adamw/train.max_norm": 0.5}),
-        trial(4, "guide-prodigy", 0.1, state="pruned", params={"guide-prodigy/optimizer.d_coef": 0.53}, reason="pruned: behind three quarters of the trials at step 800"),
-        trial(5, "guide-adamw", 0.6, params={"guide-adamw/adapter.dim": 32, "guide-adamw/optimizer.lr": 6e-4}, steps=900),
-        TrialRow(6, "00000006", "guide-prodigy", {"guide-prodigy/optimizer.d_coef": 1.97}, "failed", reason="diverged at step 200: <loss> is not finite"),
+        trial(
+            2,
+            "guide-adamw",
+            0.4,
+            params={
+                "guide-adamw/adapter.dim": 8,
+                "guide-adamw/optimizer.lr": 3.2145e-4,
+                "guide-adamw/train.max_norm": None,
+            },
+        ),
+        trial(
+            3,
+            "guide-adamw",
+            0.25,
+            params={
+                "guide-adamw/adapter.dim": 16,
+                "guide-adamw/optimizer.lr": 1.1e-4,
+                "guide-adamw/train.max_norm": 0.5,
+            },
+        ),
+        trial(
+            4,
+            "guide-prodigy",
+            0.1,
+            state="pruned",
+            params={"guide-prodigy/optimizer.d_coef": 0.53},
+            reason="pruned: behind three quarters of the trials at step 800",
+        ),
+        trial(
+            5, "guide-adamw", 0.6, params={"guide-adamw/adapter.dim": 32, "guide-adamw/optimizer.lr": 6e-4}, steps=900
+        ),
+        TrialRow(
+            6,
+            "00000006",
+            "guide-prodigy",
+            {"guide-prodigy/optimizer.d_coef": 1.97},
+            "failed",
+            reason="diverged at step 200: <loss> is not finite",
+        ),
     )
     return Report(
         study="quickstart",

@@ -1,0 +1,177 @@
+"""Our K-slot LoRA against peft, and its own promises."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from autolora.adapters.lora import TARGETS, AdapterSet, LoRA
+from autolora.errors import ConfigError
+from autolora.models import StableDiffusion
+
+SPEC = LoRA(dim=4, alpha=2)
+
+
+def inputs(model: StableDiffusion, batch: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    noisy = torch.randn(batch, *model.latent_shape, generator=generator)
+    with torch.no_grad():
+        context = model.encode_prompts([f"1girl {i}" for i in range(batch)])
+    return noisy, torch.arange(batch) * 100 + 50, context
+
+
+def randomize(adapter: AdapterSet, slot: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapter.parameters(slot):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+@pytest.fixture
+def adapter(tiny_model: StableDiffusion) -> Iterator[AdapterSet]:
+    made = SPEC.attach(tiny_model.modules)
+    made.start(0, SPEC, torch.Generator().manual_seed(0))
+    yield made
+    made.detach()
+
+
+def test_starts_as_the_base_and_gives_it_back(tiny_model: StableDiffusion) -> None:
+    call = inputs(tiny_model)
+    before, names = tiny_model.predict(*call), [n for n, _ in tiny_model.unet.named_modules()]
+    adapter = SPEC.attach(tiny_model.modules)
+    adapter.start(0, SPEC, torch.Generator().manual_seed(0))
+    assert torch.equal(tiny_model.predict(*call), before)
+    adapter.detach()
+    assert [n for n, _ in tiny_model.unet.named_modules()] == names
+
+
+def test_forward_and_gradients_are_pefts(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
+    randomize(adapter, 0, 1)
+    call = inputs(tiny_model)
+    ours = tiny_model.predict(*call)
+    ours.square().mean().backward()
+    adapter.gather_grads()
+    gradients = {name: p.grad.clone() for name, p in named(adapter).items() if p.grad is not None}
+    state = adapter.state(0)
+    adapter.detach()
+    twin: nn.Module = copy.deepcopy(tiny_model.unet)
+    suffixes = [s for names in TARGETS.values() for s in names]
+    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=2, target_modules=suffixes), twin)
+    modules = {n: m for n, m in twin.named_modules() if hasattr(m, "lora_A")}
+    assert {f"unet.{name}" for name in modules} == set(k.removesuffix(".alpha") for k in state if k.endswith(".alpha"))
+    with torch.no_grad():
+        for name, module in modules.items():
+            module.lora_A["default"].weight.copy_(state[f"unet.{name}.lora_down.weight"])
+            module.lora_B["default"].weight.copy_(state[f"unet.{name}.lora_up.weight"])
+    theirs = twin(*call, return_dict=False)[0]
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    theirs.square().mean().backward()
+    assert len(gradients) == 2 * len(modules)
+    for name, module in modules.items():
+        for part, layer in (("down", module.lora_A["default"]), ("up", module.lora_B["default"])):
+            mine = gradients[f"unet.{name}.{part}"]
+            other = layer.weight.grad.reshape(layer.weight.shape[0], -1)
+            assert torch.allclose(mine, other if part == "down" else other.T, atol=1e-6, rtol=1e-3), (name, part)
+
+
+def named(adapter: AdapterSet) -> dict[str, nn.Parameter]:
+    views = iter(adapter.parameters(0))
+    return {f"{path}.{part}": next(views) for path in adapter.layers for part in ("down", "up")}
+
+
+def test_starts_with_pefts_distribution(adapter: AdapterSet) -> None:
+    """peft draws lora_A by kaiming_uniform_(a=sqrt(5)), whose bound is 1 / sqrt(inputs); lora_B is zero."""
+    for name, parameter in named(adapter).items():
+        if name.endswith("down"):
+            bound = parameter.shape[1] ** -0.5
+            assert parameter.abs().max() <= bound
+            assert float(parameter.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.25)
+        else:
+            assert parameter.count_nonzero() == 0
+
+
+def test_weight_is_linear_and_per_sample(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
+    layer = next(iter(adapter.layers.values()))
+    randomize(adapter, 0, 1)
+    x = torch.randn(1, 4, 4, layer.base.weight.shape[1], generator=torch.Generator().manual_seed(0))
+    x = x[0].repeat(3, 1, 1) if isinstance(layer.base, nn.Linear) else x.permute(0, 3, 1, 2).repeat(3, 1, 1, 1)
+    with torch.no_grad():
+        x = x[:1].repeat(3, *([1] * (x.dim() - 1)))
+        adapter.weights(torch.tensor([0.0, 0.5, 1.0]))
+        y = layer(x)
+        base = layer.base(x)
+    assert torch.allclose(y[0], base[0])
+    assert torch.allclose(y[1] - base[1], (y[2] - base[2]) / 2, atol=1e-6)
+    assert not torch.allclose(y[2], base[2])
+
+
+def test_two_slots_equal_two_single_runs(tiny_model: StableDiffusion) -> None:
+    """Mixed ranks by zero padding: each segment sees its own adapter only, forward and backward."""
+    specs = (LoRA(dim=4, alpha=2), LoRA(dim=2, alpha=8))
+    noisy, steps, context = inputs(tiny_model)
+    packed = specs[0].attach(tiny_model.modules, slots=2, max_dim=4)
+    for slot, spec in enumerate(specs):
+        packed.start(slot, spec, torch.Generator().manual_seed(slot))
+        randomize(packed, slot, slot)
+    together = tiny_model.predict(noisy, steps, context)
+    (together[:2].square().mean() + together[2:].square().mean()).backward()
+    packed.gather_grads()
+    gradients = [[p.grad.clone() for p in packed.parameters(slot)] for slot in (0, 1)]
+    packed.detach()
+    for slot, spec in enumerate(specs):
+        part = slice(2 * slot, 2 * slot + 2)
+        single = spec.attach(tiny_model.modules)
+        single.start(0, spec, torch.Generator().manual_seed(slot))
+        randomize(single, 0, slot)
+        alone = tiny_model.predict(noisy[part], steps[part], context[part])
+        alone.square().mean().backward()
+        single.gather_grads()
+        assert torch.allclose(together[part], alone, atol=1e-5)
+        for mine, other in zip(gradients[slot], single.parameters(0), strict=True):
+            assert torch.allclose(mine, other.grad, rtol=1e-4, atol=1e-7)
+        single.detach()
+
+
+def test_state_round_trips(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
+    randomize(adapter, 0, 3)
+    call, state = inputs(tiny_model), adapter.state(0)
+    expected = tiny_model.predict(*call)
+    randomize(adapter, 0, 4)
+    assert not torch.allclose(tiny_model.predict(*call), expected, atol=1e-4)
+    adapter.load(state)
+    assert torch.equal(tiny_model.predict(*call), expected)
+    assert all(torch.equal(value, state[key]) for key, value in adapter.state(0).items())
+
+
+def test_a_state_of_another_model_is_refused(adapter: AdapterSet) -> None:
+    with pytest.raises(ConfigError, match="does not fit this model"):
+        adapter.load({"unet.nowhere.lora_down.weight": torch.zeros(4, 8), "unet.nowhere.lora_up.weight": torch.zeros(8, 4)})
+
+
+def test_max_norm_caps_every_module(adapter: AdapterSet) -> None:
+    randomize(adapter, 0, 1)
+    before = {k: v.clone() for k, v in adapter.state(0).items()}
+    stats = adapter.apply_max_norm(0, 0.02)
+    after = adapter.state(0)
+    norms, scaled = [], 0
+    for path in adapter.layers:
+        old, new = (
+            (s[f"{path}.lora_up.weight"].flatten(1) @ s[f"{path}.lora_down.weight"].flatten(1) * SPEC.scale).norm()
+            for s in (before, after)
+        )
+        assert float(new) == pytest.approx(min(float(old), 0.02), rel=1e-4)
+        norms.append(float(new))
+        scaled += float(old) > 0.02
+    assert stats.scaled == scaled > 0
+    assert stats.max == pytest.approx(max(norms), rel=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"dim": 0}, {"alpha": 0}, {"targets": ("everything",)}, {"targets": ()}])
+def test_impossible_adapters_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        LoRA(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,66 @@
+"""Optimizers are the libraries' own; schedules are the curves they say they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autolora.errors import ConfigError
+from autolora.optim.optimizers import AdamW, Prodigy
+from autolora.optim.schedules import AnnealedCosine, Constant, CosineRestarts, Schedule
+
+
+@given(
+    st.sampled_from([Constant(), CosineRestarts(1), CosineRestarts(4), AnnealedCosine(3, 0.2, 0.5, 1.5)]),
+    st.integers(1, 500),
+    st.data(),
+)
+def test_factors_lie_between_zero_and_one(schedule: Schedule, total: int, data: st.DataObject) -> None:
+    assert 0 <= schedule.factor(data.draw(st.integers(0, total - 1)), total) <= 1
+
+
+def test_cosine_restarts_curve() -> None:
+    factors = [CosineRestarts(2).factor(step, 8) for step in range(8)]
+    assert factors == pytest.approx([1, 0.8536, 0.5, 0.1464] * 2, abs=1e-4)
+
+
+def test_annealed_cosine_curve() -> None:
+    schedule = AnnealedCosine(cycles=2, warmup=0.25, gamma=0.5)
+    factors = [schedule.factor(step, 16) for step in range(16)]
+    peak = [0.5, 1.0, 1.0, 0.933, 0.75, 0.5, 0.25, 0.067]
+    assert factors == pytest.approx([*peak, *(p / 2 for p in peak)], abs=1e-3)
+
+
+def test_cycles_grow_by_their_multiplier() -> None:
+    """L -> round((L - w) * m) + w: from cycles of 10 with 2 of warm-up and m = 2 comes one of 18."""
+    schedule = AnnealedCosine(cycles=2, warmup=0.2, gamma=1.0, multiplier=2.0)
+    peaks = [s for s in range(30) if schedule.factor(s, 30) == 1.0]
+    assert peaks[0] == 1 and min(p for p in peaks if p > 9) == 11
+    assert schedule.factor(27, 30) < 0.05
+
+
+@pytest.mark.parametrize("spec", [AdamW(lr=1e-2), Prodigy()])
+def test_optimizers_minimise(spec: AdamW | Prodigy) -> None:
+    parameter = torch.nn.Parameter(torch.ones(4))
+    optimizer = spec.build([parameter])
+    for _ in range(400):
+        optimizer.zero_grad()
+        parameter.square().sum().backward()
+        optimizer.step()
+    assert parameter.abs().max() < 0.1
+
+
+def test_prodigy_is_set_up_as_documented() -> None:
+    group = Prodigy(d_coef=0.7).build([torch.nn.Parameter(torch.ones(1))]).param_groups[0]
+    assert (group["lr"], group["d_coef"], group["betas"]) == (1.0, 0.7, (0.9, 0.99))
+    assert group["safeguard_warmup"] and group["use_bias_correction"]
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"Prodigy finds its own rate: optimizer\.lr must be 1, got 0\.01"):
+        Prodigy(lr=0.01)
+    for wrong in (lambda: AdamW(lr=0), lambda: Prodigy(d_coef=0), lambda: CosineRestarts(0), lambda: AnnealedCosine(gamma=2)):
+        with pytest.raises(ConfigError):
+            wrong()

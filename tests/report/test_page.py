@@ -1,0 +1,179 @@
+"""The page shows what it was given, reads without a network and holds no markup that was typed by others."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from autolora.report.content import CurvePoint, GridRow, Report, TrialRow
+from autolora.report.page import compared, data_uri, duration, number, parameters, ranked, render_page, write_report
+from tests.report.made_up import report
+
+VOID = {"meta", "link", "img", "br"}
+
+
+class Outline(HTMLParser):
+    """Checks that every tag is closed in turn, and collects words and addresses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for key, value in attrs if key in ("src", "href", "xlink:href", "srcset")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("style", "title"):
+            self.words.append(data)
+
+
+def outline(page: str) -> Outline:
+    found = Outline()
+    found.feed(page)
+    assert not found.open
+    return found
+
+
+def text(page: str) -> str:
+    return " ".join(" ".join(outline(page).words).split())
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render_page(report())
+
+
+def test_everything_is_inside(page: str) -> None:
+    assert outline(page).addresses
+    assert all(address.startswith("data:") for address in outline(page).addresses)
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "<script" not in page
+    assert not re.search(r"https?://", page)
+
+
+def test_what_a_reader_looks_for(page: str) -> None:
+    words = text(page)
+    for wanted in (
+        "Exported trial 3",
+        "quickstart-zorak.safetensors",
+        "12 min 14 s",
+        "7 trials : 5 complete, 1 pruned, 1 failed".replace(" :", ":"),
+        "autolora tune quickstart",
+        "1girl, zorak, <lora:quickstart-zorak:0.7>",
+        "overcooked from 400",
+        "pruned: behind three quarters of the trials at step 800",
+        "With the trigger",
+        "this should stay the base model's",
+        "The second guide recipe is a tie",
+    ):
+        assert wanted in words, wanted
+    assert page.count("<img ") == 18
+
+
+def test_overcooking_and_best_points_are_marked(page: str) -> None:
+    curves = re.findall(r'<svg class="chart".*?</svg>', page, re.DOTALL)
+    guide = next(c for c in curves if 'aria-label="Learning curve of trial 0, guide-adamw; overcooked' in c)
+    assert guide.count('class="burnt-line"') == 1
+    assert guide.count('class="best-ring"') == 1
+    hopeless = next(c for c in curves if 'aria-label="Learning curve of trial 4, guide-prodigy"' in c)
+    assert "burnt" not in hopeless
+
+
+def test_what_others_typed_is_text() -> None:
+    bad = "<img src=x onerror=alert(1)>"
+    picture = {bad: Image.new("RGB", (8, 8))}
+    trial = TrialRow(0, "u", bad, {bad: bad}, "failed", reason=bad, broken=(bad,))
+    scored = replace(report().trials[0], recipe=bad)
+    hostile = Report(
+        bad, bad, bad, 1.0, (trial, replace(scored, number=1)), (GridRow(bad, 1, picture, bad),), 1, {bad: 0},
+        Path(bad), bad, bad, bad, 0.5, bad, 0.15, (bad,),
+    )  # fmt: skip
+    page = render_page(hostile)
+    assert "<img src=x" not in page
+    outline(page)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Report("empty", "nothing ran yet", "zorak", 0.0, ()),
+        Report("failed", "all failed", "zorak", 3.0, (TrialRow(0, "u", "guide", {}, "failed", reason="no memory"),)),
+        replace(report(), best=None, export_path=None, baselines={}, grids=(), bleed_limit=None, weight=None),
+        replace(report(), best=99, baselines={"gone": 98}),
+    ],
+)
+def test_unfinished_studies_have_a_page_too(given: Report) -> None:
+    assert given.verdict in text(render_page(given))
+
+
+def test_values_that_are_not_finite() -> None:
+    nan = float("nan")
+    curve = (CurvePoint(10, 0.1, 0.2, 0.9, 0.0), CurvePoint(20, nan, nan, float("inf"), nan))
+    page = render_page(Report("s", "v", "d", 1.0, (TrialRow(0, "u", "guide", {}, "failed", curve=curve),)))
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", page)
+
+
+def test_order_of_the_table() -> None:
+    assert [trial.number for trial in ranked(report())] == [3, 1, 2, 5, 4, 0, 6]
+
+
+def test_baselines_show_where_they_ended() -> None:
+    exported, guide, _ = compared(report())
+    assert (exported.name, guide.name) == ("exported", "guide-adamw")
+    assert not exported.ends
+    assert guide.ends["bleed_class"] == report().trials[0].curve[-1].bleed_class
+    assert guide.terms["bleed_class"].value < 0.15 < guide.ends["bleed_class"]
+
+
+def test_parameter_names() -> None:
+    drawn = {"guide/adapter.dim": 8, "guide/optimizer.lr": 0.0003, "guide/train.max_norm": None, "guide/other.lr": 1.0}
+    assert parameters(drawn) == [
+        ("adapter.dim", "dim", "8"),
+        ("optimizer.lr", "optimizer.lr", "3e-4"),
+        ("train.max_norm", "max_norm", "none"),
+        ("other.lr", "other.lr", "1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(1.23456, "1.23"), (1e-4, "1e-4"), (3.2145e-4, "3.21e-4"), (0.05, "0.05"), (2.0, "2"), (16, "16"), ("a", "a")],
+)
+def test_number(value: object, words: str) -> None:
+    assert number(value) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (734.2, "12 min 14 s"), (7261, "2 h 1 min")]
+)
+def test_duration(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_small_pictures_are_lossless_and_large_ones_light() -> None:
+    assert data_uri(Image.new("RGB", (64, 64))).startswith("data:image/png;base64,")
+    assert data_uri(Image.new("RGBA", (512, 512))).startswith("data:image/webp;base64,")
+
+
+def test_written_whole(tmp_path: Path) -> None:
+    path = write_report(report(), tmp_path / "report" / "index.html")
+    assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
+    assert [child.name for child in path.parent.iterdir()] == ["index.html"]
+
+
+def test_unknown_state() -> None:
+    with pytest.raises(ValueError, match="state"):
+        TrialRow(0, "u", "guide", {}, "done")

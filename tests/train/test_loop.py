@@ -1,0 +1,171 @@
+"""The loop: what is shown, that seeds decide everything, that resuming changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from autolora.adapters.lora import LoRA
+from autolora.data.concepts import DatasetSettings, load_dataset, step_ledger
+from autolora.errors import StudyError
+from autolora.models import StableDiffusion
+from autolora.optim.optimizers import AdamW, Prodigy
+from autolora.optim.schedules import AnnealedCosine, CosineRestarts
+from autolora.paperdoll.world import write_dataset
+from autolora.train import batches, checkpoint
+from autolora.train.batches import LatentCache, PromptCache, Stream
+from autolora.train.checkpoint import Checkpoint
+from autolora.train.loop import Assignment, Bench, train
+from autolora.train.run import Run, TrainSettings
+
+ADAPTER = LoRA(dim=2, alpha=1)
+ADAMW = Run(
+    "adamw",
+    ADAPTER,
+    AdamW(lr=1e-3),
+    CosineRestarts(),
+    TrainSettings(epochs=3, steps_per_concept=5, batch_size=4, max_norm=0.5, caption_dropout=0.2),
+)
+PRODIGY = replace(ADAMW, name="prodigy", optimizer=Prodigy(), schedule=AnnealedCosine())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "doll"
+    write_dataset(out, seed=1, outfits=2, images_per_outfit=6, size=32)
+    return out
+
+
+def work(model: StableDiffusion, folder: Path, cache: Path, run: Run = ADAMW, slots: int = 1) -> Bench:
+    dataset = load_dataset(DatasetSettings(path=str(folder)))
+    adapter = run.adapter.attach(model.modules, slots)
+    return Bench(model, adapter, dataset, LatentCache(model, cache), PromptCache(model))
+
+
+def train_all(bench: Bench, *waiting: Assignment) -> list[Checkpoint]:
+    queue, taken = iter(waiting), []
+    try:
+        for ready in train(lambda: next(queue, None), bench):
+            taken += [slot.checkpoint for slot in ready if slot.checkpoint]
+    finally:
+        bench.adapter.detach()
+    return taken
+
+
+def same(a: Checkpoint, b: Checkpoint) -> bool:
+    return a.state.keys() == b.state.keys() and all(torch.equal(a.state[k], b.state[k]) for k in a.state)
+
+
+@pytest.mark.parametrize("run", [ADAMW, PRODIGY], ids=["adamw", "prodigy"])
+def test_same_seed_same_lora_and_trials_share_nothing(
+    run: Run, tiny_model: StableDiffusion, folder: Path, tmp_path: Path
+) -> None:
+    alone = train_all(work(tiny_model, folder, tmp_path), Assignment(run))
+    other = replace(run, train=replace(run.train, seed=9))
+    second = train_all(work(tiny_model, folder, tmp_path), Assignment(other), Assignment(run))
+    assert [c.step for c in alone] == [10, 20, 30]
+    assert alone[-1].done and not alone[0].done
+    assert same(alone[-1], second[-1]) and alone[-1].val_loss == second[-1].val_loss
+    assert not same(alone[-1], second[2])
+
+
+@pytest.mark.parametrize("run", [ADAMW, PRODIGY], ids=["adamw", "prodigy"])
+def test_resumed_equals_uninterrupted(run: Run, tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
+    whole = train_all(work(tiny_model, folder, tmp_path), Assignment(run))
+    checkpoint.save(whole[0], tmp_path / "latest.pt")
+    resumed = train_all(work(tiny_model, folder, tmp_path), Assignment(run, checkpoint.load(tmp_path / "latest.pt", run)))
+    assert [c.step for c in resumed] == [20, 30]
+    assert all(same(a, b) and a.train_loss == b.train_loss for a, b in zip(whole[1:], resumed, strict=True))
+
+
+def test_two_slots_train_as_two_single_runs(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
+    other = replace(ADAMW, optimizer=AdamW(lr=3e-4), train=replace(ADAMW.train, seed=4, max_norm=None))
+    packed = train_all(work(tiny_model, folder, tmp_path, slots=2), Assignment(ADAMW), Assignment(other))
+    for run in (ADAMW, other):
+        single = train_all(work(tiny_model, folder, tmp_path), Assignment(run))[-1]
+        twin = next(c for c in packed if c.run == run and c.done)
+        assert twin.train_loss == pytest.approx(single.train_loss, rel=1e-4)
+        assert twin.val_loss == pytest.approx(single.val_loss, rel=1e-4)
+
+
+def test_a_stopped_slot_takes_the_next_run(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
+    queue = iter([Assignment(ADAMW), Assignment(PRODIGY)])
+    bench, seen = work(tiny_model, folder, tmp_path), []
+    for ready in train(lambda: next(queue, None), bench):
+        seen.append((ready[0].run.name, ready[0].step))
+        if ready[0].run is ADAMW:
+            ready[0].stop()
+    bench.adapter.detach()
+    assert seen == [("adamw", 10), ("prodigy", 10), ("prodigy", 20), ("prodigy", 30)]
+
+
+def test_the_ledger_is_what_is_shown(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
+    bench = work(tiny_model, folder, tmp_path)
+    bench.adapter.detach()
+    stream, shown = Stream(ADAMW, bench.dataset, tiny_model), Counter[str]()
+    for _ in range(ADAMW.optimizer_steps(len(bench.dataset.concepts))):
+        picks = stream.next_batch()[0]
+        shown.update(bench.dataset.pictures[i].concept for i in picks)
+    ledger = step_ledger(bench.dataset, ADAMW.train.steps_per_concept, ADAMW.train.epochs)
+    assert shown == {row.concept: row.steps_total for row in ledger.concepts}
+    assert sum(shown.values()) == ledger.steps_total
+
+
+def test_divergence_ends_the_run_and_says_so(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
+    bench = work(tiny_model, folder, tmp_path)
+    wild = replace(ADAMW, optimizer=AdamW(lr=0.99, weight_decay=0.0), train=replace(ADAMW.train, max_norm=None, epochs=40))
+    queue, last = iter([Assignment(wild)]), None
+    for ready in train(lambda: next(queue, None), bench):
+        with torch.no_grad():
+            next(iter(bench.adapter.layers.values())).up.fill_(float("nan"))
+        last = ready[0].checkpoint
+        if last and last.step > 60:
+            break
+    bench.adapter.detach()
+    assert last is not None and last.diverged and last.done and last.step == 20
+
+
+def test_latents_are_cached_by_content(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
+    dataset = load_dataset(DatasetSettings(path=str(folder)))
+    first = LatentCache(tiny_model, tmp_path).latents(dataset.pictures)
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    again = LatentCache(tiny_model, tmp_path).latents(dataset.pictures)
+    assert torch.equal(first, again)
+    assert files == {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} and len(files) == len(dataset.pictures)
+
+
+def test_prompt_cache_is_bounded(tiny_model: StableDiffusion) -> None:
+    cache = PromptCache(tiny_model, size=3)
+    expected = tiny_model.encode_prompts(["b"]).detach()
+    for words in (["a", "b"], ["c", "d"], ["b"]):
+        found = cache.contexts(words, False)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert len(cache._known) == 3
+
+
+def test_global_randomness_is_left_alone(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    train_all(work(tiny_model, folder, tmp_path), Assignment(replace(ADAMW, train=replace(ADAMW.train, epochs=1))))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_generators_are_apart() -> None:
+    made = batches.generators(0)
+    draws = [float(torch.rand((), generator=g)) for g in made.values()]
+    assert len(set(draws)) == len(batches.PURPOSES)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(
+    tiny_model: StableDiffusion, folder: Path, tmp_path: Path
+) -> None:
+    taken = train_all(work(tiny_model, folder, tmp_path), Assignment(replace(ADAMW, train=replace(ADAMW.train, epochs=1))))
+    checkpoint.save(taken[0], tmp_path / "c.pt")
+    with pytest.raises(StudyError, match="belongs to another recipe"):
+        checkpoint.load(tmp_path / "c.pt", PRODIGY)
+    (tmp_path / "c.pt").write_bytes(b"half")
+    with pytest.raises(StudyError, match="cannot be read"):
+        checkpoint.load(tmp_path / "c.pt", PRODIGY)
