@@ -133,11 +133,12 @@ def build(kind: type[T], node: Any, where: str) -> T:
     Raises:
         ConfigError: a key it does not have, or a value of another type.
     """
-    given = OmegaConf.to_container(node) if isinstance(node, DictConfig) else dict(node)
-    assert isinstance(given, dict)
-    given.pop("kind", None)
+    container = OmegaConf.to_container(node) if isinstance(node, DictConfig) else node
+    if not isinstance(container, dict):
+        raise ConfigError(f"{where}: expected keys with values, got {container!r}")
+    given = {str(key): value for key, value in container.items() if key != "kind"}
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = [str(key) for key in given if key not in fields]
+    unknown = [key for key in given if key not in fields]
     if unknown:
         near = difflib.get_close_matches(unknown[0], fields, 1)
         hint = f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(fields)}"
@@ -145,7 +146,7 @@ def build(kind: type[T], node: Any, where: str) -> T:
     missing = [key for key, value in given.items() if value == "???"]
     if missing:
         raise ConfigError(f"{where}.{missing[0]} must be given: add {where}.{missing[0]}=VALUE")
-    values = {key: _convert(str(fields[str(key)].type), value, f"{where}.{key}") for key, value in given.items()}
+    values = {key: _convert(str(fields[key].type), value, f"{where}.{key}") for key, value in given.items()}
     return kind(**values)
 
 

@@ -40,13 +40,13 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def add(self, description: str, total: float | None, completed: float = 0) -> TaskID:
+    def add(self, description: str, total: float | None, completed: int = 0) -> TaskID:
         """Add a bar."""
         return self._progress.add_task(description, total=total, completed=completed)
 
     def set(self, task: TaskID, completed: float, description: str | None = None) -> None:
         """Move a bar."""
-        self._progress.update(task, completed=completed, **({"description": description} if description else {}))
+        self._progress.update(task, completed=completed, description=description)
 
     def total(self, task: TaskID, total: float) -> None:
         """Say how far a bar goes."""

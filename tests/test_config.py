@@ -83,7 +83,8 @@ def test_recipe_outside_its_own_range(tmp_path: Path) -> None:
     study = tmp_path / "mine" / "odd.yaml"
     study.parent.mkdir()
     study.write_text(
-        "# @package _global_\nstudy: {name: odd, recipes: {doll-adamw: {optimizer.lr: {log: [0.01, 0.1]}, no.such: {int: [1, 2]}}}}\n"
+        "# @package _global_\nstudy: {name: odd, recipes: {doll-adamw: "
+        "{optimizer.lr: {log: [0.01, 0.1]}, no.such: {int: [1, 2]}}}}\n"
     )
     composed = config.compose("tune", [], str(study))
     with pytest.raises(ConfigError, match=r"no\.such"):

@@ -89,9 +89,8 @@ class LoRALayer(nn.Module):
         super().__init__()
         self.base, self.routing = base, routing
         inside, outside = base.weight.shape[1], base.weight.shape[0]
-        factory = {"device": base.weight.device, "dtype": base.weight.dtype}
-        self.down = nn.Parameter(torch.zeros(slots, max_dim, inside, **factory))
-        self.up = nn.Parameter(torch.zeros(slots, max_dim, outside, **factory))
+        self.down = nn.Parameter(base.weight.new_zeros(slots, max_dim, inside))
+        self.up = nn.Parameter(base.weight.new_zeros(slots, max_dim, outside))
 
     def forward(self, x: Tensor) -> Tensor:
         """base(x) plus each sample's scaled update."""
@@ -145,7 +144,7 @@ class AdapterSet:
         self.layers, self._homes = {}, []
 
     def start(self, slot: int, spec: LoRA, generator: torch.Generator) -> list[nn.Parameter]:
-        """Give a slot a fresh adapter with zero delta (down Kaiming-uniform as in peft, up zero); return its parameters."""
+        """Give a slot a fresh adapter and return its parameters: down Kaiming-uniform as in peft, up zero."""
         if spec.dim > self.max_dim:
             raise ConfigError(f"adapter.dim={spec.dim} exceeds the {self.max_dim} this set was built for")
         self._dims[slot], self._alphas[slot] = spec.dim, spec.alpha
@@ -242,7 +241,7 @@ class AdapterSet:
 
     @torch.no_grad()
     def apply_max_norm(self, slot: int, max_norm: float) -> NormStats:
-        """Cap each module's update: with n = |scale * up @ down|, both factors shrink by sqrt(max_norm / n) where n > max_norm.
+        """Cap each module's update: where n = |scale * up @ down| > max_norm, both shrink by sqrt(max_norm / n).
 
         |up @ down|^2 = trace((down down^T)(up^T up)) needs only r x r products (kohya sd-scripts' scale_weight_norms).
         """

@@ -55,7 +55,7 @@ class Prodigy:
     def build(self, params: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of one slot, with an estimate d of its own."""
         with redirect_stdout(io.StringIO()):  # it prints its settings
-            return ProdigyOptimizer(
+            optimizer: torch.optim.Optimizer = ProdigyOptimizer(
                 params,
                 lr=self.lr,
                 d_coef=self.d_coef,
@@ -64,6 +64,7 @@ class Prodigy:
                 safeguard_warmup=True,
                 use_bias_correction=True,
             )
+        return optimizer
 
 
 OPTIMIZERS: dict[str, type[AdamW] | type[Prodigy]] = {"adamw": AdamW, "prodigy": Prodigy}

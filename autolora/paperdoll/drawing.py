@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
@@ -41,7 +42,7 @@ class Pen:
         self.scale = rng.uniform(0.95, 1.06)
         self.rng = rng
 
-    def at(self, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    def at(self, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         """Canvas pixels of points given in figure units."""
         s, u = self.scale, self.unit
         return [(((x - 32) * s + 32 + self.dx) * u, ((y - 36) * s + 36 + self.dy) * u) for x, y in points]
@@ -51,13 +52,13 @@ class Pen:
         r, g, b = (max(0, min(255, c + self.rng.randint(-amount, amount))) for c in color)
         return r, g, b
 
-    def poly(self, points: list[tuple[float, float]], fill: Color) -> None:
+    def poly(self, points: Sequence[tuple[float, float]], fill: Color) -> None:
         self.draw.polygon(self.at(points), fill=fill)
 
     def oval(self, x: float, y: float, rx: float, ry: float, fill: Color) -> None:
         self.draw.ellipse([*self.at([(x - rx, y - ry)])[0], *self.at([(x + rx, y + ry)])[0]], fill=fill)
 
-    def line(self, points: list[tuple[float, float]], fill: Color, width: float) -> None:
+    def line(self, points: Sequence[tuple[float, float]], fill: Color, width: float) -> None:
         self.draw.line(self.at(points), fill=fill, width=max(1, round(width * self.unit)), joint="curve")
 
     def backdrop(self, top: float, bottom: float, fill: Color) -> None:
@@ -213,19 +214,12 @@ def _hair_front(pen: Pen, style: str, hair: Color, marks: Marks | None, tone: Co
 def _arms(pen: Pen, pose: str, skin: Color, sleeve: Color) -> None:
     for side in (-1, 1):
         raised = pose == "arms up" or (pose == "waving" and side == 1)
-        elbow, hand = ((19, 40), (23, 24)) if raised else ((15, 54), (14.5, 63))
         shoulder = (32 + side * 9, 44)
-        if raised:
-            elbow, hand = (21, 42), (24.5, 26)
-        joint, end = (
-            (32 + side * (elbow[0] if raised else 14), elbow[1]),
-            (32 + side * (hand[0] if raised else 15), hand[1]),
-        )
-        pen.line([shoulder, joint], sleeve, 6)
-        pen.line([joint, end], skin, 4.5)
-        pen.oval(*end, 3.2, 3.2, skin)
-    if pose == "arms up":
-        return
+        elbow = (32 + side * 21, 42) if raised else (32 + side * 14, 54)
+        hand = (32 + side * 24.5, 26) if raised else (32 + side * 15, 63)
+        pen.line([shoulder, elbow], sleeve, 6)
+        pen.line([elbow, hand], skin, 4.5)
+        pen.oval(*hand, 3.2, 3.2, skin)
 
 
 def _body(pen: Pen, v: dict[str, str], second_name: str) -> None:

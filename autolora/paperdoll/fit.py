@@ -1,4 +1,4 @@
-"""One resumable training loop for every part of the world: AdamW, warm-up and cosine, an averaged copy of the weights."""
+"""One resumable training loop for every part of the world; what it leaves are averaged weights."""
 
 from __future__ import annotations
 

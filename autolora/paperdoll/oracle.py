@@ -39,8 +39,9 @@ class OracleNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         logits = self.head(self.body(pixels))
-        parts = torch.split(logits, [len(values) for values in HEADS.values()], dim=1)
-        return dict(zip(HEADS, parts, strict=True))
+        sizes = [len(values) for values in HEADS.values()]
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+        return dict(zip(HEADS, logits.tensor_split(ends, dim=1), strict=True))
 
 
 class Oracle:

@@ -99,7 +99,8 @@ def train_vae(build: Path, steps: int) -> None:
             latents = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=noise, device=DEVICE)
             decoded = vae.decode(latents).sample.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        return F.mse_loss(decoded, pixels) + 0.1 * F.l1_loss(decoded, pixels) + 1e-4 * kl
+        loss: Tensor = F.mse_loss(decoded, pixels) + 0.1 * F.l1_loss(decoded, pixels) + 1e-4 * kl
+        return loss
 
     fit("vae", vae, loss_at, steps=steps, lr=2e-3, build=build)
     latents = encode_pool(vae, 512)[0]
@@ -191,7 +192,8 @@ def train_base(build: Path, steps: int) -> None:
         target = scheduler.get_velocity(clean, noise, t)
         snr = abar[t] / (1 - abar[t])
         weight = snr.clamp(max=5) / (snr + 1) + 0.05  # Min-SNR (Hang et al. 2023); the floor trains the first step too
-        return ((predicted - target).square().mean((1, 2, 3)) * weight).mean()
+        loss: Tensor = ((predicted - target).square().mean((1, 2, 3)) * weight).mean()
+        return loss
 
     fit("base", both, loss_at, steps=steps, lr=1.5e-3, build=build)
     pipeline = StableDiffusionPipeline(

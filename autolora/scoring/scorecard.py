@@ -103,7 +103,7 @@ def score(scorer: Scorer, pictures: dict[tuple[Probe, float], Pictures]) -> Scor
 
 
 def _constraints(scorer: Scorer, by_weight: dict[str, dict[str, Estimate]]) -> dict[str, float]:
-    """Named constraints, above 0 where broken; bleed by its upper bound at the worst weight, the others by their lower."""
+    """Named constraints, above 0 where broken: bleed by its upper bound, the others by their lower."""
     settings = scorer.settings
     strongest = by_weight[f"{max(settings.weights):g}"]
     return {

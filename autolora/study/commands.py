@@ -167,6 +167,7 @@ def score(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     out = (Path(str(config.out)).expanduser() if config.out else lora.parent) / "score.json"
     write_atomic(out, json.dumps(result, indent=2))
     print(
-        f"{lora.name}: score {card.score.value:.3f} ({card.score.low:.3f} to {card.score.high:.3f}), {card.verdict}\n{out}"
+        f"{lora.name}: score {card.score.value:.3f} ({card.score.low:.3f} to {card.score.high:.3f}), {card.verdict}"
+        f"\n{out}"
     )
     return 0

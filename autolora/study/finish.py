@@ -92,8 +92,10 @@ def _prove(work: Workbench, winner: Winner, state: State, bars: Bars) -> None:
     card = work.score(bars)
     gap = abs(card.score.value - winner.point.score["value"])
     if gap > SCORE_TOLERANCE:
-        raise ExportError(f"{path} scores {card.score.value:.3f} after reloading, the trial {winner.point.score['value']:.3f}; "
-                          f"a gap of at most {SCORE_TOLERANCE} was expected")  # fmt: skip
+        raise ExportError(
+            f"{path} scores {card.score.value:.3f} after reloading, the trial {winner.point.score['value']:.3f}; "
+            f"a gap of at most {SCORE_TOLERANCE} was expected"
+        )
     folder = getattr(bench.model, "folder", None)
     if folder is not None:
         probe = next(p for p in work.scorer.probes if p.group == "trigger")
@@ -225,10 +227,13 @@ def _summary(found: list[tuple[FrozenTrial, Record]], winner: Winner, page: Path
             step = record.overcooked_step()
             fate = f"overcooked after step {step}" if step else "did not overcook"
             lines.append(
-                f"{record.run.name} {fate}: without the trigger, {shares:.0%} of renders show the character at step {last.step}"
+                f"{record.run.name} {fate}: without the trigger, {shares:.0%} of renders show the character "
+                f"at step {last.step}"
             )
     p = winner.point
-    lines.append(f"best: trial {winner.trial.number} ({winner.record.run.name}) at step {p.step}, weight {p.weight:g}: "
-                 f"score {p.score['value']:.3f} ({p.score['low']:.3f} to {p.score['high']:.3f}), {p.verdict}")  # fmt: skip
+    lines.append(
+        f"best: trial {winner.trial.number} ({winner.record.run.name}) at step {p.step}, weight {p.weight:g}: "
+        f"score {p.score['value']:.3f} ({p.score['low']:.3f} to {p.score['high']:.3f}), {p.verdict}"
+    )
     lines += [f"LoRA:   {winner.exported.path}", f"report: {page}"]
     return "\n".join(lines)

@@ -89,7 +89,7 @@ class Stream:
         self.queue: list[int] = []  # pictures still to show in this epoch
 
     def next_batch(self) -> tuple[list[int], list[str], Tensor, Tensor]:
-        """Picture indices (B), captions (B), noise (B, C, h, w) and timesteps (B); an epoch's last batch may be short."""
+        """Picture indices (B), captions (B), noise (B, C, h, w), timesteps (B); an epoch's last batch may be short."""
         settings = self.run.train
         if not self.queue:
             self.queue = self._epoch()

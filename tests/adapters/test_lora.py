@@ -63,7 +63,7 @@ def test_forward_and_gradients_are_pefts(tiny_model: StableDiffusion, adapter: A
     suffixes = [s for names in TARGETS.values() for s in names]
     inject_adapter_in_model(LoraConfig(r=4, lora_alpha=2, target_modules=suffixes), twin)
     modules = {n: m for n, m in twin.named_modules() if hasattr(m, "lora_A")}
-    assert {f"unet.{name}" for name in modules} == set(k.removesuffix(".alpha") for k in state if k.endswith(".alpha"))
+    assert {f"unet.{name}" for name in modules} == {k.removesuffix(".alpha") for k in state if k.endswith(".alpha")}
     with torch.no_grad():
         for name, module in modules.items():
             module.lora_A["default"].weight.copy_(state[f"unet.{name}.lora_down.weight"])
@@ -150,7 +150,9 @@ def test_state_round_trips(tiny_model: StableDiffusion, adapter: AdapterSet) -> 
 
 def test_a_state_of_another_model_is_refused(adapter: AdapterSet) -> None:
     with pytest.raises(ConfigError, match="does not fit this model"):
-        adapter.load({"unet.nowhere.lora_down.weight": torch.zeros(4, 8), "unet.nowhere.lora_up.weight": torch.zeros(8, 4)})
+        adapter.load(
+            {"unet.nowhere.lora_down.weight": torch.zeros(4, 8), "unet.nowhere.lora_up.weight": torch.zeros(8, 4)}
+        )
 
 
 def test_max_norm_caps_every_module(adapter: AdapterSet) -> None:

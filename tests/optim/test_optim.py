@@ -61,6 +61,11 @@ def test_prodigy_is_set_up_as_documented() -> None:
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"Prodigy finds its own rate: optimizer\.lr must be 1, got 0\.01"):
         Prodigy(lr=0.01)
-    for wrong in (lambda: AdamW(lr=0), lambda: Prodigy(d_coef=0), lambda: CosineRestarts(0), lambda: AnnealedCosine(gamma=2)):
+    for wrong in (
+        lambda: AdamW(lr=0),
+        lambda: Prodigy(d_coef=0),
+        lambda: CosineRestarts(0),
+        lambda: AnnealedCosine(gamma=2),
+    ):
         with pytest.raises(ConfigError):
             wrong()

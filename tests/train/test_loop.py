@@ -77,7 +77,9 @@ def test_same_seed_same_lora_and_trials_share_nothing(
 def test_resumed_equals_uninterrupted(run: Run, tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
     whole = train_all(work(tiny_model, folder, tmp_path), Assignment(run))
     checkpoint.save(whole[0], tmp_path / "latest.pt")
-    resumed = train_all(work(tiny_model, folder, tmp_path), Assignment(run, checkpoint.load(tmp_path / "latest.pt", run)))
+    resumed = train_all(
+        work(tiny_model, folder, tmp_path), Assignment(run, checkpoint.load(tmp_path / "latest.pt", run))
+    )
     assert [c.step for c in resumed] == [20, 30]
     assert all(same(a, b) and a.train_loss == b.train_loss for a, b in zip(whole[1:], resumed, strict=True))
 
@@ -117,7 +119,9 @@ def test_the_ledger_is_what_is_shown(tiny_model: StableDiffusion, folder: Path, 
 
 def test_divergence_ends_the_run_and_says_so(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
     bench = work(tiny_model, folder, tmp_path)
-    wild = replace(ADAMW, optimizer=AdamW(lr=0.99, weight_decay=0.0), train=replace(ADAMW.train, max_norm=None, epochs=40))
+    wild = replace(
+        ADAMW, optimizer=AdamW(lr=0.99, weight_decay=0.0), train=replace(ADAMW.train, max_norm=None, epochs=40)
+    )
     queue, last = iter([Assignment(wild)]), None
     for ready in train(lambda: next(queue, None), bench):
         with torch.no_grad():
@@ -159,10 +163,10 @@ def test_generators_are_apart() -> None:
     assert len(set(draws)) == len(batches.PURPOSES)
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(
-    tiny_model: StableDiffusion, folder: Path, tmp_path: Path
-) -> None:
-    taken = train_all(work(tiny_model, folder, tmp_path), Assignment(replace(ADAMW, train=replace(ADAMW.train, epochs=1))))
+def test_a_checkpoint_of_another_recipe_is_refused(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
+    taken = train_all(
+        work(tiny_model, folder, tmp_path), Assignment(replace(ADAMW, train=replace(ADAMW.train, epochs=1)))
+    )
     checkpoint.save(taken[0], tmp_path / "c.pt")
     with pytest.raises(StudyError, match="belongs to another recipe"):
         checkpoint.load(tmp_path / "c.pt", PRODIGY)

@@ -1,0 +1,171 @@
+"""Judges the quickstart by the oracle on characters that nothing was tuned on.
+
+    python studies/quickstart_oracle.py --seeds 100 101 102 103 104
+
+For each character: the guide recipe trained to its end, and the study; then, by the oracle and not by the score,
+how often pictures show the character with its trigger (likeness) and on the class word alone (bleed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.stats import binomtest
+
+from autolora import config as cfg
+from autolora.adapters.lora import AdapterSet, LoRA, State
+from autolora.cli import main as autolora
+from autolora.data.concepts import DatasetSettings, load_dataset
+from autolora.export.read import read_lora
+from autolora.models import load_model
+from autolora.models.base import BaseModel
+from autolora.paperdoll.look import Character, novel_character
+from autolora.paperdoll.oracle import Oracle
+from autolora.paperdoll.weights import weights_hash
+from autolora.paperdoll.world import write_dataset
+from autolora.sampling import Pictures, Shot, render
+from autolora.train.batches import LatentCache, PromptCache
+from autolora.train.loop import Assignment, Bench, train
+
+WEIGHTS = (0.7, 1.0)
+FIRST_SEED = 900_000  # apart from every probe of the score
+RESULTS = Path(__file__).parent / "results" / "quickstart"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Hits of n with a Wilson 95% interval."""
+
+    hits: int
+    count: int
+
+    def text(self) -> str:
+        """`71% (64-77)`."""
+        interval = binomtest(self.hits, self.count).proportion_ci(method="wilson")
+        return f"{self.hits / self.count:.0%} ({interval.low:.0%}-{interval.high:.0%})"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Renders prompts with a LoRA and counts the pictures that show the character."""
+
+    model: BaseModel
+    adapter: AdapterSet
+    oracle: Oracle
+    character: Character
+    renders: int
+
+    def prompts(self, kind: str) -> list[str]:
+        """The class word alone, or the class word with the trigger and each outfit's in turn."""
+        count = self.character.traits["count"]
+        if kind == "class":
+            return [count] * self.renders
+        words = [f"{count}, {self.character.trigger}, {o.trigger}" for o in self.character.outfits]
+        return [words[i % len(words)] for i in range(self.renders)]
+
+    def rate(self, state: State | None, kind: str, weight: float) -> Rate:
+        """How many pictures show the character."""
+        shots = [Shot(p, FIRST_SEED + i, weight if state else 0.0) for i, p in enumerate(self.prompts(kind))]
+        hits = self.oracle.shows(self._render(state, shots), self.character)
+        return Rate(int(hits.sum()), len(hits))
+
+    def _render(self, state: State | None, shots: list[Shot]) -> Pictures:
+        if state:
+            self.adapter.load(state)
+        return render(self.model, shots, cfg.model_settings(cfg.compose("train", [])).render, self.adapter)
+
+    def strip(self, state: State | None, weight: float, each: int = 6) -> Pictures:
+        """A row of pictures: the class word, then the trigger."""
+        kinds = [(kind, i) for kind in ("class", "trigger") for i in range(each)]
+        shots = [Shot(self.prompts(k)[i], FIRST_SEED + i, weight if state else 0.0) for k, i in kinds]
+        return np.concatenate(list(self._render(state, shots)), axis=1)
+
+
+def bake_guide(folder: Path, recipe: str, out: Path, model: BaseModel) -> list[State]:
+    """The guide's bake to its very end; the state after every epoch."""
+    run = cfg.build_run(cfg.compose("train", [f"recipe={recipe}"]))
+    dataset = load_dataset(DatasetSettings(path=str(folder)))
+    adapter = run.adapter.attach(model.modules)
+    bench = Bench(model, adapter, dataset, LatentCache(model, out / "latents"), PromptCache(model))
+    waiting, states = iter([Assignment(run)]), []
+    for ready in train(lambda: next(waiting, None), bench):
+        assert ready[0].checkpoint is not None
+        states.append(ready[0].checkpoint.state)
+    adapter.detach()
+    return states
+
+
+def judge_character(
+    seed: int, out: Path, renders: int, recipe: str, say: Callable[[str], None]
+) -> dict[str, str | float]:
+    """One character: bake, study, and the oracle's rates."""
+    folder = out / f"character-{seed}"
+    outfits = 1 + seed % 3
+    character = novel_character(seed, outfits)
+    if not folder.exists():
+        write_dataset(folder, seed, outfits)
+    began = time.perf_counter()
+    code = autolora(
+        ["tune", "quickstart", f"dataset.path={folder}", f"out={out / f'study-{seed}'}", f"cache={out / 'cache'}"]
+    )
+    if code:
+        raise SystemExit(f"the study of character {seed} ended with exit code {code}")
+    result = json.loads((out / f"study-{seed}" / "result.json").read_text("utf-8"))
+    say(f"character {seed}: study took {time.perf_counter() - began:.0f} s")
+    model = load_model(cfg.model_settings(cfg.compose("train", [])))
+    guide = bake_guide(folder, recipe, out, model)
+    exported = read_lora(Path(result["export"]), model)
+    adapter = LoRA(dim=16).attach(model.modules)
+    adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
+    judge = Judge(model, adapter, Oracle(), character, renders)
+    few = Judge(model, adapter, judge.oracle, character, max(40, renders // 4))
+    best = max(guide, key=lambda state: sum(few.rate(state, "trigger", w).hits for w in WEIGHTS))
+    row: dict[str, str | float] = {"seed": seed, "outfits": outfits, "base 1girl": judge.rate(None, "class", 0).text()}
+    for title, state in (("guide last", guide[-1]), ("guide best", best), ("export", exported)):
+        for kind in ("trigger", "class"):
+            for weight in WEIGHTS:
+                rate = judge.rate(state, kind, weight)
+                row[f"{title} {kind} {weight:g}"] = rate.text()
+                row[f"{title} {kind} {weight:g} share"] = rate.hits / rate.count
+    row |= {"verdict": result["verdict"], "recipe": result["best"]["recipe"], "step": result["best"]["step"]}
+    strips = [judge.strip(None, 0), judge.strip(guide[-1], 1.0), judge.strip(exported, 1.0)]
+    grid = Image.fromarray(np.concatenate(strips, axis=0))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    grid.resize((grid.width * 2, grid.height * 2), Image.Resampling.NEAREST).save(RESULTS / f"character-{seed}.png")
+    return row
+
+
+def main() -> None:
+    """Judge every seed and write the table as it grows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102, 103, 104])
+    parser.add_argument("--renders", type=int, default=200)
+    parser.add_argument("--recipe", default="doll-adamw")
+    parser.add_argument("--out", type=Path, default=Path("runs/quickstart-oracle"))
+    args = parser.parse_args()
+    rows = []
+    for seed in args.seeds:
+        rows.append(judge_character(seed, args.out, args.renders, args.recipe, print))
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        with (RESULTS / "oracle.csv").open("w", newline="") as handle:
+            writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    facts = {"command": " ".join(sys.argv), "commit": commit, "weights": weights_hash(), "seeds": args.seeds}
+    (RESULTS / "oracle.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Studies as a user runs them, small, on the embedded world: run, continue, kill, change, break."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from autolora import files
+from autolora.cli import main
+
+SMALL = (
+    "study.trials=3",
+    "train.epochs=2",
+    "model.render.steps=2",
+    "scoring.class_seeds=1",
+    "scoring.bootstrap=50",
+    "scoring.fidelity_limit=0",
+)
+
+
+def small_study(tmp_path: Path, name: str = "small") -> str:
+    """A study file whose recipes are seconds long."""
+    path = tmp_path / "mine" / f"{name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(
+        "# @package _global_\n"
+        "defaults: [override /model: paperdoll, override /dataset: quickstart, override /scoring: paperdoll]\n"
+        f"study:\n  name: {name}\n  recipes:\n    doll-adamw:\n"
+        "      train.steps_per_concept: {log_int: [4, 100]}\n      adapter.dim: {choice: [4, 16]}\n"
+    )
+    return str(path)
+
+
+def tune(tmp_path: Path, *more: str) -> list[str]:
+    """The command line of a small study."""
+    return ["tune", small_study(tmp_path), f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}", *SMALL, *more]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that ran to its end."""
+    tmp_path = tmp_path_factory.mktemp("study")
+    assert main(tune(tmp_path)) == 0
+    return tmp_path
+
+
+def test_a_study_leaves_what_it_promises(finished: Path) -> None:
+    run = finished / "run"
+    result = json.loads((run / "result.json").read_text("utf-8"))
+    assert sum(result["trials"].values()) == 3
+    assert {"fidelity", "editability", "bleed_class"} == set(result["best"]["terms"])
+    assert "doll-adamw" in result["baselines"]
+    lora = Path(result["export"])
+    assert lora.is_file() and lora.with_suffix(".json").is_file()
+    assert Image.open(lora.with_suffix(".png")).size == (64, 64)
+    assert "<html" in (run / "report" / "index.html").read_text("utf-8")
+
+
+def test_running_again_continues_and_adds_nothing(finished: Path) -> None:
+    before = json.loads((finished / "run" / "result.json").read_text("utf-8"))
+    assert main(tune(finished)) == 0
+    after = json.loads((finished / "run" / "result.json").read_text("utf-8"))
+    assert after["trials"] == before["trials"]
+    assert after["best"] == before["best"]
+
+
+def test_a_changed_space_is_explained_and_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = Path(small_study(finished))
+    study.write_text(study.read_text().replace("[4, 100]", "[4, 200]"))
+    command = ["tune", str(study), f"out={finished / 'run'}", f"cache={finished / 'cache'}", *SMALL]
+    assert main(command) == 5
+    assert "was log_int: [4, 100], now log_int: [4, 200]" in capsys.readouterr().err
+    small_study(finished)
+
+
+def test_the_exported_file_can_be_scored(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads((finished / "run" / "result.json").read_text("utf-8"))
+    small = [s for s in SMALL if not s.startswith("study.")]
+    command = [
+        "score",
+        f"lora={result['export']}",
+        "dataset=quickstart",
+        f"cache={finished / 'cache'}",
+        f"out={finished}",
+    ]
+    assert main([*command, *small]) == 0
+    scored = json.loads((finished / "score.json").read_text("utf-8"))
+    assert set(scored) >= {"recipe", "weight", "score", "terms", "broken_constraints"}
+    assert scored["score"]["value"] == pytest.approx(result["best"]["score"]["value"], abs=0.005)
+
+
+@pytest.mark.parametrize("command", ["report", "export", "check"])
+def test_other_commands_on_a_finished_study(command: str, finished: Path) -> None:
+    assert main([command, *tune(finished)[1:]]) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM cannot be sent to a process on Windows")
+def test_a_killed_study_is_continued_by_the_same_command(tmp_path: Path, finished: Path) -> None:
+    """SIGTERM after the first checkpoint; the same command finishes, and its trial is what it would have been."""
+    command = tune(tmp_path, "study.trials=1", f"cache={finished / 'cache'}")
+    command.remove(f"cache={tmp_path / 'cache'}")
+    with subprocess.Popen(
+        [sys.executable, "-m", "autolora.cli", *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 240
+        while not list((tmp_path / "run").glob("trials/*/latest.pt")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "same command again to continue" in errors and "Traceback" not in errors
+    interrupted = json.loads(next((tmp_path / "run").glob("trials/*/curve.json")).read_text("utf-8"))
+    assert len(interrupted) == 1
+    assert main(command) == 0
+    (curve,) = [json.loads(p.read_text("utf-8")) for p in (tmp_path / "run").glob("trials/*/curve.json")]
+    assert curve[0] == interrupted[0] and len(curve) == 2
+    whole = [json.loads(p.read_text("utf-8")) for p in (finished / "run").glob("trials/*/curve.json")]
+    assert curve in whole, "a continued trial differs from the uninterrupted one"
+
+
+def test_no_space_left_stops_cleanly(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import errno
+
+    replace = files.os.replace
+
+    def full(source: str, target: Path) -> None:
+        if Path(target).name == "latest.pt":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", full)
+    command = [a for a in tune(tmp_path, "study.trials=1") if not a.startswith("cache=")]
+    assert main([*command, f"cache={finished / 'cache'}"]) == 7
+    assert "no space left" in capsys.readouterr().err
+    assert not [p for p in (tmp_path / "run").rglob("*") if p.name.startswith(".")]
+    monkeypatch.undo()
+    assert main([*command, f"cache={finished / 'cache'}"]) == 0

@@ -1,0 +1,75 @@
+"""The command line: help, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autolora.cli import COMMANDS, main
+from autolora.paperdoll.world import write_dataset
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], *([c, "--help"] for c in COMMANDS)])
+def test_help_reads_well(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "autolora" in printed and len(printed.splitlines()) > 2
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; from autolora.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_cfg_job_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "quickstart", "study.trials=4", "--cfg", "job"]) == 0
+    printed = capsys.readouterr().out
+    assert "trials: 4" in printed and "recipe_name: doll-adamw" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["tuna"], 2, "unknown command `tuna`"),
+        (["tune", "nope"], 2, "study `nope` not found"),
+        (["tune", "quickstart", "train.epochz=3"], 2, "did you mean `epochs`"),
+        (["tune", "quickstart", "--fast"], 2, "unknown option --fast"),
+        (["train"], 3, "no dataset given"),
+        (["train", "dataset.path=/no/such/folder"], 3, "/no/such/folder"),
+        (["train", "dataset=quickstart", "model.path=/no/such/model"], 4, "/no/such/model"),
+        (["train", "dataset=quickstart", "scoring.encoder=local-dir:/no/such"], 2, "open_clip"),
+        (["score", "dataset=quickstart"], 2, "lora=FILE"),
+        (["score", "dataset=quickstart", "lora=/no/such.safetensors"], 6, "does not exist"),
+        (["report", "quickstart", "out=/no/such/run"], 5, "no study in"),
+        (["paperdoll", "dataset", "/tmp", "--seed", "1"], 3, "not an empty folder"),
+    ],
+)
+def test_mistakes_are_one_line_with_an_exit_code(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == code
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+def test_bad_pictures_are_listed_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dataset(tmp_path / "doll", seed=0, outfits=1, images_per_outfit=6)
+    pictures = sorted((tmp_path / "doll").rglob("*.png"))
+    pictures[0].with_suffix(".txt").unlink()
+    pictures[1].with_suffix(".txt").write_text(" \n")
+    pictures[2].write_bytes(pictures[2].read_bytes()[:50])
+    out = tmp_path / "run"
+    assert main(["train", f"dataset.path={tmp_path / 'doll'}", f"out={out}"]) == 3
+    printed = capsys.readouterr().err
+    assert all(picture.name in printed for picture in pictures[:3])
+    assert not out.exists()
+
+
+def test_an_image_size_that_is_no_model_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "folder").mkdir()
+    assert main(["train", "dataset=quickstart", f"model.path={tmp_path / 'folder'}"]) == 4
+    assert "model_index.json" in capsys.readouterr().err
