@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,12 +90,10 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
     for argument in overrides:
         if "=" not in argument and not argument.startswith("~"):
             raise ConfigError(f"`{argument}` is not understood; overrides are written key=value")
-    if study:
-        folder, name = find_study(study)
-        overrides = [f"hydra.searchpath=['file://{folder.parent}']", f"+{folder.name}='{name}'", *overrides]
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str((ROOT / "conf").resolve()), version_base="1.3"):
+        with _study_overrides(study) as own, initialize_config_dir(str((ROOT / "conf").resolve()), version_base="1.3"):
+            overrides = [*own, *overrides]
             config = hydra_compose(primary, overrides=overrides)
             OmegaConf.resolve(config)
             return config
@@ -116,15 +117,32 @@ def _explain(error: Exception, primary: str) -> str:
     return text
 
 
-def find_study(study: str) -> tuple[Path, str]:
-    """The folder and the name of a study: one of `studies/`, or a YAML file of one's own."""
+@contextmanager
+def _study_overrides(study: str | None) -> Iterator[list[str]]:
+    """Overrides that bring a study in, from a folder of its own: beside other folders their names would be groups."""
+    if not study:
+        yield []
+        return
+    source = find_study(study)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "studies").mkdir()
+        shutil.copy(source, Path(folder) / "studies" / "study.yaml")
+        yield [f"hydra.searchpath=['{Path(folder).as_uri()}']", "+studies=study"]
+
+
+def find_study(study: str) -> Path:
+    """The file of a study: one of `studies/`, or a YAML file of one's own.
+
+    Raises:
+        ConfigError: there is none; the known ones are listed.
+    """
     path = Path(study).expanduser()
     if path.suffix == ".yaml" and path.is_file():
-        return path.resolve().parent, path.stem
+        return path
     known = sorted(p.stem for p in (ROOT / "studies").glob("*.yaml"))
     if study not in known:
         raise ConfigError(f"study `{study}` not found; expected one of {', '.join(known)} or the path of a .yaml file")
-    return (ROOT / "studies").resolve(), study
+    return ROOT / "studies" / f"{study}.yaml"
 
 
 def build(kind: type[T], node: Any, where: str) -> T:

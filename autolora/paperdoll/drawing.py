@@ -219,7 +219,7 @@ def _arms(pen: Pen, pose: str, skin: Color, sleeve: Color) -> None:
         hand = (32 + side * 24.5, 26) if raised else (32 + side * 15, 63)
         pen.line([shoulder, elbow], sleeve, 6)
         pen.line([elbow, hand], skin, 4.5)
-        pen.oval(*hand, 3.2, 3.2, skin)
+        pen.oval(hand[0], hand[1], 3.2, 3.2, skin)
 
 
 def _body(pen: Pen, v: dict[str, str], second_name: str) -> None:

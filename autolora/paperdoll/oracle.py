@@ -56,7 +56,7 @@ class Oracle:
     def log_probabilities(self, images: NDArray[np.uint8] | Tensor, batch_size: int = 128) -> dict[str, Tensor]:
         """Log-probability of every value of every head, each of shape (N, values)."""
         pixels = torch.as_tensor(np.asarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        chunks = [self.net(part) for part in pixels.split(batch_size)]
+        chunks = [self.net(pixels[i : i + batch_size]) for i in range(0, len(pixels), batch_size)]
         return {head: torch.cat([c[head] for c in chunks]).log_softmax(1) for head in HEADS}
 
     def read(self, images: NDArray[np.uint8] | Tensor) -> list[dict[str, str]]:

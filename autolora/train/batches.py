@@ -68,10 +68,10 @@ class PromptCache:
         """(B, tokens, dim) contexts; with gradients only where the text encoder trains."""
         if trains_text_encoder:
             return self.model.encode_prompts(captions)
-        new = [c for c in dict.fromkeys(captions) if c not in self._known]
-        if new:
-            with torch.no_grad():
-                self._known.update(zip(new, self.model.encode_prompts(new), strict=True))
+        for caption in dict.fromkeys(captions):
+            if caption not in self._known:
+                with torch.no_grad():  # one by one: in a batch, rounding would depend on what else was new
+                    self._known[caption] = self.model.encode_prompts([caption])[0]
         for caption in captions:
             self._known.move_to_end(caption)
         found = torch.stack([self._known[c] for c in captions])
