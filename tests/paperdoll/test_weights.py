@@ -1,0 +1,57 @@
+"""The packaged weights: the standard layout, a reader that reads, and their size."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from diffusers import StableDiffusionPipeline
+
+from autolora.paperdoll.drawing import draw
+from autolora.paperdoll.look import Look, character_look, novel_character, random_novel_look, sample_values
+from autolora.paperdoll.oracle import Oracle
+from autolora.paperdoll.weights import BASE, WEIGHTS
+from autolora.scoring.encoders import load_encoder
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Oracle:
+    return Oracle()
+
+
+def test_diffusers_alone_loads_the_base() -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(BASE)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("1girl, red hair", num_inference_steps=2).images[0].size == (64, 64)
+
+
+def test_all_weights_are_small_and_halved() -> None:
+    assert sum(p.stat().st_size for p in WEIGHTS.rglob("*")) <= 25e6
+
+
+def test_the_oracle_reads_fresh_drawings(oracle: Oracle) -> None:
+    rng = random.Random("test-oracle")
+    looks = [Look(sample_values(rng)) for _ in range(300)]
+    accuracy = oracle.accuracy(np.stack([np.asarray(draw(x, rng)) for x in looks]), [x.values for x in looks])
+    assert all(share >= 0.98 for share in accuracy.values()), accuracy
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_the_oracle_knows_a_character_from_others(oracle: Oracle, seed: int) -> None:
+    character, rng = novel_character(seed, 2), random.Random(seed)
+    own = [character_look(character, character.outfits[i % 2], rng) for i in range(20)]
+    pictures = np.stack([np.asarray(draw(look, rng)) for look in own])
+    assert oracle.shows(pictures, character).mean() >= 0.95
+    assert np.mean([got == i % 2 for i, got in enumerate(oracle.outfit(pictures, character))]) >= 0.9
+    others = np.stack([np.asarray(draw(random_novel_look(rng), rng)) for _ in range(60)])
+    assert oracle.shows(others, character).mean() <= 0.02
+
+
+def test_the_scoring_encoder_matches_pictures_with_their_captions() -> None:
+    encoder, rng = load_encoder("paperdoll"), random.Random("test-clip")
+    looks = [Look(sample_values(rng)) for _ in range(40)]
+    images = encoder.images(np.stack([np.asarray(draw(look, rng)) for look in looks]))
+    texts = encoder.texts([", ".join(look.tags()) for look in looks])
+    assert np.allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)
+    assert ((images @ texts.T).argmax(1) == np.arange(40)).mean() >= 0.9
