@@ -207,6 +207,8 @@ def train_base(build: Path, steps: int) -> None:
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(build / "base")
+    config = build / "base" / "text_encoder" / "config.json"  # else the text encoder alone would load in half precision
+    config.write_text(config.read_text("utf-8").replace('"float16"', '"float32"'), "utf-8")
 
 
 CLIP_CONFIG = {
