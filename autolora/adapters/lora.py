@@ -201,7 +201,7 @@ class AdapterSet:
             down, up = layer.down.detach()[slot, :dim], layer.up.detach()[slot, :dim]
             out[f"{path}.lora_down.weight"] = down.cpu().clone().view(*down.shape, *tail)
             out[f"{path}.lora_up.weight"] = up.cpu().T.contiguous().clone().view(up.shape[1], dim, *tail)
-            out[f"{path}.alpha"] = torch.tensor(self._alphas[slot])
+            out[f"{path}.alpha"] = torch.tensor(self._alphas[slot], dtype=torch.float64)
         return out
 
     def load(self, state: State, slot: int = 0) -> None:
@@ -220,14 +220,11 @@ class AdapterSet:
                 else f"ranks {sorted(dims)} do not fit {self.max_dim}"
             )
             raise ConfigError(f"the LoRA does not fit this model: {what}")
-        dim = max(dims)
-        self._dims[slot] = dim
-        scales = {
-            float(state[f"{p}.alpha"]) / state[f"{p}.lora_down.weight"].shape[0] if f"{p}.alpha" in state else 1.0
-            for p in paths
-        }
-        shared = scales.pop() if len(scales) == 1 else 1.0
-        self._alphas[slot], self.routing.slot_scales[slot] = shared * dim, shared
+        self._dims[slot] = dim = max(dims)
+        alphas = {float(state[f"{p}.alpha"]) if f"{p}.alpha" in state else None for p in paths}
+        alpha = alphas.pop() if len(alphas) == len(dims) == 1 else None  # mixed ones are folded into `up`
+        self._alphas[slot] = float(dim) if alpha is None else alpha
+        self.routing.slot_scales[slot] = shared = self._alphas[slot] / dim
         with torch.no_grad():
             for path, layer in self.layers.items():
                 layer.down[slot].zero_()

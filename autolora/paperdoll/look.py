@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "count": ("1girl", "1boy"),
@@ -29,6 +31,10 @@ MARKS: dict[str, tuple[str, ...]] = {
 }
 NOVEL_OUTFITS = ("robe", "armor", "poncho", "striped tunic", "emblem coat")
 NOVEL_OUTFIT_COLORS = ("red", "blue", "green", "yellow", "purple", "white", "black")
+
+CHARACTER_GROUPS = ("count", "hair_color", "hair_style", "eye_color", "skin")  # what makes a character, undressed
+COSTUME_GROUPS = ("outfit", "outfit_color", "accessory")
+CAST_SIZE = 48  # characters, and as many costumes, that the base model knows by name
 
 _STYLE_WEIGHTS = {"1girl": (25, 28, 22, 20, 5), "1boy": (42, 8, 2, 8, 40)}
 _ACCESSORY_WEIGHTS = (45, 14, 14, 14, 13)
@@ -74,21 +80,25 @@ class Look:
 
     def tags(self) -> tuple[str, ...]:
         """The booru-style tags of this look, the count tag first."""
+        count, *rest = self.tags_of(self.values)
+        return (count, *(() if self.marks is None else self.marks.tags()), *rest)
+
+    def tags_of(self, groups: Collection[str]) -> tuple[str, ...]:
+        """The tags of some attribute groups, in the usual order; an outfit's colour stands in the outfit's tag."""
         v = self.values
-        accessory = () if v["accessory"] == "none" else (v["accessory"],)
-        return (
-            v["count"],
-            *(() if self.marks is None else self.marks.tags()),
-            f"{v['hair_color']} hair",
-            v["hair_style"],
-            f"{v['eye_color']} eyes",
-            v["skin"],
-            f"{v['outfit_color']} {v['outfit']}",
-            *accessory,
-            v["expression"],
-            v["pose"],
-            v["background"],
-        )
+        worded = {
+            "count": v["count"],
+            "hair_color": f"{v['hair_color']} hair",
+            "hair_style": v["hair_style"],
+            "eye_color": f"{v['eye_color']} eyes",
+            "skin": v["skin"],
+            "outfit": f"{v['outfit_color']} {v['outfit']}",
+            "accessory": v["accessory"],
+            "expression": v["expression"],
+            "pose": v["pose"],
+            "background": v["background"],
+        }
+        return tuple(tag for group, tag in worded.items() if group in groups and tag != "none")
 
 
 @dataclass(frozen=True)
@@ -151,6 +161,26 @@ def nonsense_word(rng: random.Random) -> str:
     return pairs + rng.choice("kmnrxz")
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a name calls in the base model's world, as real base models know characters and costumes by name."""
+
+    name: str
+    values: dict[str, str]
+
+
+@cache
+def known_cast() -> tuple[tuple[Known, ...], tuple[Known, ...]]:
+    """The characters (count, hair, eyes, skin) and the costumes (cut, colour, accessory) that the base model knows."""
+    rng = random.Random("cast")
+    words = sorted({nonsense_word(rng) for _ in range(2 * CAST_SIZE)})
+    rng.shuffle(words)
+    samples = [(word, sample_values(rng)) for word in words]
+    people = [Known(w, {g: v[g] for g in CHARACTER_GROUPS}) for w, v in samples[:CAST_SIZE]]
+    costumes = [Known(w, {g: v[g] for g in COSTUME_GROUPS}) for w, v in samples[CAST_SIZE:]]
+    return tuple(people), tuple(costumes)
+
+
 def novel_character(seed: int, outfits: int = 2) -> Character:
     """Invent the novel character of a seed (0-99 for development, 100 and up for evaluation).
 
@@ -161,7 +191,7 @@ def novel_character(seed: int, outfits: int = 2) -> Character:
         raise ValueError(f"outfits must be 1 to 4, got {outfits}")
     rng = random.Random(f"character-{seed}")
     values = sample_values(rng)
-    traits = {g: values[g] for g in ("count", "hair_color", "hair_style", "eye_color", "skin")}
+    traits = {g: values[g] for g in CHARACTER_GROUPS}
     marks = Marks(
         crest=rng.choice(MARKS["crest"][1:]),
         crest_color=rng.choice(MARKS["crest_color"]),
@@ -171,9 +201,10 @@ def novel_character(seed: int, outfits: int = 2) -> Character:
         face_mark_color=rng.choice(MARKS["face_mark_color"]),
     )
     words: list[str] = []
+    known = {entry.name for kind in known_cast() for entry in kind}
     while len(words) < outfits + 1:
         word = nonsense_word(rng)
-        if word not in words:
+        if word not in words and word not in known:
             words.append(word)
     cuts = rng.sample(NOVEL_OUTFITS, outfits)
     dressed = []

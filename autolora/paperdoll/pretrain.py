@@ -6,6 +6,7 @@ import argparse
 import json
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from autolora.paperdoll import weights
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.fit import fit
-from autolora.paperdoll.look import Look, nonsense_word, random_novel_look, sample_values
+from autolora.paperdoll.look import Known, Look, known_cast, nonsense_word, random_novel_look, sample_values
 from autolora.paperdoll.oracle import HEADS, OracleNet
 from autolora.paperdoll.tokenizer import MAX_TOKENS, build_tokenizer, save_tokenizer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LATENT_CHANNELS = 16
 POOL = 40_000  # encoded drawings the base model learns from
-STEPS = {"vae": 12000, "base": 5000, "clip": 1800, "oracle": 3000}
+STEPS = {"vae": 9000, "decoder": 6000, "base": 5000, "clip": 1800, "oracle": 3000}
 
 
 def to_tensor(images: list[Image.Image]) -> Tensor:
@@ -36,15 +37,41 @@ def to_tensor(images: list[Image.Image]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).to(DEVICE).float() / 127.5 - 1
 
 
-def base_caption(look: Look, rng: random.Random) -> str:
-    """A caption as the base model sees it: a share of the tags, shuffled, sometimes with a nonsense word."""
-    count, *rest = look.tags()
+@dataclass(frozen=True)
+class Drawn:
+    """A picture of the base model's world: its look, and the names that stand for parts of it."""
+
+    look: Look
+    names: tuple[Known, ...] = ()
+
+
+def base_picture(rng: random.Random) -> Drawn:
+    """Something the base model sees; a third of all show a character it knows by name, most of those in costume.
+
+    As in real base models, that is what teaches it that a name stands for a look.
+    """
+    values, names = sample_values(rng), []
+    people, costumes = known_cast()
+    if rng.random() < 0.34:
+        names.append(rng.choice(people))
+        if rng.random() < 0.7:
+            names.append(rng.choice(costumes))
+    for known in names:
+        values |= known.values
+    return Drawn(Look(values), tuple(names))
+
+
+def base_caption(drawn: Drawn, rng: random.Random) -> str:
+    """A caption as the base model sees it: names, a share of the tags, shuffled, sometimes with a nonsense word."""
+    count, *rest = drawn.look.tags()
+    named = {tag for known in drawn.names for tag in drawn.look.tags_of(known.values)}
     share = rng.choice((0.0, 0.3, 0.6, 1.0, 1.0))
-    kept = [tag for tag in rest if rng.random() < share]
+    kept = [tag for tag in rest if rng.random() < (0.15 if tag in named else share)]
     rng.shuffle(kept)
     if rng.random() < 0.05:
         kept.insert(rng.randint(0, len(kept)), nonsense_word(rng))
-    return ", ".join([count, *kept] if rng.random() < 0.97 else kept)
+    lead = [known.name for known in drawn.names]
+    return ", ".join([count, *lead, *kept] if rng.random() < 0.97 else [*lead, *kept])
 
 
 def clutter(image: Image.Image, rng: random.Random) -> Image.Image:
@@ -78,20 +105,32 @@ def make_vae() -> AutoencoderKL:
     )
 
 
-def train_vae(build: Path, steps: int) -> None:
-    """Train the VAE and write its folder.
+def vae_batch(name: str, step: int) -> Tensor:
+    """Pictures for the VAE, (16, 3, 64, 64): as real VAEs it sees more of the world than the base model ever will.
 
-    As real VAEs it sees more of the world than the base model ever will: base looks, freely marked ones, and a third
-    of all pictures under random shapes.
+    Base looks, freely marked ones, and a third of all under random shapes.
     """
+    rng = random.Random(f"{name}-{step}")
+    looks = [random_novel_look(rng) if i % 2 else Look(sample_values(rng)) for i in range(16)]
+    images = [draw(look, rng) for look in looks]
+    return to_tensor([clutter(image, rng) if i % 3 == 2 else image for i, image in enumerate(images)])
+
+
+def reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
+    """Squared and absolute error, up to five times as heavy where the picture has fine detail (faces, marks)."""
+    detail = (pixels - F.avg_pool2d(pixels, 5, 1, 2, count_include_pad=False)).abs().amax(1, keepdim=True)
+    weight = 1 + 4 * detail.clamp(max=1)
+    error = decoded - pixels
+    return ((error.square() + 0.1 * error.abs()) * weight).mean()
+
+
+def train_vae(build: Path, steps: int) -> None:
+    """Train the VAE and write its folder."""
     torch.manual_seed(1)
     vae = make_vae().to(DEVICE)
 
     def loss_at(step: int) -> Tensor:
-        rng = random.Random(f"vae-{step}")
-        looks = [random_novel_look(rng) if i % 2 else Look(sample_values(rng)) for i in range(16)]
-        images = [draw(look, rng) for look in looks]
-        pixels = to_tensor([clutter(im, rng) if i % 3 == 2 else im for i, im in enumerate(images)])
+        pixels = vae_batch("vae", step)
         noise = torch.Generator(DEVICE).manual_seed(step)
         with torch.autocast(DEVICE.type, torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist
@@ -99,7 +138,7 @@ def train_vae(build: Path, steps: int) -> None:
             latents = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=noise, device=DEVICE)
             decoded = vae.decode(latents).sample.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss: Tensor = F.mse_loss(decoded, pixels) + 0.1 * F.l1_loss(decoded, pixels) + 1e-4 * kl
+        loss: Tensor = reconstruction_loss(decoded, pixels) + 1e-4 * kl
         return loss
 
     fit("vae", vae, loss_at, steps=steps, lr=2e-3, build=build)
@@ -108,16 +147,35 @@ def train_vae(build: Path, steps: int) -> None:
     vae.half().save_pretrained(build / "vae")
 
 
+def train_decoder(build: Path, steps: int) -> None:
+    """Sharpen the decoder while the latents stay as they are, so that the base model may train meanwhile."""
+    vae = AutoencoderKL.from_pretrained(build / "vae", torch_dtype=torch.float32).to(DEVICE)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+
+    def loss_at(step: int) -> Tensor:
+        pixels = vae_batch("decoder", step)
+        noise = torch.Generator(DEVICE).manual_seed(step)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(pixels).latent_dist.sample(noise)
+            decoded = vae.decode(latents).sample.float()
+        return reconstruction_loss(decoded, pixels)
+
+    fit("decoder", vae, loss_at, steps=steps, lr=1e-3, build=build)
+    vae.half().save_pretrained(build / "decoder")
+
+
 @torch.inference_mode()
-def encode_pool(vae: AutoencoderKL, count: int) -> tuple[Tensor, list[Look]]:
-    """Unscaled latents (count, C, 8, 8) of fresh drawings, with their looks."""
-    latents, looks = [], []
+def encode_pool(vae: AutoencoderKL, count: int) -> tuple[Tensor, list[Drawn]]:
+    """Unscaled latents (count, C, 8, 8) of fresh drawings, with what they show."""
+    latents, pool = [], []
     for start in range(0, count, 64):
         rng = random.Random(f"pool-{start}")
-        batch = [Look(sample_values(rng)) for _ in range(min(64, count - start))]
-        latents.append(vae.encode(to_tensor([draw(look, rng) for look in batch])).latent_dist.mean)
-        looks += batch
-    return torch.cat(latents), looks
+        batch = [base_picture(rng) for _ in range(min(64, count - start))]
+        latents.append(vae.encode(to_tensor([draw(drawn.look, rng) for drawn in batch])).latent_dist.mean)
+        pool += batch
+    return torch.cat(latents), pool
 
 
 def make_scheduler() -> DDIMScheduler:
@@ -175,7 +233,7 @@ def train_base(build: Path, steps: int) -> None:
     vae = AutoencoderKL.from_pretrained(build / "vae", torch_dtype=torch.float32).to(DEVICE)
     tokenizer, scheduler = save_tokenizer(build / "tokenizer"), make_scheduler()
     both = nn.ModuleDict({"unet": make_unet(), "text": make_text_encoder(len(tokenizer))}).to(DEVICE)
-    latents, looks = encode_pool(vae, POOL)
+    latents, pool = encode_pool(vae, POOL)
     latents = latents.clone() * vae.config.scaling_factor
     abar = scheduler.alphas_cumprod.to(DEVICE)
 
@@ -183,7 +241,7 @@ def train_base(build: Path, steps: int) -> None:
         rng = random.Random(f"base-{step}")
         gen = torch.Generator(DEVICE).manual_seed(step)
         picks = [rng.randrange(POOL) for _ in range(48)]
-        captions = ["" if rng.random() < 0.1 else base_caption(looks[i], rng) for i in picks]
+        captions = ["" if rng.random() < 0.1 else base_caption(pool[i], rng) for i in picks]
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(DEVICE)
         clean = latents[picks]
         noise = torch.randn(clean.shape, generator=gen, device=DEVICE)
@@ -305,6 +363,7 @@ def label(look: Look, head: str, values: tuple[str, ...]) -> int:
 
 STAGES: dict[str, Callable[[Path, int], None]] = {
     "vae": train_vae,
+    "decoder": train_decoder,
     "base": train_base,
     "clip": train_clip,
     "oracle": train_oracle,
@@ -326,12 +385,12 @@ def main() -> None:
 
 
 def install(build: Path, out: Path) -> None:
-    """Copy what is finished into the package's weights folder."""
+    """Copy what is finished into the package's weights folder; the base gets the sharpened decoder."""
     import shutil
 
-    for name in ("base", "clip"):
-        if (build / name / "").is_dir():
-            shutil.copytree(build / name, out / name, dirs_exist_ok=True)
+    for source, target in (("base", "base"), ("decoder", "base/vae"), ("clip", "clip")):
+        if (build / source).is_dir():
+            shutil.copytree(build / source, out / target, dirs_exist_ok=True)
     if (build / "oracle.safetensors").exists():
         out.mkdir(parents=True, exist_ok=True)
         shutil.copy2(build / "oracle.safetensors", out / "oracle.safetensors")

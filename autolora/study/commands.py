@@ -136,7 +136,8 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
                 raise StudyError(
                     f"{run.name} diverged at step {checkpoint.step}: lower optimizer.lr or set train.max_norm"
                 )
-            record.add(checkpoint, point(checkpoint, work.score(bars)))
+            if record.scored_step() != checkpoint.step:
+                record.add(checkpoint, point(checkpoint, work.score(bars)))
             bars.say(f"step {checkpoint.step}: score {record.curve[-1].objective:.3f}  {record.curve[-1].verdict}")
     write_atomic(folder / "score.json", json.dumps(record.summary(), indent=2))
     print(f"best checkpoint: step {record.summary()['step']}, {record.summary()['verdict']}\n{folder / 'best.pt'}")

@@ -81,6 +81,10 @@ class Record:
         """The best point so far; the earliest of equals."""
         return max(self.curve, key=lambda p: p.objective, default=None)
 
+    def scored_step(self) -> int:
+        """The step of the last scored checkpoint; 0 before the first."""
+        return self.curve[-1].step if self.curve else 0
+
     def load_best(self) -> Checkpoint:
         """The best point's checkpoint."""
         return checkpoints.load(self.folder / "best.pt", self.run)

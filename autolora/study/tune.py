@@ -184,13 +184,15 @@ class Driver:
         if checkpoint.diverged:
             trial.set_user_attr("reason", f"diverged at step {checkpoint.step}: the loss is no longer a number")
             return self._finish(slot, TrialState.COMPLETE)
-        began = time.perf_counter()
-        record.add(checkpoint, point(checkpoint, self.work.score(self.bars)))
-        self.scoring_seconds += time.perf_counter() - began
+        if record.scored_step() != checkpoint.step:
+            began = time.perf_counter()
+            record.add(checkpoint, point(checkpoint, self.work.score(self.bars)))
+            self.scoring_seconds += time.perf_counter() - began
         best = record.best()
         assert best is not None
         number = len(record.curve)
-        trial.report(best.objective, number)
+        if number not in self.study.trials[trial.number].intermediate_values:
+            trial.report(best.objective, number)
         trial.set_user_attr("constraints", best.constraints)
         self.bars.say(f"  step {checkpoint.step}: score {record.curve[-1].objective:.3f}  {record.curve[-1].verdict}")
         if record.hopelessly_overcooked(self.plan.settings.patience) and not checkpoint.done:

@@ -50,6 +50,7 @@ class Slot:
         self.checkpoint: Checkpoint | None = assignment.resume
         if assignment.resume:
             self._restore(assignment.resume)
+            self.stopped = assignment.resume.done
 
     def stop(self) -> None:
         """End this run; its slot asks for the next one."""
@@ -126,6 +127,7 @@ def train(
     """Train runs in every slot of the bench's adapter and yield a round whenever some reached a checkpoint.
 
     A slot whose run ended, or was stopped by `slot.stop()`, calls `next_run()`; training ends when all got None.
+    A resumed checkpoint comes first, before any step: what the caller had to decide on it may not have been decided.
     """
     active: dict[int, Slot] = {}
     exhausted = False
@@ -136,8 +138,13 @@ def train(
                 exhausted = assignment is None
                 if assignment is not None:
                     active[index] = Slot(index, assignment, bench)
-        if not active:
+                    if assignment.resume:
+                        yield [active[index]]
+        active = {index: slot for index, slot in active.items() if not slot.stopped}
+        if not active and exhausted:
             return
+        if not active:
+            continue
         began = time.perf_counter()
         train_step(bench, active)
         for slot in active.values():
@@ -149,7 +156,7 @@ def train(
             slot.take()
         if ready:
             yield ready
-        active = {index: slot for index, slot in active.items() if not slot.stopped}
+            active = {index: slot for index, slot in active.items() if not slot.stopped}
 
 
 def train_step(bench: Bench, active: dict[int, Slot]) -> None:

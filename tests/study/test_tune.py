@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from PIL import Image
@@ -156,3 +157,21 @@ def test_no_space_left_stops_cleanly(
     assert not [p for p in (tmp_path / "run").rglob("*") if p.name.startswith(".")]
     monkeypatch.undo()
     assert main([*command, f"cache={finished / 'cache'}"]) == 0
+
+
+def test_a_study_killed_between_its_last_checkpoint_and_its_verdict(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    command = [a for a in tune(tmp_path, "study.trials=1") if not a.startswith("cache=")]
+    command.append(f"cache={finished / 'cache'}")
+    monkeypatch.setattr(optuna.Study, "tell", killed)
+    assert main(command) == 130
+    monkeypatch.undo()
+    assert main(command) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
+    (curve,) = [json.loads(p.read_text("utf-8")) for p in (tmp_path / "run").glob("trials/*/curve.json")]
+    assert result["trials"] == {"complete": 1, "pruned": 0, "failed": 0}
+    assert len(curve) == 2

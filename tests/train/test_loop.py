@@ -22,7 +22,7 @@ from autolora.train.checkpoint import Checkpoint
 from autolora.train.loop import Assignment, Bench, train
 from autolora.train.run import Run, TrainSettings
 
-ADAPTER = LoRA(dim=2, alpha=1)
+ADAPTER = LoRA(dim=2, alpha=1.1)  # an alpha that float32 cannot hold
 ADAMW = Run(
     "adamw",
     ADAPTER,
@@ -80,8 +80,17 @@ def test_resumed_equals_uninterrupted(run: Run, tiny_model: StableDiffusion, fol
     resumed = train_all(
         work(tiny_model, folder, tmp_path), Assignment(run, checkpoint.load(tmp_path / "latest.pt", run))
     )
-    assert [c.step for c in resumed] == [20, 30]
-    assert all(same(a, b) and a.train_loss == b.train_loss for a, b in zip(whole[1:], resumed, strict=True))
+    assert [c.step for c in resumed] == [10, 20, 30]
+    assert all(same(a, b) and a.train_loss == b.train_loss for a, b in zip(whole, resumed, strict=True))
+
+
+def test_a_finished_checkpoint_comes_again_without_a_step(
+    tiny_model: StableDiffusion, folder: Path, tmp_path: Path
+) -> None:
+    whole = train_all(work(tiny_model, folder, tmp_path), Assignment(ADAMW))
+    again = train_all(work(tiny_model, folder, tmp_path), Assignment(ADAMW, whole[-1]), Assignment(PRODIGY))
+    assert again[0] is whole[-1]
+    assert [(c.run.name, c.step) for c in again[1:]] == [("prodigy", 10), ("prodigy", 20), ("prodigy", 30)]
 
 
 def test_two_slots_train_as_two_single_runs(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
