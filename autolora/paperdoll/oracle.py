@@ -19,8 +19,9 @@ HEADS: dict[str, tuple[str, ...]] = {
     "outfit": GROUPS["outfit"] + NOVEL_OUTFITS,
     **MARKS,
 }
-# A picture shows the character when the mean log-probability of its marks is above this (set on seeds 0-99).
-SHOWS_THRESHOLD = -1.0
+# A picture shows the character when the mean log-probability of its marks, each at least -6, is above this: one of the
+# three marks may be lost. Set on seeds 0-99: recall 98% after the VAE, false alarms 0.2%.
+SHOWS_THRESHOLD = -1.6
 
 
 class OracleNet(nn.Module):

@@ -5,115 +5,36 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image, ImageDraw, ImageFilter
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from autolora.paperdoll import weights
+from autolora.paperdoll.corpus import Drawn, base_caption, base_picture, mixed_looks, soften, vae_pictures
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.fit import fit
-from autolora.paperdoll.look import Known, Look, known_cast, nonsense_word, random_novel_look, sample_values
+from autolora.paperdoll.look import Look
+from autolora.paperdoll.networks import CLIP_CONFIG, make_scheduler, make_text_encoder, make_unet, make_vae
 from autolora.paperdoll.oracle import HEADS, OracleNet
-from autolora.paperdoll.tokenizer import MAX_TOKENS, build_tokenizer, save_tokenizer
+from autolora.paperdoll.tokenizer import build_tokenizer, save_tokenizer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-LATENT_CHANNELS = 16
 POOL = 40_000  # encoded drawings the base model learns from
-STEPS = {"vae": 9000, "decoder": 6000, "base": 5000, "clip": 1800, "oracle": 3000}
+STEPS = {"vae": 9000, "decoder": 4000, "base": 5000, "clip": 1800, "oracle": 3000}
 
 
 def to_tensor(images: list[Image.Image]) -> Tensor:
     """Pictures -> (B, 3, H, W) in [-1, 1] on the training device."""
     stacked = np.stack([np.asarray(image) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).to(DEVICE).float() / 127.5 - 1
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A picture of the base model's world: its look, and the names that stand for parts of it."""
-
-    look: Look
-    names: tuple[Known, ...] = ()
-
-
-def base_picture(rng: random.Random) -> Drawn:
-    """Something the base model sees; a third of all show a character it knows by name, most of those in costume.
-
-    As in real base models, that is what teaches it that a name stands for a look.
-    """
-    values, names = sample_values(rng), []
-    people, costumes = known_cast()
-    if rng.random() < 0.34:
-        names.append(rng.choice(people))
-        if rng.random() < 0.7:
-            names.append(rng.choice(costumes))
-    for known in names:
-        values |= known.values
-    return Drawn(Look(values), tuple(names))
-
-
-def base_caption(drawn: Drawn, rng: random.Random) -> str:
-    """A caption as the base model sees it: names, a share of the tags, shuffled, sometimes with a nonsense word."""
-    count, *rest = drawn.look.tags()
-    named = {tag for known in drawn.names for tag in drawn.look.tags_of(known.values)}
-    share = rng.choice((0.0, 0.3, 0.6, 1.0, 1.0))
-    kept = [tag for tag in rest if rng.random() < (0.15 if tag in named else share)]
-    rng.shuffle(kept)
-    if rng.random() < 0.05:
-        kept.insert(rng.randint(0, len(kept)), nonsense_word(rng))
-    lead = [known.name for known in drawn.names]
-    return ", ".join([count, *lead, *kept] if rng.random() < 0.97 else [*lead, *kept])
-
-
-def clutter(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Random shapes drawn over a picture, so that the VAE keeps what it has never seen."""
-    pen = ImageDraw.Draw(image)
-    for _ in range(rng.randint(1, 6)):
-        color = tuple(rng.randint(0, 255) for _ in range(3))
-        x, y, r = rng.uniform(0, 64), rng.uniform(0, 64), rng.uniform(1.5, 9)
-        points = [(x + rng.uniform(-r, r), y + rng.uniform(-r, r)) for _ in range(3)]
-        kind = rng.randrange(3)
-        if kind == 0:
-            pen.polygon(points, fill=color)
-        elif kind == 1:
-            pen.ellipse([x - r / 2, y - r / 2, x + r / 2, y + r / 2], fill=color)
-        else:
-            pen.line(points, fill=color, width=rng.randint(1, 3))
-    return image
-
-
-def make_vae() -> AutoencoderKL:
-    """A small 8x VAE: 64 px -> 8 x 8 latents."""
-    return AutoencoderKL(
-        block_out_channels=(16, 32, 64, 96),
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=8,
-        sample_size=64,
-        mid_block_add_attention=False,
-    )
-
-
-def vae_batch(name: str, step: int) -> Tensor:
-    """Pictures for the VAE, (16, 3, 64, 64): as real VAEs it sees more of the world than the base model ever will.
-
-    Base looks, freely marked ones, and a third of all under random shapes.
-    """
-    rng = random.Random(f"{name}-{step}")
-    looks = [random_novel_look(rng) if i % 2 else Look(sample_values(rng)) for i in range(16)]
-    images = [draw(look, rng) for look in looks]
-    return to_tensor([clutter(image, rng) if i % 3 == 2 else image for i, image in enumerate(images)])
 
 
 def reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
@@ -130,7 +51,7 @@ def train_vae(build: Path, steps: int) -> None:
     vae = make_vae().to(DEVICE)
 
     def loss_at(step: int) -> Tensor:
-        pixels = vae_batch("vae", step)
+        pixels = to_tensor(vae_pictures(random.Random(f"vae-{step}")))
         noise = torch.Generator(DEVICE).manual_seed(step)
         with torch.autocast(DEVICE.type, torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist
@@ -154,7 +75,7 @@ def train_decoder(build: Path, steps: int) -> None:
     vae.quant_conv.requires_grad_(False)
 
     def loss_at(step: int) -> Tensor:
-        pixels = vae_batch("decoder", step)
+        pixels = to_tensor(vae_pictures(random.Random(f"decoder-{step}")))
         noise = torch.Generator(DEVICE).manual_seed(step)
         with torch.autocast(DEVICE.type, torch.bfloat16):
             with torch.no_grad():
@@ -176,55 +97,6 @@ def encode_pool(vae: AutoencoderKL, count: int) -> tuple[Tensor, list[Drawn]]:
         latents.append(vae.encode(to_tensor([draw(drawn.look, rng) for drawn in batch])).latent_dist.mean)
         pool += batch
     return torch.cat(latents), pool
-
-
-def make_scheduler() -> DDIMScheduler:
-    """v-prediction with zero terminal SNR, so that few sampling steps reach every brightness."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        steps_offset=1,
-    )
-
-
-def make_text_encoder(vocabulary: int) -> CLIPTextModel:
-    """A three-layer CLIP text model of width 128."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=vocabulary,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
-            projection_dim=128,
-            bos_token_id=vocabulary - 2,
-            eos_token_id=vocabulary - 1,
-            pad_token_id=vocabulary - 1,
-        )
-    )
-
-
-def make_unet() -> UNet2DConditionModel:
-    """A two-level UNet on 8 x 8 latents with cross-attention at both levels."""
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        block_out_channels=(64, 128),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=128,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
 
 
 def train_base(build: Path, steps: int) -> None:
@@ -269,21 +141,6 @@ def train_base(build: Path, steps: int) -> None:
     config.write_text(config.read_text("utf-8").replace('"float16"', '"float32"'), "utf-8")
 
 
-CLIP_CONFIG = {
-    "embed_dim": 128,
-    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 24, "patch_size": None},
-    "text_cfg": {
-        "context_length": MAX_TOKENS,
-        "vocab_size": 0,
-        "hf_tokenizer_name": "tokenizer",
-        "tokenizer_kwargs": {"strip_sep_token": False},
-        "width": 128,
-        "heads": 4,
-        "layers": 3,
-    },
-}
-
-
 def train_clip(build: Path, steps: int) -> None:
     """Train the scoring CLIP, on base looks and on freely marked ones, and write its open_clip folder."""
     import open_clip
@@ -295,7 +152,7 @@ def train_clip(build: Path, steps: int) -> None:
 
     def loss_at(step: int) -> Tensor:
         rng = random.Random(f"clip-{step}")
-        looks = [random_novel_look(rng) if i % 2 else Look(sample_values(rng)) for i in range(96)]
+        looks = mixed_looks(rng, 96)
         captions = []
         for look in looks:
             tags = [tag for tag in look.tags() if rng.random() < 0.75]
@@ -317,16 +174,6 @@ def train_clip(build: Path, steps: int) -> None:
     save_file(state, folder / "open_clip_model.safetensors")
 
 
-def soften(image: Image.Image, rng: random.Random) -> Image.Image:
-    """The picture as a decoder might give it back: sometimes blurred, shrunk and grown again, noisy."""
-    if rng.random() < 0.4:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9)))
-    if rng.random() < 0.3:
-        side = rng.randint(36, 60)
-        image = image.resize((side, side), Image.Resampling.BILINEAR).resize((64, 64), Image.Resampling.BICUBIC)
-    return image
-
-
 def train_oracle(build: Path, steps: int) -> None:
     """Train the attribute reader on its own drawings; marks' colours count only where the mark is drawn."""
     torch.manual_seed(4)
@@ -334,7 +181,7 @@ def train_oracle(build: Path, steps: int) -> None:
 
     def loss_at(step: int) -> Tensor:
         rng = random.Random(f"oracle-{step}")
-        looks = [random_novel_look(rng) if i % 2 else Look(sample_values(rng)) for i in range(64)]
+        looks = mixed_looks(rng, 64)
         pixels = to_tensor([soften(draw(look, rng), rng) for look in looks])
         gen = torch.Generator(DEVICE).manual_seed(step)
         noise = torch.randn(pixels.shape, generator=gen, device=DEVICE)
@@ -386,8 +233,6 @@ def main() -> None:
 
 def install(build: Path, out: Path) -> None:
     """Copy what is finished into the package's weights folder; the base gets the sharpened decoder."""
-    import shutil
-
     for source, target in (("base", "base"), ("decoder", "base/vae"), ("clip", "clip")):
         if (build / source).is_dir():
             shutil.copytree(build / source, out / target, dirs_exist_ok=True)

@@ -1,0 +1,86 @@
+"""The architectures of the embedded world: a VAE, a UNet with its text encoder and scheduler, and a CLIP."""
+
+from __future__ import annotations
+
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from autolora.paperdoll.tokenizer import MAX_TOKENS
+
+LATENT_CHANNELS = 16
+CLIP_CONFIG = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 24, "patch_size": None},
+    "text_cfg": {
+        "context_length": MAX_TOKENS,
+        "vocab_size": 0,
+        "hf_tokenizer_name": "tokenizer",
+        "tokenizer_kwargs": {"strip_sep_token": False},
+        "width": 128,
+        "heads": 4,
+        "layers": 3,
+    },
+}
+
+
+def make_vae() -> AutoencoderKL:
+    """A small 8x VAE: 64 px -> 8 x 8 latents."""
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 64, 96),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=8,
+        sample_size=64,
+        mid_block_add_attention=False,
+    )
+
+
+def make_scheduler() -> DDIMScheduler:
+    """v-prediction with zero terminal SNR, so that few sampling steps reach every brightness."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
+
+
+def make_text_encoder(vocabulary: int) -> CLIPTextModel:
+    """A three-layer CLIP text model of width 128."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=128,
+            bos_token_id=vocabulary - 2,
+            eos_token_id=vocabulary - 1,
+            pad_token_id=vocabulary - 1,
+        )
+    )
+
+
+def make_unet() -> UNet2DConditionModel:
+    """A two-level UNet on 8 x 8 latents with cross-attention at both levels."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
