@@ -4,6 +4,7 @@
 
 For each character: the guide recipe trained to its end, and the study; then, by the oracle and not by the score,
 how often pictures show the character with its trigger (likeness) and on the class word alone (bleed).
+A killed run continues; several processes may share the seeds before one is asked for the table of all.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from autolora.adapters.lora import AdapterSet, LoRA, State
 from autolora.cli import main as autolora
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.export.read import read_lora
+from autolora.files import write_atomic
 from autolora.models import load_model
 from autolora.models.base import BaseModel
 from autolora.paperdoll.look import Character, novel_character
@@ -147,7 +149,7 @@ def judge_character(
 
 
 def main() -> None:
-    """Judge every seed and write the table as it grows."""
+    """Judge every seed that has not been judged yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102, 103, 104])
     parser.add_argument("--renders", type=int, default=200)
@@ -156,12 +158,16 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for seed in args.seeds:
-        rows.append(judge_character(seed, args.out, args.renders, args.recipe, print))
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        with (RESULTS / "oracle.csv").open("w", newline="") as handle:
-            writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        done = args.out / f"row-{seed}.json"
+        if not done.is_file():
+            row = judge_character(seed, args.out, args.renders, args.recipe, print)
+            write_atomic(done, json.dumps(row, indent=1))
+        rows.append(json.loads(done.read_text("utf-8")))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with (RESULTS / "oracle.csv").open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     facts = {"command": " ".join(sys.argv), "commit": commit, "weights": weights_hash(), "seeds": args.seeds}
     (RESULTS / "oracle.json").write_text(json.dumps(facts, indent=2) + "\n")

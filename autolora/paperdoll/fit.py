@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -16,21 +17,29 @@ from autolora.files import atomic_path
 def fit(
     name: str,
     module: nn.Module,
-    loss_at: Callable[[int], Tensor],
+    loss_at: Callable[[int, int], Tensor],
     *,
     steps: int,
     lr: float,
     build: Path,
+    shards: int = 1,
     average: float = 0.998,
     save_every: int = 200,
 ) -> nn.Module:
     """Train `module` for `steps` optimizer steps and leave the averaged weights in it.
 
-    `loss_at(step)` must depend on the step alone, so that a killed run continues where it was saved:
-    the state lies in `build/<name>.pt`, written atomically.
+    `loss_at(step, shard)` must depend on these alone, so that a killed run continues where it was saved: the state lies
+    in `build/<name>.pt`, written atomically. Shards are computed by as many threads, their mean is the step's loss:
+    small operations gain nothing from threads of their own.
     """
     state_path = build / f"{name}.pt"
-    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+
+    def gradients(step: int, shard: int) -> tuple[float, tuple[Tensor, ...]]:
+        loss = loss_at(step, shard)
+        return loss.item(), torch.autograd.grad(loss, parameters)
+
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
     averaged = {k: v.detach().clone() for k, v in module.state_dict().items()}
     first = 0
     if state_path.exists():
@@ -39,17 +48,18 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         averaged, first = state["averaged"], state["step"]
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, speed_estimate_period=120) as progress:
+    with Progress(*columns, speed_estimate_period=120) as progress, ThreadPoolExecutor(shards) as threads:
         task = progress.add_task(name, total=steps, completed=first)
         running = 0.0
         for step in range(first, steps):
             factor = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
             for group in optimizer.param_groups:
                 group["lr"] = lr * factor
-            loss = loss_at(step)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            parts = list(threads.map(gradients, [step] * shards, range(shards)))
+            loss = sum(part[0] for part in parts) / shards
+            for parameter, *grads in zip(parameters, *(part[1] for part in parts), strict=True):
+                parameter.grad = torch.stack(grads).mean(0)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             decay = min(average, (step + 1) / (step + 10))
             with torch.no_grad():
@@ -58,7 +68,7 @@ def fit(
                         averaged[key].lerp_(value, 1 - decay)
                     else:
                         averaged[key].copy_(value)
-            running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
+            running = loss if step == first else 0.98 * running + 0.02 * loss
             progress.update(task, advance=1, description=f"{name} loss {running:.4f}")
             if (step + 1) % save_every == 0 or step + 1 == steps:
                 state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}

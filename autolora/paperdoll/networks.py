@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from autolora.paperdoll.tokenizer import MAX_TOKENS
@@ -52,22 +53,41 @@ def make_scheduler() -> DDIMScheduler:
     )
 
 
-def make_text_encoder(vocabulary: int) -> CLIPTextModel:
-    """A three-layer CLIP text model of width 128."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=vocabulary,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
-            projection_dim=128,
-            bos_token_id=vocabulary - 2,
-            eos_token_id=vocabulary - 1,
-            pad_token_id=vocabulary - 1,
-        )
+def text_encoder_of(clip: dict[str, Tensor]) -> CLIPTextModel:
+    """The text tower of an open_clip CLIP, as the text encoder that diffusers and transformers know."""
+    vocabulary, width = clip["token_embedding.weight"].shape
+    layers = sum(key.endswith("ln_1.weight") and key.startswith("transformer.") for key in clip)
+    config = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=width,
+        hidden_act="gelu",
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=vocabulary - 1,
     )
+    model = CLIPTextModel(config)
+    state = {
+        "embeddings.token_embedding.weight": clip["token_embedding.weight"],
+        "embeddings.position_embedding.weight": clip["positional_embedding"],
+    }
+    pairs = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    pairs["attn.out_proj"] = "self_attn.out_proj"
+    for kind in ("weight", "bias"):
+        state[f"final_layer_norm.{kind}"] = clip[f"ln_final.{kind}"]
+        for index in range(layers):
+            source, target = f"transformer.resblocks.{index}", f"encoder.layers.{index}"
+            parts = clip[f"{source}.attn.in_proj_{kind}"].chunk(3)
+            for name, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
+                state[f"{target}.self_attn.{name}.{kind}"] = part
+            for theirs, ours in pairs.items():
+                state[f"{target}.{ours}.{kind}"] = clip[f"{source}.{theirs}.{kind}"]
+    model.load_state_dict({key: value.float() for key, value in state.items()})
+    return model
 
 
 def make_unet() -> UNet2DConditionModel:

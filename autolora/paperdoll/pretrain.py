@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,13 +22,13 @@ from autolora.paperdoll.corpus import Drawn, base_caption, base_picture, mixed_l
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.fit import fit
 from autolora.paperdoll.look import Look
-from autolora.paperdoll.networks import CLIP_CONFIG, make_scheduler, make_text_encoder, make_unet, make_vae
+from autolora.paperdoll.networks import CLIP_CONFIG, make_scheduler, make_unet, make_vae, text_encoder_of
 from autolora.paperdoll.oracle import HEADS, OracleNet
 from autolora.paperdoll.tokenizer import build_tokenizer, save_tokenizer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 POOL = 40_000  # encoded drawings the base model learns from
-STEPS = {"vae": 9000, "decoder": 4000, "base": 5000, "clip": 1800, "oracle": 3000}
+STEPS = {"vae": 9000, "decoder": 4000, "clip": 1800, "base": 4500, "oracle": 3000}
 
 
 def to_tensor(images: list[Image.Image]) -> Tensor:
@@ -50,7 +50,7 @@ def train_vae(build: Path, steps: int) -> None:
     torch.manual_seed(1)
     vae = make_vae().to(DEVICE)
 
-    def loss_at(step: int) -> Tensor:
+    def loss_at(step: int, shard: int) -> Tensor:
         pixels = to_tensor(vae_pictures(random.Random(f"vae-{step}")))
         noise = torch.Generator(DEVICE).manual_seed(step)
         with torch.autocast(DEVICE.type, torch.bfloat16):
@@ -74,7 +74,7 @@ def train_decoder(build: Path, steps: int) -> None:
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
 
-    def loss_at(step: int) -> Tensor:
+    def loss_at(step: int, shard: int) -> Tensor:
         pixels = to_tensor(vae_pictures(random.Random(f"decoder-{step}")))
         noise = torch.Generator(DEVICE).manual_seed(step)
         with torch.autocast(DEVICE.type, torch.bfloat16):
@@ -100,32 +100,31 @@ def encode_pool(vae: AutoencoderKL, count: int) -> tuple[Tensor, list[Drawn]]:
 
 
 def train_base(build: Path, steps: int) -> None:
-    """Train UNet and text encoder together on the VAE's latents and write the pipeline folder."""
+    """Train UNet and text encoder together on the VAE's latents and write the pipeline folder.
+
+    The text encoder starts as the CLIP's, as Stable Diffusion's does: its words mean something from the first step.
+    """
     torch.manual_seed(2)
     vae = AutoencoderKL.from_pretrained(build / "vae", torch_dtype=torch.float32).to(DEVICE)
     tokenizer, scheduler = save_tokenizer(build / "tokenizer"), make_scheduler()
-    both = nn.ModuleDict({"unet": make_unet(), "text": make_text_encoder(len(tokenizer))}).to(DEVICE)
+    text_encoder = text_encoder_of(load_file(build / "clip" / "open_clip_model.safetensors"))
+    both = nn.ModuleDict({"unet": make_unet(), "text": text_encoder}).to(DEVICE)
     latents, pool = encode_pool(vae, POOL)
     latents = latents.clone() * vae.config.scaling_factor
-    abar = scheduler.alphas_cumprod.to(DEVICE)
 
-    def loss_at(step: int) -> Tensor:
-        rng = random.Random(f"base-{step}")
-        gen = torch.Generator(DEVICE).manual_seed(step)
-        picks = [rng.randrange(POOL) for _ in range(48)]
+    def loss_at(step: int, shard: int) -> Tensor:
+        rng = random.Random(f"base-{step}-{shard}")
+        gen = torch.Generator(DEVICE).manual_seed(2 * step + shard)
+        picks = [rng.randrange(POOL) for _ in range(24)]
         captions = ["" if rng.random() < 0.1 else base_caption(pool[i], rng) for i in picks]
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(DEVICE)
         clean = latents[picks]
         noise = torch.randn(clean.shape, generator=gen, device=DEVICE)
         t = torch.randint(0, 1000, (len(picks),), generator=gen, device=DEVICE)
         predicted = both["unet"](scheduler.add_noise(clean, noise, t), t, both["text"](ids).last_hidden_state).sample
-        target = scheduler.get_velocity(clean, noise, t)
-        snr = abar[t] / (1 - abar[t])
-        weight = snr.clamp(max=5) / (snr + 1) + 0.05  # Min-SNR (Hang et al. 2023); the floor trains the first step too
-        loss: Tensor = ((predicted - target).square().mean((1, 2, 3)) * weight).mean()
-        return loss
+        return F.mse_loss(predicted, scheduler.get_velocity(clean, noise, t))
 
-    fit("base", both, loss_at, steps=steps, lr=1.5e-3, build=build)
+    fit("base", both, loss_at, steps=steps, lr=1.5e-3, build=build, shards=2)
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=both["text"],
@@ -150,7 +149,7 @@ def train_clip(build: Path, steps: int) -> None:
     CLIP_CONFIG["text_cfg"]["vocab_size"] = len(tokenizer)  # type: ignore[index]
     clip = open_clip.CLIP(**CLIP_CONFIG, quick_gelu=False).to(DEVICE)
 
-    def loss_at(step: int) -> Tensor:
+    def loss_at(step: int, shard: int) -> Tensor:
         rng = random.Random(f"clip-{step}")
         looks = mixed_looks(rng, 96)
         captions = []
@@ -179,7 +178,7 @@ def train_oracle(build: Path, steps: int) -> None:
     torch.manual_seed(4)
     net = OracleNet().to(DEVICE)
 
-    def loss_at(step: int) -> Tensor:
+    def loss_at(step: int, shard: int) -> Tensor:
         rng = random.Random(f"oracle-{step}")
         looks = mixed_looks(rng, 64)
         pixels = to_tensor([soften(draw(look, rng), rng) for look in looks])
@@ -211,8 +210,8 @@ def label(look: Look, head: str, values: tuple[str, ...]) -> int:
 STAGES: dict[str, Callable[[Path, int], None]] = {
     "vae": train_vae,
     "decoder": train_decoder,
-    "base": train_base,
     "clip": train_clip,
+    "base": train_base,
     "oracle": train_oracle,
 }
 
