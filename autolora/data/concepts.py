@@ -139,6 +139,8 @@ class Ledger:
     """A row for each concept, then one for the main trigger, which every concept's captions share."""
 
     rows: tuple[LedgerRow, ...]
+    class_steps_per_epoch: int = 0  # pictures of the class word, shown against bleed
+    class_steps_total: int = 0
 
     @property
     def concepts(self) -> tuple[LedgerRow, ...]:
@@ -152,13 +154,13 @@ class Ledger:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Images shown in an epoch, all concepts together."""
-        return sum(row.steps_per_epoch for row in self.concepts)
+        """Images shown in an epoch, all concepts and the class pictures together."""
+        return sum(row.steps_per_epoch for row in self.concepts) + self.class_steps_per_epoch
 
     @property
     def steps_total(self) -> int:
         """Images shown in all epochs."""
-        return sum(row.steps_total for row in self.concepts)
+        return sum(row.steps_total for row in self.concepts) + self.class_steps_total
 
     def text(self) -> str:
         """The ledger as a small table."""
@@ -166,10 +168,12 @@ class Ledger:
         for row in self.rows:
             steps = (str(row.steps_per_epoch), str(row.steps_total))
             rows.append((row.concept, str(row.images), f"{row.repeats:.1f}", *steps, f"x{row.overlap:.3g}"))
+        if self.class_steps_total:
+            rows.append(("class pictures", "", "", str(self.class_steps_per_epoch), str(self.class_steps_total), ""))
         return "\n".join(_table(rows, left=1))
 
 
-def step_ledger(dataset: Dataset, steps_per_concept: int, epochs: int) -> Ledger:
+def step_ledger(dataset: Dataset, steps_per_concept: int, epochs: int, class_steps_per_epoch: int = 0) -> Ledger:
     """Steps (images shown) of each concept and, in the last row, of the main trigger: the sum over concepts.
 
     A caption without a trigger does not train it, so pictures count by the share of captions that carry it.
@@ -196,7 +200,7 @@ def step_ledger(dataset: Dataset, steps_per_concept: int, epochs: int) -> Ledger
     total = round(steps * epochs)
     repeats = steps / max(1, images)
     rows.append(LedgerRow(dataset.trigger, images, repeats, round(steps), total, steps / steps_per_concept))
-    return Ledger(tuple(rows))
+    return Ledger(tuple(rows), class_steps_per_epoch, class_steps_per_epoch * epochs)
 
 
 def epoch_order(images: int, steps: int, generator: torch.Generator) -> list[int]:

@@ -36,7 +36,8 @@ def check(config: DictConfig, study: str | None, arguments: list[str]) -> int:
         runs = [cfg.build_run(config)]
     for run in runs:
         print(f"\n{run.name}: steps are images shown")
-        print(step_ledger(dataset, run.train.steps_per_concept, run.train.epochs).text())
+        train_settings, class_steps = run.train, run.class_steps_per_epoch(len(dataset.concepts))
+        print(step_ledger(dataset, train_settings.steps_per_concept, train_settings.epochs, class_steps).text())
     model = load_model(cfg.model_settings(config))
     print(f"\nbase model: {model.name} ({model.architecture}, {model.resolution} px, weights {model.base_hash})")
     return 0
@@ -58,12 +59,14 @@ def tune(config: DictConfig, study: str | None, arguments: list[str]) -> int:
 
 
 def _largest(plan: Plan, runs: list[Run]) -> list[Run]:
-    """For each recipe, its run with the largest dim of its range, so that the layers have room."""
+    """For each recipe, its run with the largest of what a workbench must have room for."""
     largest = []
     for run in runs:
-        dims = plan.space[run.name].get("adapter.dim")
-        if dims is not None:
-            largest.append(plan.run(run.name, {"adapter.dim": max(v for v in dims.values if isinstance(v, int))}))
+        ranges = plan.space[run.name]
+        keys: list[str] = [key for key in ("adapter.dim", "train.class_share") if key in ranges]
+        if keys:
+            most = {key: max(v for v in ranges[key].values if isinstance(v, int | float)) for key in keys}
+            largest.append(plan.run(run.name, most))
     return largest
 
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from autolora import config as cfg
-from autolora.data.concepts import load_dataset
+from autolora.data.concepts import Dataset, load_dataset
+from autolora.data.sources import Picture
 from autolora.errors import StudyError
 from autolora.models import load_model
 from autolora.models.base import RenderSettings
 from autolora.progress import Bars
 from autolora.sampling import BaseRenders
 from autolora.scoring.encoders import load_encoder
+from autolora.scoring.probes import strip_triggers
 from autolora.scoring.scorecard import Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer, prepare
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Bench
 from autolora.train.run import Run
+
+CLASS_PICTURES = 64
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,26 @@ class Workbench:
         return score(self.scorer, pictures)
 
 
+def class_pictures(
+    dataset: Dataset, renders: BaseRenders, first_seed: int, advance: Callable[[int], None] | None = None
+) -> tuple[Picture, ...]:
+    """The class word as the base model draws it: half alone, half with the training captions' visible tags.
+
+    Their seeds lie apart from every probe's, so that bleed is not judged on what was trained.
+    """
+    captions = [strip_triggers(picture.caption, dataset) for picture in dataset.pictures]
+    prompts = [captions[i // 2 % len(captions)] if i % 2 else dataset.class_word for i in range(CLASS_PICTURES)]
+    shots = [(prompt, first_seed + i) for i, prompt in enumerate(prompts)]
+    renders.render(shots, advance)
+    found = []
+    for prompt, seed in shots:
+        path = renders.path(prompt, seed)
+        size = renders.model.resolution
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        found.append(Picture(path, prompt, "", size, size, digest))
+    return tuple(found)
+
+
 def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench:
     """Load model and pictures, encode, render and embed what is not cached yet.
 
@@ -62,6 +88,10 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
         latents.latents([*dataset.pictures, *dataset.held_out], advance)
     with bars.task("rendering the base model", None) as advance:
         scorer = prepare(model, dataset, scoring, encoder, renders, latents, advance)
+    shown: tuple[Picture, ...] = ()
+    if any(run.train.class_share for run in runs):
+        with bars.task("rendering class pictures", CLASS_PICTURES) as advance:
+            shown = class_pictures(dataset, renders, scoring.first_seed + 700_000, advance)
     adapter = runs[0].adapter.attach(model.modules, slots=1, max_dim=max(run.adapter.dim for run in runs))
-    bench = Bench(model, adapter, dataset, latents, PromptCache(model))
+    bench = Bench(model, adapter, dataset, latents, PromptCache(model), shown)
     return Workbench(bench, renders, settings.render, scorer)

@@ -83,8 +83,12 @@ class PromptCache:
 class Stream:
     """The pictures, captions, noise and timesteps of one run, in order; its state can be saved and restored."""
 
-    def __init__(self, run: Run, dataset: Dataset, model: BaseModel) -> None:
+    def __init__(self, run: Run, dataset: Dataset, model: BaseModel, class_pictures: Sequence[Picture] = ()) -> None:
         self.run, self.dataset, self.model = run, dataset, model
+        self.pictures = [*dataset.pictures, *class_pictures]
+        self.class_steps = run.class_steps_per_epoch(len(dataset.concepts))
+        if self.class_steps and not class_pictures:
+            raise ValueError("train.class_share is above 0, but there are no class pictures")
         self.generators = generators(run.train.seed)
         self.queue: list[int] = []  # pictures still to show in this epoch
 
@@ -94,7 +98,7 @@ class Stream:
         if not self.queue:
             self.queue = self._epoch()
         picks, self.queue = self.queue[: settings.batch_size], self.queue[settings.batch_size :]
-        captions = [self._caption(self.dataset.pictures[i].caption) for i in picks]
+        captions = [self._caption(self.pictures[i].caption) for i in picks]
         noise = torch.randn(len(picks), *self.model.latent_shape, generator=self.generators["noise"])
         steps = torch.randint(0, self.model.train_timesteps, (len(picks),), generator=self.generators["timesteps"])
         return picks, captions, noise, steps
@@ -105,6 +109,9 @@ class Stream:
             shown = epoch_order(len(concept.pictures), self.run.train.steps_per_concept, self.generators["order"])
             order += [first + i for i in shown]
             first += len(concept.pictures)
+        if self.class_steps:
+            shown = epoch_order(len(self.pictures) - first, self.class_steps, self.generators["order"])
+            order += [first + i for i in shown]
         return [order[i] for i in torch.randperm(len(order), generator=self.generators["order"]).tolist()]
 
     def _caption(self, caption: str) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from autolora.adapters.lora import AdapterSet, NormStats
 from autolora.data.concepts import Dataset
+from autolora.data.sources import Picture
 from autolora.models.base import BaseModel
 from autolora.train.batches import LatentCache, PromptCache, Stream
 from autolora.train.checkpoint import Checkpoint
@@ -33,7 +34,7 @@ class Slot:
 
     def __init__(self, index: int, assignment: Assignment, bench: Bench) -> None:
         self.index, self.run, self.bench = index, assignment.run, bench
-        self.stream = Stream(self.run, bench.dataset, bench.model)
+        self.stream = Stream(self.run, bench.dataset, bench.model, bench.class_pictures)
         parameters = bench.adapter.start(index, self.run.adapter, self.stream.generators["adapter"])
         self.optimizer = self.run.optimizer.build(parameters)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -117,6 +118,7 @@ class Bench:
     dataset: Dataset
     latents: LatentCache
     prompts: PromptCache
+    class_pictures: tuple[Picture, ...] = ()  # the class word as the base model draws it, for runs with a class share
 
 
 def train(
@@ -178,7 +180,7 @@ def train_step(bench: Bench, active: dict[int, Slot]) -> None:
         steps.append(own[3][order])
         shares += [1 / count if index in batches and i < count else 0.0 for i in range(longest)]
     device = bench.model.device
-    pictures = bench.dataset.pictures
+    pictures = [*bench.dataset.pictures, *bench.class_pictures]
     clean = bench.latents.latents([pictures[i] for i in picks])
     noises, timesteps = torch.cat(noise).to(device), torch.cat(steps).to(device)
     context = bench.prompts.contexts(captions, bench.adapter.touches_text_encoder)

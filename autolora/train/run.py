@@ -24,6 +24,7 @@ class TrainSettings:
     checkpoints_per_epoch: int = 1
     max_norm: float | None = None
     min_snr_gamma: float | None = 5.0
+    class_share: float = 0.0  # prior preservation (Ruiz et al. 2023): class pictures shown for each of the dataset's
     caption_dropout: float = 0.0
     shuffle_tags: bool = True
     keep_tags: int = 1
@@ -39,6 +40,8 @@ class TrainSettings:
             mistakes.append(f"train.max_norm must be above 0 or null, got {self.max_norm}")
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
             mistakes.append(f"train.min_snr_gamma must be above 0 or null, got {self.min_snr_gamma}")
+        if not 0 <= self.class_share <= 4:
+            mistakes.append(f"train.class_share must be from 0 (none) to 4, got {self.class_share}")
         if not 0 <= self.caption_dropout < 1:
             mistakes.append(f"train.caption_dropout must be 0 or more and below 1, got {self.caption_dropout}")
         if self.keep_tags < 0:
@@ -64,8 +67,12 @@ class Run:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def steps_per_epoch(self, concepts: int) -> int:
-        """Images shown in one epoch."""
-        return self.train.steps_per_concept * concepts
+        """Images shown in one epoch, class pictures included."""
+        return self.train.steps_per_concept * concepts + self.class_steps_per_epoch(concepts)
+
+    def class_steps_per_epoch(self, concepts: int) -> int:
+        """Class pictures shown in one epoch."""
+        return round(self.train.steps_per_concept * concepts * self.train.class_share)
 
     def optimizer_steps(self, concepts: int) -> int:
         """Optimizer steps of the whole run."""

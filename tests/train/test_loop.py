@@ -182,3 +182,29 @@ def test_a_checkpoint_of_another_recipe_is_refused(tiny_model: StableDiffusion, 
     (tmp_path / "c.pt").write_bytes(b"half")
     with pytest.raises(StudyError, match="cannot be read"):
         checkpoint.load(tmp_path / "c.pt", PRODIGY)
+
+
+def test_class_pictures_are_shown_as_often_as_the_share_says(
+    tiny_model: StableDiffusion, folder: Path, tmp_path: Path
+) -> None:
+    bench = work(tiny_model, folder, tmp_path)
+    bench.adapter.detach()
+    run = replace(ADAMW, train=replace(ADAMW.train, class_share=0.5))
+    reserved = tuple(replace(p, caption="1girl", concept="") for p in bench.dataset.held_out)
+    stream, captions, concepts = Stream(run, bench.dataset, tiny_model, reserved), [], len(bench.dataset.concepts)
+    for _ in range(run.optimizer_steps(concepts)):
+        captions += [caption for caption in stream.next_batch()[1] if caption]
+    own = run.train.steps_per_concept * concepts * run.train.epochs
+    ledger = step_ledger(bench.dataset, run.train.steps_per_concept, run.train.epochs, run.class_steps_per_epoch(2))
+    assert ledger.steps_total == own + ledger.class_steps_total == round(own * 1.5)
+    assert 0 < captions.count("1girl") <= ledger.class_steps_total
+    with pytest.raises(ValueError, match="no class pictures"):
+        Stream(run, bench.dataset, tiny_model)
+
+
+def test_a_run_without_class_share_is_what_it_was(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
+    bench = work(tiny_model, folder, tmp_path)
+    alone = train_all(bench, Assignment(ADAMW))[-1]
+    again = work(tiny_model, folder, tmp_path)
+    beside = train_all(replace(again, class_pictures=again.dataset.held_out), Assignment(ADAMW))[-1]
+    assert same(alone, beside)
