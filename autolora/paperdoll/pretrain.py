@@ -33,7 +33,7 @@ POOL = 40_000  # encoded drawings the base model learns from
 # From this step on the base model minds faces most, and at last mouths and bows: what is small would
 # never be worth a prompt's word to it.
 FACES_FROM = 2600
-DETAIL_STEPS = 1500
+DETAIL_STEPS = 3500
 STEPS = {"vae": 9000, "decoder": 4000, "clip": 1800, "base": 6500, "oracle": 3000}
 
 
@@ -121,7 +121,7 @@ def train_base(build: Path, steps: int) -> None:
     face[2:5, 2:6] = 3
     details = face.clone()
     details[:3, 4:6] = 4  # where a bow sits
-    details[4, 3:5] = 12  # the mouth
+    details[4, 3:5] = 40  # the mouth
 
     def loss_at(name: str, step: int, shard: int) -> Tensor:
         rng = random.Random(f"{name}-{step}-{shard}")
