@@ -43,6 +43,7 @@ class Prodigy:
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.99
+    d0: float = 1e-6  # where the estimate starts; runs of a few hundred optimizer steps need it higher
 
     def __post_init__(self) -> None:
         if self.lr != 1.0:
@@ -51,6 +52,8 @@ class Prodigy:
             )
         if not 0 < self.d_coef <= 10:
             raise ConfigError(f"optimizer.d_coef must be above 0 and at most 10 (0.5 to 2 is usual), got {self.d_coef}")
+        if not 0 < self.d0 <= 1e-2:
+            raise ConfigError(f"optimizer.d0 must be above 0 and at most 0.01 (1e-6 is usual), got {self.d0}")
 
     def build(self, params: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of one slot, with an estimate d of its own."""
@@ -59,6 +62,7 @@ class Prodigy:
                 params,
                 lr=self.lr,
                 d_coef=self.d_coef,
+                d0=self.d0,
                 betas=(self.beta1, self.beta2),
                 weight_decay=self.weight_decay,
                 safeguard_warmup=True,

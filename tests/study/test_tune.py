@@ -36,7 +36,7 @@ def small_study(tmp_path: Path, name: str = "small") -> str:
         "# @package _global_\n"
         "defaults: [override /model: paperdoll, override /dataset: quickstart, override /scoring: paperdoll]\n"
         f"study:\n  name: {name}\n  recipes:\n    doll-adamw:\n"
-        "      train.steps_per_concept: {log_int: [4, 100]}\n      adapter.dim: {choice: [4, 16]}\n"
+        "      train.steps_per_concept: {log_int: [4, 200]}\n      adapter.dim: {choice: [4, 16]}\n"
         "      train.class_share: {choice: [0.0, 0.5]}\n"
     )
     return str(path)
@@ -84,10 +84,10 @@ def test_running_again_continues_and_adds_nothing(finished: Path) -> None:
 
 def test_a_changed_space_is_explained_and_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = Path(small_study(finished))
-    study.write_text(study.read_text().replace("[4, 100]", "[4, 200]"))
+    study.write_text(study.read_text().replace("[4, 200]", "[4, 300]"))
     command = ["tune", str(study), f"out={finished / 'run'}", f"cache={finished / 'cache'}", *SMALL]
     assert main(command) == 5
-    assert "was log_int: [4, 100], now log_int: [4, 200]" in capsys.readouterr().err
+    assert "was log_int: [4, 200], now log_int: [4, 300]" in capsys.readouterr().err
     small_study(finished)
 
 
