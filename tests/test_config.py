@@ -93,7 +93,7 @@ def test_recipe_outside_its_own_range(tmp_path: Path) -> None:
         "# @package _global_\nstudy: {name: odd, recipes: {doll-adamw: {optimizer.lr: {log: [0.01, 0.1]}}}}\n"
     )
     composed = config.compose("tune", [], str(study))
-    with pytest.raises(ConfigError, match=r"own 0\.001 is outside log"):
+    with pytest.raises(ConfigError, match=r"own 0\.003 is outside log"):
         make_plan(composed, str(study), [])
 
 
