@@ -169,7 +169,8 @@ def _capture(scorer: Scorer, rows: dict[Probe, Array]) -> float:
 def verdict(terms: dict[str, Estimate], constraints: dict[str, float], capture: dict[str, float]) -> str:
     """One sentence that a person understands."""
     shares = ", ".join(f"{share:.0%} at weight {weight}" for weight, share in reversed(capture.items()))
-    if constraints["bleed_class"] > 0 and terms["bleed_class"].low > 0:
+    bleed = terms["bleed_class"]
+    if bleed.value > bleed.high - constraints["bleed_class"]:
         return f"overcooked: the class word alone shows the character in {shares}"
     if constraints["undercooked"] > 0:
         return f"undercooked: likeness {terms['fidelity'].value:.2f} of the real pictures"

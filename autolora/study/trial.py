@@ -98,7 +98,7 @@ class Record:
         checkpoints.save(checkpoint, self.folder / "latest.pt")
 
     def overcooked_step(self) -> int | None:
-        """The first step from which every later checkpoint's bleed is surely above its limit at every weight."""
+        """The first step from which every later checkpoint is overcooked."""
         step = None
         for p in reversed(self.curve):
             if not overcooked(p):
@@ -107,8 +107,8 @@ class Record:
         return step
 
     def hopelessly_overcooked(self, patience: int) -> bool:
-        """Whether the last `patience` checkpoints are all overcooked: likeness cannot buy that back."""
-        return len(self.curve) >= patience and all(overcooked(p) for p in self.curve[-patience:])
+        """Whether at the last `patience` checkpoints bleed is surely above its limit at every weight."""
+        return len(self.curve) >= patience and all(surely_overcooked(p) for p in self.curve[-patience:])
 
     def summary(self) -> dict[str, Any]:
         """The best point in the schema of `result.json`."""
@@ -126,9 +126,16 @@ class Record:
 
 
 def overcooked(p: Point) -> bool:
-    """Whether even the most favourable weight's bleed interval lies above the limit."""
-    if p.diverged:
-        return False
-    high = max(terms["bleed_class"]["high"] for terms in p.by_weight.values())
-    limit = high - p.constraints["bleed_class"]
-    return min(terms["bleed_class"]["low"] for terms in p.by_weight.values()) > limit
+    """Whether at the strongest judged weight bleed is above its limit."""
+    strongest = max(p.by_weight, key=float, default="")
+    return not p.diverged and bool(strongest) and p.by_weight[strongest]["bleed_class"]["value"] > _bleed_limit(p)
+
+
+def surely_overcooked(p: Point) -> bool:
+    """Whether even the most favourable weight's bleed interval lies above the limit: likeness cannot buy that back."""
+    return not p.diverged and min(terms["bleed_class"]["low"] for terms in p.by_weight.values()) > _bleed_limit(p)
+
+
+def _bleed_limit(p: Point) -> float:
+    """The limit as the constraint holds it: the constraint is the highest upper bound minus the limit."""
+    return max(terms["bleed_class"]["high"] for terms in p.by_weight.values()) - p.constraints["bleed_class"]
