@@ -28,6 +28,7 @@ from autolora.models import load_model
 from autolora.models.base import ModelSettings
 from autolora.optim.optimizers import AdamW
 from autolora.paperdoll.weights import BASE, QUICKSTART
+from autolora.provenance import provenance
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Assignment, Bench, Slot, train_step
 from autolora.train.run import Run, TrainSettings
@@ -112,7 +113,7 @@ def main() -> None:
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - began)
     rates = {name: args.steps / statistics.median(values) for name, values in seconds.items()}
-    result = {
+    result = provenance() | {
         "optimizer steps per second": {name: round(rate, 2) for name, rate in rates.items()},
         "ratio to plain, cached": round(rates["autolora"] / rates["plain, cached"], 3),
         "ratio to plain, uncached": round(rates["autolora"] / rates["plain, uncached"], 3),

@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ from autolora.paperdoll.look import Character, novel_character
 from autolora.paperdoll.oracle import Oracle
 from autolora.paperdoll.weights import weights_hash
 from autolora.paperdoll.world import write_dataset
+from autolora.provenance import provenance
 from autolora.sampling import Pictures, Shot, render
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Assignment, Bench, train
@@ -168,8 +167,7 @@ def main() -> None:
         writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    facts = {"command": " ".join(sys.argv), "commit": commit, "weights": weights_hash(), "seeds": args.seeds}
+    facts = provenance() | {"weights": weights_hash(), "seeds": args.seeds}
     (RESULTS / "oracle.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 

@@ -10,7 +10,7 @@ import pytest
 import autolora
 
 LAYERS = [
-    ("errors", "files", "progress"),
+    ("errors", "files", "progress", "provenance"),
     ("data",),
     ("models",),
     ("adapters",),
