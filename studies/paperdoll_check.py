@@ -25,7 +25,7 @@ from autolora.models.base import BaseModel, ModelSettings, RenderSettings
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.look import GROUPS, Look, character_look, novel_character, parse_prompt, sample_values
 from autolora.paperdoll.oracle import Oracle
-from autolora.paperdoll.weights import WEIGHTS, weights_hash
+from autolora.paperdoll.weights import VERSION, WEIGHTS, weights_hash
 from autolora.provenance import provenance
 from autolora.sampling import Pictures, Shot, render
 
@@ -116,7 +116,7 @@ def main() -> None:
     args = parser.parse_args()
     model, oracle, settings = load_model(ModelSettings()), Oracle(), RenderSettings()
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
-    result = provenance() | {"weights": weights_hash(), "megabytes": round(size / 1e6, 2)}
+    result = provenance() | {"weights": f"{VERSION} {weights_hash()}", "megabytes": round(size / 1e6, 2)}
     result |= check_oracle(oracle, model) | check_base(oracle, model, settings)
     args.out.mkdir(parents=True, exist_ok=True)
     picture_grid(model, settings).save(args.out / "base.png")

@@ -32,7 +32,7 @@ from autolora.models import load_model
 from autolora.models.base import BaseModel
 from autolora.paperdoll.look import Character, novel_character
 from autolora.paperdoll.oracle import Oracle
-from autolora.paperdoll.weights import weights_hash
+from autolora.paperdoll.weights import VERSION, weights_hash
 from autolora.paperdoll.world import write_dataset
 from autolora.provenance import provenance
 from autolora.sampling import Pictures, Shot, render
@@ -167,7 +167,7 @@ def main() -> None:
         writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    facts = provenance() | {"weights": weights_hash(), "seeds": args.seeds}
+    facts = provenance() | {"weights": f"{VERSION} {weights_hash()}", "seeds": args.seeds}
     (RESULTS / "oracle.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 

@@ -38,12 +38,16 @@ class RenderSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which base model: family, folder (`paperdoll` is the packaged one) and picture size in pixels."""
+    """Which base model: family, folder (`paperdoll` is the packaged one) and picture size in pixels.
+
+    `class_tags` are what its class pictures show besides the class word, in words that it knows.
+    """
 
     family: str = "sd1"
     path: str = "paperdoll"
     name: str | None = None  # how results call it; the folder's name by default
     resolution: int | None = None  # the model's own by default
+    class_tags: tuple[str, ...] = ()
     render: RenderSettings = field(default_factory=RenderSettings)
 
 

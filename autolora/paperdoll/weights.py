@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+VERSION = "paperdoll-v1"  # frozen: results of other weights could not be compared
 WEIGHTS = Path(__file__).parent / "weights"
 BASE = WEIGHTS / "base"  # a StableDiffusionPipeline folder
 CLIP = WEIGHTS / "clip"  # loads as open_clip's `local-dir:`

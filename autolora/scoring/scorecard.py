@@ -35,8 +35,12 @@ class Scorecard:
 
     @property
     def objective(self) -> float:
-        """The score, lowered by how far constraints are broken, so that every checkpoint has a place."""
-        return self.score.value - sum(max(0.0, value) for value in self.constraints.values())
+        """The score where no constraint is broken, else how far they are, below any score: likeness buys nothing off.
+
+        Feasibility rules of Deb (2000), An efficient constraint handling method for genetic algorithms.
+        """
+        violation = sum(max(0.0, value) for value in self.constraints.values())
+        return self.score.value if violation == 0 else -violation
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset
 from autolora.data.sources import Picture
 from autolora.errors import StudyError
@@ -94,13 +95,16 @@ def prepare(
 
 
 def contrast_shots(dataset: Dataset, settings: ScoringSettings) -> list[tuple[str, int]]:
-    """What the margins are fitted against: the training captions and the class word, drawn by the base model.
+    """What the margins are fitted against: the training captions and the class-only prompts, drawn by the base model.
 
     Their seeds lie apart from the probes', so that no picture is both fitted on and judged.
     """
     captions = [strip_triggers(picture.caption, dataset) for picture in dataset.pictures]
-    captions += [dataset.class_word] * len(captions)
-    return [(caption, settings.first_seed + 500_000 + i) for i, caption in enumerate(captions)]
+    plain = [join_tags([dataset.class_word, *split_tags(context)]) for context in settings.class_contexts]
+    turns = (captions, plain)
+    return [
+        (turns[i % 2][i // 2 % len(turns[i % 2])], settings.first_seed + 500_000 + i) for i in range(settings.contrast)
+    ]
 
 
 @torch.inference_mode()

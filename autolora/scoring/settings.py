@@ -19,6 +19,7 @@ class ScoringSettings:
     extra_bleed: tuple[str, ...] = ()  # the user's own class-only prompts
     trigger_seeds: int = 1  # seeds per trigger and novel prompt
     class_seeds: int = 6  # seeds per class-only prompt
+    contrast: int = 64  # base renders that the margins are fitted against
     first_seed: int = 1000
     bootstrap: int = 400
     bleed_limit: float = 0.15
@@ -29,10 +30,10 @@ class ScoringSettings:
         mistakes = []
         if not self.weights or any(w <= 0 for w in self.weights):
             mistakes.append(f"scoring.weights must hold weights above 0, got {list(self.weights)}")
-        for field in ("trigger_seeds", "class_seeds", "bootstrap"):
+        for field in ("trigger_seeds", "class_seeds", "contrast", "bootstrap"):
             if getattr(self, field) < 1:
                 mistakes.append(f"scoring.{field} must be at least 1, got {getattr(self, field)}")
-        if len(self.contexts) < 2:
-            mistakes.append("scoring.contexts must hold at least 2 contexts, so that editability can be measured")
+        if len(self.overrides) < 2:
+            mistakes.append("scoring.overrides must hold at least 2, so that editability can be measured")
         if mistakes:
             raise ConfigError("; ".join(mistakes))

@@ -69,18 +69,23 @@ def relative_position(rendered: Array, base: Array, real: Array, draws: int, see
 
 
 def editability(rendered: Array, base: Array, texts: Array, draws: int, seed: int) -> tuple[float, Array]:
-    """How well renders still follow their prompt: 1 = as the base model does, 0 = as pictures of other prompts do.
+    """How well renders still follow their prompt: 1 = as the base model does, 0 = no better than any other prompt.
+
+    What all renders share, such as a character that no prompt describes, counts neither for nor against it: each
+    picture's similarity to its own prompt is taken relative to its similarity to the others'.
 
     Args:
         rendered: (prompts, seeds, D) embeddings of the LoRA's renders.
         base: (prompts, seeds, D) embeddings of the base renders.
         texts: (prompts, D) embeddings of the prompts without triggers.
     """
-    follows = np.einsum("psd,pd->ps", rendered, texts)
-    reference = np.einsum("psd,pd->ps", base, texts)
-    every_pair = np.einsum("psd,qd->psq", base, texts)
-    count = len(texts)
-    shuffled = (every_pair.sum(2) - reference) / (count - 1)  # each picture against every other prompt
-    value = (follows.mean() - shuffled.mean()) / (reference.mean() - shuffled.mean())
-    tables = [bootstrap_means(table, draws, seed) for table in (follows, reference, shuffled)]
-    return float(value), (tables[0] - tables[2]) / np.maximum(tables[1] - tables[2], 1e-6)
+
+    def lead(pictures: Array) -> Array:
+        pairs = np.einsum("psd,qd->psq", pictures, texts)
+        own = np.einsum("psd,pd->ps", pictures, texts)
+        return np.asarray(own - (pairs.sum(2) - own) / (len(texts) - 1))
+
+    follows, reference = lead(rendered), lead(base)
+    value = follows.mean() / reference.mean()
+    spread = bootstrap_means(follows, draws, seed) / np.maximum(bootstrap_means(reference, draws, seed), 1e-6)
+    return float(value), spread

@@ -141,7 +141,7 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
                 )
             if record.scored_step() != checkpoint.step:
                 record.add(checkpoint, point(checkpoint, work.score(bars)))
-            bars.say(f"step {checkpoint.step}: score {record.curve[-1].objective:.3f}  {record.curve[-1].verdict}")
+            bars.say(f"step {checkpoint.step}: score {record.curve[-1].score['value']:.3f}  {record.curve[-1].verdict}")
     write_atomic(folder / "score.json", json.dumps(record.summary(), indent=2))
     print(f"best checkpoint: step {record.summary()['step']}, {record.summary()['verdict']}\n{folder / 'best.pt'}")
     return 0

@@ -194,7 +194,9 @@ class Driver:
         if number not in self.study.trials[trial.number].intermediate_values:
             trial.report(best.objective, number)
         trial.set_user_attr("constraints", best.constraints)
-        self.bars.say(f"  step {checkpoint.step}: score {record.curve[-1].objective:.3f}  {record.curve[-1].verdict}")
+        self.bars.say(
+            f"  step {checkpoint.step}: score {record.curve[-1].score['value']:.3f}  {record.curve[-1].verdict}"
+        )
         if record.hopelessly_overcooked(self.plan.settings.patience) and not checkpoint.done:
             trial.set_user_attr("reason", f"overcooked after step {record.overcooked_step()}")
             self._finish(slot, TrialState.COMPLETE)
@@ -249,13 +251,13 @@ def records(plan: Plan, study: optuna.Study) -> list[tuple[FrozenTrial, Record]]
 
 
 def best_record(found: list[tuple[FrozenTrial, Record]]) -> tuple[FrozenTrial, Record]:
-    """The trial whose best checkpoint has the highest objective; feasible ones first, the earliest of equals."""
+    """The trial whose best checkpoint has the highest objective; the earliest of equals."""
     if not found:
         raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
 
-    def rank(pair: tuple[FrozenTrial, Record]) -> tuple[bool, float]:
+    def objective(pair: tuple[FrozenTrial, Record]) -> float:
         best: Point | None = pair[1].best()
         assert best is not None
-        return not best.broken, best.objective
+        return best.objective
 
-    return max(found, key=rank)
+    return max(found, key=objective)

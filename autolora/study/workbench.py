@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from autolora import config as cfg
+from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset, load_dataset
 from autolora.data.sources import Picture
 from autolora.errors import StudyError
@@ -49,15 +50,25 @@ class Workbench:
         return score(self.scorer, pictures)
 
 
+def class_prompts(dataset: Dataset, class_tags: Sequence[str]) -> list[str]:
+    """What class pictures show: a quarter the class word alone, the others with tags beside it.
+
+    Half have the model's `class_tags` where it has any, the others the training captions' visible tags. Varied tags
+    keep the prompts followed: with the class word and the captions alone, editability falls as likeness rises.
+    """
+    captions = [strip_triggers(picture.caption, dataset) for picture in dataset.pictures]
+    tagged = [join_tags([dataset.class_word, *split_tags(tags)]) for tags in class_tags] or captions
+    turns = ([dataset.class_word], tagged[::2], captions, tagged[1::2] or tagged)
+    return [turns[i % 4][i // 4 % len(turns[i % 4])] for i in range(CLASS_PICTURES)]
+
+
 def class_pictures(
-    dataset: Dataset, renders: BaseRenders, first_seed: int, advance: Callable[[int], None] | None = None
+    prompts: Sequence[str], renders: BaseRenders, first_seed: int, advance: Callable[[int], None] | None = None
 ) -> tuple[Picture, ...]:
-    """The class word as the base model draws it: half alone, half with the training captions' visible tags.
+    """The prompts as the base model draws them, as training pictures.
 
     Their seeds lie apart from every probe's, so that bleed is not judged on what was trained.
     """
-    captions = [strip_triggers(picture.caption, dataset) for picture in dataset.pictures]
-    prompts = [captions[i // 2 % len(captions)] if i % 2 else dataset.class_word for i in range(CLASS_PICTURES)]
     shots = [(prompt, first_seed + i) for i, prompt in enumerate(prompts)]
     renders.render(shots, advance)
     found = []
@@ -91,7 +102,8 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
     shown: tuple[Picture, ...] = ()
     if any(run.train.class_share for run in runs):
         with bars.task("rendering class pictures", CLASS_PICTURES) as advance:
-            shown = class_pictures(dataset, renders, scoring.first_seed + 700_000, advance)
+            prompts = class_prompts(dataset, settings.class_tags)
+            shown = class_pictures(prompts, renders, scoring.first_seed + 700_000, advance)
     adapter = runs[0].adapter.attach(model.modules, slots=1, max_dim=max(run.adapter.dim for run in runs))
     bench = Bench(model, adapter, dataset, latents, PromptCache(model), shown)
     return Workbench(bench, renders, settings.render, scorer)

@@ -6,12 +6,14 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.look import Look, character_look, novel_character, random_novel_look, sample_values
 from autolora.paperdoll.oracle import Oracle
-from autolora.paperdoll.weights import BASE, WEIGHTS
+from autolora.paperdoll.weights import BASE, VERSION, WEIGHTS, weights_hash
 from autolora.scoring.encoders import load_encoder
 
 
@@ -28,6 +30,13 @@ def test_diffusers_alone_loads_the_base() -> None:
 
 def test_all_weights_are_small_and_halved() -> None:
     assert sum(p.stat().st_size for p in WEIGHTS.rglob("*")) <= 25e6
+    for path in WEIGHTS.rglob("*.safetensors"):
+        assert not any(tensor.dtype == torch.float32 for tensor in load_file(path).values()), path
+
+
+def test_the_weights_are_frozen() -> None:
+    """Every kept result was measured on these; other weights need another version."""
+    assert (VERSION, weights_hash()) == ("paperdoll-v1", "19c4862a9f01d1f7")
 
 
 def test_the_oracle_reads_fresh_drawings(oracle: Oracle) -> None:

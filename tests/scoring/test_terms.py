@@ -47,11 +47,13 @@ def test_position_is_paired_so_shared_noise_cancels() -> None:
     assert draws.std() < 0.01
 
 
-def test_editability_is_one_for_the_base_and_zero_for_unrelated_pictures() -> None:
+def test_editability_is_one_for_the_base_and_zero_where_prompts_change_nothing() -> None:
     texts = np.eye(8)[:6]
     base = np.stack([np.stack([t, t]) for t in texts]) + RNG.normal(0, 0.01, (6, 2, 8))
     assert editability(base, base, texts, 100, 0)[0] == pytest.approx(1)
-    assert editability(np.roll(base, 1, axis=0), base, texts, 100, 0)[0] == pytest.approx(0, abs=0.1)
+    fixed = np.broadcast_to(base.mean(axis=0), base.shape)
+    assert editability(fixed, base, texts, 100, 0)[0] == pytest.approx(0, abs=1e-9)
+    assert editability(base + fixed, base, texts, 100, 0)[0] == pytest.approx(1)
 
 
 def test_bootstrap_over_prompts_is_wider_than_over_pictures() -> None:
@@ -66,8 +68,8 @@ def test_same_seed_same_interval() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"weights": ()}, "weights"), ({"class_seeds": 0}, "class_seeds"), ({"contexts": ("smile",)}, "contexts")],
+    [({"weights": ()}, "weights"), ({"class_seeds": 0}, "class_seeds"), ({"overrides": ("red dress",)}, "overrides")],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        ScoringSettings(**{"contexts": ("a", "b"), **wrong})  # type: ignore[arg-type]
+        ScoringSettings(**{"overrides": ("a", "b"), **wrong})  # type: ignore[arg-type]

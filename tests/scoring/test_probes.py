@@ -1,0 +1,70 @@
+"""The probe suite of the packaged pictures."""
+
+from __future__ import annotations
+
+import pytest
+
+from autolora import config as cfg
+from autolora.data.concepts import Dataset, DatasetSettings, load_dataset
+from autolora.paperdoll.weights import QUICKSTART
+from autolora.scoring.probes import Probe, build_probes
+from autolora.scoring.scorer import contrast_shots
+from autolora.scoring.settings import ScoringSettings
+from autolora.study.workbench import CLASS_PICTURES, class_prompts
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return load_dataset(DatasetSettings(path=str(QUICKSTART)))
+
+
+@pytest.fixture(scope="module")
+def settings() -> ScoringSettings:
+    return cfg.scoring_settings(cfg.compose("train", ['scoring.extra_bleed=["1girl, witch"]']))
+
+
+@pytest.fixture(scope="module")
+def probes(dataset: Dataset, settings: ScoringSettings) -> tuple[Probe, ...]:
+    return build_probes(dataset, settings)
+
+
+def words(dataset: Dataset) -> set[str]:
+    return {dataset.trigger, *(concept.trigger for concept in dataset.concepts)}
+
+
+def test_no_two_prompts_share_a_seed(probes: tuple[Probe, ...]) -> None:
+    seeds = [seed for probe in probes for seed in probe.seeds]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_only_trigger_and_novel_prompts_ask_for_the_character(dataset: Dataset, probes: tuple[Probe, ...]) -> None:
+    for probe in probes:
+        tags = set(probe.prompt.split(", "))
+        assert (dataset.trigger in tags) == (probe.group != "class_only")
+        assert not words(dataset) & set(probe.base_prompt.split(", "))
+        assert dataset.class_word in probe.base_prompt.split(", ")
+
+
+def test_every_concept_and_every_extra_prompt_is_probed(dataset: Dataset, probes: tuple[Probe, ...]) -> None:
+    assert {p.concept for p in probes if p.group == "trigger"} == {c.name for c in dataset.concepts}
+    assert "1girl, witch" in {p.prompt for p in probes if p.group == "class_only"}
+
+
+def test_nothing_is_both_fitted_on_and_judged(
+    dataset: Dataset, settings: ScoringSettings, probes: tuple[Probe, ...]
+) -> None:
+    contrast = contrast_shots(dataset, settings)
+    assert len(contrast) == settings.contrast == len(set(contrast))
+    assert not {seed for _, seed in contrast} & {seed for probe in probes for seed in probe.seeds}
+    assert not words(dataset) & {tag for prompt, _ in contrast for tag in prompt.split(", ")}
+
+
+@pytest.mark.parametrize("tags", [(), ("red hair",), ("red hair, hat", "blue dress", "smile")])
+def test_class_prompts_hold_the_class_word_and_no_trigger(dataset: Dataset, tags: tuple[str, ...]) -> None:
+    prompts = class_prompts(dataset, tags)
+    assert len(prompts) == CLASS_PICTURES
+    assert prompts.count(dataset.class_word) == CLASS_PICTURES // 4
+    for prompt in prompts:
+        assert dataset.class_word in prompt.split(", ")
+        assert not words(dataset) & set(prompt.split(", "))
+    assert all(any(tag in prompt for prompt in prompts) for tag in tags)

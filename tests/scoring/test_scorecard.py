@@ -1,0 +1,104 @@
+"""Scorecards of a made-up embedding world: which constraint breaks, how checkpoints rank, what is said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autolora.scoring.encoders import Encoder
+from autolora.scoring.probes import Probe
+from autolora.scoring.scorecard import Scorecard, score
+from autolora.scoring.scorer import Reference, Scorer
+from autolora.scoring.settings import ScoringSettings
+from autolora.scoring.terms import Margin
+
+SETTINGS = ScoringSettings(
+    overrides=("a", "b"), bootstrap=100, bleed_limit=0.3, editability_limit=0.5, fidelity_limit=0.5
+)
+PROMPTS = 6
+WEIGHTS = (0.7, 1.0)
+CHARACTER = np.eye(1 + PROMPTS)[0]  # the character is one axis, each prompt of `novel` another
+
+
+class Passthrough:
+    """Pictures that are their own embeddings."""
+
+    name = "made-up"
+
+    def images(self, pictures: np.ndarray) -> np.ndarray:
+        return pictures
+
+    def texts(self, prompts: list[str]) -> np.ndarray:
+        raise NotImplementedError
+
+
+def probes() -> tuple[Probe, ...]:
+    groups = ("trigger", "novel", "class_only")
+    return tuple(Probe(g, "mona" if g == "trigger" else "", f"{g} {i}", "", (0, 1)) for g in groups for i in range(6))
+
+
+def made_up(likeness: float, follows: float, bleed: float, overcooked_at: float | None = None) -> Scorecard:
+    """The card of renders that stand at these shares of the way; bleed only at one weight if so asked."""
+    noise = np.random.default_rng(0)
+    suite = probes()
+    texts = np.stack([np.eye(1 + PROMPTS)[1 + i % PROMPTS] for i in range(len(suite))])
+    base = {p: np.stack([texts[i] + noise.normal(0, 0.01, 7) for _ in p.seeds]) for i, p in enumerate(suite)}
+    reference = Reference("mona", Margin(CHARACTER), real=np.full(4, 1.0), auc=1.0)
+    encoder: Encoder = Passthrough()  # type: ignore[assignment]
+    scorer = Scorer(SETTINGS, encoder, suite, base, {}, texts, (reference,), reference)
+    shares = {"trigger": (likeness, 1.0), "novel": (likeness, follows), "class_only": (bleed, 1.0)}
+    pictures = {}
+    for i, p in enumerate(suite):
+        for weight in WEIGHTS:
+            shown, kept = shares[p.group]
+            if p.group == "class_only" and overcooked_at not in (None, weight):
+                shown = 0.0
+            rows = [kept * texts[i] + shown * CHARACTER + noise.normal(0, 0.01, 7) for _ in p.seeds]
+            pictures[p, weight] = np.stack(rows)
+    return score(scorer, pictures)  # type: ignore[arg-type]
+
+
+def test_a_good_lora_breaks_nothing_and_scores_high() -> None:
+    card = made_up(likeness=0.95, follows=0.9, bleed=0.0)
+    assert card.broken == []
+    assert card.objective == card.score.value == pytest.approx(2 * 0.95 * 0.9 / 1.85, abs=0.03)
+    assert card.verdict.startswith("good")
+
+
+@pytest.mark.parametrize(
+    ("shares", "broken", "said"),
+    [
+        ({"likeness": 1.0, "follows": 1.0, "bleed": 0.8}, "bleed_class", "overcooked"),
+        ({"likeness": 0.2, "follows": 1.0, "bleed": 0.0}, "undercooked", "undercooked"),
+        ({"likeness": 1.0, "follows": 0.2, "bleed": 0.0}, "editability", "stiff"),
+    ],
+)
+def test_each_fault_breaks_its_own_constraint(shares: dict[str, float], broken: str, said: str) -> None:
+    card = made_up(**shares)
+    assert card.broken == [broken]
+    assert card.verdict.startswith(said)
+
+
+def test_likeness_cannot_buy_bleed_off() -> None:
+    modest, bleeding = made_up(0.6, 0.6, 0.1), made_up(1.0, 1.0, 0.35)
+    assert bleeding.score.value > modest.score.value
+    assert bleeding.objective < 0 < modest.objective
+
+
+def test_less_broken_ranks_higher() -> None:
+    assert made_up(1.0, 1.0, 0.9).objective < made_up(1.0, 1.0, 0.5).objective
+
+
+def test_the_recommended_weight_does_not_bleed() -> None:
+    assert made_up(1.0, 1.0, 0.8, overcooked_at=1.0).weight == 0.7
+    assert made_up(1.0, 1.0, 0.0).weight in WEIGHTS
+
+
+def test_what_every_render_shares_costs_no_editability() -> None:
+    """A character that no prompt describes stands on an axis of its own."""
+    assert made_up(1.0, 1.0, 0.0).terms["editability"].value == pytest.approx(1, abs=0.02)
+
+
+def test_capture_counts_renders_nearer_to_the_character() -> None:
+    assert made_up(1.0, 1.0, 0.8).capture == {"0.7": 1.0, "1": 1.0}
+    assert made_up(1.0, 1.0, 0.1).capture == {"0.7": 0.0, "1": 0.0}
