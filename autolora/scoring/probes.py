@@ -41,7 +41,7 @@ def build_probes(dataset: Dataset, settings: ScoringSettings) -> tuple[Probe, ..
         prompts += [("trigger", concept.name, picture.caption) for picture in held_out[:2]]
     for override in settings.overrides:
         prompts.append(("novel", "", join_tags([dataset.class_word, dataset.trigger, *split_tags(override)])))
-    for context in settings.class_contexts:
+    for context in ("",) * settings.class_alone + settings.class_contexts:
         prompts.append(("class_only", "", join_tags([dataset.class_word, *split_tags(context)])))
     prompts += [("class_only", "", prompt) for prompt in settings.extra_bleed]
     probes, seed = [], settings.first_seed

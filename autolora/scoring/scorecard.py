@@ -88,6 +88,7 @@ def score(scorer: Scorer, pictures: dict[tuple[Probe, float], Pictures]) -> Scor
     worst = max(weights, key=lambda w: parts[w]["bleed_class"].value)
     terms = {
         "fidelity": _mean([parts[w]["fidelity"] for w in weights]),
+        "likeness": _mean([parts[w]["likeness"] for w in weights]),
         "editability": _mean([parts[w]["editability"] for w in weights]),
         "bleed_class": parts[worst]["bleed_class"].estimate(),
     }
@@ -113,7 +114,7 @@ def _constraints(scorer: Scorer, by_weight: dict[str, dict[str, Estimate]]) -> d
     return {
         "bleed_class": max(terms["bleed_class"].high for terms in by_weight.values()) - settings.bleed_limit,
         "editability": settings.editability_limit - min(terms["editability"].low for terms in by_weight.values()),
-        "undercooked": settings.fidelity_limit - strongest["fidelity"].low,
+        "undercooked": settings.likeness_limit - strongest["likeness"].low,
     }
 
 
@@ -132,13 +133,17 @@ def _harmonic(a: _Draws, b: _Draws) -> _Draws:
 
 
 def _terms(scorer: Scorer, rows: dict[Probe, Array]) -> dict[str, _Draws]:
-    """Fidelity (half mean, half worst concept), editability and class bleed at one weight."""
+    """The terms at one weight.
+
+    Fidelity asks for each concept and against its siblings (half mean, half worst), likeness for the character alone.
+    """
     concepts = []
     for reference in scorer.concepts:
         own = [p for p in scorer.probes if p.group == "trigger" and p.concept == reference.name]
         concepts.append(_position(scorer, reference, own, rows))
     values, draws = [c.value for c in concepts], np.stack([c.draws for c in concepts])
     fidelity = _Draws(0.5 * float(np.mean(values)) + 0.5 * min(values), 0.5 * draws.mean(0) + 0.5 * draws.min(0))
+    asked = [p for p in scorer.probes if p.group == "trigger"]
     class_only = [p for p in scorer.probes if p.group == "class_only"]
     edited = [(i, p) for i, p in enumerate(scorer.probes) if p.group == "novel"]
     follows = editability(
@@ -150,6 +155,7 @@ def _terms(scorer: Scorer, rows: dict[Probe, Array]) -> dict[str, _Draws]:
     )
     return {
         "fidelity": fidelity,
+        "likeness": _position(scorer, scorer.character, asked, rows),
         "editability": _Draws(*follows),
         "bleed_class": _position(scorer, scorer.character, class_only, rows),
     }
@@ -177,9 +183,9 @@ def verdict(terms: dict[str, Estimate], constraints: dict[str, float], capture: 
     if bleed.value > bleed.high - constraints["bleed_class"]:
         return f"overcooked: the class word alone shows the character in {shares}"
     if constraints["undercooked"] > 0:
-        return f"undercooked: likeness {terms['fidelity'].value:.2f} of the real pictures"
+        return f"undercooked: likeness {terms['likeness'].value:.2f} of the real pictures"
     if constraints["editability"] > 0:
         return f"stiff: prompts are followed {terms['editability'].value:.2f} as well as by the base model"
     if constraints["bleed_class"] > 0:
         return f"bleed not ruled out: the class word alone shows the character in {shares}"
-    return f"good: likeness {terms['fidelity'].value:.2f}, the class word alone shows the character in {shares}"
+    return f"good: likeness {terms['likeness'].value:.2f}, the class word alone shows the character in {shares}"

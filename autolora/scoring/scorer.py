@@ -100,7 +100,7 @@ def contrast_shots(dataset: Dataset, settings: ScoringSettings) -> list[tuple[st
     Their seeds lie apart from the probes', so that no picture is both fitted on and judged.
     """
     captions = [strip_triggers(picture.caption, dataset) for picture in dataset.pictures]
-    plain = [join_tags([dataset.class_word, *split_tags(context)]) for context in settings.class_contexts]
+    plain = [join_tags([dataset.class_word, *split_tags(context)]) for context in ("", *settings.class_contexts)]
     turns = (captions, plain)
     return [
         (turns[i % 2][i // 2 % len(turns[i % 2])], settings.first_seed + 500_000 + i) for i in range(settings.contrast)

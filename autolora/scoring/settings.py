@@ -15,22 +15,23 @@ class ScoringSettings:
     weights: tuple[float, ...] = (0.7, 1.0)
     contexts: tuple[str, ...] = ()  # what changes around the character: scene, expression, pose
     overrides: tuple[str, ...] = ()  # what contradicts it: another outfit, another accessory
-    class_contexts: tuple[str, ...] = ("",)  # added to the class word in the class-only probes
+    class_alone: int = 4  # class-only probes of the class word and nothing else
+    class_contexts: tuple[str, ...] = ()  # one class-only probe each: the class word with these tags
     extra_bleed: tuple[str, ...] = ()  # the user's own class-only prompts
     trigger_seeds: int = 1  # seeds per trigger and novel prompt
-    class_seeds: int = 6  # seeds per class-only prompt
+    class_seeds: int = 2  # seeds per class-only probe
     contrast: int = 64  # base renders that the margins are fitted against
     first_seed: int = 1000
     bootstrap: int = 400
     bleed_limit: float = 0.15
     editability_limit: float = 0.85
-    fidelity_limit: float = 0.5
+    likeness_limit: float = 0.5
 
     def __post_init__(self) -> None:
         mistakes = []
         if not self.weights or any(w <= 0 for w in self.weights):
             mistakes.append(f"scoring.weights must hold weights above 0, got {list(self.weights)}")
-        for field in ("trigger_seeds", "class_seeds", "contrast", "bootstrap"):
+        for field in ("trigger_seeds", "class_alone", "class_seeds", "contrast", "bootstrap"):
             if getattr(self, field) < 1:
                 mistakes.append(f"scoring.{field} must be at least 1, got {getattr(self, field)}")
         if len(self.overrides) < 2:

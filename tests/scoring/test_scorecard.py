@@ -13,7 +13,7 @@ from autolora.scoring.settings import ScoringSettings
 from autolora.scoring.terms import Margin
 
 SETTINGS = ScoringSettings(
-    overrides=("a", "b"), bootstrap=100, bleed_limit=0.3, editability_limit=0.5, fidelity_limit=0.5
+    overrides=("a", "b"), bootstrap=100, bleed_limit=0.3, editability_limit=0.5, likeness_limit=0.5
 )
 PROMPTS = 6
 WEIGHTS = (0.7, 1.0)

@@ -24,7 +24,7 @@ SMALL = (
     "model.render.steps=2",
     "scoring.class_seeds=1",
     "scoring.bootstrap=50",
-    "scoring.fidelity_limit=0",
+    "scoring.likeness_limit=0",
 )
 
 
@@ -66,7 +66,7 @@ def test_a_study_leaves_what_it_promises(finished: Path) -> None:
     run = finished / "run"
     result = json.loads((run / "result.json").read_text("utf-8"))
     assert sum(result["trials"].values()) == 3
-    assert {"fidelity", "editability", "bleed_class"} == set(result["best"]["terms"])
+    assert {"fidelity", "likeness", "editability", "bleed_class"} == set(result["best"]["terms"])
     assert "doll-adamw" in result["baselines"]
     lora = Path(result["export"])
     assert lora.is_file() and lora.with_suffix(".json").is_file()
