@@ -70,6 +70,12 @@ class Routing:
         self.enabled = True
         self.cache: tuple[object, Tensor] | None = None
 
+    @property
+    def common_scale(self) -> float | None:
+        """The one scale of all samples; None where they differ."""
+        first = self.slot_scales[0]
+        return first if self.weights is None and all(scale == first for scale in self.slot_scales) else None
+
     def scales(self, batch: int, like: Tensor) -> Tensor:
         """(B, 1, 1) factors alpha / dim * weight for a batch of K contiguous segments."""
         key = (batch, tuple(self.slot_scales), like.dtype, like.device)
@@ -97,13 +103,16 @@ class LoRALayer(nn.Module):
         y: Tensor = self.base(x)
         if not self.routing.enabled:
             return y
-        image = x.dim() == 4
-        flat = x.flatten(2).transpose(1, 2) if image else x  # (B, n, in)
-        batch, tokens, slots = flat.shape[0], flat.shape[1], self.down.shape[0]
-        hidden = torch.bmm(flat.reshape(slots, -1, flat.shape[-1]), self.down.transpose(1, 2))
-        hidden = hidden.view(batch, tokens, -1) * self.routing.scales(batch, flat)
-        delta = torch.bmm(hidden.view(slots, batch // slots * tokens, -1), self.up).view(batch, tokens, -1)
-        return y + (delta.transpose(1, 2).reshape(y.shape) if image else delta)
+        slots, batch = self.down.shape[0], x.shape[0]
+        hidden = torch.bmm(_rows(x, slots), self.down.transpose(1, 2))
+        scale = self.routing.common_scale
+        if scale is None:
+            each = hidden.view(batch, -1, hidden.shape[-1]) * self.routing.scales(batch, hidden)
+            hidden, scale = each.view(hidden.shape), 1.0
+        out = torch.baddbmm(_rows(y, slots), hidden, self.up, alpha=scale)  # one pass adds the update and scales it
+        if y.dim() < 4:
+            return out.view(y.shape)
+        return out.view(batch, *y.shape[2:], out.shape[-1]).permute(0, 3, 1, 2)
 
 
 class AdapterSet:
@@ -254,6 +263,12 @@ class AdapterSet:
             layer.up[slot, :dim] *= factor
         capped = norms.clamp(max=max_norm)
         return NormStats(int((norms > max_norm).sum()), float(capped.mean()), float(capped.max()))
+
+
+def _rows(x: Tensor, slots: int) -> Tensor:
+    """(B, tokens, C) or (B, C, H, W) -> (K, B / K * tokens, C); a view where the memory allows."""
+    tokens = x.flatten(2).transpose(1, 2) if x.dim() == 4 else x
+    return tokens.reshape(slots, -1, tokens.shape[-1])
 
 
 def _adaptable(module: nn.Module) -> bool:

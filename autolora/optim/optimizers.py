@@ -30,7 +30,7 @@ class AdamW:
     def build(self, params: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of one slot."""
         return torch.optim.AdamW(
-            params, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay, foreach=True
+            params, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay, fused=True
         )
 
 

@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 380, 236
 LEFT, RIGHT, TOP, BOTTOM = 34, 74, 22, 34  # room for axis labels and for the names at the lines' ends
 SERIES: dict[str, str] = {
     "score": "score",
-    "fidelity": "likeness",
+    "fidelity": "fidelity",
     "editability": "editability",
     "bleed_class": "bleed",
 }
@@ -52,7 +52,7 @@ def frame_for(curves: Iterable[Sequence[CurvePoint]], names: Iterable[str] = tup
 
 
 def learning_curve(trial: TrialRow, bleed_limit: float | None = None) -> Markup:
-    """Score, likeness, editability and bleed of a trial by images shown; best and overcooked points marked."""
+    """Score, fidelity, editability and bleed of a trial by images shown; best and overcooked points marked."""
     frame = frame_for([trial.curve])
     parts = [_overcooked(frame, trial.overcooked_step), _axes(frame)]
     if bleed_limit is not None and frame.y_least <= bleed_limit <= frame.y_most:

@@ -20,7 +20,7 @@ from autolora.scoring.intervals import Estimate
 
 TEMPLATES = Path(__file__).parent / "templates"
 LOSSLESS_UP_TO = 128  # pixels; larger pictures go in as WebP, else a page of them would weigh tens of megabytes
-TERM_NAMES = {"fidelity": "likeness", "editability": "editability", "bleed_class": "bleed"}
+TERM_NAMES = {"fidelity": "fidelity", "likeness": "likeness", "editability": "editability", "bleed_class": "bleed"}
 CONSTRAINT_NAMES = {"bleed_class": "bleed", "editability": "stiff", "undercooked": "undercooked"}
 
 

@@ -103,7 +103,7 @@ def score(scorer: Scorer, pictures: dict[tuple[Probe, float], Pictures]) -> Scor
         by_weight=by_weight,
         constraints=constraints,
         capture=capture,
-        verdict=verdict(terms, constraints, capture),
+        verdict=verdict(terms, by_weight[f"{max(weights):g}"], constraints, capture),
     )
 
 
@@ -176,16 +176,18 @@ def _capture(scorer: Scorer, rows: dict[Probe, Array]) -> float:
     return float(np.mean([margin(rows[p]) > middle for p in probes]))
 
 
-def verdict(terms: dict[str, Estimate], constraints: dict[str, float], capture: dict[str, float]) -> str:
-    """One sentence that a person understands."""
+def verdict(
+    terms: dict[str, Estimate], full: dict[str, Estimate], constraints: dict[str, float], capture: dict[str, float]
+) -> str:
+    """One sentence that a person understands; `full` holds the terms at the strongest weight judged."""
     shares = ", ".join(f"{share:.0%} at weight {weight}" for weight, share in reversed(capture.items()))
     bleed = terms["bleed_class"]
     if bleed.value > bleed.high - constraints["bleed_class"]:
         return f"overcooked: the class word alone shows the character in {shares}"
     if constraints["undercooked"] > 0:
-        return f"undercooked: likeness {terms['likeness'].value:.2f} of the real pictures"
+        return f"undercooked: likeness {full['likeness'].value:.2f} of the real pictures"
     if constraints["editability"] > 0:
         return f"stiff: prompts are followed {terms['editability'].value:.2f} as well as by the base model"
     if constraints["bleed_class"] > 0:
         return f"bleed not ruled out: the class word alone shows the character in {shares}"
-    return f"good: likeness {terms['likeness'].value:.2f}, the class word alone shows the character in {shares}"
+    return f"good: likeness {full['likeness'].value:.2f}, the class word alone shows the character in {shares}"

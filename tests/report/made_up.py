@@ -40,6 +40,7 @@ def trial(number: int, recipe: str, speed: float, **more: object) -> TrialRow:
         "best_step": best.step,
         "terms": {
             "fidelity": estimate(best.fidelity),
+            "likeness": estimate(best.fidelity),
             "editability": estimate(best.editability, 0.03),
             "bleed_class": estimate(best.bleed_class, 0.04),
         },

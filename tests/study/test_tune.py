@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -17,7 +18,9 @@ from PIL import Image
 
 from autolora import files
 from autolora.cli import main
+from autolora.paperdoll.weights import BASE
 
+ALONE = Path(__file__).parents[2] / "studies" / "diffusers_alone.py"
 SMALL = (
     "study.trials=3",
     "train.epochs=2",
@@ -105,6 +108,20 @@ def test_the_exported_file_can_be_scored(finished: Path, capsys: pytest.CaptureF
     scored = json.loads((finished / "score.json").read_text("utf-8"))
     assert set(scored) >= {"recipe", "weight", "score", "terms", "broken_constraints"}
     assert scored["score"]["value"] == pytest.approx(result["best"]["score"]["value"], abs=0.005)
+
+
+def test_diffusers_alone_draws_with_the_exported_file(finished: Path, tmp_path: Path) -> None:
+    lora = json.loads((finished / "run" / "result.json").read_text("utf-8"))["export"]
+    out = tmp_path / "alone.png"
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
+        "sys.exit(any(name.partition('.')[0] == 'autolora' for name in sys.modules))"
+    )
+    arguments = [str(ALONE), str(BASE), lora, str(out), "1girl, banin, belam", "--each", "2"]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, timeout=300)
+    grid = np.asarray(Image.open(out), dtype=float)
+    assert grid.shape == (128, 128, 3)
+    assert np.abs(grid[:64] - grid[64:]).mean() > 1  # the upper row is the base model's
 
 
 @pytest.mark.parametrize("command", ["report", "export", "check"])
