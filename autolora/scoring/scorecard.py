@@ -94,17 +94,22 @@ def score(scorer: Scorer, pictures: dict[tuple[Probe, float], Pictures]) -> Scor
     }
     constraints = _constraints(scorer, by_weight)
     capture = {f"{w:g}": _capture(scorer, {p: rows[p, w] for p in scorer.probes}) for w in weights}
-    feasible = [w for w in weights if by_weight[f"{w:g}"]["bleed_class"].value <= scorer.settings.bleed_limit]
-    best = max(feasible or [min(weights)], key=lambda w: joint[w].value)
     return Scorecard(
         score=total.estimate(),
-        weight=best,
+        weight=recommended_weight(by_weight, scorer.settings.bleed_limit),
         terms=terms,
         by_weight=by_weight,
         constraints=constraints,
         capture=capture,
         verdict=verdict(terms, by_weight[f"{max(weights):g}"], constraints, capture),
     )
+
+
+def recommended_weight(by_weight: dict[str, dict[str, Estimate]], bleed_limit: float) -> float:
+    """The smallest weight with 95% of the fidelity that can be had within the bleed limit; else the smallest weight."""
+    feasible = {float(w): t["fidelity"].value for w, t in by_weight.items() if t["bleed_class"].value <= bleed_limit}
+    enough = 0.95 * max(feasible.values(), default=0.0)
+    return min((w for w, fidelity in feasible.items() if fidelity >= enough), default=min(map(float, by_weight)))
 
 
 def _constraints(scorer: Scorer, by_weight: dict[str, dict[str, Estimate]]) -> dict[str, float]:

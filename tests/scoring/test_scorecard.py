@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from autolora.scoring.encoders import Encoder
+from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import Probe
-from autolora.scoring.scorecard import Scorecard, score
+from autolora.scoring.scorecard import Scorecard, recommended_weight, score
 from autolora.scoring.scorer import Reference, Scorer
 from autolora.scoring.settings import ScoringSettings
 from autolora.scoring.terms import Margin
@@ -91,7 +92,15 @@ def test_less_broken_ranks_higher() -> None:
 
 def test_the_recommended_weight_does_not_bleed() -> None:
     assert made_up(1.0, 1.0, 0.8, overcooked_at=1.0).weight == 0.7
-    assert made_up(1.0, 1.0, 0.0).weight in WEIGHTS
+    assert made_up(1.0, 1.0, 0.8).weight == 0.7  # nothing is feasible
+
+
+@pytest.mark.parametrize(("at_low", "weight"), [(0.5, 1.0), (0.94, 1.0), (0.96, 0.7), (1.1, 0.7)])
+def test_the_recommended_weight_is_the_smallest_that_is_enough(at_low: float, weight: float) -> None:
+    def terms(fidelity: float) -> dict[str, Estimate]:
+        return {"fidelity": Estimate(fidelity, 0, 1), "bleed_class": Estimate(0.1, 0, 0.2)}
+
+    assert recommended_weight({"0.7": terms(at_low), "1": terms(1.0)}, 0.3) == weight
 
 
 def test_what_every_render_shares_costs_no_editability() -> None:
