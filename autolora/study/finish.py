@@ -173,7 +173,7 @@ def _grids(
     }
     chosen: list[tuple[str, Probe, int]] = [("with the trigger", p, p.seeds[0]) for p in probes["trigger"][::3][:3]]
     chosen += [("the character in another outfit", p, p.seeds[0]) for p in probes["novel"][:2]]
-    chosen += [("without the trigger", probes["class_only"][0], seed) for seed in probes["class_only"][0].seeds[:5]]
+    chosen += [("without the trigger", p, p.seeds[0]) for p in probes["class_only"][:5]]
     columns: dict[str, tuple[State | None, float]] = {"base model": (None, 0.0)}
     for trial, other in found:
         latest = other.latest()
