@@ -147,6 +147,21 @@ def judge_character(
     return row
 
 
+def table(rows: list[dict[str, str | float]]) -> str:
+    """The rates as a Markdown table, one line a character and weight."""
+    names = ("guide last", "guide best", "export")
+    lines = [
+        "| character | weight | base: `1girl` | " + " | ".join(f"{name}: trigger | `1girl`" for name in names) + " |",
+        "|" + "---|" * (3 + 2 * len(names)),
+    ]
+    for row in rows:
+        for weight in WEIGHTS:
+            cells = [str(row[f"{name} {kind} {weight:g}"]) for name in names for kind in ("trigger", "class")]
+            about = f"{row['seed']}, {row['outfits']} outfit(s)"
+            lines.append(f"| {about} | {weight:g} | {row['base 1girl']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Judge every seed that has not been judged yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -167,6 +182,7 @@ def main() -> None:
         writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    (RESULTS / "oracle.md").write_text(table(rows))
     facts = provenance() | {"weights": f"{VERSION} {weights_hash()}", "seeds": args.seeds}
     (RESULTS / "oracle.json").write_text(json.dumps(facts, indent=2) + "\n")
 

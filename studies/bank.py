@@ -1,0 +1,210 @@
+"""The replay bank: many recipes trained on evaluation characters, every checkpoint kept and judged once.
+
+    python studies/bank.py train --seeds 110 111 112 113
+    python studies/bank.py measure --seeds 110 111 112 113
+
+What a score, a ladder or a rule of choice would have done is then replayed from the bank instead of trained again.
+`train` keeps each checkpoint as half-precision tensors under runs/bank; `measure` writes one row a checkpoint to
+studies/results/bank/<weights>.csv: images shown, seconds, losses, every term at every weight, the oracle's figures.
+Both continue where they were left; several processes may share the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from quickstart_oracle import Judge
+from safetensors.torch import load_file, save_file
+
+from autolora import config as cfg
+from autolora.adapters.lora import LoRA
+from autolora.errors import StudyError
+from autolora.files import atomic_path, write_atomic
+from autolora.paperdoll.look import Character, novel_character, parse_prompt
+from autolora.paperdoll.oracle import Oracle
+from autolora.paperdoll.weights import VERSION, weights_hash
+from autolora.paperdoll.world import write_dataset
+from autolora.progress import Bars
+from autolora.provenance import provenance
+from autolora.sampling import Shot, render
+from autolora.scoring.scorecard import Scorecard
+from autolora.study.space import suggest
+from autolora.study.tune import make_plan
+from autolora.study.workbench import Workbench, open_workbench
+from autolora.train.loop import Assignment, train
+from autolora.train.run import Run
+
+CHECKPOINTS = 6
+FIRST_SEED = 950_000  # apart from every probe of the score
+RESULTS = Path(__file__).parent / "results" / "bank"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe of the bank: where its values come from and the run they make."""
+
+    number: int
+    values: dict[str, Any]
+    run: Run
+
+
+def recipes(count: int, arguments: tuple[str, ...]) -> list[Recipe]:
+    """The quickstart's recipes as they are, then random draws from its ranges; the same for every character."""
+    plan, own = make_plan(cfg.compose("tune", list(arguments), "quickstart"), "quickstart", arguments)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for recipe, values in own.items():
+        study.enqueue_trial({"recipe": recipe, **{f"{recipe}/{key}": value for key, value in values.items()}})
+    found = []
+    for number in range(count):
+        recipe, values = suggest(study.ask(), plan.space)
+        found.append(Recipe(number, {"recipe": recipe, **values}, spread(plan.run, recipe, values)))
+    return found
+
+
+def spread(make: Any, recipe: str, values: dict[str, Any]) -> Run:
+    """The recipe's run with the same images in all, cut into CHECKPOINTS epochs."""
+    run: Run = make(recipe, values)
+    per_epoch = max(1, round(run.train.steps_per_concept * run.train.epochs / CHECKPOINTS))
+    cut: Run = make(recipe, {**values, "train.epochs": CHECKPOINTS, "train.steps_per_concept": per_epoch})
+    return cut
+
+
+def character_of(seed: int) -> Character:
+    """The evaluation character of a seed: one to three outfits."""
+    return novel_character(seed, 1 + seed % 3)
+
+
+def open_character(seed: int, out: Path, runs: list[Run]) -> Workbench:
+    """Draw the character's pictures if they are not there, and prepare everything its runs share."""
+    folder = out / str(seed) / "pictures"
+    if not folder.exists():
+        write_dataset(folder, seed, 1 + seed % 3)
+    config = cfg.compose("tune", list(arguments_of(seed, out)), "quickstart")
+    with Bars() as bars:
+        return open_workbench(config, runs, bars)
+
+
+def arguments_of(seed: int, out: Path) -> tuple[str, ...]:
+    """The overrides that point the quickstart at a character of the bank."""
+    return (f"dataset.path={out / str(seed) / 'pictures'}", f"cache={out / 'cache'}")
+
+
+def train_character(seed: int, out: Path, count: int) -> None:
+    """Train every recipe that is not there yet; a recipe is there when its `facts.json` is."""
+    if seed < 100:
+        raise StudyError(f"seed {seed} is a development seed; the bank holds evaluation characters, 100 and up")
+    chosen = recipes(count, arguments_of(seed, out))
+    work = open_character(seed, out, [recipe.run for recipe in chosen])
+    for recipe in chosen:
+        folder = out / str(seed) / f"{recipe.number:02d}"
+        if (folder / "facts.json").is_file():
+            continue
+        waiting, facts = iter([Assignment(recipe.run)]), []
+        for ready in train(lambda waiting=waiting: next(waiting, None), work.bench):  # type: ignore[misc]
+            checkpoint = ready[0].checkpoint
+            assert checkpoint is not None
+            half = {k: v.half() if v.dim() else v.float() for k, v in checkpoint.state.items()}
+            with atomic_path(folder / f"{checkpoint.step}.safetensors") as temporary:
+                save_file(half, temporary)
+            facts.append(
+                {
+                    "step": checkpoint.step,
+                    "seconds": round(checkpoint.seconds, 2),
+                    "train_loss": checkpoint.train_loss,
+                    "val_loss": checkpoint.val_loss,
+                    "diverged": checkpoint.diverged,
+                }
+            )
+        write_atomic(folder / "facts.json", json.dumps({"values": recipe.values, "checkpoints": facts}, indent=1))
+        print(f"character {seed}, recipe {recipe.number}: {facts[-1]['step']} images", flush=True)
+
+
+def oracle_figures(judge: Judge, work: Workbench, state: dict[str, torch.Tensor], weight: float) -> dict[str, float]:
+    """Mark likeness with the trigger, attribute accuracy of novel prompts with the trigger, bleed on the class word."""
+    character, settings = judge.character, work.scorer.settings
+    words = f"{character.traits['count']}, {character.trigger}"
+    prompts = [(f"{words}, {tags}", tags) for tags in settings.overrides for _ in range(2)]
+    shots = [Shot(prompt, FIRST_SEED + i, weight) for i, (prompt, _) in enumerate(prompts)]
+    judge.adapter.load(state)
+    pictures = render(judge.model, shots, work.render_settings, judge.adapter)
+    accuracy = judge.oracle.accuracy(pictures, [parse_prompt(tags) for _, tags in prompts])
+    trigger, plain = judge.rate(state, "trigger", weight), judge.rate(state, "class", weight)
+    return {
+        "oracle_likeness": trigger.hits / trigger.count,
+        "oracle_accuracy": float(np.mean(list(accuracy.values()))),
+        "oracle_bleed": plain.hits / plain.count,
+    }
+
+
+def row_of(seed: int, recipe: dict[str, Any], fact: dict[str, Any], card: Scorecard) -> dict[str, Any]:
+    """One CSV row, without the oracle's figures."""
+    row = {"weights": f"{VERSION} {weights_hash()}", "character": seed, "recipe": json.dumps(recipe), **fact}
+    row |= {"score": card.score.value, "score_low": card.score.low, "score_high": card.score.high}
+    row |= {"objective": card.objective, "weight": card.weight, "broken": " ".join(card.broken)}
+    for weight, terms in card.by_weight.items():
+        for name, term in terms.items():
+            row |= {
+                f"{name}@{weight}": term.value,
+                f"{name}_low@{weight}": term.low,
+                f"{name}_high@{weight}": term.high,
+            }
+    return row
+
+
+def measure_character(seed: int, out: Path, renders: int) -> Iterator[dict[str, Any]]:
+    """Every checkpoint's row; one that was measured before is read back."""
+    done = sorted((out / str(seed)).glob("*/facts.json"))
+    work = open_character(seed, out, [Run("bank", LoRA(dim=16))])
+    judge = Judge(work.bench.model, work.bench.adapter, Oracle(), character_of(seed), renders)
+    work.bench.adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
+    for path in done:
+        facts = json.loads(path.read_text("utf-8"))
+        for fact in facts["checkpoints"]:
+            measured = path.parent / f"{fact['step']}.json"
+            if not measured.is_file() and not fact["diverged"]:
+                state = load_file(path.parent / f"{fact['step']}.safetensors")
+                work.bench.adapter.load(state)
+                row = row_of(seed, facts["values"], fact, work.score())
+                for weight in work.scorer.settings.weights:
+                    figures = oracle_figures(judge, work, state, weight)
+                    row |= {f"{name}@{weight:g}": value for name, value in figures.items()}
+                    work.bench.adapter.weights(None)
+                write_atomic(measured, json.dumps(row))
+            if measured.is_file():
+                yield json.loads(measured.read_text("utf-8"))
+
+
+def main() -> None:
+    """Train or measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["train", "measure"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[110, 111, 112, 113])
+    parser.add_argument("--recipes", type=int, default=48)
+    parser.add_argument("--renders", type=int, default=24, help="the oracle's renders per rate and weight")
+    parser.add_argument("--out", type=Path, default=Path("runs/bank"))
+    args = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if args.what == "train":
+        for seed in args.seeds:
+            train_character(seed, args.out, args.recipes)
+        return
+    rows = [row for seed in args.seeds for row in measure_character(seed, args.out, args.renders)]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with atomic_path(RESULTS / f"{VERSION}.csv") as temporary, temporary.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    write_atomic(RESULTS / f"{VERSION}.json", json.dumps(provenance() | {"rows": len(rows)}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
