@@ -94,7 +94,6 @@ def open_study(plan: Plan, own: dict[str, dict[str, Any]], identity: dict[str, s
         group=True,
         n_startup_trials=settings.startup_trials,
         seed=settings.seed,
-        constraints_func=_constraints,
     )
     study = optuna.create_study(
         storage=optuna.storages.RDBStorage(
@@ -118,10 +117,6 @@ def open_study(plan: Plan, own: dict[str, dict[str, Any]], identity: dict[str, s
         raise StudyError(f"study {settings.name} in {plan.folder} was started differently ({changed}); "
                          "undo the change, or start another with out=OTHER_FOLDER")  # fmt: skip
     return study
-
-
-def _constraints(trial: FrozenTrial) -> list[float]:
-    return list(trial.user_attrs.get("constraints", {"unknown": 1.0}).values())
 
 
 class Driver:
@@ -193,7 +188,6 @@ class Driver:
         number = len(record.curve)
         if number not in self.study.trials[trial.number].intermediate_values:
             trial.report(best.objective, number)
-        trial.set_user_attr("constraints", best.constraints)
         self.bars.say(
             f"  step {checkpoint.step}: score {record.curve[-1].score['value']:.3f}  {record.curve[-1].verdict}"
         )
@@ -216,6 +210,8 @@ class Driver:
             "scoring_seconds", self.study.user_attrs.get("scoring_seconds", 0.0) + self.scoring_seconds
         )
         self.scoring_seconds = 0.0
+        for name, broken_by in (best.constraints if best else {"diverged": 1.0}).items():
+            trial.set_constraint(name, broken_by)
         value = best.objective if best else DIVERGED
         self.study.tell(trial, value if state is TrialState.COMPLETE else None, state=state, skip_if_finished=True)
         self.bars.say(f"  {self.study.trials[trial.number].user_attrs['reason']}")

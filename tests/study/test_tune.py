@@ -71,6 +71,8 @@ def test_a_study_leaves_what_it_promises(finished: Path) -> None:
     assert sum(result["trials"].values()) == 3
     assert {"fidelity", "likeness", "editability", "bleed_class"} == set(result["best"]["terms"])
     assert "doll-adamw" in result["baselines"]
+    study = optuna.load_study(study_name="small", storage=f"sqlite:///{run / 'study.db'}")
+    assert all(set(trial.constraints) == {"bleed_class", "editability", "undercooked"} for trial in study.trials)
     lora = Path(result["export"])
     assert lora.is_file() and lora.with_suffix(".json").is_file()
     assert Image.open(lora.with_suffix(".png")).size == (64, 64)
