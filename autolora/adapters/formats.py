@@ -16,17 +16,12 @@ PARTS = ("lora_down.weight", "lora_up.weight", "alpha")
 Shapes = Mapping[str, tuple[int, ...]]  # a layer's path to its weight's shape
 
 _OTHER_KINDS = (
-    ("hada_", "a LoHa file"),
-    ("lokr_", "a LoKr file"),
     ("on_input", "an IA3 file"),
     ("dora_scale", "a DoRA file"),
     ("lora_te2_", "a LoRA for SDXL"),
     ("lora_te1_", "a LoRA for SDXL"),
     ("lora_unet_input_blocks_", "a LoRA for SDXL"),
     ("lora_unet_double_blocks_", "a LoRA for Flux"),
-    ("lora_A.", "a LoRA in peft's own format"),
-    (".lora.down.", "a LoRA in diffusers' own format"),
-    ("_lora.down.", "a LoRA in diffusers' own format"),
     ("emb_params", "a textual inversion embedding"),
     ("model.diffusion_model.", "a whole checkpoint"),
 )

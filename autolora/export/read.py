@@ -1,4 +1,4 @@
-"""Reads LoRA files that autolora or kohya's tools wrote."""
+"""Reads LoRA files, whoever wrote them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from autolora.adapters.foreign import from_diffusers, from_lycoris, in_diffusers_names, in_lycoris_factors
 from autolora.adapters.formats import from_kohya, layer_paths, layer_shapes
 from autolora.adapters.lora import TARGETS, LoRA, State
 from autolora.errors import ExportError
@@ -13,7 +14,7 @@ from autolora.models.base import BaseModel
 
 
 def read_lora(path: Path, model: BaseModel) -> State:
-    """Read a kohya-format LoRA as an adapter state for this model, in float32.
+    """Read a LoRA of kohya's, diffusers', peft's or LyCORIS' format as an adapter state for this model, in float32.
 
     Raises:
         ExportError: no file, a broken or cut one, another format, or made for another base model.
@@ -28,11 +29,17 @@ def read_lora(path: Path, model: BaseModel) -> State:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+            metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         kind = "is cut short or broken" if path.suffix == ".safetensors" else "is no .safetensors file"
         raise ExportError(f"{path} {kind} ({error}): download or export it again") from error
+    shapes = layer_shapes(model.modules)
     try:
-        return from_kohya(tensors, model.architecture, layer_shapes(model.modules))
+        if in_lycoris_factors(tensors):
+            return from_lycoris(tensors, model.architecture, shapes)
+        if in_diffusers_names(tensors):
+            return from_diffusers(tensors, metadata, path, shapes)
+        return from_kohya(tensors, model.architecture, shapes)
     except ExportError as error:
         raise ExportError(f"{path}: {error}") from error
 

@@ -83,12 +83,10 @@ def test_delta_is_scaled_by_alpha_over_rank() -> None:
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a", "LoHa"),
-        ("lora_unet_mid_block_attentions_0_proj_in.lokr_w1", "LoKr"),
+        ("lora_unet_mid_block_attentions_0_proj_in.on_input", "IA3"),
+        ("lora_unet_mid_block_attentions_0_proj_in.dora_scale", "DoRA"),
         ("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", "SDXL"),
         ("lora_unet_input_blocks_4_1_proj_in.alpha", "SDXL"),
-        ("unet.mid_block.attentions.0.proj_in.lora_A.weight", "peft"),
-        ("unet.mid_block.attentions.0.proj_in.lora.down.weight", "diffusers' own"),
         ("lora_unet_mid_block_attentions_7_proj_in.alpha", "made for another model"),
         ("model.diffusion_model.out.2.weight", "whole checkpoint"),
         ("weight", "no LoRA file"),
