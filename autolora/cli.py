@@ -17,7 +17,7 @@ COMMANDS = {
     "check": "read the pictures and a study's recipes; show problems, concepts and the step ledger; train nothing",
     "train": "train one recipe, score every checkpoint and export the best",
     "tune": "run a study: many recipes, each checkpoint scored, the best LoRA exported with a report",
-    "score": "score a LoRA file made anywhere: lora=FILE",
+    "score": "score LoRA files made anywhere: lora=FILE, or lora=FOLDER to rank them",
     "report": "write a study's report again",
     "export": "export a study's best LoRA again",
     "dashboard": "open a study in the Optuna dashboard on this machine",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import optuna
 from omegaconf import DictConfig
@@ -12,11 +11,11 @@ from omegaconf import DictConfig
 from autolora import config as cfg
 from autolora.data.concepts import describe, load_dataset, step_ledger
 from autolora.errors import ConfigError, StudyError
-from autolora.export.read import lora_of, read_lora
-from autolora.files import write_atomic
+from autolora.files import atomic_path, write_atomic
 from autolora.models import load_model
 from autolora.progress import Bars
 from autolora.study.finish import finish, study_report
+from autolora.study.lora_files import find_files, grid, print_table, read_files, score_files
 from autolora.study.trial import Record, point
 from autolora.study.tune import Plan, make_plan, open_study, run_study, spent_seconds
 from autolora.study.workbench import open_workbench
@@ -148,30 +147,20 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
 
 
 def score(config: DictConfig, study: str | None, arguments: list[str]) -> int:
-    """Score a LoRA file against a dataset and write `score.json` beside it or into `out`."""
+    """Score LoRA files against a dataset; `score.json` and `score.png` go beside them or into `out`.
+
+    One file writes one object, several write a list, the best first.
+    """
     if not config.lora:
-        raise ConfigError("no LoRA given: add lora=FILE.safetensors")
-    lora = Path(str(config.lora)).expanduser()
-    state = read_lora(lora, load_model(cfg.model_settings(config)))
-    with Bars() as bars:
-        run = Run(lora.stem, adapter=lora_of(state))
-        work = open_workbench(config, [run], bars)
-        work.bench.adapter.load(state)
-        card = work.score(bars)
-    result: dict[str, Any] = {
-        "trial": None,
-        "recipe": lora.name,
-        "step": None,
-        "weight": card.weight,
-        "score": card.score.as_dict(),
-        "terms": {name: term.as_dict() for name, term in card.terms.items()},
-        "broken_constraints": card.broken,
-        "verdict": card.verdict,
-    }
-    out = (Path(str(config.out)).expanduser() if config.out else lora.parent) / "score.json"
-    write_atomic(out, json.dumps(result, indent=2))
-    print(
-        f"{lora.name}: score {card.score.value:.3f} ({card.score.low:.3f} to {card.score.high:.3f}), {card.verdict}"
-        f"\n{out}"
-    )
+        raise ConfigError("no LoRA given: add lora=FILE.safetensors, or lora=FOLDER to rank all files in it")
+    files = find_files(str(config.lora))
+    states, refused = read_files(config, files)
+    found, base = score_files(config, states)
+    out = Path(str(config.out)).expanduser() if config.out else files[0].parent
+    content = [one.as_dict() for one in found]
+    write_atomic(out / "score.json", json.dumps(content if len(files) > 1 else content[0], indent=2))
+    with atomic_path(out / "score.png") as temporary:
+        grid(found, base).save(temporary, format="PNG")
+    print_table(found, refused)
+    print(f"{out / 'score.json'}\n{out / 'score.png'}")
     return 0

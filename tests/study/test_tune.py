@@ -15,6 +15,7 @@ import optuna
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from autolora import files
 from autolora.cli import main
@@ -110,6 +111,28 @@ def test_the_exported_file_can_be_scored(finished: Path, capsys: pytest.CaptureF
     scored = json.loads((finished / "score.json").read_text("utf-8"))
     assert set(scored) >= {"recipe", "weight", "score", "terms", "broken_constraints"}
     assert scored["score"]["value"] == pytest.approx(result["best"]["score"]["value"], abs=0.005)
+
+
+def test_a_folder_of_files_is_ranked(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lora = Path(json.loads((finished / "run" / "result.json").read_text("utf-8"))["export"])
+    tensors = load_file(lora)
+    save_file({k: v * (0 if k.endswith("up.weight") else 1) for k, v in tensors.items()}, tmp_path / "no.safetensors")
+    save_file(tensors, tmp_path / "yes.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"not this")
+    small = [s for s in SMALL if not s.startswith("study.")]
+    assert main(["score", f"lora={tmp_path}", "dataset=quickstart", f"cache={finished / 'cache'}", *small]) == 0
+    scored = json.loads((tmp_path / "score.json").read_text("utf-8"))
+    assert {one["recipe"] for one in scored} == {"yes.safetensors", "no.safetensors"}
+    (zero,) = (one for one in scored if one["recipe"] == "no.safetensors")
+    assert zero["terms"]["bleed_class"]["value"] == pytest.approx(0, abs=1e-6)
+    assert Image.open(tmp_path / "score.png").size == (8 * 64, 3 * (64 + 14))
+    printed = capsys.readouterr().out
+    assert "not scored: broken.safetensors" in printed and "yes.safetensors" in printed
+
+
+def test_a_folder_without_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", f"lora={tmp_path}", "dataset=quickstart"]) != 0
+    assert "no .safetensors file" in capsys.readouterr().err
 
 
 def test_diffusers_alone_draws_with_the_exported_file(finished: Path, tmp_path: Path) -> None:

@@ -1,0 +1,149 @@
+"""Scores LoRA files made anywhere: one, or all of a folder ranked, with a picture grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
+
+from autolora import config as cfg
+from autolora.adapters.lora import LoRA, State
+from autolora.errors import ConfigError, ExportError
+from autolora.export.read import lora_of, read_lora
+from autolora.models import load_model
+from autolora.progress import Bars
+from autolora.sampling import Pictures
+from autolora.scoring.probes import Probe
+from autolora.scoring.scorecard import Scorecard, render_probes, score
+from autolora.study.workbench import Workbench, open_workbench
+from autolora.train.run import Run
+
+SHOWN = {"trigger": 3, "novel": 2, "class_only": 3}  # pictures of the grid by probe group
+LABEL_PIXELS = 14
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One file's scorecard and its row of the picture grid."""
+
+    path: Path
+    card: Scorecard
+    pictures: Pictures
+
+    def as_dict(self) -> dict[str, Any]:
+        """The schema of `result.json`'s `best`."""
+        card = self.card
+        return {
+            "trial": None,
+            "recipe": self.path.name,
+            "step": None,
+            "weight": card.weight,
+            "score": card.score.as_dict(),
+            "terms": {name: term.as_dict() for name, term in card.terms.items()},
+            "broken_constraints": card.broken,
+            "verdict": card.verdict,
+        }
+
+
+def find_files(lora: str) -> list[Path]:
+    """The file, the folder's .safetensors files, or those that a pattern such as ~/epochs/*.safetensors matches.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(lora).expanduser()
+    if path.is_dir():
+        found = sorted(path.glob("*.safetensors"))
+    elif "*" in path.name and not path.exists():
+        found = sorted(path.parent.glob(path.name))
+    else:
+        return [path]
+    if not found:
+        raise ConfigError(f"lora={lora}: there is no .safetensors file; give a LoRA file or a folder of them")
+    return found
+
+
+def read_files(config: DictConfig, files: Sequence[Path]) -> tuple[dict[Path, State], dict[Path, str]]:
+    """Every file as an adapter state, and why the others cannot be read.
+
+    Raises:
+        ExportError: none can be.
+    """
+    model = load_model(cfg.model_settings(config))
+    states, refused = {}, {}
+    for path in files:
+        try:
+            states[path] = read_lora(path, model)
+        except ExportError as error:
+            refused[path] = str(error).replace(str(path), path.name)
+            if len(files) == 1:
+                raise
+    if not states:
+        raise ExportError(f"none of {len(files)} files can be read: {next(iter(refused.values()))}")
+    return states, refused
+
+
+def score_files(config: DictConfig, states: Mapping[Path, State]) -> tuple[list[Scored], Pictures]:
+    """Every file scored on one workbench, the best first; and the base model's row of the grid."""
+    specs = [lora_of(state) for state in states.values()]
+    room = LoRA(
+        dim=max(spec.dim for spec in specs),
+        targets=tuple(dict.fromkeys(target for spec in specs for target in spec.targets)),
+        text_encoder=any(spec.text_encoder for spec in specs),
+    )
+    with Bars() as bars:
+        work = open_workbench(config, [Run("score", adapter=room)], bars)
+        shown = _shown(work)
+        found = []
+        count = sum(len(probe.seeds) for probe in work.scorer.probes) * len(work.scorer.settings.weights)
+        for path, state in states.items():
+            work.bench.adapter.load(state)
+            with bars.task(f"rendering {path.name}", count) as advance:
+                pictures = render_probes(
+                    work.scorer, work.bench.model, work.bench.adapter, work.render_settings, advance
+                )
+            card = score(work.scorer, pictures)
+            row = np.stack([pictures[probe, card.weight][0] for probe in shown])
+            found.append(Scored(path, card, row))
+    base = np.stack([work.scorer.base_pictures[probe][0] for probe in shown])
+    return sorted(found, key=lambda one: one.card.objective, reverse=True), base
+
+
+def _shown(work: Workbench) -> list[Probe]:
+    groups = {group: [p for p in work.scorer.probes if p.group == group] for group in SHOWN}
+    return [probe for group, count in SHOWN.items() for probe in groups[group][:count]]
+
+
+def grid(found: Sequence[Scored], base: Pictures) -> Image.Image:
+    """A row of pictures for the base model and for each file at its recommended weight, under its name."""
+    rows = [("base model", base), *((f"{one.path.stem}, weight {one.card.weight:g}", one.pictures) for one in found)]
+    side, count = base.shape[1], len(base)
+    sheet = Image.new("RGB", (side * count, (side + LABEL_PIXELS) * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (label, pictures) in enumerate(rows):
+        top = i * (side + LABEL_PIXELS)
+        draw.text((2, top), label, fill="black")
+        sheet.paste(Image.fromarray(np.concatenate(list(pictures), axis=1)), (0, top + LABEL_PIXELS))
+    return sheet
+
+
+def print_table(found: Sequence[Scored], refused: Mapping[Path, str]) -> None:
+    """The ranking on standard output."""
+    table = Table("", "file", "score", *found[0].card.terms, "weight", box=None)
+    for place, one in enumerate(found, 1):
+        terms = [f"{term.value:.2f}" for term in one.card.terms.values()]
+        value = one.card.score
+        interval = f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})"
+        table.add_row(str(place), one.path.name, interval, *terms, f"{one.card.weight:g}")
+    Console().print(table)
+    for one in found:
+        print(f"{one.path.name}: {one.card.verdict}")
+    for reason in refused.values():
+        print(f"not scored: {reason}")
