@@ -46,14 +46,15 @@ class StudySettings:
     trials: int = 10
     minutes: float | None = None
     startup_trials: int = 3
+    finalists: int = 3
     seed: int = 0
     patience: int = 2
 
     def __post_init__(self) -> None:
-        if self.trials < 1 or self.startup_trials < 0 or self.patience < 1:
+        if min(self.trials, self.finalists, self.patience) < 1 or self.startup_trials < 0:
             raise ConfigError(
-                "study.trials and study.patience must be at least 1 and study.startup_trials 0 or more, "
-                f"got {self.trials}, {self.patience} and {self.startup_trials}"
+                "study.trials, study.finalists and study.patience must be at least 1 and study.startup_trials 0 or "
+                f"more, got {self.trials}, {self.finalists}, {self.patience} and {self.startup_trials}"
             )
         if self.minutes is not None and self.minutes <= 0:
             raise ConfigError(f"study.minutes must be above 0 or null, got {self.minutes}")

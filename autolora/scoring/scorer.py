@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from autolora.adapters.lora import AdapterSet
 from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset
 from autolora.data.sources import Picture
@@ -22,6 +23,7 @@ from autolora.scoring.terms import Margin, cross_fitted_auc, fit_margin
 from autolora.train.batches import LatentCache
 
 MINIMUM_AUC = 0.9
+FRESH_SEEDS = 100_000  # between the seeds of the search and of the finals
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,7 @@ def prepare(
         StudyError: the encoder cannot tell a concept from the base model's pictures, so no score would mean anything.
     """
     probes = build_probes(dataset, settings)
-    shots = [(probe.base_prompt, seed) for probe in probes for seed in probe.seeds]
-    pictures = renders.render(shots, advance)
-    embedded = encoder.images(pictures)
-    base, base_pictures, start = {}, {}, 0
-    for probe in probes:
-        part = slice(start, start + len(probe.seeds))
-        base[probe], base_pictures[probe] = embedded[part], pictures[part]
-        start += len(probe.seeds)
+    base, base_pictures = _base_of(probes, renders, encoder, None, advance)
     contrast = encoder.images(renders.render(contrast_shots(dataset, settings), advance))
     train = {c.name: embed_decoded(model, latents, encoder, c.pictures) for c in dataset.concepts}
     held_out = {
@@ -88,10 +83,51 @@ def prepare(
         probes=probes,
         base=base,
         base_pictures=base_pictures,
-        texts=encoder.texts([strip_triggers(probe.prompt, dataset) for probe in probes]),
+        texts=_texts(probes, dataset, encoder),
         concepts=tuple(concepts),
         character=_reference(dataset.trigger, everything, contrast, every_held_out, settings),
     )
+
+
+def with_fresh_probes(
+    scorer: Scorer,
+    dataset: Dataset,
+    renders: BaseRenders,
+    adapter: AdapterSet,
+    repeats: int,
+    advance: Callable[[int], None] | None = None,
+) -> Scorer:
+    """The same margins, but probes at other seeds, `repeats` times as many."""
+    old = scorer.settings
+    settings = replace(
+        old,
+        first_seed=old.first_seed + FRESH_SEEDS,
+        trigger_seeds=old.trigger_seeds * repeats,
+        class_seeds=old.class_seeds * repeats,
+    )
+    probes = build_probes(dataset, settings)
+    base, base_pictures = _base_of(probes, renders, scorer.encoder, adapter, advance)
+    return replace(scorer, settings=settings, probes=probes, base=base, base_pictures=base_pictures,
+                   texts=_texts(probes, dataset, scorer.encoder))  # fmt: skip
+
+
+def _texts(probes: Sequence[Probe], dataset: Dataset, encoder: Encoder) -> Array:
+    return encoder.texts([strip_triggers(probe.prompt, dataset) for probe in probes])
+
+
+def _base_of(
+    probes: Sequence[Probe],
+    renders: BaseRenders,
+    encoder: Encoder,
+    adapter: AdapterSet | None,
+    advance: Callable[[int], None] | None,
+) -> tuple[dict[Probe, Array], dict[Probe, Pictures]]:
+    """The base model's pictures of every probe, and their embeddings."""
+    pictures = renders.render([(probe.base_prompt, seed) for probe in probes for seed in probe.seeds], advance, adapter)
+    embedded = encoder.images(pictures)
+    ends = np.cumsum([len(probe.seeds) for probe in probes])[:-1]
+    base = dict(zip(probes, np.split(embedded, ends), strict=True))
+    return base, dict(zip(probes, np.split(pictures, ends), strict=True))
 
 
 def contrast_shots(dataset: Dataset, settings: ScoringSettings) -> list[tuple[str, int]]:

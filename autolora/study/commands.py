@@ -17,7 +17,7 @@ from autolora.progress import Bars
 from autolora.study.finish import finish, study_report
 from autolora.study.lora_files import find_files, grid, print_table, read_files, score_files
 from autolora.study.trial import Record, point
-from autolora.study.tune import Plan, make_plan, open_study, run_study, spent_seconds
+from autolora.study.tune import Plan, make_plan, open_study, run_study
 from autolora.study.workbench import open_workbench
 from autolora.train.loop import Assignment
 from autolora.train.loop import train as train_rounds
@@ -52,7 +52,7 @@ def tune(config: DictConfig, study: str | None, arguments: list[str]) -> int:
         work = open_workbench(config, [*runs, *_largest(plan, runs)], bars)
         opened = open_study(plan, own, _identity(config, work.bench.model.base_hash))
         run_study(plan, opened, work, bars)
-        text = finish(plan, opened, work, spent_seconds(opened), bars)
+        text = finish(plan, opened, work, bars)
     print(text)
     return 0
 
@@ -92,7 +92,7 @@ def export(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     with Bars() as bars:
         own = [plan.run(recipe, {}) for recipe in plan.space]
         work = open_workbench(config, [*own, *_largest(plan, own)], bars)
-        text = finish(plan, opened, work, spent_seconds(opened), bars)
+        text = finish(plan, opened, work, bars)
     print(text)
     return 0
 
@@ -103,7 +103,7 @@ def report(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     with Bars() as bars:
         own = [plan.run(recipe, {}) for recipe in plan.space]
         work = open_workbench(config, [*own, *_largest(plan, own)], bars)
-        path = study_report(plan, opened, work, spent_seconds(opened), bars, None)
+        path = study_report(plan, opened, work, bars)
     print(f"report: {path}")
     return 0
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,40 +25,50 @@ from autolora.report.page import write_report
 from autolora.sampling import Shot, render
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import Probe
+from autolora.scoring.scorer import Scorer
+from autolora.study.finals import Finalist, final_scorer, hold_finals
 from autolora.study.trial import Point, Record
-from autolora.study.tune import Plan, best_record, records
+from autolora.study.tune import Plan, records, spent_seconds
 from autolora.study.workbench import Workbench
 
 SCORE_TOLERANCE = 0.005  # a half-precision file may move the score by this much
 
 
-@dataclass(frozen=True)
-class Winner:
-    """The exported checkpoint."""
-
-    trial: FrozenTrial
-    record: Record
-    point: Point
-    exported: Exported
-
-
-def finish(plan: Plan, study: Study, work: Workbench, seconds: float, bars: Bars) -> str:
-    """Export the best checkpoint, prove the file, write report and result; returns the summary for a person."""
+def finish(plan: Plan, study: Study, work: Workbench, bars: Bars) -> str:
+    """Choose, export, prove the file, write report and result; returns the summary for a person."""
     found = records(plan, study)
-    trial, record = best_record(found)
-    best = record.best()
-    assert best is not None
-    state = record.load_best().state
+    scorer, finalists = _finals(plan, study, found, work, bars)
+    winner = finalists[0]
+    state = winner.record.load_best().state
     work.bench.adapter.load(state)
-    winner = Winner(trial, record, best, _export(plan, work, record, best, state))
-    _prove(work, winner, state, bars)
-    page = study_report(plan, study, work, seconds, bars, winner.exported.path)
-    result = _result(plan, study, found, winner, seconds)
+    exported = _export(plan, work, winner, state)
+    _prove(work, scorer, winner, exported.path, state, bars)
+    page = _report(plan, study, work, found, finalists, exported.path, bars)
+    result = _result(plan, study, found, finalists, exported)
     write_atomic(plan.folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    return _summary(found, winner, page)
+    return _summary(found, finalists, exported, page)
 
 
-def _export(plan: Plan, work: Workbench, record: Record, best: Point, state: State) -> Exported:
+def study_report(plan: Plan, study: Study, work: Workbench, bars: Bars) -> Path:
+    """Write `report/index.html` from what the study's folder holds."""
+    found = records(plan, study)
+    _, finalists = _finals(plan, study, found, work, bars)
+    return _report(plan, study, work, found, finalists, None, bars)
+
+
+def _finals(
+    plan: Plan, study: Study, found: list[tuple[FrozenTrial, Record]], work: Workbench, bars: Bars
+) -> tuple[Scorer, list[Finalist]]:
+    began = time.perf_counter()
+    scorer = final_scorer(work, bars)
+    finalists = hold_finals(found, scorer, work, plan.settings.finalists, plan.folder, bars)
+    spent = study.user_attrs.get("scoring_seconds", 0.0) + time.perf_counter() - began
+    study.set_user_attr("scoring_seconds", spent)
+    return scorer, finalists
+
+
+def _export(plan: Plan, work: Workbench, winner: Finalist, state: State) -> Exported:
+    record, best = winner.record, winner.point
     dataset, model = work.bench.dataset, work.bench.model
     triggers = ", ".join(dict.fromkeys([dataset.class_word, dataset.trigger, *(c.trigger for c in dataset.concepts)]))
     probe = next(p for p in work.scorer.probes if p.group == "trigger")
@@ -79,17 +89,17 @@ def _export(plan: Plan, work: Workbench, record: Record, best: Point, state: Sta
     )
 
 
-def _prove(work: Workbench, winner: Winner, state: State, bars: Bars) -> None:
+def _prove(work: Workbench, scorer: Scorer, winner: Finalist, path: Path, state: State, bars: Bars) -> None:
     """Reload the written file by our reader and by diffusers' own; deltas, pictures and score must agree.
 
     Raises:
         ExportError: they do not.
     """
-    bench, path = work.bench, winner.exported.path
+    bench = work.bench
     verify_deltas(state, path, bench.model)
     reloaded = read_lora(path, bench.model)
     bench.adapter.load(reloaded)
-    card = work.score(bars)
+    card = work.score(bars, scorer)
     gap = abs(card.score.value - winner.point.score["value"])
     if gap > SCORE_TOLERANCE:
         raise ExportError(
@@ -106,25 +116,33 @@ def _prove(work: Workbench, winner: Winner, state: State, bars: Bars) -> None:
         compare_pictures(ours, twin.render(shots, work.render_settings))
 
 
-def study_report(
-    plan: Plan, study: Study, work: Workbench, seconds: float, bars: Bars, export_path: Path | None
+def _report(
+    plan: Plan,
+    study: Study,
+    work: Workbench,
+    found: list[tuple[FrozenTrial, Record]],
+    finalists: list[Finalist],
+    export_path: Path | None,
+    bars: Bars,
 ) -> Path:
-    """Write `report/index.html` from what the study's folder holds."""
-    found = records(plan, study)
-    trial, record = best_record(found)
-    best = record.best()
-    assert best is not None
+    winner = finalists[0]
+    trial, best = winner.trial, winner.point
+    judged = {one.trial.number: one.point for one in finalists}
     baselines = {t.user_attrs["baseline"]: t.number for t, _ in found if t.user_attrs.get("baseline")}
     by_uid = {r.folder.name: r for _, r in found}
-    rows = tuple(_row(t, by_uid.get(t.user_attrs.get("uid", ""))) for t in study.trials if t.user_attrs.get("uid"))
+    rows = tuple(
+        _row(t, by_uid.get(t.user_attrs.get("uid", "")), judged.get(t.number))
+        for t in study.trials
+        if t.user_attrs.get("uid")
+    )
     dataset = work.bench.dataset
     content = Report(
         study=plan.settings.name,
         verdict=best.verdict,
         dataset=dataset.name,
-        seconds=seconds,
+        seconds=spent_seconds(study),
         trials=rows,
-        grids=tuple(_grids(work, found, record, best, bars)),
+        grids=tuple(_grids(work, found, winner.record, best, bars)),
         best=trial.number,
         baselines=baselines,
         export_path=export_path,
@@ -138,10 +156,11 @@ def study_report(
     return write_report(content, plan.folder / "report" / "index.html")
 
 
-def _row(trial: FrozenTrial, record: Record | None) -> TrialRow:
+def _row(trial: FrozenTrial, record: Record | None, judged: Point | None) -> TrialRow:
+    """A trial's row; a finalist's figures are those of the finals."""
     recipe = trial.user_attrs["recipe"]
     baseline = trial.user_attrs.get("baseline")
-    best = record.best() if record else None
+    best = judged or (record.best() if record else None)
     curve = tuple(
         CurvePoint(
             p.step, p.score["value"], *(p.terms[name]["value"] for name in ("fidelity", "editability", "bleed_class"))
@@ -194,15 +213,16 @@ def _grids(
 
 
 def _result(
-    plan: Plan, study: Study, found: list[tuple[FrozenTrial, Record]], winner: Winner, seconds: float
+    plan: Plan, study: Study, found: list[tuple[FrozenTrial, Record]], finalists: list[Finalist], exported: Exported
 ) -> dict[str, Any]:
     """`result.json`: what programs read."""
+    winner = finalists[0]
     states = Counter(trial.state.name for trial in study.trials)
     return {
         "study": plan.settings.name,
-        "seconds": round(seconds, 1),
+        "seconds": round(spent_seconds(study), 1),
         "trials": {"complete": states["COMPLETE"], "pruned": states["PRUNED"], "failed": states["FAIL"]},
-        "best": {"trial": winner.trial.number, **winner.record.summary()},
+        "best": {"trial": winner.trial.number, **winner.record.summary(winner.point)},
         "baselines": {
             trial.user_attrs["baseline"]: {
                 "trial": trial.number,
@@ -212,12 +232,13 @@ def _result(
             for trial, record in found
             if trial.user_attrs.get("baseline")
         },
+        "ties": [one.trial.number for one in finalists[1:] if one.overlaps(winner)],
         "verdict": winner.point.verdict,
-        "export": str(winner.exported.path),
+        "export": str(exported.path),
     }
 
 
-def _summary(found: list[tuple[FrozenTrial, Record]], winner: Winner, page: Path) -> str:
+def _summary(found: list[tuple[FrozenTrial, Record]], finalists: list[Finalist], exported: Exported, page: Path) -> str:
     """The last words of a study."""
     lines = []
     for trial, record in found:
@@ -230,10 +251,14 @@ def _summary(found: list[tuple[FrozenTrial, Record]], winner: Winner, page: Path
                 f"{record.run.name} {fate}: without the trigger, {shares:.0%} of renders show the character "
                 f"at step {last.step}"
             )
+    winner = finalists[0]
     p = winner.point
     lines.append(
         f"best: trial {winner.trial.number} ({winner.record.run.name}) at step {p.step}, weight {p.weight:g}: "
         f"score {p.score['value']:.3f} ({p.score['low']:.3f} to {p.score['high']:.3f}), {p.verdict}"
     )
-    lines += [f"LoRA:   {winner.exported.path}", f"report: {page}"]
+    ties = [str(one.trial.number) for one in finalists[1:] if one.overlaps(winner)]
+    if ties:
+        lines.append(f"not to be told from it by score: trial {' and '.join(ties)}")
+    lines += [f"LoRA:   {exported.path}", f"report: {page}"]
     return "\n".join(lines)

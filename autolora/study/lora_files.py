@@ -22,7 +22,9 @@ from autolora.progress import Bars
 from autolora.sampling import Pictures
 from autolora.scoring.probes import Probe
 from autolora.scoring.scorecard import Scorecard, render_probes, score
-from autolora.study.workbench import Workbench, open_workbench
+from autolora.scoring.scorer import Scorer
+from autolora.study.finals import final_scorer
+from autolora.study.workbench import open_workbench
 from autolora.train.run import Run
 
 SHOWN = {"trigger": 3, "novel": 2, "class_only": 3}  # pictures of the grid by probe group
@@ -100,24 +102,23 @@ def score_files(config: DictConfig, states: Mapping[Path, State]) -> tuple[list[
     )
     with Bars() as bars:
         work = open_workbench(config, [Run("score", adapter=room)], bars)
-        shown = _shown(work)
+        scorer = final_scorer(work, bars)  # as a study's last word, so that an export scores here as it did there
+        shown = _shown(scorer)
         found = []
-        count = sum(len(probe.seeds) for probe in work.scorer.probes) * len(work.scorer.settings.weights)
+        count = sum(len(probe.seeds) for probe in scorer.probes) * len(scorer.settings.weights)
         for path, state in states.items():
             work.bench.adapter.load(state)
             with bars.task(f"rendering {path.name}", count) as advance:
-                pictures = render_probes(
-                    work.scorer, work.bench.model, work.bench.adapter, work.render_settings, advance
-                )
-            card = score(work.scorer, pictures)
+                pictures = render_probes(scorer, work.bench.model, work.bench.adapter, work.render_settings, advance)
+            card = score(scorer, pictures)
             row = np.stack([pictures[probe, card.weight][0] for probe in shown])
             found.append(Scored(path, card, row))
-    base = np.stack([work.scorer.base_pictures[probe][0] for probe in shown])
+    base = np.stack([scorer.base_pictures[probe][0] for probe in shown])
     return sorted(found, key=lambda one: one.card.objective, reverse=True), base
 
 
-def _shown(work: Workbench) -> list[Probe]:
-    groups = {group: [p for p in work.scorer.probes if p.group == group] for group in SHOWN}
+def _shown(scorer: Scorer) -> list[Probe]:
+    groups = {group: [p for p in scorer.probes if p.group == group] for group in SHOWN}
     return [probe for group, count in SHOWN.items() for probe in groups[group][:count]]
 
 

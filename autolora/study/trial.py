@@ -110,9 +110,9 @@ class Record:
         """Whether at the last `patience` checkpoints bleed is surely above its limit at every weight."""
         return len(self.curve) >= patience and all(surely_overcooked(p) for p in self.curve[-patience:])
 
-    def summary(self) -> dict[str, Any]:
-        """The best point in the schema of `result.json`."""
-        best = self.best()
+    def summary(self, best: Point | None = None) -> dict[str, Any]:
+        """The best point, or the one given for it, in the schema of `result.json`."""
+        best = best or self.best()
         assert best is not None
         return {
             "recipe": self.run.name,

@@ -17,7 +17,7 @@ from autolora import config as cfg
 from autolora.errors import ConfigError, StudyError
 from autolora.progress import Bars
 from autolora.study.space import Space, as_text, difference, parse_space, suggest
-from autolora.study.trial import Point, Record, point
+from autolora.study.trial import Record, point
 from autolora.study.workbench import Workbench
 from autolora.train.loop import Assignment, Slot, train
 from autolora.train.run import Run
@@ -244,16 +244,3 @@ def records(plan: Plan, study: optuna.Study) -> list[tuple[FrozenTrial, Record]]
             values = {k.removeprefix(prefix): v for k, v in trial.params.items() if k.startswith(prefix)}
             found.append((trial, Record.open(plan.folder / "trials" / uid, plan.run(recipe, values))))
     return [(trial, record) for trial, record in found if record.curve]
-
-
-def best_record(found: list[tuple[FrozenTrial, Record]]) -> tuple[FrozenTrial, Record]:
-    """The trial whose best checkpoint has the highest objective; the earliest of equals."""
-    if not found:
-        raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
-
-    def objective(pair: tuple[FrozenTrial, Record]) -> float:
-        best: Point | None = pair[1].best()
-        assert best is not None
-        return best.objective
-
-    return max(found, key=objective)

@@ -38,16 +38,15 @@ class Workbench:
     render_settings: RenderSettings
     scorer: Scorer
 
-    def score(self, bars: Bars | None = None) -> Scorecard:
-        """Score what is in the adapter's slot 0."""
-        count = sum(len(probe.seeds) for probe in self.scorer.probes) * len(self.scorer.settings.weights)
+    def score(self, bars: Bars | None = None, scorer: Scorer | None = None) -> Scorecard:
+        """Score what is in the adapter's slot 0, by the search's scorer if no other is given."""
+        scorer = scorer or self.scorer
+        bench, settings = self.bench, self.render_settings
         if bars is None:
-            return score(
-                self.scorer, render_probes(self.scorer, self.bench.model, self.bench.adapter, self.render_settings)
-            )
+            return score(scorer, render_probes(scorer, bench.model, bench.adapter, settings))
+        count = sum(len(probe.seeds) for probe in scorer.probes) * len(scorer.settings.weights)
         with bars.task("rendering probes", count) as advance:
-            pictures = render_probes(self.scorer, self.bench.model, self.bench.adapter, self.render_settings, advance)
-        return score(self.scorer, pictures)
+            return score(scorer, render_probes(scorer, bench.model, bench.adapter, settings, advance))
 
 
 def class_prompts(dataset: Dataset, class_tags: Sequence[str]) -> list[str]:

@@ -1,0 +1,77 @@
+"""The best trials' best checkpoints judged again with fresh seeds, so that luck in the search wins nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from optuna.trial import FrozenTrial
+
+from autolora.errors import StudyError
+from autolora.files import write_atomic
+from autolora.progress import Bars
+from autolora.scoring.scorer import Scorer, with_fresh_probes
+from autolora.study.trial import Point, Record, point
+from autolora.study.workbench import Workbench
+
+REPEATS = 2  # seeds per prompt, as a multiple of the search's
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A trial's best checkpoint as the finals judged it."""
+
+    trial: FrozenTrial
+    record: Record
+    point: Point
+
+    def overlaps(self, other: Finalist) -> bool:
+        """Whether the two scores' intervals overlap: a tie, as far as can be told."""
+        own, its = self.point.score, other.point.score
+        return own["low"] <= its["high"] and its["low"] <= own["high"]
+
+
+def final_scorer(work: Workbench, bars: Bars) -> Scorer:
+    """The search's score with seeds of its own and more of them."""
+    with bars.task("rendering the base model for the finals", None) as advance:
+        return with_fresh_probes(work.scorer, work.bench.dataset, work.renders, work.bench.adapter, REPEATS, advance)
+
+
+def hold_finals(
+    found: Sequence[tuple[FrozenTrial, Record]], scorer: Scorer, work: Workbench, count: int, folder: Path, bars: Bars
+) -> list[Finalist]:
+    """Judge the `count` trials with the best objectives again; the best first, the earliest trial of equals.
+
+    Verdicts are kept in `finals.json` and read back for checkpoints that were judged before.
+
+    Raises:
+        StudyError: no trial has a scored checkpoint yet.
+    """
+    if not found:
+        raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
+    known = _read(folder / "finals.json")
+    ranked = sorted(found, key=lambda pair: _best(pair[1]).objective, reverse=True)[:count]
+    finalists = []
+    for trial, record in ranked:
+        key = f"{record.folder.name}@{_best(record).step}"
+        if key not in known:
+            checkpoint = record.load_best()
+            work.bench.adapter.load(checkpoint.state)
+            known[key] = point(checkpoint, work.score(bars, scorer))
+            write_atomic(folder / "finals.json", json.dumps({k: asdict(p) for k, p in known.items()}, indent=1))
+        finalists.append(Finalist(trial, record, known[key]))
+    return sorted(finalists, key=lambda one: (-one.point.objective, one.trial.number))
+
+
+def _best(record: Record) -> Point:
+    best = record.best()
+    assert best is not None
+    return best
+
+
+def _read(path: Path) -> dict[str, Point]:
+    if not path.is_file():
+        return {}
+    return {key: Point(**content) for key, content in json.loads(path.read_text("utf-8")).items()}
