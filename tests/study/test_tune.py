@@ -74,6 +74,7 @@ def test_a_study_leaves_what_it_promises(finished: Path) -> None:
     assert "doll-adamw" in result["baselines"]
     study = optuna.load_study(study_name="small", storage=f"sqlite:///{run / 'study.db'}")
     assert all(set(trial.constraints) == {"bleed_class", "editability", "undercooked"} for trial in study.trials)
+    assert len(json.loads((run / "finals.json").read_text("utf-8"))) == 3
     lora = Path(result["export"])
     assert lora.is_file() and lora.with_suffix(".json").is_file()
     assert Image.open(lora.with_suffix(".png")).size == (64, 64)
