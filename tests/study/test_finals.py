@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +15,11 @@ from autolora.study import finals
 from autolora.study.trial import Point
 
 
-def made_up(step: int, objective: float, half_width: float = 0.05) -> Point:
-    score = {"value": objective, "low": objective - half_width, "high": objective + half_width}
-    return Point(step, objective, score, 1.0, {}, {}, {}, {}, 0.1, 0.1, "")
+def made_up(step: int, objective: float, bleed: float = 0.0) -> Point:
+    score = {"value": objective, "low": objective - 0.05, "high": objective + 0.05}
+    terms = {"bleed_class": {"value": bleed, "low": bleed, "high": bleed}}
+    constraints = {"bleed_class": -objective}  # an objective below 0 is one that breaks a constraint
+    return Point(step, objective, score, 1.0, terms, {}, constraints, {}, 0.1, 0.1, "")
 
 
 @dataclass
@@ -26,6 +29,7 @@ class FakeRecord:
     folder: Path
     search: float
     fresh: float
+    bleed: float = 0.0
 
     def best(self) -> Point:
         return made_up(100, self.search)
@@ -45,22 +49,24 @@ class FakeWork:
     def bench(self) -> Any:
         return SimpleNamespace(adapter=SimpleNamespace(load=lambda state: setattr(self, "loaded", state)))
 
-    def score(self, bars: object, scorer: object) -> float:
+    def score(self, bars: object, scorer: object) -> FakeRecord:
         self.judged.append(self.loaded.fresh)
-        return float(self.loaded.fresh)
+        return self.loaded  # type: ignore[no-any-return]
 
 
 @pytest.fixture(autouse=True)
 def points(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finals, "point", lambda checkpoint, value: made_up(100, value))
+    monkeypatch.setattr(finals, "point", lambda checkpoint, card: made_up(100, card.fresh, card.bleed))
 
 
 def hold(found: list[tuple[Any, Any]], work: FakeWork, count: int, folder: Path) -> list[finals.Finalist]:
     return finals.hold_finals(found, None, work, count, folder, None)  # type: ignore[arg-type]
 
 
-def field_of(folder: Path) -> list[tuple[Any, Any]]:
-    figures = [(0.5, 0.9), (0.9, 0.6), (0.8, 0.7), (0.7, 0.7)]
+FIGURES = [(0.5, 0.9), (0.9, 0.6), (0.8, 0.7), (0.7, 0.7)]
+
+
+def field_of(folder: Path, figures: Sequence[tuple[float, ...]] = FIGURES) -> list[tuple[Any, Any]]:
     return [(SimpleNamespace(number=i), FakeRecord(folder / f"uid{i}", *pair)) for i, pair in enumerate(figures)]
 
 
@@ -83,6 +89,22 @@ def test_a_tie_is_a_tie(tmp_path: Path) -> None:
     assert best.overlaps(equal) and equal.overlaps(best)
     far = finals.Finalist(worse.trial, worse.record, made_up(100, 0.2))
     assert not best.overlaps(far) and not far.overlaps(best)
+
+
+@pytest.mark.parametrize(
+    ("figures", "order"),
+    [
+        ([(0.9, 0.80, 0.4), (0.9, 0.75, 0.1), (0.9, 0.73, 0.2)], [1, 0, 2]),  # all tie: the least bleed wins
+        ([(0.9, 0.80, 0.4), (0.9, 0.60, 0.1)], [0, 1]),  # no tie
+        ([(0.9, -0.02, 0.9), (0.9, -0.05, 0.1)], [0, 1]),  # none is feasible: the least broken
+        ([(0.9, 0.04, 0.4), (0.9, -0.02, 0.1)], [0, 1]),  # an infeasible one wins no tie
+    ],
+)
+def test_of_a_tie_the_one_that_bleeds_least_wins(
+    figures: list[tuple[float, ...]], order: list[int], tmp_path: Path
+) -> None:
+    finalists = hold(field_of(tmp_path, figures), FakeWork(), 3, tmp_path)
+    assert [one.trial.number for one in finalists] == order
 
 
 def test_nothing_scored_is_said(tmp_path: Path) -> None:
