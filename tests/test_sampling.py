@@ -170,6 +170,14 @@ def test_silently_wrong_calls_are_refused(tiny_model: StableDiffusion) -> None:
 def test_render_settings_name_every_mistake() -> None:
     with pytest.raises(ConfigError, match=r"steps must be .* got 0; .*guidance .* got 0\.5; .*batch_size .* got 0"):
         RenderSettings(steps=0, guidance=0.5, batch_size=0)
+    with pytest.raises(ConfigError, match=r"search_steps must be at least 1 or null, got 0"):
+        RenderSettings(search_steps=0)
+
+
+def test_a_search_takes_its_own_steps_but_never_more_than_the_real_ones() -> None:
+    assert RenderSettings(steps=12, search_steps=8, guidance=3.0).search == RenderSettings(8, 8, guidance=3.0)
+    assert RenderSettings(steps=6, search_steps=8).search.steps == 6
+    assert RenderSettings(steps=6).search.steps == 6
 
 
 def test_base_renders_are_read_back(

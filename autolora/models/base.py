@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,7 @@ class RenderSettings:
     """How probes are rendered; their size is the model's resolution."""
 
     steps: int = 12
+    search_steps: int | None = None  # fewer while a study searches; its finals and pictures take `steps`
     guidance: float = 4.0  # 1 renders without guidance, at half the work
     batch_size: int = 32
     negative: str = ""
@@ -28,12 +29,19 @@ class RenderSettings:
         mistakes = []
         if not 1 <= self.steps <= MOST_STEPS:
             mistakes.append(f"model.render.steps must be from 1 to {MOST_STEPS}, got {self.steps}")
+        if self.search_steps is not None and self.search_steps < 1:
+            mistakes.append(f"model.render.search_steps must be at least 1 or null, got {self.search_steps}")
         if not self.guidance >= 1:
             mistakes.append(f"model.render.guidance must be 1 (none) or more, got {self.guidance}")
         if self.batch_size < 1:
             mistakes.append(f"model.render.batch_size must be at least 1, got {self.batch_size}")
         if mistakes:
             raise ConfigError("; ".join(mistakes))
+
+    @property
+    def search(self) -> RenderSettings:
+        """The settings of the search, never of more steps than the real ones."""
+        return replace(self, steps=min(self.steps, self.search_steps or self.steps))
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,9 @@ class Workbench:
     scorer: Scorer
 
     def score(self, bars: Bars | None = None, scorer: Scorer | None = None) -> Scorecard:
-        """Score what is in the adapter's slot 0, by the search's scorer if no other is given."""
+        """Score what is in the adapter's slot 0: by the search's scorer and steps or by the one given at all steps."""
+        bench, settings = self.bench, self.render_settings if scorer else self.render_settings.search
         scorer = scorer or self.scorer
-        bench, settings = self.bench, self.render_settings
         if bars is None:
             return score(scorer, render_probes(scorer, bench.model, bench.adapter, settings))
         count = sum(len(probe.seeds) for probe in scorer.probes) * len(scorer.settings.weights)
@@ -97,7 +97,8 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
     with bars.task("encoding pictures", len(dataset.pictures) + len(dataset.held_out)) as advance:
         latents.latents([*dataset.pictures, *dataset.held_out], advance)
     with bars.task("rendering the base model", None) as advance:
-        scorer = prepare(model, dataset, scoring, encoder, renders, latents, advance)
+        search = BaseRenders(model, settings.render.search, cache / "renders")
+        scorer = prepare(model, dataset, scoring, encoder, search, latents, advance)
     shown: tuple[Picture, ...] = ()
     if any(run.train.class_share for run in runs):
         with bars.task("rendering class pictures", CLASS_PICTURES) as advance:
