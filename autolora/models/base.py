@@ -48,15 +48,21 @@ class RenderSettings:
 class ModelSettings:
     """Which base model: family, folder (`paperdoll` is the packaged one) and picture size in pixels.
 
-    `class_tags` are what its class pictures show besides the class word, in words that it knows.
+    For prior preservation it draws `class_pictures` pictures of the class word; `class_tags` are what they show
+    besides, in words that it knows.
     """
 
     family: str = "sd1"
     path: str = "paperdoll"
     name: str | None = None  # how results call it; the folder's name by default
     resolution: int | None = None  # the model's own by default
+    class_pictures: int = 192
     class_tags: tuple[str, ...] = ()
     render: RenderSettings = field(default_factory=RenderSettings)
+
+    def __post_init__(self) -> None:
+        if self.class_pictures < 4:
+            raise ConfigError(f"model.class_pictures must be at least 4, got {self.class_pictures}")
 
 
 class BaseModel(Protocol):

@@ -26,8 +26,6 @@ from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Bench
 from autolora.train.run import Run
 
-CLASS_PICTURES = 64
-
 
 @dataclass(frozen=True)
 class Workbench:
@@ -49,8 +47,8 @@ class Workbench:
             return score(scorer, render_probes(scorer, bench.model, bench.adapter, settings, advance))
 
 
-def class_prompts(dataset: Dataset, class_tags: Sequence[str]) -> list[str]:
-    """What class pictures show: a quarter the class word alone, the others with tags beside it.
+def class_prompts(dataset: Dataset, class_tags: Sequence[str], count: int) -> list[str]:
+    """What `count` class pictures show: a quarter the class word alone, the others with tags beside it.
 
     Half have the model's `class_tags` where it has any, the others the training captions' visible tags. Varied tags
     keep the prompts followed: with the class word and the captions alone, editability falls as likeness rises.
@@ -58,7 +56,7 @@ def class_prompts(dataset: Dataset, class_tags: Sequence[str]) -> list[str]:
     captions = [strip_triggers(picture.caption, dataset) for picture in dataset.pictures]
     tagged = [join_tags([dataset.class_word, *split_tags(tags)]) for tags in class_tags] or captions
     turns = ([dataset.class_word], tagged[::2], captions, tagged[1::2] or tagged)
-    return [turns[i % 4][i // 4 % len(turns[i % 4])] for i in range(CLASS_PICTURES)]
+    return [turns[i % 4][i // 4 % len(turns[i % 4])] for i in range(count)]
 
 
 def class_pictures(
@@ -101,8 +99,8 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
         scorer = prepare(model, dataset, scoring, encoder, search, latents, advance)
     shown: tuple[Picture, ...] = ()
     if any(run.train.class_share for run in runs):
-        with bars.task("rendering class pictures", CLASS_PICTURES) as advance:
-            prompts = class_prompts(dataset, settings.class_tags)
+        with bars.task("rendering class pictures", settings.class_pictures) as advance:
+            prompts = class_prompts(dataset, settings.class_tags, settings.class_pictures)
             shown = class_pictures(prompts, renders, scoring.first_seed + 700_000, advance)
     adapter = runs[0].adapter.attach(model.modules, slots=1, max_dim=max(run.adapter.dim for run in runs))
     bench = Bench(model, adapter, dataset, latents, PromptCache(model), shown)

@@ -10,7 +10,7 @@ from autolora.paperdoll.weights import QUICKSTART
 from autolora.scoring.probes import Probe, build_probes
 from autolora.scoring.scorer import contrast_shots
 from autolora.scoring.settings import ScoringSettings
-from autolora.study.workbench import CLASS_PICTURES, class_prompts
+from autolora.study.workbench import class_prompts
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def test_nothing_is_both_fitted_on_and_judged(
 
 @pytest.mark.parametrize("tags", [(), ("red hair",), ("red hair, hat", "blue dress", "smile")])
 def test_class_prompts_hold_the_class_word_and_no_trigger(dataset: Dataset, tags: tuple[str, ...]) -> None:
-    prompts = class_prompts(dataset, tags)
-    assert len(prompts) == CLASS_PICTURES
-    assert prompts.count(dataset.class_word) == CLASS_PICTURES // 4
+    prompts = class_prompts(dataset, tags, 64)
+    assert len(prompts) == 64
+    assert prompts.count(dataset.class_word) == 16
     for prompt in prompts:
         assert dataset.class_word in prompt.split(", ")
         assert not words(dataset) & set(prompt.split(", "))
