@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset
 from autolora.scoring.settings import ScoringSettings
 
+SEARCH_GROUPS = ("trigger", "novel", "class_only")  # what every checkpoint of a study is asked
+ALL_GROUPS = (*SEARCH_GROUPS, "style", "people", "visible", "neighbour", "unrelated")
+CLASS_GROUPS = ("class_only", "visible", "neighbour", "unrelated")  # without any trigger
+
 
 @dataclass(frozen=True)
 class Probe:
     """One prompt of one group, rendered at each seed; `base_prompt` is its paired prompt for the base model."""
 
-    group: str  # trigger | novel | class_only
+    group: str  # one of ALL_GROUPS
     concept: str  # the sub-concept asked for; empty for the character as such
     prompt: str
     base_prompt: str
@@ -26,28 +32,50 @@ def strip_triggers(prompt: str, dataset: Dataset) -> str:
     return join_tags([tag for tag in split_tags(prompt) if tag not in triggers])
 
 
-def build_probes(dataset: Dataset, settings: ScoringSettings) -> tuple[Probe, ...]:
-    """Trigger, novel-context and class-only probes of a dataset, each with seeds of its own.
+def neighbours(dataset: Dataset) -> list[str]:
+    """What a prompt may hold by chance of the triggers: a word of several, else the first half of the only one."""
+    triggers = dict.fromkeys([dataset.trigger, *(concept.trigger for concept in dataset.concepts)])
+    words = [re.findall(r"[^\W_]+", trigger) for trigger in triggers]
+    near = [word for parts in words for word in (parts if len(parts) > 1 else [p[: (len(p) + 1) // 2] for p in parts])]
+    return [word for word in dict.fromkeys(near) if word not in triggers and word != dataset.class_word]
+
+
+def build_probes(
+    dataset: Dataset, settings: ScoringSettings, groups: Collection[str] = SEARCH_GROUPS
+) -> tuple[Probe, ...]:
+    """The probes of the groups asked for, each with seeds of its own.
 
     No seed is used by two prompts, so that prompts are independent draws for the bootstrap.
     """
-    prompts: list[tuple[str, str, str]] = []  # group, concept, prompt
+    probes, seed = [], settings.first_seed
+    for group, name, prompt in _prompts(dataset, settings):
+        if group in groups:
+            count = settings.class_seeds if group in CLASS_GROUPS else settings.trigger_seeds
+            probes.append(Probe(group, name, prompt, strip_triggers(prompt, dataset), tuple(range(seed, seed + count))))
+            seed += count
+    return tuple(probes)
+
+
+def _prompts(dataset: Dataset, settings: ScoringSettings) -> Iterator[tuple[str, str, str]]:
+    """Group, concept and prompt of the whole suite; those that name a concept make up the outfit matrix."""
     for concept in dataset.concepts:
         words = dict.fromkeys([dataset.class_word, dataset.trigger, concept.trigger])
-        prompts.append(("trigger", concept.name, join_tags(words)))
+        yield "trigger", concept.name, join_tags(words)
         for context in settings.contexts:
-            prompts.append(("trigger", concept.name, join_tags([*words, *split_tags(context)])))
+            yield "trigger", concept.name, join_tags([*words, *split_tags(context)])
         held_out = [picture for picture in dataset.held_out if picture.concept == concept.name]
-        prompts += [("trigger", concept.name, picture.caption) for picture in held_out[:2]]
-    for override in settings.overrides:
-        prompts.append(("novel", "", join_tags([dataset.class_word, dataset.trigger, *split_tags(override)])))
+        for picture in held_out[:2]:
+            yield "trigger", concept.name, picture.caption
+            yield "visible", concept.name, strip_triggers(picture.caption, dataset)
+    asked = [dataset.class_word, dataset.trigger]
+    for group, contexts in (("novel", settings.overrides), ("style", settings.styles), ("people", settings.people)):
+        for context in contexts:
+            yield group, "", join_tags([*asked, *split_tags(context)])
     for context in ("",) * settings.class_alone + settings.class_contexts:
-        prompts.append(("class_only", "", join_tags([dataset.class_word, *split_tags(context)])))
-    prompts += [("class_only", "", prompt) for prompt in settings.extra_bleed]
-    probes, seed = [], settings.first_seed
-    for group, name, prompt in prompts:
-        count = settings.class_seeds if group == "class_only" else settings.trigger_seeds
-        seeds = tuple(range(seed, seed + count))
-        seed += count
-        probes.append(Probe(group, name, prompt, strip_triggers(prompt, dataset), seeds))
-    return tuple(probes)
+        yield "class_only", "", join_tags([dataset.class_word, *split_tags(context)])
+    for prompt in settings.extra_bleed:
+        yield "class_only", "", prompt
+    for word in neighbours(dataset):
+        yield "neighbour", "", join_tags([dataset.class_word, word])
+    for prompt in settings.unrelated:
+        yield "unrelated", "", prompt

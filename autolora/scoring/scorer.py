@@ -17,7 +17,7 @@ from autolora.models.base import BaseModel
 from autolora.sampling import BaseRenders, Pictures
 from autolora.scoring.encoders import Encoder
 from autolora.scoring.intervals import Array, bootstrap_means
-from autolora.scoring.probes import Probe, build_probes, strip_triggers
+from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, strip_triggers
 from autolora.scoring.settings import ScoringSettings
 from autolora.scoring.terms import Margin, cross_fitted_auc, fit_margin
 from autolora.train.batches import LatentCache
@@ -33,6 +33,7 @@ class Reference:
     name: str
     margin: Margin
     real: Array  # (n,) margins of held-out pictures
+    held_out: Array  # (n, D) their embeddings
     auc: float
 
 
@@ -45,9 +46,20 @@ class Scorer:
     probes: tuple[Probe, ...]
     base: dict[Probe, Array]  # (seeds, D) base embeddings of each probe
     base_pictures: dict[Probe, Pictures]
-    texts: Array  # (probes, D) embeddings of the prompts without triggers
+    texts: dict[Probe, Array]  # (D,) embeddings of the prompts without triggers
     concepts: tuple[Reference, ...]
     character: Reference
+    training: Array  # (n, D) embeddings of the training pictures as the VAE keeps them
+    references: Pictures  # (n, H, W, 3) those pictures
+
+    def of(self, *groups: str, concept: str | None = None) -> list[Probe]:
+        """The probes of some groups, and of one concept where it is given."""
+        return [p for p in self.probes if p.group in groups and concept in (None, p.concept)]
+
+    @property
+    def renders(self) -> int:
+        """How many pictures a checkpoint is asked for."""
+        return sum(len(probe.seeds) for probe in self.probes) * len(self.settings.weights)
 
 
 def prepare(
@@ -67,16 +79,19 @@ def prepare(
     probes = build_probes(dataset, settings)
     base, base_pictures = _base_of(probes, renders, encoder, None, advance)
     contrast = encoder.images(renders.render(contrast_shots(dataset, settings), advance))
-    train = {c.name: embed_decoded(model, latents, encoder, c.pictures) for c in dataset.concepts}
+    references = decode(model, latents, dataset.pictures)
+    training = encoder.images(references)
+    owners = np.array([c.name for c in dataset.concepts for _ in c.pictures])
+    train = {c.name: training[owners == c.name] for c in dataset.concepts}
     held_out = {
-        c.name: embed_decoded(model, latents, encoder, [p for p in dataset.held_out if p.concept == c.name])
+        c.name: encoder.images(decode(model, latents, [p for p in dataset.held_out if p.concept == c.name]))
         for c in dataset.concepts
     }
     concepts = []
     for name, positives in train.items():
         siblings = [rows for other, rows in train.items() if other != name]
         concepts.append(_reference(name, positives, np.concatenate([contrast, *siblings]), held_out[name], settings))
-    everything, every_held_out = np.concatenate(list(train.values())), np.concatenate(list(held_out.values()))
+    every_held_out = np.concatenate(list(held_out.values()))
     return Scorer(
         settings=settings,
         encoder=encoder,
@@ -85,7 +100,9 @@ def prepare(
         base_pictures=base_pictures,
         texts=_texts(probes, dataset, encoder),
         concepts=tuple(concepts),
-        character=_reference(dataset.trigger, everything, contrast, every_held_out, settings),
+        character=_reference(dataset.trigger, training, contrast, every_held_out, settings),
+        training=training,
+        references=references,
     )
 
 
@@ -97,7 +114,7 @@ def with_fresh_probes(
     repeats: int,
     advance: Callable[[int], None] | None = None,
 ) -> Scorer:
-    """The same margins, but probes at other seeds, `repeats` times as many."""
+    """The same margins, but all groups of probes, at other seeds, `repeats` times as many."""
     old = scorer.settings
     settings = replace(
         old,
@@ -105,14 +122,14 @@ def with_fresh_probes(
         trigger_seeds=old.trigger_seeds * repeats,
         class_seeds=old.class_seeds * repeats,
     )
-    probes = build_probes(dataset, settings)
+    probes = build_probes(dataset, settings, ALL_GROUPS)
     base, base_pictures = _base_of(probes, renders, scorer.encoder, adapter, advance)
     return replace(scorer, settings=settings, probes=probes, base=base, base_pictures=base_pictures,
                    texts=_texts(probes, dataset, scorer.encoder))  # fmt: skip
 
 
-def _texts(probes: Sequence[Probe], dataset: Dataset, encoder: Encoder) -> Array:
-    return encoder.texts([strip_triggers(probe.prompt, dataset) for probe in probes])
+def _texts(probes: Sequence[Probe], dataset: Dataset, encoder: Encoder) -> dict[Probe, Array]:
+    return dict(zip(probes, encoder.texts([strip_triggers(p.prompt, dataset) for p in probes]), strict=True))
 
 
 def _base_of(
@@ -144,16 +161,13 @@ def contrast_shots(dataset: Dataset, settings: ScoringSettings) -> list[tuple[st
 
 
 @torch.inference_mode()
-def embed_decoded(
-    model: BaseModel, latents: LatentCache, encoder: Encoder, pictures: list[Picture] | tuple[Picture, ...]
-) -> Array:
-    """(N, D) embeddings of pictures passed through the VAE, else a margin would learn `drawn or decoded`."""
-    rows = []
+def decode(model: BaseModel, latents: LatentCache, pictures: Sequence[Picture]) -> Pictures:
+    """(N, H, W, 3) pictures passed through the VAE, else a margin would learn `drawn or decoded`."""
+    found = []
     for start in range(0, len(pictures), 16):
         pixels = model.decode_latents(latents.latents(pictures[start : start + 16]))
-        decoded = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        rows.append(encoder.images(decoded))
-    return np.concatenate(rows)
+        found.append(((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(found)
 
 
 def _reference(name: str, positives: Array, negatives: Array, held_out: Array, settings: ScoringSettings) -> Reference:
@@ -166,4 +180,4 @@ def _reference(name: str, positives: Array, negatives: Array, held_out: Array, s
             f"`{name}` is unmeasurable: {settings.encoder} tells its pictures from the base model's with AUC {auc:.2f} "
             f"(at least {MINIMUM_AUC} is needed); add pictures, or choose another scoring.encoder"
         )
-    return Reference(name, margin, real, auc)
+    return Reference(name, margin, real, held_out, auc)

@@ -18,6 +18,9 @@ class ScoringSettings:
     class_alone: int = 4  # class-only probes of the class word and nothing else
     class_contexts: tuple[str, ...] = ()  # one class-only probe each: the class word with these tags
     extra_bleed: tuple[str, ...] = ()  # the user's own class-only prompts
+    styles: tuple[str, ...] = ()  # how it is drawn, for the final word
+    people: tuple[str, ...] = ()  # somebody beside it, for the final word
+    unrelated: tuple[str, ...] = ()  # whole prompts of scenes without it, for the final word
     trigger_seeds: int = 1  # seeds per trigger and novel prompt
     class_seeds: int = 2  # seeds per class-only probe
     contrast: int = 64  # base renders that the margins are fitted against
@@ -26,6 +29,10 @@ class ScoringSettings:
     bleed_limit: float = 0.15
     editability_limit: float = 0.85
     likeness_limit: float = 0.5
+    cross_limit: float = 0.15
+    memorisation_limit: float = 0.1
+    spread_limits: tuple[float, float] = (0.6, 1.3)
+    burn_limit: float = 1.0
 
     def __post_init__(self) -> None:
         mistakes = []
@@ -36,5 +43,7 @@ class ScoringSettings:
                 mistakes.append(f"scoring.{field} must be at least 1, got {getattr(self, field)}")
         if len(self.overrides) < 2:
             mistakes.append("scoring.overrides must hold at least 2, so that editability can be measured")
+        if not (len(self.spread_limits) == 2 and 0 <= self.spread_limits[0] < self.spread_limits[1]):
+            mistakes.append(f"scoring.spread_limits must be a lower and an upper limit, got {list(self.spread_limits)}")
         if mistakes:
             raise ConfigError("; ".join(mistakes))

@@ -139,7 +139,7 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
                     f"{run.name} diverged at step {checkpoint.step}: lower optimizer.lr or set train.max_norm"
                 )
             if record.scored_step() != checkpoint.step:
-                record.add(checkpoint, point(checkpoint, work.score(bars)))
+                record.add(checkpoint, point(checkpoint, work.score(bars), work.base_losses))
             bars.say(f"step {checkpoint.step}: score {record.curve[-1].score['value']:.3f}  {record.curve[-1].verdict}")
     write_atomic(folder / "score.json", json.dumps(record.summary(), indent=2))
     print(f"best checkpoint: step {record.summary()['step']}, {record.summary()['verdict']}\n{folder / 'best.pt'}")

@@ -63,7 +63,7 @@ def hold_finals(
         if key not in known:
             checkpoint = record.load_best()
             work.bench.adapter.load(checkpoint.state)
-            known[key] = point(checkpoint, work.score(bars, scorer))
+            known[key] = point(checkpoint, work.score(bars, scorer), work.base_losses)
             write_atomic(folder / "finals.json", json.dumps({k: asdict(p) for k, p in known.items()}, indent=1))
         finalists.append(Finalist(trial, record, known[key]))
     finalists.sort(key=lambda one: (-one.point.objective, one.trial.number))

@@ -71,7 +71,7 @@ def _export(plan: Plan, work: Workbench, winner: Finalist, state: State) -> Expo
     record, best = winner.record, winner.point
     dataset, model = work.bench.dataset, work.bench.model
     triggers = ", ".join(dict.fromkeys([dataset.class_word, dataset.trigger, *(c.trigger for c in dataset.concepts)]))
-    probe = next(p for p in work.scorer.probes if p.group == "trigger")
+    probe = work.scorer.of("trigger")[0]
     preview = render(
         model, [Shot(probe.prompt, probe.seeds[0], best.weight)], work.render_settings, work.bench.adapter
     )[0]
@@ -108,7 +108,7 @@ def _prove(work: Workbench, scorer: Scorer, winner: Finalist, path: Path, state:
         )
     folder = getattr(bench.model, "folder", None)
     if folder is not None:
-        probe = next(p for p in work.scorer.probes if p.group == "trigger")
+        probe = work.scorer.of("trigger")[0]
         shots = [Shot(probe.prompt, probe.seeds[0], weight) for weight in work.scorer.settings.weights]
         ours = render(bench.model, shots, work.render_settings, bench.adapter)
         twin = DiffusersTwin(path, folder, bench.model)
@@ -187,12 +187,10 @@ def _grids(
     work: Workbench, found: list[tuple[FrozenTrial, Record]], record: Record, best: Point, bars: Bars
 ) -> list[GridRow]:
     """Same prompts and seeds by the base model, each unchanged recipe's last checkpoint and the best, at its weight."""
-    probes = {
-        group: [p for p in work.scorer.probes if p.group == group] for group in ("trigger", "novel", "class_only")
-    }
-    chosen: list[tuple[str, Probe, int]] = [("with the trigger", p, p.seeds[0]) for p in probes["trigger"][::3][:3]]
-    chosen += [("the character in another outfit", p, p.seeds[0]) for p in probes["novel"][:2]]
-    chosen += [("without the trigger", p, p.seeds[0]) for p in probes["class_only"][:5]]
+    of = work.scorer.of
+    chosen: list[tuple[str, Probe, int]] = [("with the trigger", p, p.seeds[0]) for p in of("trigger")[::3][:3]]
+    chosen += [("the character in another outfit", p, p.seeds[0]) for p in of("novel")[:2]]
+    chosen += [("without the trigger", p, p.seeds[0]) for p in of("class_only")[:5]]
     columns: dict[str, tuple[State | None, float]] = {"base model": (None, 0.0)}
     for trial, other in found:
         latest = other.latest()

@@ -105,10 +105,9 @@ def score_files(config: DictConfig, states: Mapping[Path, State]) -> tuple[list[
         scorer = final_scorer(work, bars)  # as a study's last word, so that an export scores here as it did there
         shown = _shown(scorer)
         found = []
-        count = sum(len(probe.seeds) for probe in scorer.probes) * len(scorer.settings.weights)
         for path, state in states.items():
             work.bench.adapter.load(state)
-            with bars.task(f"rendering {path.name}", count) as advance:
+            with bars.task(f"rendering {path.name}", scorer.renders) as advance:
                 pictures = render_probes(scorer, work.bench.model, work.bench.adapter, work.render_settings, advance)
             card = score(scorer, pictures)
             row = np.stack([pictures[probe, card.weight][0] for probe in shown])
@@ -118,7 +117,7 @@ def score_files(config: DictConfig, states: Mapping[Path, State]) -> tuple[list[
 
 
 def _shown(scorer: Scorer) -> list[Probe]:
-    groups = {group: [p for p in scorer.probes if p.group == group] for group in SHOWN}
+    groups = {group: scorer.of(group) for group in SHOWN}
     return [probe for group, count in SHOWN.items() for probe in groups[group][:count]]
 
 

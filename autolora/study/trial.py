@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ class Point:
     capture: dict[str, float]
     train_loss: float
     val_loss: float
+    val_ratios: list[float]  # by timestep bucket, low noise first, relative to the base model's
     verdict: str
+    unmeasurable: dict[str, str] = field(default_factory=dict)  # why a term is missing
     diverged: bool = False
 
     @property
@@ -37,8 +40,8 @@ class Point:
         return [name for name, value in self.constraints.items() if value > 0]
 
 
-def point(checkpoint: Checkpoint, card: Scorecard) -> Point:
-    """A checkpoint and its scorecard as one point."""
+def point(checkpoint: Checkpoint, card: Scorecard, base_losses: Sequence[float]) -> Point:
+    """A checkpoint and its scorecard as one point; `base_losses` are the base model's validation losses."""
     return Point(
         step=checkpoint.step,
         objective=card.objective,
@@ -50,7 +53,9 @@ def point(checkpoint: Checkpoint, card: Scorecard) -> Point:
         capture=card.capture,
         train_loss=checkpoint.train_loss,
         val_loss=checkpoint.val_loss,
+        val_ratios=[round(a / b, 4) for a, b in zip(checkpoint.val_losses, base_losses, strict=True)],
         verdict=card.verdict,
+        unmeasurable=card.unmeasurable,
     )
 
 

@@ -181,7 +181,7 @@ class Driver:
             return self._finish(slot, TrialState.COMPLETE)
         if record.scored_step() != checkpoint.step:
             began = time.perf_counter()
-            record.add(checkpoint, point(checkpoint, self.work.score(self.bars)))
+            record.add(checkpoint, point(checkpoint, self.work.score(self.bars), self.work.base_losses))
             self.scoring_seconds += time.perf_counter() - began
         best = record.best()
         assert best is not None

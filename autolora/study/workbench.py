@@ -24,6 +24,7 @@ from autolora.scoring.scorecard import Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer, prepare
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Bench
+from autolora.train.loss import validation_losses
 from autolora.train.run import Run
 
 
@@ -35,6 +36,7 @@ class Workbench:
     renders: BaseRenders
     render_settings: RenderSettings
     scorer: Scorer
+    base_losses: tuple[float, ...]  # the base model's validation losses by timestep bucket
 
     def score(self, bars: Bars | None = None, scorer: Scorer | None = None) -> Scorecard:
         """Score what is in the adapter's slot 0: by the search's scorer and steps or by the one given at all steps."""
@@ -42,8 +44,7 @@ class Workbench:
         scorer = scorer or self.scorer
         if bars is None:
             return score(scorer, render_probes(scorer, bench.model, bench.adapter, settings))
-        count = sum(len(probe.seeds) for probe in scorer.probes) * len(scorer.settings.weights)
-        with bars.task("rendering probes", count) as advance:
+        with bars.task("rendering probes", scorer.renders) as advance:
             return score(scorer, render_probes(scorer, bench.model, bench.adapter, settings, advance))
 
 
@@ -104,4 +105,5 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
             shown = class_pictures(prompts, renders, scoring.first_seed + 700_000, advance)
     adapter = runs[0].adapter.attach(model.modules, slots=1, max_dim=max(run.adapter.dim for run in runs))
     bench = Bench(model, adapter, dataset, latents, PromptCache(model), shown)
-    return Workbench(bench, renders, settings.render, scorer)
+    losses = validation_losses(model, dataset, latents, bench.prompts, adapter)
+    return Workbench(bench, renders, settings.render, scorer, losses)

@@ -25,11 +25,16 @@ class Checkpoint:
     state: State
     resume: dict[str, Any]
     train_loss: float
-    val_loss: float
+    val_losses: tuple[float, ...]  # one a timestep bucket, low noise first
     norms: NormStats | None
     seconds: float
     done: bool
     diverged: bool
+
+    @property
+    def val_loss(self) -> float:
+        """The mean validation loss."""
+        return sum(self.val_losses) / len(self.val_losses)
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:

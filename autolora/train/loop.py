@@ -17,7 +17,7 @@ from autolora.data.sources import Picture
 from autolora.models.base import BaseModel
 from autolora.train.batches import LatentCache, PromptCache, Stream
 from autolora.train.checkpoint import Checkpoint
-from autolora.train.loss import diffusion_loss, validation_loss
+from autolora.train.loss import diffusion_loss, validation_losses
 from autolora.train.run import Run
 
 
@@ -85,9 +85,11 @@ class Slot:
         """Make the checkpoint of this moment."""
         bench = self.bench
         train_loss = float(torch.stack(self.losses).mean())
-        val_loss = validation_loss(bench.model, bench.dataset, bench.latents, bench.prompts, bench.adapter, self.index)
+        val_losses = validation_losses(
+            bench.model, bench.dataset, bench.latents, bench.prompts, bench.adapter, self.index
+        )
         self.losses = []
-        diverged = not (math.isfinite(train_loss) and math.isfinite(val_loss))
+        diverged = not (math.isfinite(train_loss) and math.isfinite(sum(val_losses)))
         self.checkpoint = Checkpoint(
             run=self.run,
             step=self.step,
@@ -99,7 +101,7 @@ class Slot:
                 "optimizer_step": self.optimizer_step,
             },
             train_loss=train_loss,
-            val_loss=val_loss,
+            val_losses=val_losses,
             norms=self.norms,
             seconds=self.seconds,
             done=self.step >= self.total_steps or diverged,

@@ -22,15 +22,22 @@ CHARACTER = np.eye(1 + PROMPTS)[0]  # the character is one axis, each prompt of 
 
 
 class Passthrough:
-    """Pictures that are their own embeddings."""
+    """Pictures that hold their own embeddings in their first values."""
 
     name = "made-up"
 
     def images(self, pictures: np.ndarray) -> np.ndarray:
-        return pictures
+        return pictures.reshape(len(pictures), -1)[:, : 1 + PROMPTS]
 
     def texts(self, prompts: list[str]) -> np.ndarray:
         raise NotImplementedError
+
+
+def canvas(rows: np.ndarray, noise: np.random.Generator) -> np.ndarray:
+    """Pictures of noise that hold embeddings."""
+    pictures = noise.uniform(0, 255, (len(rows), 16, 16, 3))
+    pictures.reshape(len(rows), -1)[:, : 1 + PROMPTS] = rows
+    return pictures
 
 
 def probes() -> tuple[Probe, ...]:
@@ -44,9 +51,21 @@ def made_up(likeness: float, follows: float, bleed: float, overcooked_at: float 
     suite = probes()
     texts = np.stack([np.eye(1 + PROMPTS)[1 + i % PROMPTS] for i in range(len(suite))])
     base = {p: np.stack([texts[i] + noise.normal(0, 0.01, 7) for _ in p.seeds]) for i, p in enumerate(suite)}
-    reference = Reference("mona", Margin(CHARACTER), real=np.full(4, 1.0), auc=1.0)
+    held_out = np.tile(CHARACTER, (4, 1))
+    reference = Reference("mona", Margin(CHARACTER), real=np.full(4, 1.0), held_out=held_out, auc=1.0)
     encoder: Encoder = Passthrough()  # type: ignore[assignment]
-    scorer = Scorer(SETTINGS, encoder, suite, base, {}, texts, (reference,), reference)
+    scorer = Scorer(
+        SETTINGS,
+        encoder,
+        suite,
+        base,
+        {p: canvas(base[p], noise) for p in suite},
+        dict(zip(suite, texts, strict=True)),
+        (reference,),
+        reference,
+        training=np.zeros((0, 7)),
+        references=canvas(held_out, noise),
+    )
     shares = {"trigger": (likeness, 1.0), "novel": (likeness, follows), "class_only": (bleed, 1.0)}
     pictures = {}
     for i, p in enumerate(suite):
@@ -55,7 +74,7 @@ def made_up(likeness: float, follows: float, bleed: float, overcooked_at: float 
             if p.group == "class_only" and overcooked_at not in (None, weight):
                 shown = 0.0
             rows = [kept * texts[i] + shown * CHARACTER + noise.normal(0, 0.01, 7) for _ in p.seeds]
-            pictures[p, weight] = np.stack(rows)
+            pictures[p, weight] = canvas(np.stack(rows), noise)
     return score(scorer, pictures)  # type: ignore[arg-type]
 
 
@@ -78,6 +97,13 @@ def test_each_fault_breaks_its_own_constraint(shares: dict[str, float], broken: 
     card = made_up(**shares)
     assert card.broken == [broken]
     assert card.verdict.startswith(said)
+
+
+def test_what_cannot_be_measured_says_why() -> None:
+    card = made_up(1.0, 1.0, 0.0)
+    assert card.unmeasurable.keys() == {"bleed_cross", "memorisation"}
+    assert "one concept" in card.unmeasurable["bleed_cross"]
+    assert not card.unmeasurable.keys() & card.terms.keys()
 
 
 def test_likeness_cannot_buy_bleed_off() -> None:

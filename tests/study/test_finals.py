@@ -19,7 +19,7 @@ def made_up(step: int, objective: float, bleed: float = 0.0) -> Point:
     score = {"value": objective, "low": objective - 0.05, "high": objective + 0.05}
     terms = {"bleed_class": {"value": bleed, "low": bleed, "high": bleed}}
     constraints = {"bleed_class": -objective}  # an objective below 0 is one that breaks a constraint
-    return Point(step, objective, score, 1.0, terms, {}, constraints, {}, 0.1, 0.1, "")
+    return Point(step, objective, score, 1.0, terms, {}, constraints, {}, 0.1, 0.1, [], "")
 
 
 @dataclass
@@ -45,6 +45,8 @@ class FakeWork:
     judged: list[float] = field(default_factory=list)
     loaded: Any = None
 
+    base_losses: tuple[float, ...] = ()
+
     @property
     def bench(self) -> Any:
         return SimpleNamespace(adapter=SimpleNamespace(load=lambda state: setattr(self, "loaded", state)))
@@ -56,7 +58,7 @@ class FakeWork:
 
 @pytest.fixture(autouse=True)
 def points(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finals, "point", lambda checkpoint, card: made_up(100, card.fresh, card.bleed))
+    monkeypatch.setattr(finals, "point", lambda checkpoint, card, losses: made_up(100, card.fresh, card.bleed))
 
 
 def hold(found: list[tuple[Any, Any]], work: FakeWork, count: int, folder: Path) -> list[finals.Finalist]:

@@ -21,7 +21,9 @@ def point(step: int, objective: float, bleed: tuple[float, float], diverged: boo
         for weight, value in zip(("0.7", "1"), bleed, strict=True)
     }
     constraints = {"bleed_class": max(bleed) + 0.1 - LIMIT}
-    return Point(step, objective, {"value": objective}, 1.0, {}, by_weight, constraints, {}, 0.1, 0.1, "", diverged)
+    return Point(
+        step, objective, {"value": objective}, 1.0, {}, by_weight, constraints, {}, 0.1, 0.1, [], "", {}, diverged
+    )
 
 
 def record(*points: Point) -> Record:

@@ -1,0 +1,149 @@
+"""Measures every term of a checkpoint at one weight, from embedded renders of the probes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autolora.sampling import Pictures
+from autolora.scoring import defects
+from autolora.scoring.intervals import Array, Estimate, estimate
+from autolora.scoring.probes import Probe
+from autolora.scoring.scorer import Reference, Scorer
+from autolora.scoring.terms import editability, relative_position
+
+
+@dataclass(frozen=True)
+class Draws:
+    """A term's value with its bootstrap draws, so that it can be combined with others."""
+
+    value: float
+    draws: Array
+
+    def estimate(self) -> Estimate:
+        """The value with its interval."""
+        return estimate(self.value, self.draws)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The terms at one weight; `unmeasurable` says why a term is not among them."""
+
+    fidelity: Draws
+    likeness: Draws
+    editability: Draws
+    defects: dict[str, Estimate]
+    unmeasurable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def terms(self) -> dict[str, Estimate]:
+        """Every measured term by name."""
+        own = {name: getattr(self, name).estimate() for name in ("fidelity", "likeness", "editability")}
+        return own | self.defects
+
+
+def measure(scorer: Scorer, rows: Mapping[Probe, Array], pictures: Mapping[Probe, Pictures]) -> Measured:
+    """Every term; fidelity asks for each concept and against its siblings, likeness for the character alone.
+
+    Args:
+        scorer: the prepared score.
+        rows: (seeds, D) embeddings of each probe's renders.
+        pictures: the renders themselves.
+    """
+    concepts = [_position(scorer, one, scorer.of("trigger", concept=one.name), rows) for one in scorer.concepts]
+    values, draws = [c.value for c in concepts], np.stack([c.draws for c in concepts])
+    fidelity = Draws(0.5 * float(np.mean(values)) + 0.5 * min(values), 0.5 * draws.mean(0) + 0.5 * draws.min(0))
+    found, missing = _defects(scorer, rows, pictures)
+    return Measured(
+        fidelity=fidelity,
+        likeness=_position(scorer, scorer.character, scorer.of("trigger"), rows),
+        editability=_editability(scorer, rows),
+        defects=found,
+        unmeasurable=missing,
+    )
+
+
+def _position(scorer: Scorer, reference: Reference, probes: list[Probe], rows: Mapping[Probe, Array]) -> Draws:
+    rendered = np.stack([reference.margin(rows[p]) for p in probes])
+    base = np.stack([reference.margin(scorer.base[p]) for p in probes])
+    return Draws(*relative_position(rendered, base, reference.real, scorer.settings.bootstrap, seed=1))
+
+
+def _editability(scorer: Scorer, rows: Mapping[Probe, Array]) -> Draws:
+    edited = scorer.of("novel", "style", "people")
+    return Draws(
+        *editability(
+            np.stack([rows[p] for p in edited]),
+            np.stack([scorer.base[p] for p in edited]),
+            np.stack([scorer.texts[p] for p in edited]),
+            scorer.settings.bootstrap,
+            seed=1,
+        )
+    )
+
+
+def _defects(
+    scorer: Scorer, rows: Mapping[Probe, Array], pictures: Mapping[Probe, Pictures]
+) -> tuple[dict[str, Estimate], dict[str, str]]:
+    draws = scorer.settings.bootstrap
+    found, missing = {}, {}
+    for name, groups in (
+        ("bleed_class", ("class_only", "neighbour")),
+        ("bleed_visible", ("visible",)),
+        ("bleed_unrelated", ("unrelated",)),
+    ):
+        probes = scorer.of(*groups)
+        if probes:
+            found[name] = _position(scorer, scorer.character, probes, rows).estimate()
+    if len(scorer.concepts) > 1:
+        found["bleed_cross"] = estimate(*defects.cross_bleed(*outfit_matrix(scorer, rows), draws, seed=1))
+    else:
+        missing["bleed_cross"] = "one concept, nothing to be mixed up"
+    asked, plain = scorer.of("trigger"), scorer.of("class_only")
+    try:
+        found["memorisation"] = defects.memorisation(np.concatenate([rows[p] for p in asked]), scorer.training)
+    except ValueError as error:
+        missing["memorisation"] = str(error)
+    try:
+        found["spread"] = estimate(
+            *defects.spread(
+                np.stack([rows[p] for p in plain]), np.stack([scorer.base[p] for p in plain]), draws, seed=1
+            )
+        )
+    except ValueError as error:
+        missing["spread"] = str(error)
+    found["burn"] = estimate(
+        *defects.burn(
+            np.concatenate([pictures[p] for p in asked]),
+            np.concatenate([scorer.base_pictures[p] for p in asked]),
+            scorer.references,
+            len(asked),
+            draws,
+            seed=1,
+        )
+    )
+    return found, missing
+
+
+def outfit_matrix(scorer: Scorer, rows: Mapping[Probe, Array]) -> tuple[list[Array], list[Array]]:
+    """Positions of each concept's renders, and of its held-out pictures, relative to every concept.
+
+    Each is (..., concepts), 0 = the base model and 1 = real pictures of that concept, so that they can be compared.
+    """
+    asked = [scorer.of("trigger", concept=concept.name) for concept in scorer.concepts]
+    base = np.concatenate([scorer.base[p] for p in scorer.of("trigger")])
+
+    def positions(embedded: Array) -> Array:
+        scales = [(one.margin(base).mean(), one.real.mean()) for one in scorer.concepts]
+        return np.stack(
+            [
+                (one.margin(embedded) - low) / (high - low)
+                for one, (low, high) in zip(scorer.concepts, scales, strict=True)
+            ],
+            axis=-1,
+        )
+
+    rendered = [positions(np.stack([rows[p] for p in probes])) for probes in asked]
+    return rendered, [positions(one.held_out) for one in scorer.concepts]

@@ -1,0 +1,58 @@
+"""What a scorecard means, in words, and what may help."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from autolora.scoring.intervals import Estimate
+from autolora.scoring.settings import ScoringSettings
+
+
+def verdict(
+    terms: Mapping[str, Estimate],
+    constraints: Mapping[str, float],
+    capture: Mapping[str, float],
+    settings: ScoringSettings,
+) -> str:
+    """One sentence that a person understands: the gravest fault, else that there is none.
+
+    Args:
+        terms: the terms at the strongest weight judged.
+        constraints: above 0 where broken.
+        capture: by weight, the share of class-only renders that show the character.
+        settings: the limits.
+    """
+    shares = ", ".join(f"{share:.0%} at weight {weight}" for weight, share in reversed(list(capture.items())))
+    shown = f"the class word alone shows the character in {shares}"
+    faults = {
+        "bleed_class": f"overcooked: {shown}" if terms["bleed_class"].value > settings.bleed_limit else None,
+        "memorisation": "copied: {memorisation} of renders are as near to a training picture as those to one another",
+        "burn": "burnt: colours or edges {burn} deviations beyond the base model and the training pictures",
+        "bleed_cross": "mixed up: renders of one concept show another {bleed_cross} oftener than real pictures do",
+        "undercooked": "undercooked: likeness {likeness} of the real pictures",
+        "editability": "stiff: prompts are followed {editability} as well as by the base model",
+        "spread": "narrowed or scattered: renders of the class word differ {spread} as much as the base model's",
+    }
+    values = {name: f"{term.value:.2f}" for name, term in terms.items()}
+    for name, words in faults.items():
+        if words and constraints.get(name, 0.0) > 0:
+            return words.format(**values)
+    if constraints["bleed_class"] > 0:
+        return f"bleed not ruled out: {shown}"
+    return f"good: likeness {values['likeness']}, {shown}"
+
+
+REMEDIES = {
+    "bleed_class": "more class pictures (train.class_share), a lower weight or an earlier checkpoint",
+    "memorisation": "fewer steps, or more and more varied pictures",
+    "burn": "a lower learning rate, or train.max_norm=1",
+    "bleed_cross": "a trigger of its own for each concept, more steps per concept",
+    "undercooked": "more steps, a higher learning rate or a larger dim",
+    "editability": "fewer steps, class pictures (train.class_share), or more varied captions",
+    "spread": "class pictures (train.class_share), fewer steps",
+}
+
+
+def remedy(constraints: Mapping[str, float]) -> str:
+    """What may help against the broken constraints, the gravest first; empty where none is broken."""
+    return "; ".join(words for name, words in REMEDIES.items() if constraints.get(name, 0.0) > 0)
