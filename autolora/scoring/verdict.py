@@ -43,16 +43,38 @@ def verdict(
 
 
 REMEDIES = {
-    "bleed_class": "more class pictures (train.class_share), a lower weight or an earlier checkpoint",
-    "memorisation": "fewer steps, or more and more varied pictures",
-    "burn": "a lower learning rate, or train.max_norm=1",
+    "bleed_class": "more class pictures (train.class_share), a lower weight, an earlier checkpoint",
+    "memorisation": "fewer steps, more and more varied pictures",
+    "burn": "a lower learning rate, train.max_norm=1",
     "bleed_cross": "a trigger of its own for each concept, more steps per concept",
-    "undercooked": "more steps, a higher learning rate or a larger dim",
-    "editability": "fewer steps, class pictures (train.class_share), or more varied captions",
+    "undercooked": "more steps, a higher learning rate, a larger dim",
+    "editability": "fewer steps, class pictures (train.class_share), more varied captions",
     "spread": "class pictures (train.class_share), fewer steps",
 }
 
 
-def remedy(constraints: Mapping[str, float]) -> str:
-    """What may help against the broken constraints, the gravest first; empty where none is broken."""
-    return "; ".join(words for name, words in REMEDIES.items() if constraints.get(name, 0.0) > 0)
+def remedy(
+    constraints: Mapping[str, float],
+    class_share: float | None = None,
+    weight: float | None = None,
+    stop_step: int | None = None,
+) -> str:
+    """What may help against the broken constraints, the gravest first; empty where none is broken.
+
+    Args:
+        constraints: above 0 where broken.
+        class_share: class pictures per picture as it was trained, where that is known.
+        weight: a LoRA weight at which it does not bleed, where there is one.
+        stop_step: the last step before it overcooked, where there is one.
+    """
+    found = []
+    for name, words in REMEDIES.items():
+        if constraints.get(name, 0.0) <= 0:
+            continue
+        if name == "bleed_class" and class_share is not None:
+            known = [f"train.class_share={max(1.0, 2 * class_share):g} (class pictures beside yours)"]
+            known += [f"use weight {weight:g}"] if weight is not None else []
+            known += [f"stop at step {stop_step}"] if stop_step is not None else []
+            words = ", or ".join(known)
+        found.append(words)
+    return "; ".join(found)

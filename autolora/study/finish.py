@@ -247,7 +247,7 @@ def _summary(found: list[tuple[FrozenTrial, Record]], finalists: list[Finalist],
             fate = f"overcooked after step {step}" if step else "did not overcook"
             lines.append(
                 f"{record.run.name} {fate}: without the trigger, {shares:.0%} of renders show the character "
-                f"at step {last.step}"
+                f"at step {last.step}" + (f"; try {advice}" if (advice := record.remedy(last)) else "")
             )
     winner = finalists[0]
     p = winner.point

@@ -23,6 +23,7 @@ from autolora.sampling import Pictures
 from autolora.scoring.probes import Probe
 from autolora.scoring.scorecard import Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer
+from autolora.scoring.verdict import remedy
 from autolora.study.finals import final_scorer
 from autolora.study.workbench import open_workbench
 from autolora.train.run import Run
@@ -51,6 +52,8 @@ class Scored:
             "terms": {name: term.as_dict() for name, term in card.terms.items()},
             "broken_constraints": card.broken,
             "verdict": card.verdict,
+            "remedy": remedy(card.constraints),
+            "unmeasurable": card.unmeasurable,
         }
 
 
@@ -144,6 +147,7 @@ def print_table(found: Sequence[Scored], refused: Mapping[Path, str]) -> None:
         table.add_row(str(place), one.path.name, interval, *terms, f"{one.card.weight:g}")
     Console().print(table)
     for one in found:
-        print(f"{one.path.name}: {one.card.verdict}")
+        advice = remedy(one.card.constraints)
+        print(f"{one.path.name}: {one.card.verdict}" + (f". Try {advice}" if advice else ""))
     for reason in refused.values():
         print(f"not scored: {reason}")

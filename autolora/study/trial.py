@@ -10,6 +10,7 @@ from typing import Any
 
 from autolora.files import write_atomic
 from autolora.scoring.scorecard import Scorecard
+from autolora.scoring.verdict import remedy
 from autolora.train import checkpoint as checkpoints
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.run import Run
@@ -127,7 +128,15 @@ class Record:
             "terms": best.terms,
             "broken_constraints": best.broken,
             "verdict": best.verdict,
+            "remedy": self.remedy(best),
+            "unmeasurable": best.unmeasurable,
         }
+
+    def remedy(self, p: Point) -> str:
+        """What may help against what is wrong with a point of this trial."""
+        calm = [float(w) for w, terms in p.by_weight.items() if terms["bleed_class"]["high"] <= _bleed_limit(p)]
+        before = [one.step for one in self.curve if one.step < (self.overcooked_step() or 0)]
+        return remedy(p.constraints, self.run.train.class_share, max(calm, default=None), max(before, default=None))
 
 
 def overcooked(p: Point) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autolora import config as cfg
 from autolora.data.concepts import Dataset, DatasetSettings, load_dataset
 from autolora.paperdoll.weights import QUICKSTART
-from autolora.scoring.probes import Probe, build_probes
+from autolora.scoring.probes import ALL_GROUPS, CLASS_GROUPS, Probe, build_probes, neighbours
 from autolora.scoring.scorer import contrast_shots
 from autolora.scoring.settings import ScoringSettings
 from autolora.study.workbench import class_prompts
@@ -48,6 +50,23 @@ def test_only_trigger_and_novel_prompts_ask_for_the_character(dataset: Dataset, 
 def test_every_concept_and_every_extra_prompt_is_probed(dataset: Dataset, probes: tuple[Probe, ...]) -> None:
     assert {p.concept for p in probes if p.group == "trigger"} == {c.name for c in dataset.concepts}
     assert "1girl, witch" in {p.prompt for p in probes if p.group == "class_only"}
+
+
+def test_the_whole_suite_asks_what_the_search_does_and_more(dataset: Dataset, settings: ScoringSettings) -> None:
+    settings = replace(settings, styles=("watercolor",), people=("crowd",))
+    suite = build_probes(dataset, settings, ALL_GROUPS)
+    assert {p.group for p in suite} == set(ALL_GROUPS)
+    assert {p.prompt for p in build_probes(dataset, settings)} < {p.prompt for p in suite}
+    for probe in suite:
+        asked = dataset.trigger in probe.prompt.split(", ")
+        assert asked == (probe.group not in CLASS_GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "near"), [("red riding hood", ["red", "riding", "hood"]), ("mona", ["mo"]), ("tifa_x", ["tifa", "x"])]
+)
+def test_neighbours_are_what_is_left_of_a_trigger(dataset: Dataset, trigger: str, near: list[str]) -> None:
+    assert neighbours(replace(dataset, trigger=trigger, concepts=())) == near
 
 
 def test_nothing_is_both_fitted_on_and_judged(

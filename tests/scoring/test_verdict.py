@@ -1,0 +1,55 @@
+"""What is said of a scorecard, and what is advised."""
+
+from __future__ import annotations
+
+import pytest
+
+from autolora.scoring.intervals import Estimate
+from autolora.scoring.settings import ScoringSettings
+from autolora.scoring.verdict import REMEDIES, remedy, verdict
+
+SETTINGS = ScoringSettings(overrides=("a", "b"), bleed_limit=0.5)
+NAMES = ("likeness", "editability", "bleed_class", "bleed_cross", "memorisation", "spread", "burn")
+SAID = {
+    "bleed_class": "overcooked",
+    "memorisation": "copied",
+    "burn": "burnt",
+    "bleed_cross": "mixed up",
+    "undercooked": "undercooked",
+    "editability": "stiff",
+    "spread": "narrowed",
+}
+
+
+def said(*broken: str, bleed: float = 0.6) -> str:
+    terms = {name: Estimate(0.4, 0.3, 0.5) for name in NAMES} | {"bleed_class": Estimate(bleed, 0.0, 0.9)}
+    constraints = {"bleed_class": -0.1} | dict.fromkeys(broken, 0.1)
+    return verdict(terms, constraints, {"0.7": 0.12, "1": 0.63}, SETTINGS)
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_every_constraint_has_words_and_a_remedy(name: str) -> None:
+    assert said(name).startswith(SAID[name])
+    assert remedy({name: 0.1}) == REMEDIES[name]
+
+
+def test_the_gravest_fault_is_named() -> None:
+    assert said("undercooked", "bleed_class").startswith("overcooked")
+    assert "63% at weight 1, 12% at weight 0.7" in said("bleed_class")
+
+
+def test_bleed_that_only_may_be_is_not_called_overcooked() -> None:
+    assert said("bleed_class", bleed=0.4).startswith("bleed not ruled out")
+
+
+def test_nothing_broken_is_good_and_needs_no_remedy() -> None:
+    assert said().startswith("good")
+    assert remedy({"bleed_class": -0.1}) == ""
+
+
+def test_advice_against_bleed_knows_how_it_was_trained() -> None:
+    advice = remedy({"bleed_class": 0.1}, class_share=0.0, weight=0.7, stop_step=800)
+    assert "train.class_share=1" in advice
+    assert "weight 0.7" in advice
+    assert "step 800" in advice
+    assert "train.class_share=2" in remedy({"bleed_class": 0.1}, class_share=1.0)
