@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -14,17 +14,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autolora.errors import ConfigError
+from autolora.models.base import BaseModel
 from autolora.scoring.intervals import Array
 
 
-class Encoder(Protocol):
-    """What the terms need of an encoder; rows are unit vectors."""
+class ImageEncoder(Protocol):
+    """What likeness and bleed need of an encoder; rows are unit vectors."""
 
     name: str
 
     def images(self, pictures: NDArray[np.uint8]) -> Array:
         """(N, H, W, 3) uint8 -> (N, D)."""
         ...
+
+
+class Encoder(ImageEncoder, Protocol):
+    """What editability needs too: prompts in the same space."""
 
     def texts(self, prompts: Sequence[str]) -> Array:
         """N prompts -> (N, D)."""
@@ -34,10 +39,13 @@ class Encoder(Protocol):
 class OpenClip:
     """Any open_clip model with both towers, on the CPU or the GPU at hand."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, weights: str | None = None) -> None:
         import open_clip
 
-        self.model, _, _ = open_clip.create_model_and_transforms(name)
+        try:
+            self.model, _, _ = open_clip.create_model_and_transforms(name, pretrained=weights)
+        except Exception as error:  # open_clip raises whatever its hub client, its registry or its reader does
+            raise ConfigError(f"open_clip cannot load {name} {weights or ''}: {str(error).splitlines()[0]}") from error
         self.model.eval().requires_grad_(False)
         self.tokenizer = open_clip.get_tokenizer(name)
         self.name = name
@@ -50,14 +58,10 @@ class OpenClip:
     @torch.inference_mode()
     def images(self, pictures: NDArray[np.uint8]) -> Array:
         """(N, H, W, 3) uint8 -> (N, D) unit vectors."""
-        rows = []
-        for start in range(0, len(pictures), 64):
-            pixels = (
-                torch.from_numpy(np.ascontiguousarray(pictures[start : start + 64])).permute(0, 3, 1, 2).float() / 255
-            )
-            if tuple(pixels.shape[-2:]) != self.side:
-                pixels = F.interpolate(pixels, self.side, mode="bicubic", antialias=True).clamp(0, 1)
-            rows.append(self.model.encode_image((pixels - self.mean) / self.std, normalize=True))
+        rows = [
+            self.model.encode_image((pixels - self.mean) / self.std, normalize=True)
+            for pixels in _batches(pictures, self.side)
+        ]
         return _array(torch.cat(rows))
 
     @torch.inference_mode()
@@ -66,24 +70,98 @@ class OpenClip:
         return _array(self.model.encode_text(self.tokenizer(list(prompts)), normalize=True))
 
 
+class Timm:
+    """A timm model without a text tower, such as DINOv2: for a second opinion on likeness and bleed."""
+
+    def __init__(self, name: str) -> None:
+        import timm
+
+        try:
+            self.model = timm.create_model(name, pretrained=True, num_classes=0).eval().requires_grad_(False)
+        except Exception as error:  # timm raises whatever its hub client, its registry or its reader does
+            raise ConfigError(f"timm cannot load {name}: {str(error).splitlines()[0]}") from error
+        config = timm.data.resolve_model_data_config(self.model)
+        self.name = f"timm:{name}"
+        self.side: tuple[int, int] = config["input_size"][-2:]
+        self.mean = torch.tensor(config["mean"]).view(1, 3, 1, 1)
+        self.std = torch.tensor(config["std"]).view(1, 3, 1, 1)
+
+    @torch.inference_mode()
+    def images(self, pictures: NDArray[np.uint8]) -> Array:
+        """(N, H, W, 3) uint8 -> (N, D) unit vectors."""
+        rows = [self.model((pixels - self.mean) / self.std) for pixels in _batches(pictures, self.side)]
+        return _array(F.normalize(torch.cat(rows), dim=-1))
+
+
+class Latents:
+    """The base model's own autoencoder: colours and shapes at a coarse grid, for a second opinion."""
+
+    GRID = 4  # cells a side that latents are averaged over
+
+    def __init__(self, model: BaseModel) -> None:
+        self.model, self.name = model, "vae"
+
+    @torch.inference_mode()
+    def images(self, pictures: NDArray[np.uint8]) -> Array:
+        """(N, H, W, 3) uint8 -> (N, GRID * GRID * C) unit vectors."""
+        rows = []
+        for pixels in _batches(pictures, None):
+            latents = self.model.encode_images((pixels * 2 - 1).to(self.model.device))
+            rows.append(F.adaptive_avg_pool2d(latents.float(), self.GRID).flatten(1))
+        return _array(F.normalize(torch.cat(rows), dim=-1))
+
+
+def _batches(pictures: NDArray[np.uint8], side: tuple[int, int] | None) -> Iterator[Tensor]:
+    """(B, 3, h, w) in [0, 1], resized where a side is given."""
+    for start in range(0, len(pictures), 64):
+        part = np.ascontiguousarray(pictures[start : start + 64])
+        pixels = torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255
+        if side is not None and tuple(pixels.shape[-2:]) != side:
+            pixels = F.interpolate(pixels, side, mode="bicubic", antialias=True).clamp(0, 1)
+        yield pixels
+
+
 def _array(rows: Tensor) -> Array:
     return np.asarray(rows.double().cpu().numpy())
 
 
-@lru_cache(maxsize=2)
-def load_encoder(name: str) -> OpenClip:
-    """Load an encoder by its name in `scoring.encoder`.
+def load_encoder(name: str) -> Encoder:
+    """Load an encoder by its name in `scoring.encoder`: one with a text tower.
+
+    `paperdoll`, `local-dir:FOLDER` of an open_clip model, or `open_clip:MODEL/WEIGHTS` as open_clip lists them.
 
     Raises:
-        ConfigError: the folder is missing or is no open_clip folder.
+        ConfigError: there is no such encoder, or it cannot be downloaded.
     """
     from autolora.paperdoll.weights import CLIP
 
-    folder = CLIP if name == "paperdoll" else Path(name.removeprefix("local-dir:")).expanduser()
-    if name != "paperdoll" and not name.startswith("local-dir:"):
-        raise ConfigError(f"scoring.encoder={name}: expected `paperdoll` or `local-dir:FOLDER` of an open_clip model")
+    kind, _, rest = name.partition(":")
+    if kind == "open_clip" and "/" in rest:
+        return _open_clip(*rest.split("/", 1))
+    if name != "paperdoll" and kind != "local-dir":
+        raise ConfigError(
+            f"scoring.encoder={name}: expected `local-dir:FOLDER` of an open_clip model, "
+            "`open_clip:MODEL/WEIGHTS` or `paperdoll`"
+        )
+    folder = CLIP if name == "paperdoll" else Path(rest).expanduser()
     if not (folder / "open_clip_config.json").is_file():
         raise ConfigError(
             f"scoring.encoder={name}: no open_clip_config.json in {folder}; give an open_clip model's folder"
         )
-    return OpenClip(f"local-dir:{folder}")
+    return _open_clip(f"local-dir:{folder}", None)
+
+
+def load_second_encoder(name: str, model: BaseModel) -> ImageEncoder:
+    """Load an encoder by its name in `scoring.second_encoder`: also `timm:MODEL`, or `vae` for the base model's own.
+
+    Raises:
+        ConfigError: there is no such encoder, or it cannot be downloaded.
+    """
+    if name == "vae":
+        return Latents(model)
+    return Timm(name.removeprefix("timm:")) if name.startswith("timm:") else load_encoder(name)
+
+
+@lru_cache(maxsize=2)
+def _open_clip(name: str, weights: str | None) -> OpenClip:
+    return OpenClip(name, weights)
