@@ -18,18 +18,14 @@ from autolora.models.base import BaseModel
 from autolora.scoring.intervals import Array
 
 
-class ImageEncoder(Protocol):
-    """What likeness and bleed need of an encoder; rows are unit vectors."""
+class Encoder(Protocol):
+    """What the terms need of an encoder; rows are unit vectors of one space."""
 
     name: str
 
     def images(self, pictures: NDArray[np.uint8]) -> Array:
         """(N, H, W, 3) uint8 -> (N, D)."""
         ...
-
-
-class Encoder(ImageEncoder, Protocol):
-    """What editability needs too: prompts in the same space."""
 
     def texts(self, prompts: Sequence[str]) -> Array:
         """N prompts -> (N, D)."""
@@ -92,6 +88,10 @@ class Timm:
         rows = [self.model((pixels - self.mean) / self.std) for pixels in _batches(pictures, self.side)]
         return _array(F.normalize(torch.cat(rows), dim=-1))
 
+    def texts(self, prompts: Sequence[str]) -> Array:
+        """Refused: there is no text tower."""
+        raise ConfigError(f"{self.name} has no text tower: it can be scoring.second_encoder, not scoring.encoder")
+
 
 class Latents:
     """The base model's own autoencoder: colours and shapes at a coarse grid, for a second opinion."""
@@ -109,6 +109,10 @@ class Latents:
             latents = self.model.encode_images((pixels * 2 - 1).to(self.model.device))
             rows.append(F.adaptive_avg_pool2d(latents.float(), self.GRID).flatten(1))
         return _array(F.normalize(torch.cat(rows), dim=-1))
+
+    def texts(self, prompts: Sequence[str]) -> Array:
+        """Refused: there is no text tower."""
+        raise ConfigError(f"{self.name} has no text tower: it can be scoring.second_encoder, not scoring.encoder")
 
 
 def _batches(pictures: NDArray[np.uint8], side: tuple[int, int] | None) -> Iterator[Tensor]:
@@ -151,7 +155,7 @@ def load_encoder(name: str) -> Encoder:
     return _open_clip(f"local-dir:{folder}", None)
 
 
-def load_second_encoder(name: str, model: BaseModel) -> ImageEncoder:
+def load_second_encoder(name: str, model: BaseModel) -> Encoder:
     """Load an encoder by its name in `scoring.second_encoder`: also `timm:MODEL`, or `vae` for the base model's own.
 
     Raises:

@@ -11,7 +11,8 @@ from autolora.sampling import Pictures
 from autolora.scoring import defects
 from autolora.scoring.intervals import Array, Estimate, estimate
 from autolora.scoring.probes import Probe
-from autolora.scoring.scorer import Reference, Scorer
+from autolora.scoring.references import Reference
+from autolora.scoring.scorer import Scorer
 from autolora.scoring.terms import editability, relative_position
 
 
@@ -52,13 +53,15 @@ def measure(scorer: Scorer, rows: Mapping[Probe, Array], pictures: Mapping[Probe
         rows: (seeds, D) embeddings of each probe's renders.
         pictures: the renders themselves.
     """
-    concepts = [_position(scorer, one, scorer.of("trigger", concept=one.name), rows) for one in scorer.concepts]
+    concepts = [
+        _position(scorer, one, scorer.of("trigger", concept=one.name), rows) for one in scorer.references.concepts
+    ]
     values, draws = [c.value for c in concepts], np.stack([c.draws for c in concepts])
     fidelity = Draws(0.5 * float(np.mean(values)) + 0.5 * min(values), 0.5 * draws.mean(0) + 0.5 * draws.min(0))
     found, missing = _defects(scorer, rows, pictures)
     return Measured(
         fidelity=fidelity,
-        likeness=_position(scorer, scorer.character, scorer.of("trigger"), rows),
+        likeness=_position(scorer, scorer.references.character, scorer.of("trigger"), rows),
         editability=_editability(scorer, rows),
         defects=found,
         unmeasurable=missing,
@@ -96,14 +99,16 @@ def _defects(
     ):
         probes = scorer.of(*groups)
         if probes:
-            found[name] = _position(scorer, scorer.character, probes, rows).estimate()
-    if len(scorer.concepts) > 1:
+            found[name] = _position(scorer, scorer.references.character, probes, rows).estimate()
+    if len(scorer.references.concepts) > 1:
         found["bleed_cross"] = estimate(*defects.cross_bleed(*outfit_matrix(scorer, rows), draws, seed=1))
     else:
         missing["bleed_cross"] = "one concept, nothing to be mixed up"
     asked, plain = scorer.of("trigger"), scorer.of("class_only")
     try:
-        found["memorisation"] = defects.memorisation(np.concatenate([rows[p] for p in asked]), scorer.training)
+        found["memorisation"] = defects.memorisation(
+            np.concatenate([rows[p] for p in asked]), scorer.references.training
+        )
     except ValueError as error:
         missing["memorisation"] = str(error)
     try:
@@ -118,7 +123,7 @@ def _defects(
         *defects.burn(
             np.concatenate([pictures[p] for p in asked]),
             np.concatenate([scorer.base_pictures[p] for p in asked]),
-            scorer.references,
+            scorer.material.every,
             len(asked),
             draws,
             seed=1,
@@ -132,18 +137,18 @@ def outfit_matrix(scorer: Scorer, rows: Mapping[Probe, Array]) -> tuple[list[Arr
 
     Each is (..., concepts), 0 = the base model and 1 = real pictures of that concept, so that they can be compared.
     """
-    asked = [scorer.of("trigger", concept=concept.name) for concept in scorer.concepts]
+    asked = [scorer.of("trigger", concept=concept.name) for concept in scorer.references.concepts]
     base = np.concatenate([scorer.base[p] for p in scorer.of("trigger")])
 
     def positions(embedded: Array) -> Array:
-        scales = [(one.margin(base).mean(), one.real.mean()) for one in scorer.concepts]
+        scales = [(one.margin(base).mean(), one.real.mean()) for one in scorer.references.concepts]
         return np.stack(
             [
                 (one.margin(embedded) - low) / (high - low)
-                for one, (low, high) in zip(scorer.concepts, scales, strict=True)
+                for one, (low, high) in zip(scorer.references.concepts, scales, strict=True)
             ],
             axis=-1,
         )
 
     rendered = [positions(np.stack([rows[p] for p in probes])) for probes in asked]
-    return rendered, [positions(one.held_out) for one in scorer.concepts]
+    return rendered, [positions(one.held_out) for one in scorer.references.concepts]

@@ -150,7 +150,7 @@ def _harmonic(a: Draws, b: Draws) -> Draws:
 def _capture(scorer: Scorer, rows: Mapping[Probe, Array]) -> float:
     """Share of class-only renders nearer to the character than to the base model's mean picture."""
     probes = scorer.of("class_only")
-    margin = scorer.character.margin
+    margin = scorer.references.character.margin
     base = float(np.mean([margin(scorer.base[p]).mean() for p in probes]))
-    middle = (base + float(scorer.character.real.mean())) / 2
+    middle = (base + float(scorer.references.character.real.mean())) / 2
     return float(np.mean([margin(rows[p]) > middle for p in probes]))

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from autolora.adapters.lora import AdapterSet
 from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset
-from autolora.data.sources import Picture
-from autolora.errors import StudyError
 from autolora.models.base import BaseModel
 from autolora.sampling import BaseRenders, Pictures
 from autolora.scoring.encoders import Encoder
-from autolora.scoring.intervals import Array, bootstrap_means
+from autolora.scoring.intervals import Array
 from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, strip_triggers
+from autolora.scoring.references import Material, References, decode, fit_references
 from autolora.scoring.settings import ScoringSettings
-from autolora.scoring.terms import Margin, cross_fitted_auc, fit_margin
 from autolora.train.batches import LatentCache
 
-MINIMUM_AUC = 0.9
 FRESH_SEEDS = 100_000  # between the seeds of the search and of the finals
-
-
-@dataclass(frozen=True)
-class Reference:
-    """How one concept is told apart: its margin and where held-out pictures lie on it."""
-
-    name: str
-    margin: Margin
-    real: Array  # (n,) margins of held-out pictures
-    held_out: Array  # (n, D) their embeddings
-    auc: float
 
 
 @dataclass(frozen=True)
@@ -47,10 +32,8 @@ class Scorer:
     base: dict[Probe, Array]  # (seeds, D) base embeddings of each probe
     base_pictures: dict[Probe, Pictures]
     texts: dict[Probe, Array]  # (D,) embeddings of the prompts without triggers
-    concepts: tuple[Reference, ...]
-    character: Reference
-    training: Array  # (n, D) embeddings of the training pictures as the VAE keeps them
-    references: Pictures  # (n, H, W, 3) those pictures
+    material: Material
+    references: References
 
     def of(self, *groups: str, concept: str | None = None) -> list[Probe]:
         """The probes of some groups, and of one concept where it is given."""
@@ -78,20 +61,15 @@ def prepare(
     """
     probes = build_probes(dataset, settings)
     base, base_pictures = _base_of(probes, renders, encoder, None, advance)
-    contrast = encoder.images(renders.render(contrast_shots(dataset, settings), advance))
-    references = decode(model, latents, dataset.pictures)
-    training = encoder.images(references)
-    owners = np.array([c.name for c in dataset.concepts for _ in c.pictures])
-    train = {c.name: training[owners == c.name] for c in dataset.concepts}
-    held_out = {
-        c.name: encoder.images(decode(model, latents, [p for p in dataset.held_out if p.concept == c.name]))
-        for c in dataset.concepts
-    }
-    concepts = []
-    for name, positives in train.items():
-        siblings = [rows for other, rows in train.items() if other != name]
-        concepts.append(_reference(name, positives, np.concatenate([contrast, *siblings]), held_out[name], settings))
-    every_held_out = np.concatenate(list(held_out.values()))
+    material = Material(
+        trigger=dataset.trigger,
+        training={c.name: decode(model, latents, c.pictures) for c in dataset.concepts},
+        held_out={
+            c.name: decode(model, latents, [p for p in dataset.held_out if p.concept == c.name])
+            for c in dataset.concepts
+        },
+        contrast=renders.render(contrast_shots(dataset, settings), advance),
+    )
     return Scorer(
         settings=settings,
         encoder=encoder,
@@ -99,10 +77,8 @@ def prepare(
         base=base,
         base_pictures=base_pictures,
         texts=_texts(probes, dataset, encoder),
-        concepts=tuple(concepts),
-        character=_reference(dataset.trigger, training, contrast, every_held_out, settings),
-        training=training,
-        references=references,
+        material=material,
+        references=fit_references(material, encoder, settings.bootstrap),
     )
 
 
@@ -141,10 +117,27 @@ def _base_of(
 ) -> tuple[dict[Probe, Array], dict[Probe, Pictures]]:
     """The base model's pictures of every probe, and their embeddings."""
     pictures = renders.render([(probe.base_prompt, seed) for probe in probes for seed in probe.seeds], advance, adapter)
-    embedded = encoder.images(pictures)
     ends = np.cumsum([len(probe.seeds) for probe in probes])[:-1]
-    base = dict(zip(probes, np.split(embedded, ends), strict=True))
-    return base, dict(zip(probes, np.split(pictures, ends), strict=True))
+    by_probe = dict(zip(probes, np.split(pictures, ends), strict=True))
+    return _embed(encoder, by_probe), by_probe
+
+
+def with_encoder(scorer: Scorer, encoder: Encoder) -> Scorer:
+    """The same probes and pictures as another encoder sees them; prompts are not embedded again.
+
+    Raises:
+        StudyError: that encoder cannot tell a concept from the base model's pictures.
+    """
+    base = _embed(encoder, scorer.base_pictures)
+    references = fit_references(scorer.material, encoder, scorer.settings.bootstrap)
+    return replace(scorer, encoder=encoder, base=base, references=references)
+
+
+def _embed(encoder: Encoder, pictures: Mapping[Probe, Pictures]) -> dict[Probe, Array]:
+    """(seeds, D) embeddings of each probe's pictures, in one pass."""
+    rows = encoder.images(np.concatenate(list(pictures.values())))
+    ends = np.cumsum([len(own) for own in pictures.values()])[:-1]
+    return dict(zip(pictures, np.split(rows, ends), strict=True))
 
 
 def contrast_shots(dataset: Dataset, settings: ScoringSettings) -> list[tuple[str, int]]:
@@ -158,26 +151,3 @@ def contrast_shots(dataset: Dataset, settings: ScoringSettings) -> list[tuple[st
     return [
         (turns[i % 2][i // 2 % len(turns[i % 2])], settings.first_seed + 500_000 + i) for i in range(settings.contrast)
     ]
-
-
-@torch.inference_mode()
-def decode(model: BaseModel, latents: LatentCache, pictures: Sequence[Picture]) -> Pictures:
-    """(N, H, W, 3) pictures passed through the VAE, else a margin would learn `drawn or decoded`."""
-    found = []
-    for start in range(0, len(pictures), 16):
-        pixels = model.decode_latents(latents.latents(pictures[start : start + 16]))
-        found.append(((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(found)
-
-
-def _reference(name: str, positives: Array, negatives: Array, held_out: Array, settings: ScoringSettings) -> Reference:
-    auc = cross_fitted_auc(positives, negatives)
-    margin = fit_margin(positives, negatives)
-    real = margin(held_out)
-    low = np.quantile(bootstrap_means(real[:, None], settings.bootstrap, 0), 0.025)
-    if auc < MINIMUM_AUC or low <= margin(negatives).mean():
-        raise StudyError(
-            f"`{name}` is unmeasurable: {settings.encoder} tells its pictures from the base model's with AUC {auc:.2f} "
-            f"(at least {MINIMUM_AUC} is needed); add pictures, or choose another scoring.encoder"
-        )
-    return Reference(name, margin, real, held_out, auc)

@@ -8,8 +8,9 @@ import pytest
 from autolora.scoring.encoders import Encoder
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import Probe
+from autolora.scoring.references import Material, Reference, References
 from autolora.scoring.scorecard import Scorecard, recommended_weight, score
-from autolora.scoring.scorer import Reference, Scorer
+from autolora.scoring.scorer import Scorer
 from autolora.scoring.settings import ScoringSettings
 from autolora.scoring.terms import Margin
 
@@ -61,10 +62,8 @@ def made_up(likeness: float, follows: float, bleed: float, overcooked_at: float 
         base,
         {p: canvas(base[p], noise) for p in suite},
         dict(zip(suite, texts, strict=True)),
-        (reference,),
-        reference,
-        training=np.zeros((0, 7)),
-        references=canvas(held_out, noise),
+        Material("mona", {"mona": canvas(held_out, noise)}, {"mona": canvas(held_out, noise)}, canvas(held_out, noise)),
+        References((reference,), reference, training=np.zeros((0, 7))),
     )
     shares = {"trigger": (likeness, 1.0), "novel": (likeness, follows), "class_only": (bleed, 1.0)}
     pictures = {}
