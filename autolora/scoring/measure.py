@@ -15,6 +15,12 @@ from autolora.scoring.references import Reference
 from autolora.scoring.scorer import Scorer
 from autolora.scoring.terms import editability, relative_position
 
+BLEED_GROUPS = {
+    "bleed_class": ("class_only", "neighbour"),
+    "bleed_visible": ("visible",),
+    "bleed_unrelated": ("unrelated",),
+}
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -53,19 +59,32 @@ def measure(scorer: Scorer, rows: Mapping[Probe, Array], pictures: Mapping[Probe
         rows: (seeds, D) embeddings of each probe's renders.
         pictures: the renders themselves.
     """
-    concepts = [
-        _position(scorer, one, scorer.of("trigger", concept=one.name), rows) for one in scorer.references.concepts
-    ]
-    values, draws = [c.value for c in concepts], np.stack([c.draws for c in concepts])
-    fidelity = Draws(0.5 * float(np.mean(values)) + 0.5 * min(values), 0.5 * draws.mean(0) + 0.5 * draws.min(0))
     found, missing = _defects(scorer, rows, pictures)
     return Measured(
-        fidelity=fidelity,
+        fidelity=_fidelity(scorer, rows),
         likeness=_position(scorer, scorer.references.character, scorer.of("trigger"), rows),
         editability=_editability(scorer, rows),
         defects=found,
         unmeasurable=missing,
     )
+
+
+def measure_likeness(scorer: Scorer, rows: Mapping[Probe, Array]) -> dict[str, Estimate]:
+    """The terms that need no prompt to be embedded: fidelity, likeness and class bleed."""
+    character = scorer.references.character
+    return {
+        "fidelity": _fidelity(scorer, rows).estimate(),
+        "likeness": _position(scorer, character, scorer.of("trigger"), rows).estimate(),
+        "bleed_class": _position(scorer, character, scorer.of(*BLEED_GROUPS["bleed_class"]), rows).estimate(),
+    }
+
+
+def _fidelity(scorer: Scorer, rows: Mapping[Probe, Array]) -> Draws:
+    """Each concept against its siblings too: half mean, half worst."""
+    concepts = scorer.references.concepts
+    found = [_position(scorer, one, scorer.of("trigger", concept=one.name), rows) for one in concepts]
+    values, draws = [one.value for one in found], np.stack([one.draws for one in found])
+    return Draws(0.5 * float(np.mean(values)) + 0.5 * min(values), 0.5 * draws.mean(0) + 0.5 * draws.min(0))
 
 
 def _position(scorer: Scorer, reference: Reference, probes: list[Probe], rows: Mapping[Probe, Array]) -> Draws:
@@ -92,11 +111,7 @@ def _defects(
 ) -> tuple[dict[str, Estimate], dict[str, str]]:
     draws = scorer.settings.bootstrap
     found, missing = {}, {}
-    for name, groups in (
-        ("bleed_class", ("class_only", "neighbour")),
-        ("bleed_visible", ("visible",)),
-        ("bleed_unrelated", ("unrelated",)),
-    ):
+    for name, groups in BLEED_GROUPS.items():
         probes = scorer.of(*groups)
         if probes:
             found[name] = _position(scorer, scorer.references.character, probes, rows).estimate()

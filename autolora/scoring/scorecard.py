@@ -11,7 +11,7 @@ from autolora.adapters.lora import AdapterSet
 from autolora.models.base import BaseModel, RenderSettings
 from autolora.sampling import Pictures, Shot, render
 from autolora.scoring.intervals import Array, Estimate
-from autolora.scoring.measure import Draws, Measured, measure
+from autolora.scoring.measure import Draws, Measured, measure, measure_likeness
 from autolora.scoring.probes import Probe
 from autolora.scoring.scorer import Scorer
 from autolora.scoring.settings import ScoringSettings
@@ -30,6 +30,7 @@ class Scorecard:
     capture: dict[str, float]  # by weight: share of class-only renders that show the character
     unmeasurable: dict[str, str]  # why a term is missing
     verdict: str
+    second: dict[str, dict[str, Estimate]]  # by weight: likeness and bleed as another encoder sees them
 
     @property
     def broken(self) -> list[str]:
@@ -66,12 +67,10 @@ def render_probes(
 
 def score(scorer: Scorer, pictures: Mapping[tuple[Probe, float], Pictures]) -> Scorecard:
     """Score rendered probes."""
-    keys = list(pictures)
-    embedded = scorer.encoder.images(np.concatenate([pictures[key] for key in keys]))
-    ends = np.cumsum([len(pictures[key]) for key in keys])[:-1]
-    rows = dict(zip(keys, np.split(embedded, ends), strict=True))
-    weights = scorer.settings.weights
-    at = {weight: {probe: rows[probe, weight] for probe in scorer.probes} for weight in weights}
+    weights, at, second = scorer.settings.weights, _embed(scorer, pictures), {}
+    if scorer.second:
+        seen = _embed(scorer.second, pictures)
+        second = {f"{weight:g}": measure_likeness(scorer.second, seen[weight]) for weight in weights}
     parts = {w: measure(scorer, at[w], {probe: pictures[probe, w] for probe in scorer.probes}) for w in weights}
     by_weight = {f"{weight:g}": part.terms for weight, part in parts.items()}
     strongest = parts[max(weights)]
@@ -86,7 +85,17 @@ def score(scorer: Scorer, pictures: Mapping[tuple[Probe, float], Pictures]) -> S
         capture=capture,
         unmeasurable=strongest.unmeasurable,
         verdict=verdict(strongest.terms, constraints, capture, scorer.settings),
+        second=second,
     )
+
+
+def _embed(scorer: Scorer, pictures: Mapping[tuple[Probe, float], Pictures]) -> dict[float, dict[Probe, Array]]:
+    """By weight, the (seeds, D) embeddings of each probe's renders."""
+    keys = list(pictures)
+    embedded = scorer.encoder.images(np.concatenate([pictures[key] for key in keys]))
+    ends = np.cumsum([len(pictures[key]) for key in keys])[:-1]
+    rows = dict(zip(keys, np.split(embedded, ends), strict=True))
+    return {weight: {p: rows[p, weight] for p in scorer.probes} for weight in scorer.settings.weights}
 
 
 def recommended_weight(by_weight: dict[str, dict[str, Estimate]], bleed_limit: float) -> float:

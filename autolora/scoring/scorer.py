@@ -34,6 +34,7 @@ class Scorer:
     texts: dict[Probe, Array]  # (D,) embeddings of the prompts without triggers
     material: Material
     references: References
+    second: Scorer | None = None  # the same as another encoder sees it
 
     def of(self, *groups: str, concept: str | None = None) -> list[Probe]:
         """The probes of some groups, and of one concept where it is given."""
@@ -130,7 +131,7 @@ def with_encoder(scorer: Scorer, encoder: Encoder) -> Scorer:
     """
     base = _embed(encoder, scorer.base_pictures)
     references = fit_references(scorer.material, encoder, scorer.settings.bootstrap)
-    return replace(scorer, encoder=encoder, base=base, references=references)
+    return replace(scorer, encoder=encoder, base=base, references=references, second=None)
 
 
 def _embed(encoder: Encoder, pictures: Mapping[Probe, Pictures]) -> dict[Probe, Array]:

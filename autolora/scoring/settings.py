@@ -12,6 +12,7 @@ class ScoringSettings:
     """Probe prompts, sizes and limits of the score."""
 
     encoder: str = "paperdoll"  # an open_clip model: `local-dir:FOLDER`, or `paperdoll` for the packaged one
+    second_encoder: str | None = None  # asked too about finalists: `timm:MODEL`, `vae`, or any name as above
     weights: tuple[float, ...] = (0.7, 1.0)
     contexts: tuple[str, ...] = ()  # what changes around the character: scene, expression, pose
     overrides: tuple[str, ...] = ()  # what contradicts it: another outfit, another accessory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from optuna.trial import FrozenTrial
@@ -12,7 +12,8 @@ from optuna.trial import FrozenTrial
 from autolora.errors import StudyError
 from autolora.files import write_atomic
 from autolora.progress import Bars
-from autolora.scoring.scorer import Scorer, with_fresh_probes
+from autolora.scoring.encoders import load_second_encoder
+from autolora.scoring.scorer import Scorer, with_encoder, with_fresh_probes
 from autolora.study.trial import Point, Record, point
 from autolora.study.workbench import Workbench
 
@@ -35,8 +36,33 @@ class Finalist:
 
 def final_scorer(work: Workbench, bars: Bars) -> Scorer:
     """The search's score with seeds of its own and more of them."""
+    bench, second = work.bench, work.scorer.settings.second_encoder
     with bars.task("rendering the base model for the finals", None) as advance:
-        return with_fresh_probes(work.scorer, work.bench.dataset, work.renders, work.bench.adapter, REPEATS, advance)
+        scorer = with_fresh_probes(work.scorer, bench.dataset, work.renders, bench.adapter, REPEATS, advance)
+    if second is None:
+        return scorer
+    return replace(scorer, second=with_encoder(scorer, load_second_encoder(second, bench.model)))
+
+
+def disagreement(finalists: Sequence[Finalist], encoder: str | None) -> str:
+    """Whom the second encoder prefers to the winner: clearly more like it or clearly less bleed, and worse in neither.
+
+    Empty where it prefers nobody.
+    """
+
+    def seen(one: Finalist, name: str) -> dict[str, float]:
+        return one.point.second[max(one.point.second, key=float)][name]
+
+    winner, *others = finalists
+    for one in others if winner.point.second else ():
+        closer = seen(one, "fidelity")["low"] > seen(winner, "fidelity")["high"]
+        calmer = seen(one, "bleed_class")["high"] < seen(winner, "bleed_class")["low"]
+        farther = seen(one, "fidelity")["high"] < seen(winner, "fidelity")["low"]
+        bleeds = seen(one, "bleed_class")["low"] > seen(winner, "bleed_class")["high"]
+        if (closer or calmer) and not (farther or bleeds):
+            reason = "more like the character" if closer else "less bleed"
+            return f"the second encoder ({encoder}) disagrees: it sees {reason} in trial {one.trial.number}"
+    return ""
 
 
 def hold_finals(

@@ -26,7 +26,7 @@ from autolora.sampling import Shot, render
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import Probe
 from autolora.scoring.scorer import Scorer
-from autolora.study.finals import Finalist, final_scorer, hold_finals
+from autolora.study.finals import Finalist, disagreement, final_scorer, hold_finals
 from autolora.study.trial import Point, Record
 from autolora.study.tune import Plan, records, spent_seconds
 from autolora.study.workbench import Workbench
@@ -152,6 +152,7 @@ def _report(
         weight=best.weight,
         class_word=dataset.class_word,
         bleed_limit=work.scorer.settings.bleed_limit,
+        notes=tuple(note for note in (disagreement(finalists, work.scorer.settings.second_encoder),) if note),
     )
     return write_report(content, plan.folder / "report" / "index.html")
 

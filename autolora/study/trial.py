@@ -33,6 +33,7 @@ class Point:
     val_ratios: list[float]  # by timestep bucket, low noise first, relative to the base model's
     verdict: str
     unmeasurable: dict[str, str] = field(default_factory=dict)  # why a term is missing
+    second: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # by weight, by another encoder
     diverged: bool = False
 
     @property
@@ -57,6 +58,7 @@ def point(checkpoint: Checkpoint, card: Scorecard, base_losses: Sequence[float])
         val_ratios=[round(a / b, 4) for a, b in zip(checkpoint.val_losses, base_losses, strict=True)],
         verdict=card.verdict,
         unmeasurable=card.unmeasurable,
+        second={w: {n: t.as_dict() for n, t in terms.items()} for w, terms in card.second.items()},
     )
 
 

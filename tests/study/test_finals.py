@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 
 from autolora.errors import StudyError
 from autolora.study import finals
+from autolora.study.finals import Finalist
 from autolora.study.trial import Point
 
 
@@ -112,3 +113,32 @@ def test_of_a_tie_the_one_that_bleeds_least_wins(
 def test_nothing_scored_is_said(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="run it longer"):
         hold([], FakeWork(), 3, tmp_path)
+
+
+def opinion(fidelity: float, bleed: float) -> dict[str, dict[str, dict[str, float]]]:
+    """What the second encoder saw, to within .05."""
+    near = {"fidelity": fidelity, "bleed_class": bleed}
+    return {"1": {name: {"value": v, "low": v - 0.05, "high": v + 0.05} for name, v in near.items()}}
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (opinion(0.8, 0.2), ""),  # as good
+        (opinion(0.85, 0.12), ""),  # not clearly better
+        (opinion(0.95, 0.2), "more like the character in trial 5"),
+        (opinion(0.8, 0.0), "less bleed in trial 5"),
+        (opinion(0.95, 0.4), ""),  # liker, but bleeds
+        (opinion(0.5, 0.0), ""),  # calmer, but unlike
+    ],
+)
+def test_the_second_encoder_may_disagree(others: dict[str, dict[str, dict[str, float]]], said: str) -> None:
+    points = [replace(made_up(100, 0.9), second=seen) for seen in (opinion(0.8, 0.2), others)]
+    found = [Finalist(SimpleNamespace(number=i), None, p) for i, p in zip((3, 5), points, strict=True)]  # type: ignore[arg-type]
+    assert finals.disagreement(found, "vae").endswith(said)
+    assert bool(finals.disagreement(found, "vae")) == bool(said)
+
+
+def test_without_a_second_encoder_nothing_disagrees() -> None:
+    found = [Finalist(SimpleNamespace(number=i), None, made_up(100, 0.9)) for i in (3, 5)]  # type: ignore[arg-type]
+    assert finals.disagreement(found, None) == ""

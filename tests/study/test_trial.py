@@ -22,7 +22,7 @@ def point(step: int, objective: float, bleed: tuple[float, float], diverged: boo
     }
     constraints = {"bleed_class": max(bleed) + 0.1 - LIMIT}
     return Point(
-        step, objective, {"value": objective}, 1.0, {}, by_weight, constraints, {}, 0.1, 0.1, [], "", {}, diverged
+        step, objective, {"value": objective}, 1.0, {}, by_weight, constraints, {}, 0.1, 0.1, [], "", {}, {}, diverged
     )
 
 
