@@ -189,8 +189,11 @@ def verdict(
     bleed = terms["bleed_class"]
     if bleed.value > bleed.high - constraints["bleed_class"]:
         return f"overcooked: the class word alone shows the character in {shares}"
+    likeness = full["likeness"]
+    if likeness.value < likeness.low + constraints["undercooked"]:
+        return f"undercooked: likeness {likeness.value:.2f} of the real pictures"
     if constraints["undercooked"] > 0:
-        return f"undercooked: likeness {full['likeness'].value:.2f} of the real pictures"
+        return f"undercooking not ruled out: likeness {likeness.value:.2f}, perhaps {likeness.low:.2f}"
     if constraints["editability"] > 0:
         return f"stiff: prompts are followed {terms['editability'].value:.2f} as well as by the base model"
     if constraints["bleed_class"] > 0:
