@@ -34,6 +34,10 @@ def verdict(
         "spread": "narrowed or scattered: renders of the class word differ {spread} as much as the base model's",
     }
     values = {name: f"{term.value:.2f}" for name, term in terms.items()}
+    if terms["likeness"].value >= settings.likeness_limit:
+        faults["undercooked"] = (
+            f"undercooking not ruled out: likeness {{likeness}}, perhaps {terms['likeness'].low:.2f}"
+        )
     for name, words in faults.items():
         if words and constraints.get(name, 0.0) > 0:
             return words.format(**values)

@@ -49,15 +49,16 @@ class Workbench:
 
 
 def class_prompts(dataset: Dataset, class_tags: Sequence[str], count: int) -> list[str]:
-    """What `count` class pictures show: a quarter the class word alone, the others with tags beside it.
+    """What `count` class pictures show: three of four the class word alone, the others with tags beside it.
 
-    Half have the model's `class_tags` where it has any, the others the training captions' visible tags. Varied tags
-    keep the prompts followed: with the class word and the captions alone, editability falls as likeness rises.
+    The tags are the model's `class_tags`, or the training captions' visible ones where it has none. Without any the
+    prompts are no longer followed; with more of them likeness suffers, as the trigger has all of them against it.
+    (On development character 9 all, 3/4, 1/4 alone: likeness .78, .79, .59, bleed .04, .06, .19 by the oracle,
+    editability .49, .83, .91.)
     """
     captions = [strip_triggers(picture.caption, dataset) for picture in dataset.pictures]
     tagged = [join_tags([dataset.class_word, *split_tags(tags)]) for tags in class_tags] or captions
-    turns = ([dataset.class_word], tagged[::2], captions, tagged[1::2] or tagged)
-    return [turns[i % 4][i // 4 % len(turns[i % 4])] for i in range(count)]
+    return [tagged[i // 4 % len(tagged)] if i % 4 == 3 else dataset.class_word for i in range(count)]
 
 
 def class_pictures(

@@ -82,7 +82,7 @@ def test_nothing_is_both_fitted_on_and_judged(
 def test_class_prompts_hold_the_class_word_and_no_trigger(dataset: Dataset, tags: tuple[str, ...]) -> None:
     prompts = class_prompts(dataset, tags, 64)
     assert len(prompts) == 64
-    assert prompts.count(dataset.class_word) == 16
+    assert prompts.count(dataset.class_word) == 48
     for prompt in prompts:
         assert dataset.class_word in prompt.split(", ")
         assert not words(dataset) & set(prompt.split(", "))
