@@ -48,7 +48,7 @@ def frame_for(curves: Iterable[Sequence[CurvePoint]], names: Iterable[str] = tup
     values = [v for p in points for n in chosen if math.isfinite(v := float(getattr(p, n)))]
     least = max(-0.5, math.floor(4 * min([0.0, *values])) / 4)
     most = min(1.5, math.ceil(4 * max([1.0, *values])) / 4)
-    return Frame(max([1, *(point.step for point in points)]), least, most)
+    return Frame(max([1, *(point.at for point in points)]), least, most)
 
 
 def learning_curve(trial: TrialRow, bleed_limit: float | None = None) -> Markup:
@@ -61,7 +61,7 @@ def learning_curve(trial: TrialRow, bleed_limit: float | None = None) -> Markup:
     for name in SERIES:
         parts.append(_line(frame, trial.curve, name, f"series {name}"))
     parts += [_dots(frame, trial.curve, name) for name in SERIES]
-    best = next((point for point in trial.curve if point.step == trial.best_step), None)
+    best = next((point for point in trial.curve if point.at == trial.best_step), None)
     if best is not None:
         parts.append(_best(frame, best))
     parts.append(_end_labels(frame, trial.curve))
@@ -69,6 +69,23 @@ def learning_curve(trial: TrialRow, bleed_limit: float | None = None) -> Markup:
     if trial.overcooked_step is not None:
         words += f"; overcooked from step {trial.overcooked_step}"
     return _svg(words, parts)
+
+
+def weight_sweep(sweep: Sequence[CurvePoint], weight: float | None, bleed_limit: float | None = None) -> Markup:
+    """The terms of one LoRA by its weight; the recommended one marked."""
+    frame = frame_for([sweep])
+    parts = [_axes(frame, "weight")]
+    if bleed_limit is not None and frame.y_least <= bleed_limit <= frame.y_most:
+        y = frame.y(bleed_limit)
+        parts.append(_tag("line", "limit", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
+    if weight is not None:
+        x = frame.x(weight)
+        parts.append(_tag("line", "chosen-line", x1=x, x2=x, y1=TOP - 4, y2=HEIGHT - BOTTOM))
+        parts.append(_text(x, TOP - 8, f"recommended {weight:g}", "chosen-name", "middle"))
+    for name in SERIES:
+        parts += [_line(frame, sweep, name, f"series {name}"), _dots(frame, sweep, name, "weight")]
+    parts.append(_end_labels(frame, sweep))
+    return _svg("Score, fidelity, editability and bleed by LoRA weight", parts)
 
 
 def overview(trials: Sequence[TrialRow], best: int | None, baselines: Iterable[int]) -> Markup:
@@ -87,9 +104,9 @@ def overview(trials: Sequence[TrialRow], best: int | None, baselines: Iterable[i
         if ranks[trial.number]:
             last = trial.curve[-1]
             word = "best" if trial.number == best else "baseline"
-            ends.append((frame.x(last.step), frame.y(last.score), f"#{trial.number} {word}", kind))
-            marks = [point for point in trial.curve if point.step == trial.best_step]
-            parts += [_tag("circle", f"{kind} peak", cx=frame.x(p.step), cy=frame.y(p.score), r=4) for p in marks]
+            ends.append((frame.x(last.at), frame.y(last.score), f"#{trial.number} {word}", kind))
+            marks = [point for point in trial.curve if point.at == trial.best_step]
+            parts += [_tag("circle", f"{kind} peak", cx=frame.x(p.at), cy=frame.y(p.score), r=4) for p in marks]
     parts.append(_labels(ends))
     return _svg("Score of every trial by images shown", parts)
 
@@ -133,7 +150,7 @@ def _overcooked(frame: Frame, step: int | None) -> Markup:
     return shade + line + text
 
 
-def _axes(frame: Frame) -> Markup:
+def _axes(frame: Frame, name: str = "images shown") -> Markup:
     parts = []
     for value in _ticks(frame.y_least, frame.y_most, 0.25 if frame.y_most - frame.y_least <= 1 else 0.5):
         y = frame.y(value)
@@ -141,32 +158,32 @@ def _axes(frame: Frame) -> Markup:
         parts.append(_text(LEFT - 6, y + 3.5, f"{value:g}", "tick", "end"))
     for value in _ticks(0, frame.x_most, _round_step(frame.x_most / 4)):
         parts.append(_text(frame.x(value), HEIGHT - BOTTOM + 15, f"{value:g}", "tick", "middle"))
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "images shown", "axis-name", "middle"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, name, "axis-name", "middle"))
     return Markup("").join(parts)
 
 
 def _line(frame: Frame, curve: Sequence[CurvePoint], name: str, kind: str, title: str = "") -> Markup:
     path = " ".join(
-        f"{frame.x(p.step):.1f},{frame.y(getattr(p, name)):.1f}" for p in curve if math.isfinite(getattr(p, name))
+        f"{frame.x(p.at):.1f},{frame.y(getattr(p, name)):.1f}" for p in curve if math.isfinite(getattr(p, name))
     )
     inner = Markup("<title>{}</title>").format(title) if title else Markup("")
     return Markup('<polyline class="{}" points="{}">{}</polyline>').format(kind, path, inner)
 
 
-def _dots(frame: Frame, curve: Sequence[CurvePoint], name: str) -> Markup:
-    """The checkpoints on a line, each with its value on hover."""
+def _dots(frame: Frame, curve: Sequence[CurvePoint], name: str, unit: str = "step") -> Markup:
+    """The points on a line, each with its value on hover."""
     dots = []
     for point in curve:
         value = float(getattr(point, name))
         if math.isfinite(value):
-            title = f"step {point.step}: {SERIES[name]} {value:.2f}"
-            dots.append(_tag("circle", f"point {name}", title, cx=frame.x(point.step), cy=frame.y(value), r=2.4))
+            title = f"{unit} {point.at:g}: {SERIES[name]} {value:.2f}"
+            dots.append(_tag("circle", f"point {name}", title, cx=frame.x(point.at), cy=frame.y(value), r=2.4))
     return Markup("").join(dots)
 
 
 def _best(frame: Frame, point: CurvePoint) -> Markup:
-    x, y = frame.x(point.step), frame.y(point.score)
-    title = f"best checkpoint: step {point.step}, score {point.score:.2f}"
+    x, y = frame.x(point.at), frame.y(point.score)
+    title = f"best checkpoint: step {point.at:g}, score {point.score:.2f}"
     return _tag("circle", "best-ring", title, cx=x, cy=y, r=6.5)
 
 
@@ -175,7 +192,7 @@ def _end_labels(frame: Frame, curve: Sequence[CurvePoint]) -> Markup:
         return Markup("")
     last = curve[-1]
     ends = [
-        (frame.x(last.step), frame.y(value), word, name)
+        (frame.x(last.at), frame.y(value), word, name)
         for name, word in SERIES.items()
         if math.isfinite(value := float(getattr(last, name)))
     ]

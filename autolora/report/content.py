@@ -15,9 +15,9 @@ STATES = ("complete", "pruned", "failed", "running")
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A scored checkpoint; `step` counts images shown."""
+    """A scored checkpoint `at` so many images shown, or the exported LoRA `at` a weight."""
 
-    step: int
+    at: float
     score: float
     fidelity: float
     editability: float
@@ -84,6 +84,7 @@ class Report:
     class_word: str = "1girl"
     bleed_limit: float | None = None
     notes: tuple[str, ...] = ()  # more sentences below the verdict, such as why the study stopped
+    sweep: tuple[CurvePoint, ...] = ()  # the exported LoRA by weight
 
     def trial(self, number: int | None) -> TrialRow | None:
         """The trial of a number, if there is one."""

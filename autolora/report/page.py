@@ -21,7 +21,7 @@ from autolora.scoring.intervals import Estimate
 TEMPLATES = Path(__file__).parent / "templates"
 LOSSLESS_UP_TO = 128  # pixels; larger pictures go in as WebP, else a page of them would weigh tens of megabytes
 TERM_NAMES = {"fidelity": "fidelity", "likeness": "likeness", "editability": "editability", "bleed_class": "bleed"}
-CONSTRAINT_NAMES = {"bleed_class": "bleed", "editability": "stiff", "undercooked": "undercooked"}
+CONSTRAINT_NAMES = {"bleed_class": "bleed", "editability": "stiff", "bleed_cross": "mixed up", "memorisation": "copied"}
 
 
 def write_report(report: Report, path: Path) -> Path:
@@ -62,6 +62,7 @@ def render_page(report: Report) -> str:
             for trial in report.trials
             if len(trial.curve) > 1 and trial.number not in {t.number for _, t in _leading(report)}
         ],
+        sweep=charts.weight_sweep(report.sweep, report.weight, report.bleed_limit) if report.sweep else "",
         overview=charts.overview(report.trials, report.best, report.baselines.values()),
         legend=charts.legend(),
         interval=charts.interval,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autolora.adapters.lora import AdapterSet
-from autolora.models.base import BaseModel, RenderSettings
+from autolora.models.base import BaseModel
 from autolora.sampling import Pictures, Shot, render
 from autolora.scoring.intervals import Array, Estimate
 from autolora.scoring.measure import Draws, Measured, measure, measure_likeness
@@ -51,13 +51,12 @@ def render_probes(
     scorer: Scorer,
     model: BaseModel,
     adapter: AdapterSet,
-    settings: RenderSettings,
     advance: Callable[[int], None] | None = None,
 ) -> dict[tuple[Probe, float], Pictures]:
     """Every probe at every judged weight, in shared batches."""
     keys = [(probe, weight) for probe in scorer.probes for weight in scorer.settings.weights]
     shots = [Shot(probe.prompt, seed, weight) for probe, weight in keys for seed in probe.seeds]
-    pictures = render(model, shots, settings, adapter, advance)
+    pictures = render(model, shots, scorer.render_settings, adapter, advance)
     found, start = {}, 0
     for probe, weight in keys:
         found[probe, weight] = pictures[start : start + len(probe.seeds)]

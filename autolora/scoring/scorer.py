@@ -10,7 +10,7 @@ import numpy as np
 from autolora.adapters.lora import AdapterSet
 from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset
-from autolora.models.base import BaseModel
+from autolora.models.base import BaseModel, RenderSettings
 from autolora.sampling import BaseRenders, Pictures
 from autolora.scoring.encoders import Encoder
 from autolora.scoring.intervals import Array
@@ -27,6 +27,7 @@ class Scorer:
     """A prepared score: probes with their base embeddings, and the references of each concept."""
 
     settings: ScoringSettings
+    render_settings: RenderSettings  # how its base pictures were rendered, and every checkpoint's must be
     encoder: Encoder
     probes: tuple[Probe, ...]
     base: dict[Probe, Array]  # (seeds, D) base embeddings of each probe
@@ -73,6 +74,7 @@ def prepare(
     )
     return Scorer(
         settings=settings,
+        render_settings=renders.settings,
         encoder=encoder,
         probes=probes,
         base=base,
@@ -101,8 +103,15 @@ def with_fresh_probes(
     )
     probes = build_probes(dataset, settings, ALL_GROUPS)
     base, base_pictures = _base_of(probes, renders, scorer.encoder, adapter, advance)
-    return replace(scorer, settings=settings, probes=probes, base=base, base_pictures=base_pictures,
-                   texts=_texts(probes, dataset, scorer.encoder))  # fmt: skip
+    return replace(
+        scorer,
+        settings=settings,
+        render_settings=renders.settings,
+        probes=probes,
+        base=base,
+        base_pictures=base_pictures,
+        texts=_texts(probes, dataset, scorer.encoder),
+    )
 
 
 def _texts(probes: Sequence[Probe], dataset: Dataset, encoder: Encoder) -> dict[Probe, Array]:

@@ -22,18 +22,19 @@ def verdict(
         capture: by weight, the share of class-only renders that show the character.
         settings: the limits.
     """
-    shares = ", ".join(f"{share:.0%} at weight {weight}" for weight, share in reversed(list(capture.items())))
-    shown = f"the class word alone shows the character in {shares}"
+    captured = ", ".join(f"{share:.0%} at weight {weight}" for weight, share in reversed(list(capture.items())))
+    shown = f"the class word alone shows the character in {captured}"
     faults = {
         "bleed_class": f"overcooked: {shown}" if terms["bleed_class"].value > settings.bleed_limit else None,
         "memorisation": "copied: {memorisation} of renders are as near to a training picture as those to one another",
         "burn": "burnt: colours or edges {burn} deviations beyond the base model and the training pictures",
-        "bleed_cross": "mixed up: renders of one concept show another {bleed_cross} oftener than real pictures do",
         "undercooked": "undercooked: likeness {likeness} of the real pictures",
+        "bleed_cross": "mixed up: {bleed_cross} more of one concept's renders show another than of its real pictures",
         "editability": "stiff: prompts are followed {editability} as well as by the base model",
         "spread": "narrowed or scattered: renders of the class word differ {spread} as much as the base model's",
     }
-    values = {name: f"{term.value:.2f}" for name, term in terms.items()}
+    shares = ("memorisation", "bleed_cross")
+    values = {name: f"{term.value:.0%}" if name in shares else f"{term.value:.2f}" for name, term in terms.items()}
     if terms["likeness"].value >= settings.likeness_limit:
         faults["undercooked"] = (
             f"undercooking not ruled out: likeness {{likeness}}, perhaps {terms['likeness'].low:.2f}"

@@ -17,6 +17,7 @@ from autolora.scoring.scorer import Scorer, with_encoder, with_fresh_probes
 from autolora.study.trial import Point, Record, point
 from autolora.study.workbench import Workbench
 
+SWEEP = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
 REPEATS = 2  # seeds per prompt, as a multiple of the search's
 
 
@@ -34,6 +35,25 @@ class Finalist:
         return own["low"] <= its["high"] and its["low"] <= own["high"]
 
 
+@dataclass(frozen=True)
+class Finals:
+    """How the finals went: the winner first, with the weight that its sweep recommends."""
+
+    scorer: Scorer
+    finalists: list[Finalist]
+    sweep: Point  # the winner at every weight of SWEEP, by the search's probes
+
+    @property
+    def winner(self) -> Finalist:
+        """What is exported."""
+        return self.finalists[0]
+
+    @property
+    def ties(self) -> list[int]:
+        """Numbers of the trials that cannot be told from the winner."""
+        return [one.trial.number for one in self.finalists[1:] if one.overlaps(self.winner)]
+
+
 def final_scorer(work: Workbench, bars: Bars) -> Scorer:
     """The search's score with seeds of its own and more of them."""
     bench, second = work.bench, work.scorer.settings.second_encoder
@@ -42,6 +62,23 @@ def final_scorer(work: Workbench, bars: Bars) -> Scorer:
     if second is None:
         return scorer
     return replace(scorer, second=with_encoder(scorer, load_second_encoder(second, bench.model)))
+
+
+def sweep_weights(winner: Finalist, work: Workbench, folder: Path, bars: Bars) -> tuple[Finalist, Point]:
+    """The winner with the weight that a sweep from 0.4 to 1.2 recommends, and the point with its terms at every weight.
+
+    The sweep asks the search's probes; it is kept in `sweep.json` and read back.
+    """
+    key = f"{winner.record.folder.name}@{winner.point.step}"
+    known = _read(folder / "sweep.json")
+    if key not in known:
+        checkpoint = winner.record.load_best()
+        work.bench.adapter.load(checkpoint.state)
+        scorer = replace(work.scorer, settings=replace(work.scorer.settings, weights=SWEEP))
+        known = {key: point(checkpoint, work.score(bars, scorer), work.base_losses)}
+        write_atomic(folder / "sweep.json", json.dumps({k: asdict(p) for k, p in known.items()}, indent=1))
+    swept = known[key]
+    return replace(winner, point=replace(winner.point, weight=swept.weight)), swept
 
 
 def disagreement(finalists: Sequence[Finalist], encoder: str | None) -> str:

@@ -26,7 +26,7 @@ from autolora.sampling import Shot, render
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import Probe
 from autolora.scoring.scorer import Scorer
-from autolora.study.finals import Finalist, disagreement, final_scorer, hold_finals
+from autolora.study.finals import Finalist, Finals, disagreement, final_scorer, hold_finals, sweep_weights
 from autolora.study.trial import Point, Record
 from autolora.study.tune import Plan, records, spent_seconds
 from autolora.study.workbench import Workbench
@@ -37,34 +37,32 @@ SCORE_TOLERANCE = 0.005  # a half-precision file may move the score by this much
 def finish(plan: Plan, study: Study, work: Workbench, bars: Bars) -> str:
     """Choose, export, prove the file, write report and result; returns the summary for a person."""
     found = records(plan, study)
-    scorer, finalists = _finals(plan, study, found, work, bars)
-    winner = finalists[0]
+    finals = _finals(plan, study, found, work, bars)
+    winner = finals.winner
     state = winner.record.load_best().state
     work.bench.adapter.load(state)
     exported = _export(plan, work, winner, state)
-    _prove(work, scorer, winner, exported.path, state, bars)
-    page = _report(plan, study, work, found, finalists, exported.path, bars)
-    result = _result(plan, study, found, finalists, exported)
+    _prove(work, finals.scorer, winner, exported.path, state, bars)
+    page = _report(plan, study, work, found, finals, exported.path, bars)
+    result = _result(plan, study, found, finals, exported)
     write_atomic(plan.folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    return _summary(found, finalists, exported, page)
+    return _summary(found, finals, exported, page)
 
 
 def study_report(plan: Plan, study: Study, work: Workbench, bars: Bars) -> Path:
     """Write `report/index.html` from what the study's folder holds."""
     found = records(plan, study)
-    _, finalists = _finals(plan, study, found, work, bars)
-    return _report(plan, study, work, found, finalists, None, bars)
+    return _report(plan, study, work, found, _finals(plan, study, found, work, bars), None, bars)
 
 
-def _finals(
-    plan: Plan, study: Study, found: list[tuple[FrozenTrial, Record]], work: Workbench, bars: Bars
-) -> tuple[Scorer, list[Finalist]]:
+def _finals(plan: Plan, study: Study, found: list[tuple[FrozenTrial, Record]], work: Workbench, bars: Bars) -> Finals:
     began = time.perf_counter()
     scorer = final_scorer(work, bars)
-    finalists = hold_finals(found, scorer, work, plan.settings.finalists, plan.folder, bars)
+    winner, *others = hold_finals(found, scorer, work, plan.settings.finalists, plan.folder, bars)
+    winner, sweep = sweep_weights(winner, work, plan.folder, bars)
     spent = study.user_attrs.get("scoring_seconds", 0.0) + time.perf_counter() - began
     study.set_user_attr("scoring_seconds", spent)
-    return scorer, finalists
+    return Finals(scorer, [winner, *others], sweep)
 
 
 def _export(plan: Plan, work: Workbench, winner: Finalist, state: State) -> Exported:
@@ -121,13 +119,13 @@ def _report(
     study: Study,
     work: Workbench,
     found: list[tuple[FrozenTrial, Record]],
-    finalists: list[Finalist],
+    finals: Finals,
     export_path: Path | None,
     bars: Bars,
 ) -> Path:
-    winner = finalists[0]
+    winner = finals.winner
     trial, best = winner.trial, winner.point
-    judged = {one.trial.number: one.point for one in finalists}
+    judged = {one.trial.number: one.point for one in finals.finalists}
     baselines = {t.user_attrs["baseline"]: t.number for t, _ in found if t.user_attrs.get("baseline")}
     by_uid = {r.folder.name: r for _, r in found}
     rows = tuple(
@@ -151,10 +149,20 @@ def _report(
         activation_text=", ".join(dict.fromkeys([dataset.trigger, *(c.trigger for c in dataset.concepts)])),
         weight=best.weight,
         class_word=dataset.class_word,
+        sweep=_sweep_points(finals.sweep),
         bleed_limit=work.scorer.settings.bleed_limit,
-        notes=tuple(note for note in (disagreement(finalists, work.scorer.settings.second_encoder),) if note),
+        notes=tuple(note for note in (disagreement(finals.finalists, work.scorer.settings.second_encoder),) if note),
     )
     return write_report(content, plan.folder / "report" / "index.html")
+
+
+def _sweep_points(sweep: Point) -> tuple[CurvePoint, ...]:
+    found = []
+    for weight, terms in sorted(sweep.by_weight.items(), key=lambda pair: float(pair[0])):
+        f, e, bleed = (terms[name]["value"] for name in ("fidelity", "editability", "bleed_class"))
+        held = min(max(f, 0.0), 1.0), min(max(e, 0.0), 1.0)
+        found.append(CurvePoint(float(weight), 2 * held[0] * held[1] / max(sum(held), 1e-9), f, e, bleed))
+    return tuple(found)
 
 
 def _row(trial: FrozenTrial, record: Record | None, judged: Point | None) -> TrialRow:
@@ -212,10 +220,10 @@ def _grids(
 
 
 def _result(
-    plan: Plan, study: Study, found: list[tuple[FrozenTrial, Record]], finalists: list[Finalist], exported: Exported
+    plan: Plan, study: Study, found: list[tuple[FrozenTrial, Record]], finals: Finals, exported: Exported
 ) -> dict[str, Any]:
     """`result.json`: what programs read."""
-    winner = finalists[0]
+    winner = finals.winner
     states = Counter(trial.state.name for trial in study.trials)
     return {
         "study": plan.settings.name,
@@ -231,13 +239,14 @@ def _result(
             for trial, record in found
             if trial.user_attrs.get("baseline")
         },
-        "ties": [one.trial.number for one in finalists[1:] if one.overlaps(winner)],
+        "ties": finals.ties,
+        "sweep": finals.sweep.by_weight,
         "verdict": winner.point.verdict,
         "export": str(exported.path),
     }
 
 
-def _summary(found: list[tuple[FrozenTrial, Record]], finalists: list[Finalist], exported: Exported, page: Path) -> str:
+def _summary(found: list[tuple[FrozenTrial, Record]], finals: Finals, exported: Exported, page: Path) -> str:
     """The last words of a study."""
     lines = []
     for trial, record in found:
@@ -250,14 +259,13 @@ def _summary(found: list[tuple[FrozenTrial, Record]], finalists: list[Finalist],
                 f"{record.run.name} {fate}: without the trigger, {shares:.0%} of renders show the character "
                 f"at step {last.step}" + (f"; try {advice}" if (advice := record.remedy(last)) else "")
             )
-    winner = finalists[0]
+    winner = finals.winner
     p = winner.point
     lines.append(
         f"best: trial {winner.trial.number} ({winner.record.run.name}) at step {p.step}, weight {p.weight:g}: "
         f"score {p.score['value']:.3f} ({p.score['low']:.3f} to {p.score['high']:.3f}), {p.verdict}"
     )
-    ties = [str(one.trial.number) for one in finalists[1:] if one.overlaps(winner)]
-    if ties:
-        lines.append(f"not to be told from it by score: trial {' and '.join(ties)}")
+    if finals.ties:
+        lines.append(f"not to be told from it by score: trial {' and '.join(map(str, finals.ties))}")
     lines += [f"LoRA:   {exported.path}", f"report: {page}"]
     return "\n".join(lines)

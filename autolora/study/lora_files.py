@@ -111,7 +111,7 @@ def score_files(config: DictConfig, states: Mapping[Path, State]) -> tuple[list[
         for path, state in states.items():
             work.bench.adapter.load(state)
             with bars.task(f"rendering {path.name}", scorer.renders) as advance:
-                pictures = render_probes(scorer, work.bench.model, work.bench.adapter, work.render_settings, advance)
+                pictures = render_probes(scorer, work.bench.model, work.bench.adapter, advance)
             card = score(scorer, pictures)
             row = np.stack([pictures[probe, card.weight][0] for probe in shown])
             found.append(Scored(path, card, row))

@@ -39,13 +39,12 @@ class Workbench:
     base_losses: tuple[float, ...]  # the base model's validation losses by timestep bucket
 
     def score(self, bars: Bars | None = None, scorer: Scorer | None = None) -> Scorecard:
-        """Score what is in the adapter's slot 0: by the search's scorer and steps or by the one given at all steps."""
-        bench, settings = self.bench, self.render_settings if scorer else self.render_settings.search
+        """Score what is in the adapter's slot 0, by the search's scorer if no other is given."""
         scorer = scorer or self.scorer
         if bars is None:
-            return score(scorer, render_probes(scorer, bench.model, bench.adapter, settings))
+            return score(scorer, render_probes(scorer, self.bench.model, self.bench.adapter))
         with bars.task("rendering probes", scorer.renders) as advance:
-            return score(scorer, render_probes(scorer, bench.model, bench.adapter, settings, advance))
+            return score(scorer, render_probes(scorer, self.bench.model, self.bench.adapter, advance))
 
 
 def class_prompts(dataset: Dataset, class_tags: Sequence[str], count: int) -> list[str]:

@@ -32,12 +32,12 @@ def trial(number: int, recipe: str, speed: float, **more: object) -> TrialRow:
     points = curve(int(more.pop("steps", 1600)), 8, speed, 420.0)  # type: ignore[call-overload]
     good = [p for p in points if p.bleed_class < 0.15] or [points[0]]
     best = max(good, key=lambda p: p.score)
-    over = next((p.step for p in points if p.bleed_class > 0.15), None)
+    over = next((p.at for p in points if p.bleed_class > 0.15), None)
     fields: dict[str, object] = {
         "params": {},
         "state": "complete",
         "score": estimate(best.score),
-        "best_step": best.step,
+        "best_step": best.at,
         "terms": {
             "fidelity": estimate(best.fidelity),
             "likeness": estimate(best.fidelity),

@@ -19,6 +19,7 @@ from autolora.report.charts import (
     learning_curve,
     overview,
     spread,
+    weight_sweep,
 )
 from autolora.report.content import CurvePoint
 from autolora.scoring.intervals import Estimate
@@ -46,7 +47,7 @@ def test_lines_pass_through_the_checkpoints() -> None:
     chart = ET.fromstring(learning_curve(row, 0.15))
     line = next(e for e in chart.iter("polyline") if e.get("class") == "series bleed_class")
     points = [tuple(map(float, pair.split(","))) for pair in line.get("points", "").split()]
-    expected = [(frame.x(p.step), frame.y(p.bleed_class)) for p in row.curve]
+    expected = [(frame.x(p.at), frame.y(p.bleed_class)) for p in row.curve]
     assert points == [pytest.approx(pair, abs=0.06) for pair in expected]
     shade = next(e for e in chart.iter("rect") if e.get("class") == "burnt")
     assert float(shade.get("x", 0)) == pytest.approx(frame.x(row.overcooked_step or 0), abs=0.06)
@@ -75,3 +76,13 @@ def test_labels_keep_their_distance_and_order() -> None:
     assert sorted(placed)[1] - sorted(placed)[0] >= 12
     assert placed[1] - placed[0] >= 12
     assert spread([100.0, 100.0], 12, 0, 100) == [88.0, 100.0]
+
+
+def test_a_sweep_marks_the_recommended_weight() -> None:
+    points = [CurvePoint(w / 10, 0.5, w / 12, 1 - w / 20, w / 24) for w in range(4, 13)]
+    chart = str(weight_sweep(points, 0.8, 0.4))
+    assert "recommended 0.8" in chart
+    assert chart.count("<polyline") == 4
+    assert "weight 1.2: fidelity 1.00" in chart
+    assert 'class="limit"' in chart
+    assert "recommended" not in str(weight_sweep(points, None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from autolora.models import RenderSettings
 from autolora.scoring.encoders import Encoder
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import Probe
@@ -57,6 +58,7 @@ def made_up(likeness: float, follows: float, bleed: float, overcooked_at: float 
     encoder: Encoder = Passthrough()  # type: ignore[assignment]
     scorer = Scorer(
         SETTINGS,
+        RenderSettings(),
         encoder,
         suite,
         base,

@@ -21,6 +21,14 @@ from autolora import files
 from autolora.cli import main
 from autolora.paperdoll.weights import BASE
 
+CONSTRAINTS = {
+    "bleed_class",
+    "bleed_cross",
+    "burn",
+    "editability",
+    "memorisation",
+    "undercooked",
+}  # one seed: no spread
 ALONE = Path(__file__).parents[2] / "studies" / "diffusers_alone.py"
 SMALL = (
     "study.trials=3",
@@ -70,10 +78,13 @@ def test_a_study_leaves_what_it_promises(finished: Path) -> None:
     run = finished / "run"
     result = json.loads((run / "result.json").read_text("utf-8"))
     assert sum(result["trials"].values()) == 3
-    assert {"fidelity", "likeness", "editability", "bleed_class"} == set(result["best"]["terms"])
+    wanted = {"fidelity", "likeness", "editability", "bleed_class", "bleed_cross", "bleed_visible", "memorisation"}
+    assert wanted <= set(result["best"]["terms"])
+    assert set(result["sweep"]) == {f"{tenths / 10:g}" for tenths in range(4, 13)}
+    assert str(result["best"]["weight"]) in {str(tenths / 10) for tenths in range(4, 13)}
     assert "doll-adamw" in result["baselines"]
     study = optuna.load_study(study_name="small", storage=f"sqlite:///{run / 'study.db'}")
-    assert all(set(trial.constraints) == {"bleed_class", "editability", "undercooked"} for trial in study.trials)
+    assert all(set(trial.constraints) == CONSTRAINTS for trial in study.trials)
     assert len(json.loads((run / "finals.json").read_text("utf-8"))) == 3
     lora = Path(result["export"])
     assert lora.is_file() and lora.with_suffix(".json").is_file()
