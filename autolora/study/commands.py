@@ -14,6 +14,7 @@ from autolora.errors import ConfigError, StudyError
 from autolora.files import atomic_path, write_atomic
 from autolora.models import load_model
 from autolora.progress import Bars
+from autolora.study.export_best import export_best
 from autolora.study.finish import finish, study_report
 from autolora.study.lora_files import find_files, grid, print_table, read_files, score_files
 from autolora.study.trial import Record, point
@@ -119,12 +120,12 @@ def dashboard(config: DictConfig, study: str | None, arguments: list[str]) -> in
 
 
 def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
-    """Train one run, score every checkpoint, keep the best and the latest; the same command continues it."""
+    """Train one run, score every checkpoint, export the best; the same command continues it."""
     run = cfg.build_run(config)
     folder = cfg.run_folder(config, run.name)
     record = Record.open(folder, run)
     latest = record.latest()
-    if latest is not None and latest.done:
+    if (folder / "score.json").is_file():
         print(f"{folder} is finished; choose another out=FOLDER to train again")
         return 0
     waiting = iter([Assignment(run, latest)])
@@ -141,8 +142,11 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
             if record.scored_step() != checkpoint.step:
                 record.add(checkpoint, point(checkpoint, work.score(bars), work.base_losses))
             bars.say(f"step {checkpoint.step}: score {record.curve[-1].score['value']:.3f}  {record.curve[-1].verdict}")
+        best = record.best()
+        assert best is not None
+        exported = export_best(record, best, work, folder / "best", run.name)
     write_atomic(folder / "score.json", json.dumps(record.summary(), indent=2))
-    print(f"best checkpoint: step {record.summary()['step']}, {record.summary()['verdict']}\n{folder / 'best.pt'}")
+    print(f"best checkpoint: step {best.step}, {best.verdict}\nLoRA: {exported.path}")
     return 0
 
 

@@ -14,10 +14,9 @@ from PIL import Image
 
 from autolora.adapters.lora import State
 from autolora.errors import ExportError
-from autolora.export.metadata import Card
 from autolora.export.read import read_lora
 from autolora.export.verify import DiffusersTwin, compare_pictures, verify_deltas
-from autolora.export.write import Exported, export_lora
+from autolora.export.write import Exported
 from autolora.files import write_atomic
 from autolora.progress import Bars
 from autolora.report.content import CurvePoint, GridRow, Report, TrialRow
@@ -26,6 +25,7 @@ from autolora.sampling import Shot, render
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import Probe
 from autolora.scoring.scorer import Scorer
+from autolora.study.export_best import export_best
 from autolora.study.finals import Finalist, Finals, disagreement, final_scorer, hold_finals, sweep_weights
 from autolora.study.trial import Point, Record
 from autolora.study.tune import Plan, records, spent_seconds
@@ -39,10 +39,8 @@ def finish(plan: Plan, study: Study, work: Workbench, bars: Bars) -> str:
     found = records(plan, study)
     finals = _finals(plan, study, found, work, bars)
     winner = finals.winner
-    state = winner.record.load_best().state
-    work.bench.adapter.load(state)
-    exported = _export(plan, work, winner, state)
-    _prove(work, finals.scorer, winner, exported.path, state, bars)
+    exported = export_best(winner.record, winner.point, work, plan.folder / "best", plan.settings.name)
+    _prove(work, finals.scorer, winner, exported.path, bars)
     page = _report(plan, study, work, found, finals, exported.path, bars)
     result = _result(plan, study, found, finals, exported)
     write_atomic(plan.folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
@@ -65,35 +63,13 @@ def _finals(plan: Plan, study: Study, found: list[tuple[FrozenTrial, Record]], w
     return Finals(scorer, [winner, *others], sweep)
 
 
-def _export(plan: Plan, work: Workbench, winner: Finalist, state: State) -> Exported:
-    record, best = winner.record, winner.point
-    dataset, model = work.bench.dataset, work.bench.model
-    triggers = ", ".join(dict.fromkeys([dataset.class_word, dataset.trigger, *(c.trigger for c in dataset.concepts)]))
-    probe = work.scorer.of("trigger")[0]
-    preview = render(
-        model, [Shot(probe.prompt, probe.seeds[0], best.weight)], work.render_settings, work.bench.adapter
-    )[0]
-    facts = {"study": plan.settings.name, "score": str(best.score["value"]), "base_hash": model.base_hash}
-    card = Card(
-        activation_text=triggers,
-        preferred_weight=best.weight,
-        description=f"LoRA of {dataset.trigger} by autolora, recipe {record.run.name}: {best.verdict}",
-        step=best.step,
-        facts=facts,
-    )
-    picture = Image.fromarray(preview)
-    return export_lora(
-        state, record.run, dataset, model, plan.folder / "best", dataset.trigger, card=card, preview=picture
-    )
-
-
-def _prove(work: Workbench, scorer: Scorer, winner: Finalist, path: Path, state: State, bars: Bars) -> None:
+def _prove(work: Workbench, scorer: Scorer, winner: Finalist, path: Path, bars: Bars) -> None:
     """Reload the written file by our reader and by diffusers' own; deltas, pictures and score must agree.
 
     Raises:
         ExportError: they do not.
     """
-    bench = work.bench
+    bench, state = work.bench, winner.record.load_best().state
     verify_deltas(state, path, bench.model)
     reloaded = read_lora(path, bench.model)
     bench.adapter.load(reloaded)

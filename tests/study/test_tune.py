@@ -161,6 +161,28 @@ def test_diffusers_alone_draws_with_the_exported_file(finished: Path, tmp_path: 
     assert np.abs(grid[:64] - grid[64:]).mean() > 1  # the upper row is the base model's
 
 
+def test_one_recipe_is_trained_and_exported(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run killed before its export is finished by the same command, and then left alone."""
+    small = [s for s in SMALL if not s.startswith("study.")]
+    command = ["train", "dataset=quickstart", "train.steps_per_concept=8", f"cache={finished / 'cache'}", *small]
+    command.append(f"out={tmp_path}")
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autolora.study.commands.export_best", killed)
+    assert main(command) == 130
+    monkeypatch.undo()
+    assert main(command) == 0
+    (lora,) = (tmp_path / "best").glob("*.safetensors")
+    assert str(lora) in capsys.readouterr().out
+    written = lora.stat().st_mtime_ns
+    assert main(command) == 0
+    assert "is finished" in capsys.readouterr().out and lora.stat().st_mtime_ns == written
+
+
 @pytest.mark.parametrize("command", ["report", "export", "check"])
 def test_other_commands_on_a_finished_study(command: str, finished: Path) -> None:
     assert main([command, *tune(finished)[1:]]) == 0
