@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import shutil
 import tempfile
@@ -47,6 +48,7 @@ class StudySettings:
     minutes: float | None = None
     startup_trials: int = 3
     finalists: int = 3
+    retrain_seeds: int = 2
     seed: int = 0
     patience: int = 2
 
@@ -58,6 +60,14 @@ class StudySettings:
             )
         if self.minutes is not None and self.minutes <= 0:
             raise ConfigError(f"study.minutes must be above 0 or null, got {self.minutes}")
+        if self.retrain_seeds < 0:
+            raise ConfigError(f"study.retrain_seeds must be 0 (none) or more, got {self.retrain_seeds}")
+
+    @property
+    def search_minutes(self) -> float:
+        """The search's part of the time: 30% are kept for finals that train again."""
+        minutes = math.inf if self.minutes is None else self.minutes
+        return minutes * (0.7 if self.retrain_seeds else 1.0)
 
 
 def quote(argument: str) -> str:

@@ -37,8 +37,8 @@ from autolora.progress import Bars
 from autolora.provenance import provenance
 from autolora.sampling import Shot, render
 from autolora.scoring.scorecard import Scorecard
+from autolora.study.plan import make_plan
 from autolora.study.space import suggest
-from autolora.study.tune import make_plan
 from autolora.study.workbench import Workbench, open_workbench
 from autolora.train.loop import Assignment, train
 from autolora.train.run import Run

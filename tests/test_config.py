@@ -8,7 +8,7 @@ import pytest
 
 from autolora import config
 from autolora.errors import ConfigError
-from autolora.study.tune import make_plan
+from autolora.study.plan import make_plan
 
 STUDIES = sorted(p.stem for p in (config.ROOT / "studies").glob("*.yaml"))
 RECIPES = sorted(p.stem for p in (config.ROOT / "conf" / "recipe").glob("*.yaml"))

@@ -17,8 +17,9 @@ from autolora.progress import Bars
 from autolora.study.export_best import export_best
 from autolora.study.finish import finish, study_report
 from autolora.study.lora_files import find_files, grid, print_table, read_files, score_files
+from autolora.study.plan import Plan, make_plan, open_study
 from autolora.study.trial import Record, point
-from autolora.study.tune import Plan, make_plan, open_study, run_study
+from autolora.study.tune import run_study
 from autolora.study.workbench import open_workbench
 from autolora.train.loop import Assignment
 from autolora.train.loop import train as train_rounds

@@ -28,7 +28,7 @@ def export_best(record: Record, best: Point, work: Workbench, folder: Path, stud
         StorageError: the folder cannot be written.
     """
     dataset, model, adapter = work.bench.dataset, work.bench.model, work.bench.adapter
-    state = record.load_best().state
+    state = record.load(best)
     adapter.load(state)
     triggers = ", ".join(dict.fromkeys([dataset.class_word, dataset.trigger, *(c.trigger for c in dataset.concepts)]))
     probe = work.scorer.of("trigger")[0]

@@ -1,61 +1,67 @@
-"""The best trials' best checkpoints judged again with fresh seeds, so that luck in the search wins nothing."""
+"""The finals: the best checkpoints judged again with fresh seeds, the best recipes trained again with other seeds.
+
+Both are trials of a study of their own, `<study>/finals`, so that what was merely lucky in the search wins nothing.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
-from optuna.trial import FrozenTrial
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autolora.errors import StudyError
-from autolora.files import write_atomic
 from autolora.progress import Bars
 from autolora.scoring.encoders import load_second_encoder
 from autolora.scoring.scorer import Scorer, with_encoder, with_fresh_probes
-from autolora.study.trial import Point, Record, point
+from autolora.study.plan import Plan, study_storage
+from autolora.study.trial import DIVERGED, Point, Record, judged, point, ties
 from autolora.study.workbench import Workbench
+from autolora.train import checkpoint as checkpoints
+from autolora.train.loop import Assignment, Slot, train
 
-SWEEP = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
 REPEATS = 2  # seeds per prompt, as a multiple of the search's
+LEADERS = 2  # recipes that are trained again
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """A trial's best checkpoint as the finals judged it."""
+    """A checkpoint as the finals judged it: of a trial of the search, or of its recipe at another training seed."""
 
     trial: FrozenTrial
     record: Record
     point: Point
 
     def overlaps(self, other: Finalist) -> bool:
-        """Whether the two scores' intervals overlap: a tie, as far as can be told."""
-        own, its = self.point.score, other.point.score
-        return own["low"] <= its["high"] and its["low"] <= own["high"]
+        """Whether the two scores' intervals overlap."""
+        return ties(self.point, other.point)
 
 
 @dataclass(frozen=True)
 class Finals:
-    """How the finals went: the winner first, with the weight that its sweep recommends."""
+    """How the finals went."""
 
     scorer: Scorer
-    finalists: list[Finalist]
-    sweep: Point  # the winner at every weight of SWEEP, by the search's probes
+    finalists: list[Finalist]  # the best checkpoint of each trial, the winner first
+    retrained: dict[int, list[Point]]  # by trial, its recipe at several training seeds, its own first
+    ties: list[int]  # numbers of the trials that cannot be told from the winner
+    training_seconds: float = 0.0  # spent now on training again
 
     @property
     def winner(self) -> Finalist:
         """What is exported."""
         return self.finalists[0]
 
-    @property
-    def ties(self) -> list[int]:
-        """Numbers of the trials that cannot be told from the winner."""
-        return [one.trial.number for one in self.finalists[1:] if one.overlaps(self.winner)]
+    def at_weight(self, weight: float) -> Finals:
+        """The same with another weight recommended."""
+        winner = replace(self.winner, point=replace(self.winner.point, weight=weight))
+        return replace(self, finalists=[winner, *self.finalists[1:]])
 
 
 def final_scorer(work: Workbench, bars: Bars) -> Scorer:
-    """The search's score with seeds of its own and more of them."""
+    """The search's score with seeds of its own and more of them, all groups of probes and a second encoder."""
     bench, second = work.bench, work.scorer.settings.second_encoder
     with bars.task("rendering the base model for the finals", None) as advance:
         scorer = with_fresh_probes(work.scorer, bench.dataset, work.renders, bench.adapter, REPEATS, advance)
@@ -64,24 +70,165 @@ def final_scorer(work: Workbench, bars: Bars) -> Scorer:
     return replace(scorer, second=with_encoder(scorer, load_second_encoder(second, bench.model)))
 
 
-def sweep_weights(winner: Finalist, work: Workbench, folder: Path, bars: Bars) -> tuple[Finalist, Point]:
-    """The winner with the weight that a sweep from 0.4 to 1.2 recommends, and the point with its terms at every weight.
+def hold_finals(
+    plan: Plan, found: Sequence[tuple[FrozenTrial, Record]], scorer: Scorer, work: Workbench, bars: Bars
+) -> Finals:
+    """Judge the best trials' checkpoints again, train the two best recipes again, and choose.
 
-    The sweep asks the search's probes; it is kept in `sweep.json` and read back.
+    What was judged before is read back from the study `<study>/finals`.
+
+    Raises:
+        StudyError: no trial has a scored checkpoint yet.
     """
-    key = f"{winner.record.folder.name}@{winner.point.step}"
-    known = _read(folder / "sweep.json")
-    if key not in known:
-        checkpoint = winner.record.load_best()
-        work.bench.adapter.load(checkpoint.state)
-        scorer = replace(work.scorer, settings=replace(work.scorer.settings, weights=SWEEP))
-        known = {key: point(checkpoint, work.score(bars, scorer), work.base_losses)}
-        write_atomic(folder / "sweep.json", json.dumps({k: asdict(p) for k, p in known.items()}, indent=1))
-    swept = known[key]
-    return replace(winner, point=replace(winner.point, weight=swept.weight)), swept
+    if not found:
+        raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
+    stage = Stage(plan, scorer, work, bars)
+    ranked = sorted(found, key=lambda pair: pair[1].best_objective(), reverse=True)[: plan.settings.finalists]
+    asked = [(trial, record, p, None) for trial, record in ranked for p in record.candidates()]
+    field = stage.judge(asked)
+    leaders = _by_trial(field)[:LEADERS]
+    seeds = range(1, plan.settings.retrain_seeds + 1)
+    again = stage.judge([(one.trial, one.record, one.point, seed) for one in leaders for seed in seeds])
+    retrained = {
+        one.trial.number: [one.point, *(other.point for other in again if other.trial.number == one.trial.number)]
+        for one in leaders
+        if seeds
+    }
+    return replace(conclude(scorer, [*field, *again], retrained), training_seconds=stage.training_seconds)
 
 
-def disagreement(finalists: Sequence[Finalist], encoder: str | None) -> str:
+def conclude(scorer: Scorer, field: Sequence[Finalist], retrained: dict[int, list[Point]]) -> Finals:
+    """Choose the winner and say what cannot be told from it.
+
+    Of two recipes trained with several seeds the better one wins if their mean objectives lie two seed deviations
+    apart; otherwise they tie. Of the checkpoints that are left and tie with the highest score the one that bleeds
+    least wins: the limit on bleed is the same for all characters, what a bleed means is not. (On development character
+    9 the highest score bled in 22% of renders, the two it tied with in 5 and 10%, at higher likeness.)
+    """
+    beaten = seed_verdict(retrained)
+    left = [one for one in field if one.trial.number != beaten]
+    first = max(left, key=lambda one: (one.point.objective, -one.trial.number))
+    tied = [one for one in left if not one.point.broken and one.overlaps(first)]
+    winner = min(tied, key=lambda one: one.point.terms["bleed_class"]["value"], default=first)
+    others = [one for one in _by_trial(field) if one.trial.number != winner.trial.number]
+    same = [one.trial.number for one in others if one.trial.number != beaten and one.overlaps(winner)]
+    return Finals(scorer, [winner, *others], retrained, same)
+
+
+def seed_verdict(retrained: dict[int, list[Point]]) -> int | None:
+    """The trial whose recipe is clearly behind the other's over the training seeds; None where they tie."""
+    if len(retrained) != 2 or min(len(points) for points in retrained.values()) < 2:
+        return None
+    (a, b), values = retrained, [[p.objective for p in points] for points in retrained.values()]
+    gap = float(np.mean(values[0]) - np.mean(values[1]))
+    deviation = float(np.sqrt(np.mean([np.var(own, ddof=1) for own in values])))
+    if abs(gap) <= 2 * deviation:
+        return None
+    return b if gap > 0 else a
+
+
+def _by_trial(field: Sequence[Finalist]) -> list[Finalist]:
+    """The best checkpoint of each trial, the best trial first."""
+    ranked = sorted(field, key=lambda one: (-one.point.objective, one.trial.number))
+    return list({one.trial.number: one for one in reversed(ranked)}.values())[::-1]
+
+
+Asked = tuple[FrozenTrial, Record, Point, int | None]  # a checkpoint, or its recipe at another training seed
+
+
+class Stage:
+    """Works off the trials of the study `<study>/finals`, and continues what was interrupted."""
+
+    def __init__(self, plan: Plan, scorer: Scorer, work: Workbench, bars: Bars) -> None:
+        self.plan, self.scorer, self.work, self.bars = plan, scorer, work, bars
+        self.training_seconds = 0.0
+        self.study = optuna.create_study(
+            storage=study_storage(plan.folder),
+            study_name=f"{plan.settings.name}/finals",
+            direction="maximize",
+            load_if_exists=True,
+        )
+
+    def judge(self, asked: Sequence[Asked]) -> list[Finalist]:
+        """The checkpoints as the finals judge them; those that diverged are left out."""
+        entries = {_key(one): one for one in asked}
+        known = {trial.user_attrs["key"] for trial in self.study.get_trials(deepcopy=False)}
+        for key in entries:
+            if key not in known:
+                self.study.enqueue_trial({}, user_attrs={"key": key})
+        while (trial := self._claim(set(entries))) is not None:
+            self._work_off(trial, entries[trial.user_attrs["key"]])
+        done = {t.user_attrs["key"]: t.user_attrs for t in self.study.get_trials(deepcopy=False)}
+        return [
+            Finalist(one[0], self._record(one), Point(**done[key]["point"]))
+            for key, one in entries.items()
+            if "point" in done[key]
+        ]
+
+    def _claim(self, keys: set[str]) -> Trial | None:
+        """A trial that was interrupted, else the next one in the queue."""
+        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if frozen.user_attrs["key"] in keys:
+                return Trial(self.study, frozen._trial_id)
+        if self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            return self.study.ask()
+        return None
+
+    def _record(self, asked: Asked) -> Record:
+        """Where a checkpoint lies: with its trial, or beside it where it was trained with another seed."""
+        _, record, _, seed = asked
+        if seed is None:
+            return record
+        run = replace(record.run, train=replace(record.run.train, seed=record.run.train.seed + seed))
+        return Record.open(record.folder.with_name(f"{record.folder.name}-seed{run.train.seed}"), run)
+
+    def _work_off(self, trial: Trial, asked: Asked) -> None:
+        source, record, before, seed = asked
+        if seed is None:
+            self.work.bench.adapter.load(record.load(before))
+            found: Point | None = judged(before, self.work.score(self.bars, self.scorer))
+        else:
+            found = self._train_again(self._record(asked), before.step, f"trial {source.number}, seed {seed}")
+        for name, broken_by in (found.constraints if found else {"diverged": 1.0}).items():
+            trial.set_constraint(name, broken_by)
+        if found:
+            words = f"trial {source.number}" + (f" trained again with seed {seed}" if seed else "")
+            self.bars.say(f"finals: {words}, step {found.step}: score {found.score['value']:.3f}  {found.verdict}")
+            trial.set_user_attr("point", asdict(found))
+        self.study.tell(trial, found.objective if found else DIVERGED)
+
+    def _train_again(self, record: Record, step: int, words: str) -> Point | None:
+        """Train a recipe up to a step and judge it there; None where it diverged."""
+        latest = record.latest()
+        waiting = iter([Assignment(record.run, latest)])
+        bar = self.bars.add(f"training again ({words})", step)
+
+        def on_step(slot: Slot) -> None:
+            self.bars.set(bar, slot.step)
+
+        for (slot,) in train(lambda: next(waiting, None), self.work.bench, on_step):
+            checkpoint = slot.checkpoint
+            assert checkpoint is not None
+            if checkpoint.step < step and not checkpoint.diverged:
+                checkpoints.save(checkpoint, record.folder / "latest.pt")
+                continue
+            self.training_seconds += slot.seconds - (latest.seconds if latest else 0.0)
+            slot.stop()
+            if checkpoint.diverged:
+                break
+            if not record.curve:
+                card = self.work.score(self.bars, self.scorer)
+                record.add(checkpoint, point(checkpoint, card, self.work.base_losses))
+        self.bars.remove(bar)
+        return record.best()
+
+
+def _key(asked: Asked) -> str:
+    _, record, before, seed = asked
+    return f"{record.folder.name}@{before.step}" + (f"+{seed}" if seed else "")
+
+
+def disagreement(finals: Finals, encoder: str | None) -> str:
     """Whom the second encoder prefers to the winner: clearly more like it or clearly less bleed, and worse in neither.
 
     Empty where it prefers nobody.
@@ -90,7 +237,7 @@ def disagreement(finalists: Sequence[Finalist], encoder: str | None) -> str:
     def seen(one: Finalist, name: str) -> dict[str, float]:
         return one.point.second[max(one.point.second, key=float)][name]
 
-    winner, *others = finalists
+    winner, *others = finals.finalists
     for one in others if winner.point.second else ():
         closer = seen(one, "fidelity")["low"] > seen(winner, "fidelity")["high"]
         calmer = seen(one, "bleed_class")["high"] < seen(winner, "bleed_class")["low"]
@@ -102,46 +249,14 @@ def disagreement(finalists: Sequence[Finalist], encoder: str | None) -> str:
     return ""
 
 
-def hold_finals(
-    found: Sequence[tuple[FrozenTrial, Record]], scorer: Scorer, work: Workbench, count: int, folder: Path, bars: Bars
-) -> list[Finalist]:
-    """Judge the `count` trials with the best objectives again; the winner first, then by objective.
-
-    Of those whose score cannot be told from the highest the one that bleeds least wins: the limit on bleed is the same
-    for all characters, what a bleed means is not. (On development character 9 the highest score bled in 22% of renders,
-    the two it tied with in 5 and 10%, at higher likeness.)
-
-    Verdicts are kept in `finals.json` and read back for checkpoints that were judged before.
-
-    Raises:
-        StudyError: no trial has a scored checkpoint yet.
-    """
-    if not found:
-        raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
-    known = _read(folder / "finals.json")
-    ranked = sorted(found, key=lambda pair: _best(pair[1]).objective, reverse=True)[:count]
-    finalists = []
-    for trial, record in ranked:
-        key = f"{record.folder.name}@{_best(record).step}"
-        if key not in known:
-            checkpoint = record.load_best()
-            work.bench.adapter.load(checkpoint.state)
-            known[key] = point(checkpoint, work.score(bars, scorer), work.base_losses)
-            write_atomic(folder / "finals.json", json.dumps({k: asdict(p) for k, p in known.items()}, indent=1))
-        finalists.append(Finalist(trial, record, known[key]))
-    finalists.sort(key=lambda one: (-one.point.objective, one.trial.number))
-    tied = [one for one in finalists if not one.point.broken and one.overlaps(finalists[0])]
-    winner = min(tied, key=lambda one: one.point.terms["bleed_class"]["value"], default=finalists[0])
-    return [winner, *(one for one in finalists if one is not winner)]
-
-
-def _best(record: Record) -> Point:
-    best = record.best()
-    assert best is not None
-    return best
-
-
-def _read(path: Path) -> dict[str, Point]:
-    if not path.is_file():
-        return {}
-    return {key: Point(**content) for key, content in json.loads(path.read_text("utf-8")).items()}
+def seeds_in_words(finals: Finals) -> str:
+    """What training again with other seeds showed; empty where nothing was trained again."""
+    if not finals.retrained:
+        return ""
+    beaten = seed_verdict(finals.retrained)
+    scores = {n: ", ".join(f"{p.score['value']:.2f}" for p in points) for n, points in finals.retrained.items()}
+    shown = [f"trial {number} scores {values}" for number, values in scores.items()]
+    if len(finals.retrained) < 2:
+        return f"over {len(next(iter(finals.retrained.values())))} training seeds {shown[0]}"
+    verdict = "a tie" if beaten is None else f"trial {beaten} is clearly behind"
+    return f"over the training seeds {' and '.join(shown)}: {verdict}"

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autolora.files import write_atomic
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from autolora.adapters.lora import State
+from autolora.errors import StudyError
+from autolora.files import atomic_path, write_atomic
 from autolora.scoring.scorecard import Scorecard
 from autolora.scoring.verdict import remedy
 from autolora.train import checkpoint as checkpoints
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.run import Run
+
+DIVERGED = -10.0  # a finite objective below any score, so that the sampler learns to stay away
 
 
 @dataclass(frozen=True)
@@ -46,25 +53,36 @@ def point(checkpoint: Checkpoint, card: Scorecard, base_losses: Sequence[float])
     """A checkpoint and its scorecard as one point; `base_losses` are the base model's validation losses."""
     return Point(
         step=checkpoint.step,
-        objective=card.objective,
-        score=card.score.as_dict(),
-        weight=card.weight,
-        terms={name: term.as_dict() for name, term in card.terms.items()},
-        by_weight={w: {n: t.as_dict() for n, t in terms.items()} for w, terms in card.by_weight.items()},
-        constraints=card.constraints,
-        capture=card.capture,
         train_loss=checkpoint.train_loss,
         val_loss=checkpoint.val_loss,
         val_ratios=[round(a / b, 4) for a, b in zip(checkpoint.val_losses, base_losses, strict=True)],
-        verdict=card.verdict,
-        unmeasurable=card.unmeasurable,
-        second={w: {n: t.as_dict() for n, t in terms.items()} for w, terms in card.second.items()},
+        **_of_card(card),
     )
+
+
+def judged(before: Point, card: Scorecard) -> Point:
+    """The same checkpoint by another scorecard."""
+    return replace(before, **_of_card(card))
+
+
+def _of_card(card: Scorecard) -> dict[str, Any]:
+    return {
+        "objective": card.objective,
+        "score": card.score.as_dict(),
+        "weight": card.weight,
+        "terms": {name: term.as_dict() for name, term in card.terms.items()},
+        "by_weight": {w: {n: t.as_dict() for n, t in terms.items()} for w, terms in card.by_weight.items()},
+        "constraints": card.constraints,
+        "capture": card.capture,
+        "verdict": card.verdict,
+        "unmeasurable": card.unmeasurable,
+        "second": {w: {n: t.as_dict() for n, t in terms.items()} for w, terms in card.second.items()},
+    }
 
 
 @dataclass
 class Record:
-    """A trial's files: `curve.json`, `latest.pt` to continue from and `best.pt` to export from."""
+    """A trial's files: `curve.json`, `latest.pt` to continue from, `checkpoints/STEP.safetensors` to export from."""
 
     folder: Path
     run: Run
@@ -89,21 +107,61 @@ class Record:
         """The best point so far; the earliest of equals."""
         return max(self.curve, key=lambda p: p.objective, default=None)
 
+    def best_objective(self) -> float:
+        """The best point's objective; that of a diverged trial before the first point."""
+        return max((p.objective for p in self.curve), default=DIVERGED)
+
     def scored_step(self) -> int:
         """The step of the last scored checkpoint; 0 before the first."""
         return self.curve[-1].step if self.curve else 0
 
-    def load_best(self) -> Checkpoint:
-        """The best point's checkpoint."""
-        return checkpoints.load(self.folder / "best.pt", self.run)
+    def candidates(self) -> list[Point]:
+        """What the finals judge: the best point, and before it the earliest that cannot be told from it."""
+        contenders = self._contenders()
+        return contenders[:1] + contenders[1:][-1:]
+
+    def load(self, p: Point) -> State:
+        """The adapter of a kept point.
+
+        Raises:
+            StudyError: its file is missing or broken.
+        """
+        path = self._file(p)
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise StudyError(
+                f"{path} cannot be read ({error}); delete {self.folder} and run the same command"
+            ) from error
 
     def add(self, checkpoint: Checkpoint, new: Point) -> None:
         """Keep a scored checkpoint; the curve is written first, so that no checkpoint lacks its score."""
         self.curve.append(new)
         write_atomic(self.folder / "curve.json", json.dumps([asdict(p) for p in self.curve], indent=1))
-        if self.best() is new:
-            checkpoints.save(checkpoint, self.folder / "best.pt")
+        with atomic_path(self._file(new)) as temporary:
+            save_file({key: tensor.contiguous() for key, tensor in checkpoint.state.items()}, temporary)
         checkpoints.save(checkpoint, self.folder / "latest.pt")
+        self._keep(self._contenders())
+
+    def close(self) -> None:
+        """The trial has ended: keep what the finals judge, no more."""
+        self._keep(self.candidates())
+
+    def _contenders(self) -> list[Point]:
+        """The best point last, and all earlier ones that break nothing and whose score's interval overlaps its own."""
+        best = self.best()
+        if best is None or best.broken:
+            return [best] if best else []
+        return [p for p in self.curve if p is best or (p.step < best.step and not p.broken and ties(p, best))]
+
+    def _file(self, p: Point) -> Path:
+        return self.folder / "checkpoints" / f"{p.step}.safetensors"
+
+    def _keep(self, points: Sequence[Point]) -> None:
+        kept = {self._file(p) for p in points}
+        for path in (self.folder / "checkpoints").glob("*.safetensors"):
+            if path not in kept:
+                path.unlink()
 
     def overcooked_step(self) -> int | None:
         """The first step from which every later checkpoint is overcooked."""
@@ -139,6 +197,11 @@ class Record:
         calm = [float(w) for w, terms in p.by_weight.items() if terms["bleed_class"]["high"] <= _bleed_limit(p)]
         before = [one.step for one in self.curve if one.step < (self.overcooked_step() or 0)]
         return remedy(p.constraints, self.run.train.class_share, max(calm, default=None), max(before, default=None))
+
+
+def ties(one: Point, other: Point) -> bool:
+    """Whether the intervals of two scores overlap: a tie, as far as can be told."""
+    return one.score["low"] <= other.score["high"] and other.score["low"] <= one.score["high"]
 
 
 def overcooked(p: Point) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from autolora.adapters.lora import LoRA
+from autolora.errors import StudyError
 from autolora.optim.optimizers import AdamW
 from autolora.study.trial import Point, Record
+from autolora.train.checkpoint import Checkpoint
 from autolora.train.run import Run
 
 LIMIT = 0.5
@@ -56,3 +59,46 @@ def test_the_best_is_the_earliest_of_equals() -> None:
     best = record(*curve).best()
     assert best is not None and best.step == 200
     assert record().best() is None
+
+
+def scored(step: int, objective: float, half_width: float = 0.05) -> Point:
+    score = {"value": objective, "low": objective - half_width, "high": objective + half_width}
+    constraints = {"bleed_class": -objective}
+    return Point(step, objective, score, 1.0, {}, {}, constraints, {}, 0.1, 0.1, [], "")
+
+
+def checkpoint(run: Run, step: int) -> Checkpoint:
+    state = {"layer.lora_down.weight": torch.full((2, 3), float(step))}
+    return Checkpoint(run, step, 1.0, state, {}, 0.1, (0.1,), None, 1.0, done=False, diverged=False)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "during", "after"),
+    [
+        ([0.50, 0.74, 0.79, 0.80], [200, 300, 400], [200, 400]),  # the best and all before that it ties with
+        ([0.50, 0.80, 0.79, 0.20], [200], [200]),  # none after the best
+        ([0.10, 0.50, 0.90], [300], [300]),
+        ([-0.10, -0.05], [200], [200]),  # nothing feasible: the least broken
+        ([-0.02, 0.03], [200], [200]),  # an infeasible one is no candidate
+    ],
+)
+def test_what_the_finals_may_need_is_kept(
+    objectives: list[float], during: list[int], after: list[int], tmp_path: Path
+) -> None:
+    run = Run("made-up", LoRA(), AdamW())
+    kept = Record(tmp_path, run)
+    for number, objective in enumerate(objectives, 1):
+        kept.add(checkpoint(run, 100 * number), scored(100 * number, objective))
+    files = tmp_path / "checkpoints"
+    assert sorted(int(p.stem) for p in files.iterdir()) == during
+    kept.close()
+    assert sorted(int(p.stem) for p in files.iterdir()) == after
+    assert [p.step for p in kept.candidates()] == after
+    for p in Record.open(tmp_path, run).candidates():
+        assert float(kept.load(p)["layer.lora_down.weight"][0, 0]) == p.step
+
+
+def test_a_lost_checkpoint_is_named(tmp_path: Path) -> None:
+    lost = Record(tmp_path, Run("made-up", LoRA(), AdamW()))
+    with pytest.raises(StudyError, match=r"100\.safetensors"):
+        lost.load(scored(100, 0.5))

@@ -32,6 +32,7 @@ CONSTRAINTS = {
 ALONE = Path(__file__).parents[2] / "studies" / "diffusers_alone.py"
 SMALL = (
     "study.trials=3",
+    "study.retrain_seeds=1",
     "train.epochs=2",
     "model.render.steps=2",
     "scoring.class_seeds=1",
@@ -59,9 +60,14 @@ def tune(tmp_path: Path, *more: str) -> list[str]:
     return ["tune", small_study(tmp_path), f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}", *SMALL, *more]
 
 
+def trials_of(tmp_path: Path) -> list[Path]:
+    """The folders of a study's trials, without those of its finals."""
+    return [path for path in (tmp_path / "run" / "trials").iterdir() if "-seed" not in path.name]
+
+
 def final_state(tmp_path: Path, trial: Path | None = None) -> dict[str, bytes]:
     """The adapter of a trial's latest checkpoint, bit for bit."""
-    (folder,) = [trial] if trial else list((tmp_path / "run" / "trials").iterdir())
+    (folder,) = [trial] if trial else trials_of(tmp_path)
     state = torch.load(folder / "latest.pt", weights_only=True)["state"]
     return {key: tensor.numpy().tobytes() for key, tensor in state.items()}
 
@@ -85,7 +91,10 @@ def test_a_study_leaves_what_it_promises(finished: Path) -> None:
     assert "doll-adamw" in result["baselines"]
     study = optuna.load_study(study_name="small", storage=f"sqlite:///{run / 'study.db'}")
     assert all(set(trial.constraints) == CONSTRAINTS for trial in study.trials)
-    assert len(json.loads((run / "finals.json").read_text("utf-8"))) == 3
+    finals = optuna.load_study(study_name="small/finals", storage=f"sqlite:///{run / 'study.db'}")
+    assert all(trial.state is optuna.trial.TrialState.COMPLETE for trial in finals.trials)
+    assert sum("+1" in trial.user_attrs["key"] for trial in finals.trials) == 2  # two recipes, one seed more each
+    assert [len(scores) for scores in result["training_seeds"].values()] == [2, 2]
     lora = Path(result["export"])
     assert lora.is_file() and lora.with_suffix(".json").is_file()
     assert Image.open(lora.with_suffix(".png")).size == (64, 64)
@@ -210,9 +219,9 @@ def test_a_killed_study_is_continued_by_the_same_command(tmp_path: Path, finishe
     interrupted = json.loads(next((tmp_path / "run").glob("trials/*/curve.json")).read_text("utf-8"))
     assert len(interrupted) == 1
     assert main(command) == 0
-    (curve,) = [json.loads(p.read_text("utf-8")) for p in (tmp_path / "run").glob("trials/*/curve.json")]
+    (curve,) = [json.loads((trial / "curve.json").read_text("utf-8")) for trial in trials_of(tmp_path)]
     assert curve[0] == interrupted[0] and len(curve) == 2
-    assert final_state(tmp_path) in [final_state(finished, trial) for trial in (finished / "run" / "trials").iterdir()]
+    assert final_state(tmp_path) in [final_state(finished, trial) for trial in trials_of(finished)]
 
 
 def test_no_space_left_stops_cleanly(
@@ -249,6 +258,6 @@ def test_a_study_killed_between_its_last_checkpoint_and_its_verdict(
     monkeypatch.undo()
     assert main(command) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
-    (curve,) = [json.loads(p.read_text("utf-8")) for p in (tmp_path / "run").glob("trials/*/curve.json")]
+    (curve,) = [json.loads((trial / "curve.json").read_text("utf-8")) for trial in trials_of(tmp_path)]
     assert result["trials"] == {"complete": 1, "pruned": 0, "failed": 0}
     assert len(curve) == 2
