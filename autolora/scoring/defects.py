@@ -17,18 +17,18 @@ def cross_bleed(rendered: Sequence[Array], real: Sequence[Array], draws: int, se
     """How much oftener than real pictures renders of one concept show another, at the worst pair of concepts.
 
     Args:
-        rendered: for each concept asked for, (prompts, seeds, concepts) positions of its renders.
-        real: for each concept, (n, concepts) positions of its held-out pictures.
+        rendered: for each concept asked for, (prompts, seeds, concepts) how surely its renders pass for each concept.
+        real: for each concept, (n, concepts) the same of its held-out pictures.
 
     Returns:
-        max over i != j of P(nearest j | asked i) in renders minus the same in held-out pictures, with its draws.
+        max over i != j of P(shows j | asked i) in renders minus the same in held-out pictures, with its draws.
     """
     gaps, spreads = [], []
     for i, (asked, held_out) in enumerate(zip(rendered, real, strict=True)):
         for j in range(len(rendered)):
             if i != j:
-                shown = (asked.argmax(-1) == j).astype(float)
-                mistaken = float((held_out.argmax(-1) == j).mean())
+                shown = _shown(asked, j)
+                mistaken = float(_shown(held_out, j).mean())
                 gaps.append(float(shown.mean()) - mistaken)
                 spreads.append(bootstrap_means(shown, draws, seed) - mistaken)
     worst = int(np.argmax(gaps))
@@ -36,9 +36,13 @@ def cross_bleed(rendered: Sequence[Array], real: Sequence[Array], draws: int, se
 
 
 def confusion(rendered: Sequence[Array]) -> Array:
-    """(asked, shown) shares of renders, of positions as `cross_bleed` takes them."""
-    count = len(rendered)
-    return np.stack([np.bincount(asked.argmax(-1).ravel(), minlength=count) / asked[..., 0].size for asked in rendered])
+    """(asked, shown) shares of renders, as `cross_bleed` takes them; what shows no concept is in no column."""
+    return np.array([[float(_shown(asked, j).mean()) for j in range(len(rendered))] for asked in rendered])
+
+
+def _shown(passes: Array, concept: int) -> Array:
+    """1 where a picture passes for this concept and more surely than for any other."""
+    return np.asarray((passes.argmax(-1) == concept) & (passes[..., concept] > 0.5), dtype=float)
 
 
 def memorisation(rendered: Array, training: Array) -> Estimate:
@@ -92,7 +96,9 @@ def spread(rendered: Array, base: Array, draws: int, seed: int) -> tuple[float, 
 def burn(
     rendered: Pictures, base: Pictures, references: Pictures, prompts: int, draws: int, seed: int
 ) -> tuple[float, Array]:
-    """Excess of colour, clipping or fine detail above the base model's and the training pictures', in base deviations.
+    """Excess of colour, clipping or fine detail above the base model's and the training pictures', in deviations.
+
+    A deviation is that of the base model's renders or of the training pictures, whichever is larger.
 
     Args:
         rendered: (prompts * seeds, H, W, 3) renders, prompt by prompt.
@@ -105,7 +111,7 @@ def burn(
     """
     of_base, of_references = burn_features(base), burn_features(references)
     level = np.maximum(of_base.mean(0), of_references.mean(0))
-    excess = (burn_features(rendered) - level) / np.maximum(of_base.std(0), 1e-6)
+    excess = (burn_features(rendered) - level) / np.maximum(np.maximum(of_base.std(0), of_references.std(0)), 1e-6)
     by_prompt = excess.reshape(prompts, -1, excess.shape[1])
     resampled = [bootstrap_means(by_prompt[:, :, i], draws, seed) for i in range(excess.shape[1])]
     return float(excess.mean(0).max()), np.max(resampled, axis=0)

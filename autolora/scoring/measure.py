@@ -88,8 +88,8 @@ def _fidelity(scorer: Scorer, rows: Mapping[Probe, Array]) -> Draws:
 
 
 def _position(scorer: Scorer, reference: Reference, probes: list[Probe], rows: Mapping[Probe, Array]) -> Draws:
-    rendered = np.stack([reference.margin(rows[p]) for p in probes])
-    base = np.stack([reference.margin(scorer.base[p]) for p in probes])
+    rendered = np.stack([reference.passes(rows[p]) for p in probes])
+    base = np.stack([reference.passes(scorer.base[p]) for p in probes])
     return Draws(*relative_position(rendered, base, reference.real, scorer.settings.bootstrap, seed=1))
 
 
@@ -148,22 +148,11 @@ def _defects(
 
 
 def outfit_matrix(scorer: Scorer, rows: Mapping[Probe, Array]) -> tuple[list[Array], list[Array]]:
-    """Positions of each concept's renders, and of its held-out pictures, relative to every concept.
+    """(..., concepts) how surely each concept's renders, and its held-out pictures, pass for every concept."""
+    concepts = scorer.references.concepts
 
-    Each is (..., concepts), 0 = the base model and 1 = real pictures of that concept, so that they can be compared.
-    """
-    asked = [scorer.of("trigger", concept=concept.name) for concept in scorer.references.concepts]
-    base = np.concatenate([scorer.base[p] for p in scorer.of("trigger")])
+    def passes(embedded: Array) -> Array:
+        return np.stack([one.passes(embedded) for one in concepts], axis=-1)
 
-    def positions(embedded: Array) -> Array:
-        scales = [(one.margin(base).mean(), one.real.mean()) for one in scorer.references.concepts]
-        return np.stack(
-            [
-                (one.margin(embedded) - low) / (high - low)
-                for one, (low, high) in zip(scorer.references.concepts, scales, strict=True)
-            ],
-            axis=-1,
-        )
-
-    rendered = [positions(np.stack([rows[p] for p in probes])) for probes in asked]
-    return rendered, [positions(one.held_out) for one in scorer.references.concepts]
+    asked = [np.stack([rows[p] for p in scorer.of("trigger", concept=concept.name)]) for concept in concepts]
+    return [passes(own) for own in asked], [passes(one.held_out) for one in concepts]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import norm
 
 from autolora.data.sources import Picture
 from autolora.errors import StudyError
@@ -14,7 +15,7 @@ from autolora.models.base import BaseModel
 from autolora.sampling import Pictures
 from autolora.scoring.encoders import Encoder
 from autolora.scoring.intervals import Array, bootstrap_means
-from autolora.scoring.terms import Margin, cross_fitted_auc, fit_margin
+from autolora.scoring.terms import Margin, cross_fit, fit_margin
 from autolora.train.batches import LatentCache
 
 MINIMUM_AUC = 0.9
@@ -35,15 +36,28 @@ class Material:
         return np.concatenate(list(self.training.values()))
 
 
+PASSED_BY = 0.95  # share of real pictures that lie above the margin's threshold
+
+
 @dataclass(frozen=True)
 class Reference:
-    """One concept's margin and where its held-out pictures lie on it."""
+    """One concept's margin, and from where on a picture passes for a real one of it.
+
+    Counting what passes follows the share of pictures that show the character four times as closely as the mean
+    margin does: mean error .10 against .26 for likeness, .08 against .26 for bleed, by the oracle over 59 checkpoints
+    of development characters 3, 9 and 10. A render that lacks one mark still lies nine tenths of the way.
+    """
 
     name: str
     margin: Margin
-    real: Array  # (n,) margins of held-out pictures
-    held_out: Array  # (n, D) their embeddings
-    auc: float
+    threshold: float
+    width: float  # of the soft step, so that few renders still tell a near miss from a far one
+    real: Array  # (n,) how surely the user's own pictures pass, each judged by a margin fitted without it
+    held_out: Array  # (m, D) embeddings of held-out pictures
+
+    def passes(self, embeddings: Array) -> Array:
+        """(..., D) embeddings -> (...) from 0, surely no picture of it, to 1."""
+        return np.asarray(norm.cdf(self.margin(embeddings), self.threshold, self.width))
 
 
 @dataclass(frozen=True)
@@ -74,16 +88,18 @@ def fit_references(material: Material, encoder: Encoder, bootstrap: int) -> Refe
 
 
 def _fit(name: str, positives: Array, negatives: Array, held_out: Array, encoder: str, bootstrap: int) -> Reference:
-    auc = cross_fitted_auc(positives, negatives)
+    unseen, auc = cross_fit(positives, negatives)
     margin = fit_margin(positives, negatives)
-    real = margin(held_out)
-    low = np.quantile(bootstrap_means(real[:, None], bootstrap, 0), 0.025)
-    if auc < MINIMUM_AUC or low <= margin(negatives).mean():
+    every = np.concatenate([unseen, margin(held_out)])
+    threshold, width = float(np.quantile(every, 1 - PASSED_BY)), float(max(every.std() / 2, 1e-6))
+    reference = Reference(name, margin, threshold, width, norm.cdf(every, threshold, width), held_out)
+    low = np.quantile(bootstrap_means(reference.real[:, None], bootstrap, 0), 0.025)
+    if auc < MINIMUM_AUC or low <= reference.passes(negatives).mean():
         raise StudyError(
             f"`{name}` is unmeasurable: {encoder} tells its pictures from the base model's with AUC {auc:.2f} "
             f"(at least {MINIMUM_AUC} is needed); add pictures, or choose another scoring.encoder"
         )
-    return Reference(name, margin, real, held_out, auc)
+    return reference
 
 
 @torch.inference_mode()

@@ -107,8 +107,8 @@ def recommended_weight(by_weight: dict[str, dict[str, Estimate]], bleed_limit: f
 def broken_by(by_weight: dict[str, dict[str, Estimate]], settings: ScoringSettings) -> dict[str, float]:
     """Named constraints, above 0 where broken at any judged weight.
 
-    Bleeds and burn are held against the end of their interval that speaks against them; memorisation and spread are
-    broken only where the whole interval is beyond the limit, as their samples are small.
+    Class bleed, likeness and editability are held against the end of their interval that speaks against them; the
+    others are broken only where the whole interval is beyond the limit, as their samples are small.
     """
     every = list(by_weight.values())
     strongest = by_weight[max(by_weight, key=float)]
@@ -117,10 +117,10 @@ def broken_by(by_weight: dict[str, dict[str, Estimate]], settings: ScoringSettin
         "bleed_class": max(terms["bleed_class"].high for terms in every) - settings.bleed_limit,
         "editability": settings.editability_limit - min(terms["editability"].low for terms in every),
         "undercooked": settings.likeness_limit - strongest["likeness"].low,
-        "burn": max(terms["burn"].high for terms in every) - settings.burn_limit,
+        "burn": max(terms["burn"].low for terms in every) - settings.burn_limit,
     }
     if "bleed_cross" in strongest:
-        found["bleed_cross"] = max(terms["bleed_cross"].high for terms in every) - settings.cross_limit
+        found["bleed_cross"] = max(terms["bleed_cross"].low for terms in every) - settings.cross_limit
     if "memorisation" in strongest:
         found["memorisation"] = max(terms["memorisation"].low for terms in every) - settings.memorisation_limit
     if "spread" in strongest:
@@ -156,9 +156,6 @@ def _harmonic(a: Draws, b: Draws) -> Draws:
 
 
 def _capture(scorer: Scorer, rows: Mapping[Probe, Array]) -> float:
-    """Share of class-only renders nearer to the character than to the base model's mean picture."""
-    probes = scorer.of("class_only")
-    margin = scorer.references.character.margin
-    base = float(np.mean([margin(scorer.base[p]).mean() for p in probes]))
-    middle = (base + float(scorer.references.character.real.mean())) / 2
-    return float(np.mean([margin(rows[p]) > middle for p in probes]))
+    """Share of class-only renders that pass for the character."""
+    character = scorer.references.character
+    return float(np.mean([character.passes(rows[p]) > 0.5 for p in scorer.of("class_only")]))

@@ -36,27 +36,33 @@ def fit_margin(positives: Array, negatives: Array, shrinkage: float = 0.3) -> Ma
     return Margin(direction / np.linalg.norm(direction))
 
 
-def cross_fitted_auc(positives: Array, negatives: Array, folds: int = 5, seed: int = 0) -> float:
-    """Chance that an unseen reference lies above an unseen negative, each judged by a margin fitted without it."""
+def cross_fit(positives: Array, negatives: Array, folds: int = 5, seed: int = 0) -> tuple[Array, float]:
+    """Where references lie that the margin was fitted without, and how surely they lie above unseen negatives.
+
+    Returns:
+        (P,) positions, each by a margin fitted without that reference, and the AUC: the chance that an unseen
+        reference lies above an unseen negative. Without two references on either side of a fold both are 0.
+    """
     generator = np.random.default_rng(seed)
-    parts = [generator.integers(folds, size=len(rows)) for rows in (positives, negatives)]
-    wins = []
+    parts = [generator.permutation(np.arange(len(rows)) % folds) for rows in (positives, negatives)]
+    positions, wins = np.zeros(len(positives)), []
     for fold in range(folds):
         keep, left = [p != fold for p in parts], [p == fold for p in parts]
-        if min(k.sum() for k in keep) < 2 or not (left[0].any() and left[1].any()):
+        if min(k.sum() for k in keep) < 2 or not left[0].any():
             continue
         margin = fit_margin(positives[keep[0]], negatives[keep[1]])
-        wins.append((margin(positives[left[0]])[:, None] > margin(negatives[left[1]])[None, :]).ravel())
-    return float(np.concatenate(wins).mean()) if wins else 0.0
+        positions[left[0]] = margin(positives[left[0]])
+        wins.append((positions[left[0]][:, None] > margin(negatives[left[1]])[None, :]).ravel())
+    return positions, float(np.concatenate(wins).mean()) if wins else 0.0
 
 
 def relative_position(rendered: Array, base: Array, real: Array, draws: int, seed: int) -> tuple[float, Array]:
-    """Where renders lie between the base model (0) and real held-out pictures (1), with bootstrap draws.
+    """Where renders lie between the base model (0) and real pictures (1), with bootstrap draws.
 
     Args:
-        rendered: (prompts, seeds) margins of the LoRA's renders.
-        base: (prompts, seeds) margins of the base renders at the same seeds.
-        real: (n,) margins of held-out pictures.
+        rendered: (prompts, seeds) figures of the LoRA's renders.
+        base: (prompts, seeds) figures of the base renders at the same seeds.
+        real: (n,) figures of real pictures.
 
     Returns:
         The value and (draws,) bootstrap draws, paired over prompts and seeds.

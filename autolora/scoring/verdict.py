@@ -28,23 +28,26 @@ def verdict(
         "bleed_class": f"overcooked: {shown}" if terms["bleed_class"].value > settings.bleed_limit else None,
         "memorisation": "copied: {memorisation} of renders are as near to a training picture as those to one another",
         "burn": "burnt: colours or edges {burn} deviations beyond the base model and the training pictures",
-        "undercooked": "undercooked: likeness {likeness} of the real pictures",
+        "undercooked": "undercooked: only {likeness} of renders with the trigger pass for the real pictures",
         "bleed_cross": "mixed up: {bleed_cross} more of one concept's renders show another than of its real pictures",
         "editability": "stiff: prompts are followed {editability} as well as by the base model",
         "spread": "narrowed or scattered: renders of the class word differ {spread} as much as the base model's",
     }
-    shares = ("memorisation", "bleed_cross")
-    values = {name: f"{term.value:.0%}" if name in shares else f"{term.value:.2f}" for name, term in terms.items()}
+    shares = ("likeness", "memorisation", "bleed_cross")
+    values = {
+        name: f"{min(term.value, 1):.0%}" if name in shares else f"{term.value:.2f}" for name, term in terms.items()
+    }
     if terms["likeness"].value >= settings.likeness_limit:
         faults["undercooked"] = (
-            f"undercooking not ruled out: likeness {{likeness}}, perhaps {terms['likeness'].low:.2f}"
+            "undercooking not ruled out: {likeness} of renders with the trigger pass for the real pictures, "
+            f"perhaps {terms['likeness'].low:.0%}"
         )
     for name, words in faults.items():
         if words and constraints.get(name, 0.0) > 0:
             return words.format(**values)
     if constraints["bleed_class"] > 0:
         return f"bleed not ruled out: {shown}"
-    return f"good: likeness {values['likeness']}, {shown}"
+    return f"good: {values['likeness']} of renders with the trigger pass for the real pictures, {shown}"
 
 
 REMEDIES = {

@@ -173,8 +173,9 @@ class Record:
         return step
 
     def hopelessly_overcooked(self, patience: int) -> bool:
-        """Whether at the last `patience` checkpoints bleed is surely above its limit at every weight."""
-        return len(self.curve) >= patience and all(surely_overcooked(p) for p in self.curve[-patience:])
+        """Whether at the last `patience` checkpoints bleed is surely above its limit, and does not fall."""
+        last = self.curve[-patience:]
+        return len(last) >= patience and all(map(surely_overcooked, last)) and _bleed(last[-1]) >= _bleed(last[0])
 
     def summary(self, best: Point | None = None) -> dict[str, Any]:
         """The best point, or the one given for it, in the schema of `result.json`."""
@@ -206,13 +207,16 @@ def ties(one: Point, other: Point) -> bool:
 
 def overcooked(p: Point) -> bool:
     """Whether at the strongest judged weight bleed is above its limit."""
-    strongest = max(p.by_weight, key=float, default="")
-    return not p.diverged and bool(strongest) and p.by_weight[strongest]["bleed_class"]["value"] > _bleed_limit(p)
+    return not p.diverged and bool(p.by_weight) and _bleed(p) > _bleed_limit(p)
 
 
 def surely_overcooked(p: Point) -> bool:
-    """Whether even the most favourable weight's bleed interval lies above the limit: likeness cannot buy that back."""
-    return not p.diverged and min(terms["bleed_class"]["low"] for terms in p.by_weight.values()) > _bleed_limit(p)
+    """Whether at the strongest judged weight all of bleed's interval is above the limit."""
+    return overcooked(p) and _bleed(p, "low") > _bleed_limit(p)
+
+
+def _bleed(p: Point, end: str = "value") -> float:
+    return p.by_weight[max(p.by_weight, key=float)]["bleed_class"][end]
 
 
 def _bleed_limit(p: Point) -> float:

@@ -15,7 +15,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def outfits(*shown: int) -> np.ndarray:
-    """(prompts, 1, 2) positions of renders that show these outfits."""
+    """(prompts, 1, 2) how surely renders that show these outfits pass for each."""
     return np.eye(2)[list(shown)][:, None, :]
 
 
@@ -41,6 +41,11 @@ def test_cross_bleed_forgives_what_real_pictures_do_too() -> None:
 
 def test_confusion_rows_are_shares() -> None:
     assert confusion([outfits(0, 0, 0, 1), outfits(1, 1)]).tolist() == [[0.75, 0.25], [0.0, 1.0]]
+
+
+def test_what_shows_no_outfit_is_no_mix_up() -> None:
+    assert confusion([0.4 * outfits(1, 1), outfits(1, 1)]).tolist() == [[0.0, 0.0], [0.0, 1.0]]
+    assert cross_bleed([0.4 * outfits(1, 1), outfits(1, 1)], REAL, 50, 0)[0] == 0
 
 
 def test_copies_are_memorised_and_new_pictures_are_not() -> None:

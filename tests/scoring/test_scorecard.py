@@ -16,7 +16,12 @@ from autolora.scoring.settings import ScoringSettings
 from autolora.scoring.terms import Margin
 
 SETTINGS = ScoringSettings(
-    overrides=("a", "b"), bootstrap=100, bleed_limit=0.3, editability_limit=0.5, likeness_limit=0.5
+    overrides=("a", "b"),
+    bootstrap=100,
+    bleed_limit=0.3,
+    editability_limit=0.5,
+    likeness_limit=0.4,
+    spread_limits=(0, 1e9),  # a share of bleeding renders scatters too, which is test_defects' business
 )
 PROMPTS = 6
 WEIGHTS = (0.7, 1.0)
@@ -48,13 +53,13 @@ def probes() -> tuple[Probe, ...]:
 
 
 def made_up(likeness: float, follows: float, bleed: float, overcooked_at: float | None = None) -> Scorecard:
-    """The card of renders that stand at these shares of the way; bleed only at one weight if so asked."""
+    """The card of renders of which these shares show the character; bleed only at one weight if so asked."""
     noise = np.random.default_rng(0)
     suite = probes()
     texts = np.stack([np.eye(1 + PROMPTS)[1 + i % PROMPTS] for i in range(len(suite))])
     base = {p: np.stack([texts[i] + noise.normal(0, 0.01, 7) for _ in p.seeds]) for i, p in enumerate(suite)}
     held_out = np.tile(CHARACTER, (4, 1))
-    reference = Reference("mona", Margin(CHARACTER), real=np.full(4, 1.0), held_out=held_out, auc=1.0)
+    reference = Reference("mona", Margin(CHARACTER), 0.5, 0.1, real=np.full(4, 1.0), held_out=held_out)
     encoder: Encoder = Passthrough()  # type: ignore[assignment]
     scorer = Scorer(
         SETTINGS,
@@ -74,15 +79,16 @@ def made_up(likeness: float, follows: float, bleed: float, overcooked_at: float 
             shown, kept = shares[p.group]
             if p.group == "class_only" and overcooked_at not in (None, weight):
                 shown = 0.0
-            rows = [kept * texts[i] + shown * CHARACTER + noise.normal(0, 0.01, 7) for _ in p.seeds]
+            at = [(i % PROMPTS + PROMPTS * k) / (PROMPTS * len(p.seeds)) for k in range(len(p.seeds))]
+            rows = [kept * texts[i] + (a < shown) * CHARACTER + noise.normal(0, 0.01, 7) for a in at]
             pictures[p, weight] = canvas(np.stack(rows), noise)
     return score(scorer, pictures)  # type: ignore[arg-type]
 
 
 def test_a_good_lora_breaks_nothing_and_scores_high() -> None:
-    card = made_up(likeness=0.95, follows=0.9, bleed=0.0)
+    card = made_up(likeness=0.75, follows=0.9, bleed=0.0)
     assert card.broken == []
-    assert card.objective == card.score.value == pytest.approx(2 * 0.95 * 0.9 / 1.85, abs=0.03)
+    assert card.objective == card.score.value == pytest.approx(2 * 0.75 * 0.9 / 1.65, abs=0.03)
     assert card.verdict.startswith("good")
 
 
@@ -108,7 +114,7 @@ def test_what_cannot_be_measured_says_why() -> None:
 
 
 def test_likeness_cannot_buy_bleed_off() -> None:
-    modest, bleeding = made_up(0.6, 0.6, 0.1), made_up(1.0, 1.0, 0.35)
+    modest, bleeding = made_up(0.75, 0.7, 0.0), made_up(1.0, 1.0, 0.35)
     assert bleeding.score.value > modest.score.value
     assert bleeding.objective < 0 < modest.objective
 
@@ -135,6 +141,6 @@ def test_what_every_render_shares_costs_no_editability() -> None:
     assert made_up(1.0, 1.0, 0.0).terms["editability"].value == pytest.approx(1, abs=0.02)
 
 
-def test_capture_counts_renders_nearer_to_the_character() -> None:
-    assert made_up(1.0, 1.0, 0.8).capture == {"0.7": 1.0, "1": 1.0}
-    assert made_up(1.0, 1.0, 0.1).capture == {"0.7": 0.0, "1": 0.0}
+def test_capture_counts_renders_that_pass_for_the_character() -> None:
+    assert made_up(1.0, 1.0, 0.75).capture == {"0.7": 0.75, "1": 0.75}
+    assert made_up(1.0, 1.0, 0.0).capture == {"0.7": 0.0, "1": 0.0}

@@ -8,7 +8,7 @@ import pytest
 from autolora.errors import ConfigError
 from autolora.scoring.intervals import bootstrap_means, estimate
 from autolora.scoring.settings import ScoringSettings
-from autolora.scoring.terms import cross_fitted_auc, editability, fit_margin, relative_position
+from autolora.scoring.terms import cross_fit, editability, fit_margin, relative_position
 
 RNG = np.random.default_rng(0)
 
@@ -26,8 +26,21 @@ def test_margin_finds_the_axis_that_separates() -> None:
 
 
 def test_auc_is_half_without_and_one_with_a_difference() -> None:
-    assert 0.25 < cross_fitted_auc(cloud(0, 60, 1), cloud(0, 60, 2)) < 0.75
-    assert cross_fitted_auc(cloud(4, 30, 1), cloud(0, 30, 2)) > 0.99
+    assert 0.25 < cross_fit(cloud(0, 60, 1), cloud(0, 60, 2))[1] < 0.75
+    assert cross_fit(cloud(4, 30, 1), cloud(0, 30, 2))[1] > 0.99
+
+
+def test_references_are_placed_without_themselves() -> None:
+    """Where nothing separates them but chance, a margin that has seen a reference flatters it."""
+    positives, negatives = cloud(0, 12, 1), cloud(0, 40, 2)
+    unseen, _ = cross_fit(positives, negatives)
+    seen = fit_margin(positives, negatives)(positives)
+    assert len(unseen) == len(positives)
+    assert seen.mean() - unseen.mean() > 0.3
+
+
+def test_too_few_references_are_told_by_their_auc() -> None:
+    assert cross_fit(cloud(4, 1, 1), cloud(0, 30, 2))[1] == 0.0
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

@@ -47,11 +47,12 @@ def test_overcooked_from_the_step_after_which_all_are(bleeds: list[tuple[float, 
     assert record(*curve).overcooked_step() == step
 
 
-def test_hopeless_only_where_no_weight_can_save_it() -> None:
-    sure, weight_saves = point(100, 0.1, (0.7, 0.9)), point(100, 0.1, (0.5, 0.9))
-    assert record(sure, sure).hopelessly_overcooked(patience=2)
-    assert not record(sure).hopelessly_overcooked(patience=2)
-    assert not record(sure, weight_saves).hopelessly_overcooked(patience=2)
+def test_hopeless_where_it_surely_bleeds_and_more_and_more() -> None:
+    mild, sure, surer = (point(100, 0.1, (0.1, bleed)) for bleed in (0.55, 0.7, 0.9))
+    assert record(mild, sure, surer).hopelessly_overcooked(patience=2)
+    assert not record(surer).hopelessly_overcooked(patience=2)
+    assert not record(mild, surer).hopelessly_overcooked(patience=2)
+    assert not record(surer, sure).hopelessly_overcooked(patience=2)  # class pictures are winning
 
 
 def test_the_best_is_the_earliest_of_equals() -> None:

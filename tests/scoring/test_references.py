@@ -1,0 +1,69 @@
+"""References fitted on clouds: what passes for real, what is half way, what cannot be told apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autolora.errors import StudyError
+from autolora.scoring.encoders import Encoder
+from autolora.scoring.references import Material, References, fit_references
+
+
+class Flat:
+    """Takes the first values of pictures for their embeddings."""
+
+    name = "flat"
+
+    def images(self, pictures: np.ndarray) -> np.ndarray:
+        return pictures.reshape(len(pictures), -1)
+
+    def texts(self, prompts: list[str]) -> np.ndarray:
+        raise NotImplementedError
+
+
+def cloud(center: float, count: int, seed: int, outfit: float = 0.0) -> np.ndarray:
+    """(count, 12); the first axis tells the character, the second its outfit."""
+    rows = np.random.default_rng(seed).normal(size=(count, 12))
+    rows[:, 0] = rows[:, 0] * 0.5 + center
+    rows[:, 1] = rows[:, 1] * 0.5 + outfit
+    return rows
+
+
+def fit(center: float, outfits: tuple[float, ...] = (0.0,)) -> References:
+    """A character in some outfits, against a base model at 0."""
+    encoder: Encoder = Flat()  # type: ignore[assignment]
+    material = Material(
+        "mona",
+        {f"outfit {i}": cloud(center, 24, 10 + i, outfit) for i, outfit in enumerate(outfits)},
+        {f"outfit {i}": cloud(center, 6, 20 + i, outfit) for i, outfit in enumerate(outfits)},
+        cloud(0, 120, 3),
+    )
+    return fit_references(material, encoder, 100)
+
+
+def test_real_pictures_pass_and_the_base_model_does_not() -> None:
+    reference = fit(5).character
+    assert reference.real.mean() > 0.85
+    assert reference.passes(cloud(5, 400, 7)).mean() > 0.8
+    assert reference.passes(cloud(0, 400, 8)).mean() < 0.01
+
+
+def test_half_way_is_not_half_passed() -> None:
+    """A mean position of one half would call this half a likeness; no picture of it is one."""
+    assert fit(5).character.passes(cloud(2.5, 400, 7)).mean() < 0.1
+
+
+def test_concepts_are_told_from_their_siblings_and_the_character_is_not() -> None:
+    found = fit(5, (-5, 5))
+    first, second = found.concepts
+    pictures = [cloud(5, 400, 7, -5), cloud(5, 400, 8, 5)]
+    assert first.name == "outfit 0" and len(found.training) == 48
+    assert first.passes(pictures[0]).mean() > 0.8 > 0.1 > first.passes(pictures[1]).mean()
+    assert second.passes(pictures[1]).mean() > 0.8 > 0.1 > second.passes(pictures[0]).mean()
+    assert found.character.passes(np.concatenate(pictures)).mean() > 0.8
+
+
+def test_what_cannot_be_told_from_the_base_model_is_refused() -> None:
+    with pytest.raises(StudyError, match=r"unmeasurable.*flat tells"):
+        fit(0.3)
