@@ -41,7 +41,7 @@ examples
 
 STUDY is a name in studies/ or the path of your own .yaml file. Every key of the config can be set.
 Ctrl-C stops; the same command continues. Exit codes: 0 done, 2 configuration, 3 pictures, 4 model,
-5 study, 6 LoRA file, 7 disk, 130 or 143 interrupted.
+5 study, 6 LoRA file, 7 disk, 8 done but unmeasured, 130 or 143 interrupted.
 """
 
 

@@ -33,6 +33,10 @@ class StudyError(AutoloraError):
     exit_code = 5
 
 
+class Unmeasurable(StudyError):
+    """Pictures that the scoring encoder cannot tell from the base model's, so that no score would mean anything."""
+
+
 class ExportError(AutoloraError):
     """A LoRA file that cannot be read, written or verified."""
 
@@ -43,3 +47,6 @@ class StorageError(AutoloraError):
     """A disk that is full or a folder that cannot be written."""
 
     exit_code = 7
+
+
+UNMEASURED_EXIT_CODE = 8  # done, but chosen by validation loss alone

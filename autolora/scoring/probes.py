@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from autolora.data.captions import join_tags, split_tags
@@ -24,6 +24,11 @@ class Probe:
     prompt: str
     base_prompt: str
     seeds: tuple[int, ...]
+
+
+def of_groups(probes: Iterable[Probe], *groups: str, concept: str | None = None) -> list[Probe]:
+    """The probes of some groups, and of one concept where it is given."""
+    return [p for p in probes if p.group in groups and concept in (None, p.concept)]
 
 
 def strip_triggers(prompt: str, dataset: Dataset) -> str:

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import norm
 
 from autolora.data.sources import Picture
-from autolora.errors import StudyError
+from autolora.errors import Unmeasurable
 from autolora.models.base import BaseModel
 from autolora.sampling import Pictures
 from autolora.scoring.encoders import Encoder
@@ -73,7 +73,7 @@ def fit_references(material: Material, encoder: Encoder, bootstrap: int) -> Refe
     """Embed the material and fit a margin for each concept, against its siblings too, and for the character.
 
     Raises:
-        StudyError: the encoder cannot tell a concept from the base model's pictures, so no score would mean anything.
+        Unmeasurable: the encoder cannot tell a concept from the base model's pictures, so no score would mean anything.
     """
     training = {name: encoder.images(pictures) for name, pictures in material.training.items()}
     held_out = {name: encoder.images(pictures) for name, pictures in material.held_out.items()}
@@ -95,7 +95,7 @@ def _fit(name: str, positives: Array, negatives: Array, held_out: Array, encoder
     reference = Reference(name, margin, threshold, width, norm.cdf(every, threshold, width), held_out)
     low = np.quantile(bootstrap_means(reference.real[:, None], bootstrap, 0), 0.025)
     if auc < MINIMUM_AUC or low <= reference.passes(negatives).mean():
-        raise StudyError(
+        raise Unmeasurable(
             f"`{name}` is unmeasurable: {encoder} tells its pictures from the base model's with AUC {auc:.2f} "
             f"(at least {MINIMUM_AUC} is needed); add pictures, or choose another scoring.encoder"
         )

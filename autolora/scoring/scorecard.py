@@ -99,7 +99,7 @@ def _embed(scorer: Scorer, pictures: Mapping[tuple[Probe, float], Pictures]) -> 
 
 def recommended_weight(by_weight: dict[str, dict[str, Estimate]], bleed_limit: float) -> float:
     """The smallest weight with 95% of the fidelity that can be had within the bleed limit; else the smallest weight."""
-    feasible = {float(w): t["fidelity"].value for w, t in by_weight.items() if t["bleed_class"].value <= bleed_limit}
+    feasible = {float(w): t["fidelity"].value for w, t in by_weight.items() if t["bleed_class"].high <= bleed_limit}
     enough = 0.95 * max(feasible.values(), default=0.0)
     return min((w for w, fidelity in feasible.items() if fidelity >= enough), default=min(map(float, by_weight)))
 

@@ -14,7 +14,7 @@ from autolora.models.base import BaseModel, RenderSettings
 from autolora.sampling import BaseRenders, Pictures
 from autolora.scoring.encoders import Encoder
 from autolora.scoring.intervals import Array
-from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, strip_triggers
+from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, of_groups, strip_triggers
 from autolora.scoring.references import Material, References, decode, fit_references
 from autolora.scoring.settings import ScoringSettings
 from autolora.train.batches import LatentCache
@@ -39,7 +39,7 @@ class Scorer:
 
     def of(self, *groups: str, concept: str | None = None) -> list[Probe]:
         """The probes of some groups, and of one concept where it is given."""
-        return [p for p in self.probes if p.group in groups and concept in (None, p.concept)]
+        return of_groups(self.probes, *groups, concept=concept)
 
     @property
     def renders(self) -> int:
@@ -59,7 +59,7 @@ def prepare(
     """Render what is missing, embed it and fit the margins.
 
     Raises:
-        StudyError: the encoder cannot tell a concept from the base model's pictures, so no score would mean anything.
+        Unmeasurable: the encoder cannot tell a concept from the base model's pictures.
     """
     probes = build_probes(dataset, settings)
     base, base_pictures = _base_of(probes, renders, encoder, None, advance)
@@ -136,7 +136,7 @@ def with_encoder(scorer: Scorer, encoder: Encoder) -> Scorer:
     """The same probes and pictures as another encoder sees them; prompts are not embedded again.
 
     Raises:
-        StudyError: that encoder cannot tell a concept from the base model's pictures.
+        Unmeasurable: that encoder cannot tell a concept from the base model's pictures.
     """
     base = _embed(encoder, scorer.base_pictures)
     references = fit_references(scorer.material, encoder, scorer.settings.bootstrap)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from autolora import config as cfg
 from autolora.data.concepts import describe, load_dataset, step_ledger
-from autolora.errors import ConfigError, StudyError
+from autolora.errors import UNMEASURED_EXIT_CODE, ConfigError, StudyError
 from autolora.files import atomic_path, write_atomic
 from autolora.models import load_model
 from autolora.progress import Bars
@@ -18,7 +18,7 @@ from autolora.study.export_best import export_best
 from autolora.study.finish import finish, study_report
 from autolora.study.lora_files import find_files, grid, print_table, read_files, score_files
 from autolora.study.plan import Plan, make_plan, open_study
-from autolora.study.trial import Record, point
+from autolora.study.trial import Record
 from autolora.study.tune import run_study
 from autolora.study.workbench import open_workbench
 from autolora.train.loop import Assignment
@@ -56,7 +56,7 @@ def tune(config: DictConfig, study: str | None, arguments: list[str]) -> int:
         run_study(plan, opened, work, bars)
         text = finish(plan, opened, work, bars)
     print(text)
-    return 0
+    return UNMEASURED_EXIT_CODE if work.unmeasured else 0
 
 
 def _largest(plan: Plan, runs: list[Run]) -> list[Run]:
@@ -96,7 +96,7 @@ def export(config: DictConfig, study: str | None, arguments: list[str]) -> int:
         work = open_workbench(config, [*own, *_largest(plan, own)], bars)
         text = finish(plan, opened, work, bars)
     print(text)
-    return 0
+    return UNMEASURED_EXIT_CODE if work.unmeasured else 0
 
 
 def report(config: DictConfig, study: str | None, arguments: list[str]) -> int:
@@ -141,14 +141,14 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
                     f"{run.name} diverged at step {checkpoint.step}: lower optimizer.lr or set train.max_norm"
                 )
             if record.scored_step() != checkpoint.step:
-                record.add(checkpoint, point(checkpoint, work.score(bars), work.base_losses))
-            bars.say(f"step {checkpoint.step}: score {record.curve[-1].score['value']:.3f}  {record.curve[-1].verdict}")
+                record.add(checkpoint, work.measure(checkpoint, bars))
+            bars.say(f"step {checkpoint.step}: {record.curve[-1].words}")
         best = record.best()
         assert best is not None
         exported = export_best(record, best, work, folder / "best", run.name)
     write_atomic(folder / "score.json", json.dumps(record.summary(), indent=2))
-    print(f"best checkpoint: step {best.step}, {best.verdict}\nLoRA: {exported.path}")
-    return 0
+    print(f"best checkpoint: step {best.step}, {best.words}\nLoRA: {exported.path}")
+    return UNMEASURED_EXIT_CODE if work.unmeasured else 0
 
 
 def score(config: DictConfig, study: str | None, arguments: list[str]) -> int:

@@ -28,7 +28,7 @@ def report_study(
     work: Workbench,
     found: list[tuple[FrozenTrial, Record]],
     finals: Finals,
-    sweep: Point,
+    sweep: Point | None,
     export_path: Path | None,
     bars: Bars,
 ) -> Path:
@@ -44,7 +44,7 @@ def report_study(
         if t.user_attrs.get("uid")
     )
     dataset = work.bench.dataset
-    notes = [seeds_in_words(finals), disagreement(finals, work.scorer.settings.second_encoder)]
+    notes = [seeds_in_words(finals), disagreement(finals, work.scoring.second_encoder)]
     content = Report(
         study=plan.settings.name,
         verdict=best.verdict,
@@ -61,15 +61,15 @@ def report_study(
         weight=best.weight,
         class_word=dataset.class_word,
         sweep=_sweep_points(sweep),
-        bleed_limit=work.scorer.settings.bleed_limit,
+        bleed_limit=work.scoring.bleed_limit,
         notes=tuple(note for note in notes if note),
     )
     return write_report(content, plan.folder / "report" / "index.html")
 
 
-def _sweep_points(sweep: Point) -> tuple[CurvePoint, ...]:
+def _sweep_points(sweep: Point | None) -> tuple[CurvePoint, ...]:
     found = []
-    for weight, terms in sorted(sweep.by_weight.items(), key=lambda pair: float(pair[0])):
+    for weight, terms in sorted((sweep.by_weight if sweep else {}).items(), key=lambda pair: float(pair[0])):
         f, e, bleed = (terms[name]["value"] for name in ("fidelity", "editability", "bleed_class"))
         held = min(max(f, 0.0), 1.0), min(max(e, 0.0), 1.0)
         found.append(CurvePoint(float(weight), 2 * held[0] * held[1] / max(sum(held), 1e-9), f, e, bleed))
@@ -86,6 +86,7 @@ def _row(trial: FrozenTrial, record: Record | None, judged: Point | None) -> Tri
             p.step, p.score["value"], *(p.terms[name]["value"] for name in ("fidelity", "editability", "bleed_class"))
         )
         for p in (record.curve if record else [])
+        if p.score is not None
     )
     return TrialRow(
         number=trial.number,
@@ -93,7 +94,7 @@ def _row(trial: FrozenTrial, record: Record | None, judged: Point | None) -> Tri
         recipe=recipe,
         params={} if baseline else {k.removeprefix(f"{recipe}/"): v for k, v in trial.params.items() if k != "recipe"},
         state={"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower()),
-        score=Estimate(**best.score) if best else None,
+        score=Estimate(**best.score) if best and best.score else None,
         best_step=best.step if best else None,
         terms={name: Estimate(**term) for name, term in best.terms.items()} if best else {},
         broken=tuple(best.broken) if best else (),
@@ -107,7 +108,7 @@ def _grids(
     work: Workbench, found: list[tuple[FrozenTrial, Record]], record: Record, best: Point, bars: Bars
 ) -> list[GridRow]:
     """Same prompts and seeds by the base model, each unchanged recipe's last checkpoint and the best, at its weight."""
-    of = work.scorer.of
+    of = work.of
     chosen: list[tuple[str, Probe, int]] = [("with the trigger", p, p.seeds[0]) for p in of("trigger")[::3][:3]]
     chosen += [("the character in another outfit", p, p.seeds[0]) for p in of("novel")[:2]]
     chosen += [("without the trigger", p, p.seeds[0]) for p in of("class_only")[:5]]

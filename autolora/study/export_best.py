@@ -31,14 +31,14 @@ def export_best(record: Record, best: Point, work: Workbench, folder: Path, stud
     state = record.load(best)
     adapter.load(state)
     triggers = ", ".join(dict.fromkeys([dataset.class_word, dataset.trigger, *(c.trigger for c in dataset.concepts)]))
-    probe = work.scorer.of("trigger")[0]
+    probe = work.of("trigger")[0]
     preview = render(model, [Shot(probe.prompt, probe.seeds[0], best.weight)], work.render_settings, adapter)[0]
     card = Card(
         activation_text=triggers,
         preferred_weight=best.weight,
         description=f"LoRA of {dataset.trigger} by autolora, recipe {record.run.name}: {best.verdict}",
         step=best.step,
-        facts={"study": study, "score": str(best.score["value"]), "base_hash": model.base_hash},
+        facts={"study": study, "score": best.words, "base_hash": model.base_hash},
     )
     picture = Image.fromarray(preview)
     return export_lora(state, record.run, dataset, model, folder, dataset.trigger, card=card, preview=picture)

@@ -43,7 +43,7 @@ class Finalist:
 class Finals:
     """How the finals went."""
 
-    scorer: Scorer
+    scorer: Scorer | None
     finalists: list[Finalist]  # the best checkpoint of each trial, the winner first
     retrained: dict[int, list[Point]]  # by trial, its recipe at several training seeds, its own first
     ties: list[int]  # numbers of the trials that cannot be told from the winner
@@ -60,30 +60,32 @@ class Finals:
         return replace(self, finalists=[winner, *self.finalists[1:]])
 
 
-def final_scorer(work: Workbench, bars: Bars) -> Scorer:
+def final_scorer(search: Scorer, work: Workbench, bars: Bars) -> Scorer:
     """The search's score with seeds of its own and more of them, all groups of probes and a second encoder."""
-    bench, second = work.bench, work.scorer.settings.second_encoder
+    bench, second = work.bench, search.settings.second_encoder
     with bars.task("rendering the base model for the finals", None) as advance:
-        scorer = with_fresh_probes(work.scorer, bench.dataset, work.renders, bench.adapter, REPEATS, advance)
+        scorer = with_fresh_probes(search, bench.dataset, work.renders, bench.adapter, REPEATS, advance)
     if second is None:
         return scorer
     return replace(scorer, second=with_encoder(scorer, load_second_encoder(second, bench.model)))
 
 
-def hold_finals(
-    plan: Plan, found: Sequence[tuple[FrozenTrial, Record]], scorer: Scorer, work: Workbench, bars: Bars
-) -> Finals:
+def hold_finals(plan: Plan, found: Sequence[tuple[FrozenTrial, Record]], work: Workbench, bars: Bars) -> Finals:
     """Judge the best trials' checkpoints again, train the two best recipes again, and choose.
 
-    What was judged before is read back from the study `<study>/finals`.
+    What was judged before is read back from the study `<study>/finals`. Where nothing can be measured the checkpoint of
+    the lowest validation loss wins.
 
     Raises:
         StudyError: no trial has a scored checkpoint yet.
     """
     if not found:
         raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
-    stage = Stage(plan, scorer, work, bars)
     ranked = sorted(found, key=lambda pair: pair[1].best_objective(), reverse=True)[: plan.settings.finalists]
+    if work.scorer is None:
+        return Finals(None, [Finalist(trial, record, record.candidates()[-1]) for trial, record in ranked], {}, [])
+    scorer = final_scorer(work.scorer, work, bars)
+    stage = Stage(plan, scorer, work, bars)
     asked = [(trial, record, p, None) for trial, record in ranked for p in record.candidates()]
     field = stage.judge(asked)
     leaders = _by_trial(field)[:LEADERS]
@@ -186,14 +188,14 @@ class Stage:
         source, record, before, seed = asked
         if seed is None:
             self.work.bench.adapter.load(record.load(before))
-            found: Point | None = judged(before, self.work.score(self.bars, self.scorer))
+            found: Point | None = judged(before, self.work.score(self.scorer, self.bars))
         else:
             found = self._train_again(self._record(asked), before.step, f"trial {source.number}, seed {seed}")
         for name, broken_by in (found.constraints if found else {"diverged": 1.0}).items():
             trial.set_constraint(name, broken_by)
         if found:
             words = f"trial {source.number}" + (f" trained again with seed {seed}" if seed else "")
-            self.bars.say(f"finals: {words}, step {found.step}: score {found.score['value']:.3f}  {found.verdict}")
+            self.bars.say(f"finals: {words}, step {found.step}: {found.words}")
             trial.set_user_attr("point", asdict(found))
         self.study.tell(trial, found.objective if found else DIVERGED)
 
@@ -217,7 +219,7 @@ class Stage:
             if checkpoint.diverged:
                 break
             if not record.curve:
-                card = self.work.score(self.bars, self.scorer)
+                card = self.work.score(self.scorer, self.bars)
                 record.add(checkpoint, point(checkpoint, card, self.work.base_losses))
         self.bars.remove(bar)
         return record.best()
@@ -254,7 +256,10 @@ def seeds_in_words(finals: Finals) -> str:
     if not finals.retrained:
         return ""
     beaten = seed_verdict(finals.retrained)
-    scores = {n: ", ".join(f"{p.score['value']:.2f}" for p in points) for n, points in finals.retrained.items()}
+    scores = {
+        number: ", ".join(f"{p.score['value']:.2f}" for p in points if p.score)
+        for number, points in finals.retrained.items()
+    }
     shown = [f"trial {number} scores {values}" for number, values in scores.items()]
     if len(finals.retrained) < 2:
         return f"over {len(next(iter(finals.retrained.values())))} training seeds {shown[0]}"

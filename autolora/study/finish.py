@@ -21,7 +21,7 @@ from autolora.sampling import Shot, render
 from autolora.scoring.scorer import Scorer
 from autolora.study.evidence import report_study
 from autolora.study.export_best import export_best
-from autolora.study.finals import Finalist, Finals, final_scorer, hold_finals, seeds_in_words
+from autolora.study.finals import Finalist, Finals, hold_finals, seeds_in_words
 from autolora.study.plan import Plan
 from autolora.study.sweep import sweep_weights
 from autolora.study.trial import Point, Record
@@ -53,17 +53,18 @@ def study_report(plan: Plan, study: Study, work: Workbench, bars: Bars) -> Path:
 
 def _finals(
     plan: Plan, study: Study, found: list[tuple[FrozenTrial, Record]], work: Workbench, bars: Bars
-) -> tuple[Finals, Point]:
+) -> tuple[Finals, Point | None]:
     """The finals, and the winner at every weight, which decides the weight to recommend."""
     began = time.perf_counter()
-    scorer = final_scorer(work, bars)
-    finals = hold_finals(plan, found, scorer, work, bars)
-    sweep = sweep_weights(finals.winner, work, plan.folder, bars)
+    finals = hold_finals(plan, found, work, bars)
+    if work.scorer is None:
+        return finals, None
+    sweep = sweep_weights(finals.winner, work.scorer, work, plan.folder, bars)
     add_seconds(study, finals.training_seconds, time.perf_counter() - began - finals.training_seconds)
     return finals.at_weight(sweep.weight), sweep
 
 
-def _prove(work: Workbench, scorer: Scorer, winner: Finalist, path: Path, bars: Bars) -> None:
+def _prove(work: Workbench, scorer: Scorer | None, winner: Finalist, path: Path, bars: Bars) -> None:
     """Reload the written file by our reader and by diffusers' own; deltas, pictures and score must agree.
 
     Raises:
@@ -73,17 +74,18 @@ def _prove(work: Workbench, scorer: Scorer, winner: Finalist, path: Path, bars: 
     verify_deltas(state, path, bench.model)
     reloaded = read_lora(path, bench.model)
     bench.adapter.load(reloaded)
-    card = work.score(bars, scorer)
-    gap = abs(card.score.value - winner.point.score["value"])
-    if gap > SCORE_TOLERANCE:
-        raise ExportError(
-            f"{path} scores {card.score.value:.3f} after reloading, the trial {winner.point.score['value']:.3f}; "
-            f"a gap of at most {SCORE_TOLERANCE} was expected"
-        )
+    before = winner.point.score
+    if scorer is not None and before is not None:
+        after = work.score(scorer, bars).score.value
+        if abs(after - before["value"]) > SCORE_TOLERANCE:
+            raise ExportError(
+                f"{path} scores {after:.3f} after reloading, the trial {before['value']:.3f}; "
+                f"a gap of at most {SCORE_TOLERANCE} was expected"
+            )
     folder = getattr(bench.model, "folder", None)
     if folder is not None:
-        probe = work.scorer.of("trigger")[0]
-        shots = [Shot(probe.prompt, probe.seeds[0], weight) for weight in work.scorer.settings.weights]
+        probe = work.of("trigger")[0]
+        shots = [Shot(probe.prompt, probe.seeds[0], weight) for weight in work.scoring.weights]
         ours = render(bench.model, shots, work.render_settings, bench.adapter)
         twin = DiffusersTwin(path, folder, bench.model)
         twin.verify_deltas(state)
@@ -95,7 +97,7 @@ def _result(
     study: Study,
     found: list[tuple[FrozenTrial, Record]],
     finals: Finals,
-    sweep: Point,
+    sweep: Point | None,
     exported: Exported,
 ) -> dict[str, Any]:
     """`result.json`: what programs read."""
@@ -117,7 +119,7 @@ def _result(
         },
         "ties": finals.ties,
         "training_seeds": {number: [p.score for p in points] for number, points in finals.retrained.items()},
-        "sweep": sweep.by_weight,
+        "sweep": sweep.by_weight if sweep else {},
         "verdict": winner.point.verdict,
         "export": str(exported.path),
     }
@@ -127,8 +129,8 @@ def _summary(found: list[tuple[FrozenTrial, Record]], finals: Finals, exported: 
     """The last words of a study."""
     lines = []
     for trial, record in found:
-        if trial.user_attrs.get("baseline"):
-            last = record.curve[-1]
+        last = record.curve[-1]
+        if trial.user_attrs.get("baseline") and last.capture:
             shares = max(last.capture.values())
             step = record.overcooked_step()
             fate = f"overcooked after step {step}" if step else "did not overcook"
@@ -136,12 +138,9 @@ def _summary(found: list[tuple[FrozenTrial, Record]], finals: Finals, exported: 
                 f"{record.run.name} {fate}: without the trigger, {shares:.0%} of renders show the character "
                 f"at step {last.step}" + (f"; try {advice}" if (advice := record.remedy(last)) else "")
             )
-    winner = finals.winner
-    p = winner.point
-    lines.append(
-        f"best: trial {winner.trial.number} ({winner.record.run.name}) at step {p.step}, weight {p.weight:g}: "
-        f"score {p.score['value']:.3f} ({p.score['low']:.3f} to {p.score['high']:.3f}), {p.verdict}"
-    )
+    winner, p = finals.winner, finals.winner.point
+    name = f"trial {winner.trial.number} ({winner.record.run.name})"
+    lines.append(f"best: {name} at step {p.step}, weight {p.weight:g}: {p.words}")
     if finals.ties:
         lines.append(f"not to be told from it by score: trial {' and '.join(map(str, finals.ties))}")
     lines += [seeds_in_words(finals)] if finals.retrained else []

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from autolora import config as cfg
 from autolora.adapters.lora import LoRA, State
-from autolora.errors import ConfigError, ExportError
+from autolora.errors import ConfigError, ExportError, Unmeasurable
 from autolora.export.read import lora_of, read_lora
 from autolora.models import load_model
 from autolora.progress import Bars
@@ -105,7 +105,11 @@ def score_files(config: DictConfig, states: Mapping[Path, State]) -> tuple[list[
     )
     with Bars() as bars:
         work = open_workbench(config, [Run("score", adapter=room)], bars)
-        scorer = final_scorer(work, bars)  # as a study's last word, so that an export scores here as it did there
+        if work.scorer is None:
+            raise Unmeasurable(work.unmeasured)
+        scorer = final_scorer(
+            work.scorer, work, bars
+        )  # as a study's last word, so that an export scores here as it did there
         shown = _shown(scorer)
         found = []
         for path, state in states.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from autolora.files import write_atomic
 from autolora.progress import Bars
+from autolora.scoring.scorer import Scorer
 from autolora.study.finals import Finalist
 from autolora.study.trial import Point, judged
 from autolora.study.workbench import Workbench
@@ -15,7 +16,7 @@ from autolora.study.workbench import Workbench
 WEIGHTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
 
 
-def sweep_weights(winner: Finalist, work: Workbench, folder: Path, bars: Bars) -> Point:
+def sweep_weights(winner: Finalist, search: Scorer, work: Workbench, folder: Path, bars: Bars) -> Point:
     """The winner as the search's probes see it at every weight; its `weight` is the recommended one.
 
     It is kept in `sweep.json` and read back.
@@ -25,7 +26,7 @@ def sweep_weights(winner: Finalist, work: Workbench, folder: Path, bars: Bars) -
     if key in known:
         return Point(**known[key])
     work.bench.adapter.load(winner.record.load(winner.point))
-    scorer = replace(work.scorer, settings=replace(work.scorer.settings, weights=WEIGHTS))
-    swept = judged(winner.point, work.score(bars, scorer))
+    scorer = replace(search, settings=replace(search.settings, weights=WEIGHTS))
+    swept = judged(winner.point, work.score(scorer, bars))
     write_atomic(path, json.dumps({key: asdict(swept)}, indent=1))
     return swept

@@ -29,7 +29,7 @@ class Point:
 
     step: int
     objective: float
-    score: dict[str, float]
+    score: dict[str, float] | None  # None where nothing can be measured
     weight: float
     terms: dict[str, dict[str, float]]
     by_weight: dict[str, dict[str, dict[str, float]]]
@@ -44,6 +44,13 @@ class Point:
     diverged: bool = False
 
     @property
+    def words(self) -> str:
+        """The score, where there is one, and the verdict."""
+        if self.score is None:
+            return self.verdict
+        return "score {value:.3f} ({low:.3f} to {high:.3f}), ".format(**self.score) + self.verdict
+
+    @property
     def broken(self) -> list[str]:
         """Names of the broken constraints."""
         return [name for name, value in self.constraints.items() if value > 0]
@@ -51,13 +58,26 @@ class Point:
 
 def point(checkpoint: Checkpoint, card: Scorecard, base_losses: Sequence[float]) -> Point:
     """A checkpoint and its scorecard as one point; `base_losses` are the base model's validation losses."""
-    return Point(
-        step=checkpoint.step,
-        train_loss=checkpoint.train_loss,
-        val_loss=checkpoint.val_loss,
-        val_ratios=[round(a / b, 4) for a, b in zip(checkpoint.val_losses, base_losses, strict=True)],
-        **_of_card(card),
-    )
+    return Point(**_of_training(checkpoint, base_losses), **_of_card(card))
+
+
+def unmeasured_point(checkpoint: Checkpoint, base_losses: Sequence[float], reason: str) -> Point:
+    """A checkpoint that only its validation loss speaks for: the lower, relative to the base model's, the better."""
+    found = _of_training(checkpoint, base_losses)
+    loss = sum(found["val_ratios"]) / len(found["val_ratios"])
+    verdict = f"unmeasured: validation loss {loss:.0%} of the base model's"
+    return Point(**found, objective=-loss, score=None, weight=1.0, terms={}, by_weight={}, constraints={}, capture={},
+                 verdict=verdict, unmeasurable={"score": reason})  # fmt: skip
+
+
+def _of_training(checkpoint: Checkpoint, base_losses: Sequence[float]) -> dict[str, Any]:
+    ratios = [round(a / b, 4) for a, b in zip(checkpoint.val_losses, base_losses, strict=True)]
+    return {
+        "step": checkpoint.step,
+        "train_loss": checkpoint.train_loss,
+        "val_loss": checkpoint.val_loss,
+        "val_ratios": ratios,
+    }
 
 
 def judged(before: Point, card: Scorecard) -> Point:
@@ -202,12 +222,14 @@ class Record:
 
 def ties(one: Point, other: Point) -> bool:
     """Whether the intervals of two scores overlap: a tie, as far as can be told."""
+    if one.score is None or other.score is None:
+        return False
     return one.score["low"] <= other.score["high"] and other.score["low"] <= one.score["high"]
 
 
 def overcooked(p: Point) -> bool:
-    """Whether at the strongest judged weight bleed is above its limit."""
-    return not p.diverged and bool(p.by_weight) and _bleed(p) > _bleed_limit(p)
+    """Whether at the strongest judged weight bleed may be above its limit, as the constraint has it."""
+    return not p.diverged and bool(p.by_weight) and _bleed(p, "high") > _bleed_limit(p)
 
 
 def surely_overcooked(p: Point) -> bool:

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from autolora.progress import Bars
 from autolora.study.plan import Plan
 from autolora.study.space import suggest
-from autolora.study.trial import DIVERGED, Record, point
+from autolora.study.trial import DIVERGED, Record
 from autolora.study.workbench import Workbench
 from autolora.train.loop import Assignment, Slot, train
 
@@ -78,16 +78,14 @@ class Driver:
             return self._finish(slot, TrialState.COMPLETE)
         if record.scored_step() != checkpoint.step:
             began = time.perf_counter()
-            record.add(checkpoint, point(checkpoint, self.work.score(self.bars), self.work.base_losses))
+            record.add(checkpoint, self.work.measure(checkpoint, self.bars))
             self.scoring_seconds += time.perf_counter() - began
         best = record.best()
         assert best is not None
         number = len(record.curve)
         if number not in self.study.trials[trial.number].intermediate_values:
             trial.report(best.objective, number)
-        self.bars.say(
-            f"  step {checkpoint.step}: score {record.curve[-1].score['value']:.3f}  {record.curve[-1].verdict}"
-        )
+        self.bars.say(f"  step {checkpoint.step}: {record.curve[-1].words}")
         if record.hopelessly_overcooked(self.plan.settings.patience) and not checkpoint.done:
             trial.set_user_attr("reason", f"overcooked after step {record.overcooked_step()}")
             self._finish(slot, TrialState.COMPLETE)

@@ -13,16 +13,19 @@ from autolora import config as cfg
 from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset, load_dataset
 from autolora.data.sources import Picture
-from autolora.errors import StudyError
+from autolora.errors import StudyError, Unmeasurable
 from autolora.models import load_model
 from autolora.models.base import RenderSettings
 from autolora.progress import Bars
 from autolora.sampling import BaseRenders
 from autolora.scoring.encoders import load_encoder
-from autolora.scoring.probes import strip_triggers
+from autolora.scoring.probes import Probe, build_probes, of_groups, strip_triggers
 from autolora.scoring.scorecard import Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer, prepare
+from autolora.scoring.settings import ScoringSettings
+from autolora.study.trial import Point, point, unmeasured_point
 from autolora.train.batches import LatentCache, PromptCache
+from autolora.train.checkpoint import Checkpoint
 from autolora.train.loop import Bench
 from autolora.train.loss import validation_losses
 from autolora.train.run import Run
@@ -35,12 +38,24 @@ class Workbench:
     bench: Bench
     renders: BaseRenders
     render_settings: RenderSettings
-    scorer: Scorer
+    scoring: ScoringSettings
+    probes: tuple[Probe, ...]  # the search's
+    scorer: Scorer | None  # None where nothing can be measured
+    unmeasured: str  # why; empty where it can
     base_losses: tuple[float, ...]  # the base model's validation losses by timestep bucket
 
-    def score(self, bars: Bars | None = None, scorer: Scorer | None = None) -> Scorecard:
-        """Score what is in the adapter's slot 0, by the search's scorer if no other is given."""
-        scorer = scorer or self.scorer
+    def of(self, *groups: str) -> list[Probe]:
+        """The search's probes of some groups."""
+        return of_groups(self.probes, *groups)
+
+    def measure(self, checkpoint: Checkpoint, bars: Bars | None = None) -> Point:
+        """The checkpoint as the search sees it: scored, or by its validation loss where nothing can be measured."""
+        if self.scorer is None:
+            return unmeasured_point(checkpoint, self.base_losses, self.unmeasured)
+        return point(checkpoint, self.score(self.scorer, bars), self.base_losses)
+
+    def score(self, scorer: Scorer, bars: Bars | None = None) -> Scorecard:
+        """Score what is in the adapter's slot 0."""
         if bars is None:
             return score(scorer, render_probes(scorer, self.bench.model, self.bench.adapter))
         with bars.task("rendering probes", scorer.renders) as advance:
@@ -97,7 +112,12 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
         latents.latents([*dataset.pictures, *dataset.held_out], advance)
     with bars.task("rendering the base model", None) as advance:
         search = BaseRenders(model, settings.render.search, cache / "renders")
-        scorer = prepare(model, dataset, scoring, encoder, search, latents, advance)
+        scorer, unmeasured = None, ""
+        try:
+            scorer = prepare(model, dataset, scoring, encoder, search, latents, advance)
+        except Unmeasurable as error:
+            unmeasured = str(error)
+            bars.say(f"{unmeasured}; going on by validation loss alone")
     shown: tuple[Picture, ...] = ()
     if any(run.train.class_share for run in runs):
         with bars.task("rendering class pictures", settings.class_pictures) as advance:
@@ -106,4 +126,5 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
     adapter = runs[0].adapter.attach(model.modules, slots=1, max_dim=max(run.adapter.dim for run in runs))
     bench = Bench(model, adapter, dataset, latents, PromptCache(model), shown)
     losses = validation_losses(model, dataset, latents, bench.prompts, adapter)
-    return Workbench(bench, renders, settings.render, scorer, losses)
+    probes = build_probes(dataset, scoring)
+    return Workbench(bench, renders, settings.render, scoring, probes, scorer, unmeasured, losses)

@@ -74,7 +74,7 @@ def test_the_clearly_worse_recipe_cannot_win_by_bleed() -> None:
 
 def test_nothing_scored_is_said() -> None:
     with pytest.raises(StudyError, match="run it longer"):
-        finals.hold_finals(None, [], None, None, None)  # type: ignore[arg-type]
+        finals.hold_finals(None, [], None, None)  # type: ignore[arg-type]
 
 
 def opinion(fidelity: float, bleed: float) -> dict[str, dict[str, dict[str, float]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from autolora import files
 from autolora.cli import main
+from autolora.paperdoll.corpus import base_caption, base_picture
+from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.weights import BASE
 
 CONSTRAINTS = {
@@ -190,6 +193,37 @@ def test_one_recipe_is_trained_and_exported(
     written = lora.stat().st_mtime_ns
     assert main(command) == 0
     assert "is finished" in capsys.readouterr().out and lora.stat().st_mtime_ns == written
+
+
+def ordinary_people(folder: Path) -> Path:
+    """Pictures of anybody of the base model's world under one trigger: nothing to be told from what it draws."""
+    rng = random.Random(0)
+    for index in range(14):
+        drawn = base_picture(rng)
+        path = folder / "1_nobody" / f"{index:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(drawn.look, rng).save(path)
+        path.with_suffix(".txt").write_text(f"1girl, nobody, {base_caption(drawn, rng)}")
+    return folder
+
+
+def test_an_unmeasurable_study_chooses_by_validation_loss_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = f"dataset.path={ordinary_people(tmp_path / 'pictures')}"
+    assert main(tune(tmp_path, pictures, "study.trials=2")) == 8
+    result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
+    assert result["best"]["score"] is None and result["verdict"].startswith("unmeasured: validation loss")
+    assert "unmeasurable" in result["best"]["unmeasurable"]["score"]
+    curves = [json.loads((trial / "curve.json").read_text("utf-8")) for trial in trials_of(tmp_path)]
+    losses = [sum(p["val_ratios"]) for curve in curves for p in curve]
+    chosen = next(p for curve in curves for p in curve if sum(p["val_ratios"]) == min(losses))
+    assert result["best"]["step"] == chosen["step"]
+    assert "unmeasured" in (tmp_path / "run" / "report" / "index.html").read_text("utf-8")
+    small = [s for s in SMALL if not s.startswith("study.")]
+    command = ["score", f"lora={result['export']}", pictures, f"cache={tmp_path / 'cache'}", *small]
+    assert main(command) == 5
+    assert "unmeasurable" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["report", "export", "check"])
