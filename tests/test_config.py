@@ -12,6 +12,7 @@ from autolora.study.plan import make_plan
 
 STUDIES = sorted(p.stem for p in (config.ROOT / "studies").glob("*.yaml"))
 RECIPES = sorted(p.stem for p in (config.ROOT / "conf" / "recipe").glob("*.yaml"))
+SCORINGS = sorted(p.stem for p in (config.ROOT / "conf" / "scoring").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -26,6 +27,18 @@ def test_every_study_composes_and_its_recipes_lie_inside_their_ranges(study: str
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_builds(recipe: str) -> None:
     assert config.build_run(config.compose("train", [f"recipe={recipe}"])).name == recipe
+
+
+@pytest.mark.parametrize("kind", SCORINGS)
+def test_every_set_of_probes_builds_and_asks_something(kind: str) -> None:
+    composed = config.compose("train", [f"scoring={kind}", "scoring.encoder=local-dir:clip"])
+    settings = config.scoring_settings(composed)
+    assert len(settings.contexts) >= 3 and len(settings.overrides) >= 6 and len(settings.class_contexts) >= 3
+
+
+def test_a_probe_of_ones_own_is_one_line() -> None:
+    composed = config.compose("tune", ['scoring.extra_bleed=["1girl, solo", "school uniform"]'], "quickstart")
+    assert config.scoring_settings(composed).extra_bleed == ("1girl, solo", "school uniform")
 
 
 @pytest.mark.parametrize(
