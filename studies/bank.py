@@ -173,7 +173,7 @@ def measure_character(seed: int, out: Path, renders: int) -> Iterator[dict[str, 
             if not measured.is_file() and not fact["diverged"]:
                 state = load_file(path.parent / f"{fact['step']}.safetensors")
                 work.bench.adapter.load(state)
-                row = row_of(seed, facts["values"], fact, work.score())
+                row = row_of(seed, facts["values"], fact, work.score(work.scorer))
                 for weight in work.scorer.settings.weights:
                     figures = oracle_figures(judge, work, state, weight)
                     row |= {f"{name}@{weight:g}": value for name, value in figures.items()}

@@ -90,13 +90,15 @@ def with_fresh_probes(
     dataset: Dataset,
     renders: BaseRenders,
     adapter: AdapterSet,
+    weights: tuple[float, ...],
     repeats: int,
     advance: Callable[[int], None] | None = None,
 ) -> Scorer:
-    """The same margins, but all groups of probes, at other seeds, `repeats` times as many."""
+    """The same margins, but all groups of probes, at these weights and other seeds, `repeats` times as many."""
     old = scorer.settings
     settings = replace(
         old,
+        weights=weights,
         first_seed=old.first_seed + FRESH_SEEDS,
         trigger_seeds=old.trigger_seeds * repeats,
         class_seeds=old.class_seeds * repeats,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -113,8 +113,9 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
     with bars.task("rendering the base model", None) as advance:
         search = BaseRenders(model, settings.render.search, cache / "renders")
         scorer, unmeasured = None, ""
+        strongest = replace(scoring, weights=(max(scoring.weights),))  # the others wait for the finals
         try:
-            scorer = prepare(model, dataset, scoring, encoder, search, latents, advance)
+            scorer = prepare(model, dataset, strongest, encoder, search, latents, advance)
         except Unmeasurable as error:
             unmeasured = str(error)
             bars.say(f"{unmeasured}; going on by validation loss alone")

@@ -36,9 +36,12 @@ ALONE = Path(__file__).parents[2] / "studies" / "diffusers_alone.py"
 SMALL = (
     "study.trials=3",
     "study.retrain_seeds=1",
+    "study.finalists=2",
     "train.epochs=2",
     "model.render.steps=2",
     "scoring.class_seeds=1",
+    "scoring.contrast=48",
+    "model.class_pictures=16",
     "scoring.bootstrap=50",
     "scoring.likeness_limit=0",
 )
