@@ -1,12 +1,14 @@
-"""The replay bank: many recipes trained on evaluation characters, every checkpoint kept and judged once.
+"""The replay bank: many recipes trained on evaluation characters, every checkpoint rendered and judged once.
 
     python studies/bank.py train --seeds 110 111 112 113
+    python studies/bank.py render --seeds 110 111 112 113
     python studies/bank.py measure --seeds 110 111 112 113
 
 What a score, a ladder or a rule of choice would have done is then replayed from the bank instead of trained again.
-`train` keeps each checkpoint as half-precision tensors under runs/bank; `measure` writes one row a checkpoint to
+`train` keeps each checkpoint as half-precision tensors under runs/bank, `render` the pictures of the whole suite of
+probes at every weight beside the oracle's figures, and `measure` writes one row a checkpoint to
 studies/results/bank/<weights>.csv: images shown, seconds, losses, every term at every weight, the oracle's figures.
-Both continue where they were left; several processes may share the seeds.
+All continue where they were left; several processes may share the seeds of `train` and `render`.
 """
 
 from __future__ import annotations
@@ -29,14 +31,18 @@ from autolora import config as cfg
 from autolora.adapters.lora import LoRA
 from autolora.errors import StudyError
 from autolora.files import atomic_path, write_atomic
+from autolora.models.base import RenderSettings
 from autolora.paperdoll.look import Character, novel_character, parse_prompt
 from autolora.paperdoll.oracle import Oracle
 from autolora.paperdoll.weights import VERSION, weights_hash
 from autolora.paperdoll.world import write_dataset
 from autolora.progress import Bars
 from autolora.provenance import provenance
-from autolora.sampling import Shot, render
-from autolora.scoring.scorecard import Scorecard
+from autolora.sampling import BaseRenders, Pictures, Shot, render
+from autolora.scoring.probes import Probe
+from autolora.scoring.scorecard import Scorecard, render_probes, score
+from autolora.scoring.scorer import Scorer, with_fresh_probes
+from autolora.study.finals import REPEATS
 from autolora.study.plan import make_plan
 from autolora.study.space import suggest
 from autolora.study.workbench import Workbench, open_workbench
@@ -121,6 +127,7 @@ def train_character(seed: int, out: Path, count: int) -> None:
                     "seconds": round(checkpoint.seconds, 2),
                     "train_loss": checkpoint.train_loss,
                     "val_loss": checkpoint.val_loss,
+                    "val_losses": checkpoint.val_losses,
                     "diverged": checkpoint.diverged,
                 }
             )
@@ -130,7 +137,7 @@ def train_character(seed: int, out: Path, count: int) -> None:
 
 def oracle_figures(judge: Judge, work: Workbench, state: dict[str, torch.Tensor], weight: float) -> dict[str, float]:
     """Mark likeness with the trigger, attribute accuracy of novel prompts with the trigger, bleed on the class word."""
-    character, settings = judge.character, work.scorer.settings
+    character, settings = judge.character, work.scoring
     words = f"{character.traits['count']}, {character.trigger}"
     prompts = [(f"{words}, {tags}", tags) for tags in settings.overrides for _ in range(2)]
     shots = [Shot(prompt, FIRST_SEED + i, weight) for i, (prompt, _) in enumerate(prompts)]
@@ -145,6 +152,52 @@ def oracle_figures(judge: Judge, work: Workbench, state: dict[str, torch.Tensor]
     }
 
 
+def whole_suite(work: Workbench, steps: RenderSettings) -> Scorer:
+    """The finals' suite: every group of probes, twice the seeds, every weight; rendered in the search's steps."""
+    assert work.scorer is not None, work.unmeasured
+    bench = work.bench
+    renders = BaseRenders(bench.model, steps, work.renders.folder)
+    return with_fresh_probes(work.scorer, bench.dataset, renders, bench.adapter, work.scoring.weights, REPEATS)
+
+
+def checkpoints_of(seed: int, out: Path) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any]]]:
+    """Every trained checkpoint that did not diverge: its path without a suffix, its recipe and its training figures."""
+    for path in sorted((out / str(seed)).glob("*/facts.json")):
+        facts = json.loads(path.read_text("utf-8"))
+        for fact in facts["checkpoints"]:
+            if not fact["diverged"]:
+                yield path.parent / str(fact["step"]), facts["values"], fact
+
+
+def render_character(seed: int, out: Path, renders: int) -> None:
+    """Render the whole suite of every checkpoint, and ask the oracle."""
+    work = open_character(seed, out, [Run("bank", LoRA(dim=16))])
+    adapter, scorer = work.bench.adapter, whole_suite(work, work.render_settings.search)
+    judge = Judge(work.bench.model, adapter, Oracle(), character_of(seed), renders)
+    adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
+    for path, _, _ in checkpoints_of(seed, out):
+        if path.with_suffix(".json").is_file():
+            continue
+        state = load_file(path.with_suffix(".safetensors"))
+        adapter.load(state)
+        pictures = render_probes(scorer, work.bench.model, adapter)
+        with atomic_path(path.with_suffix(".npz")) as temporary:
+            np.savez_compressed(temporary, pictures=np.concatenate(list(pictures.values())))
+        figures: dict[str, float] = {}
+        for weight in scorer.settings.weights:
+            found = oracle_figures(judge, work, state, weight)
+            figures |= {f"{name}@{weight:g}": value for name, value in found.items()}
+        write_atomic(path.with_suffix(".json"), json.dumps(figures))
+        print(f"character {seed}, {path.parent.name}, step {path.name}: {figures}", flush=True)
+
+
+def load_pictures(scorer: Scorer, path: Path) -> dict[tuple[Probe, float], Pictures]:
+    """A checkpoint's pictures of the whole suite, as `render_probes` gave them."""
+    keys = [(probe, weight) for probe in scorer.probes for weight in scorer.settings.weights]
+    stored = np.load(path.with_suffix(".npz"))["pictures"]
+    return dict(zip(keys, np.split(stored, np.cumsum([len(p.seeds) for p, _ in keys])[:-1]), strict=True))
+
+
 def row_of(seed: int, recipe: dict[str, Any], fact: dict[str, Any], card: Scorecard) -> dict[str, Any]:
     """One CSV row, without the oracle's figures."""
     row = {"weights": f"{VERSION} {weights_hash()}", "character": seed, "recipe": json.dumps(recipe), **fact}
@@ -152,58 +205,48 @@ def row_of(seed: int, recipe: dict[str, Any], fact: dict[str, Any], card: Scorec
     row |= {"objective": card.objective, "weight": card.weight, "broken": " ".join(card.broken)}
     for weight, terms in card.by_weight.items():
         for name, term in terms.items():
-            row |= {
-                f"{name}@{weight}": term.value,
-                f"{name}_low@{weight}": term.low,
-                f"{name}_high@{weight}": term.high,
-            }
+            row |= {f"{name}{end}@{weight}": getattr(term, end[1:] or "value") for end in ("", "_low", "_high")}
     return row
 
 
-def measure_character(seed: int, out: Path, renders: int) -> Iterator[dict[str, Any]]:
-    """Every checkpoint's row; one that was measured before is read back."""
-    done = sorted((out / str(seed)).glob("*/facts.json"))
+def measure_character(seed: int, out: Path) -> Iterator[dict[str, Any]]:
+    """Every rendered checkpoint's row."""
     work = open_character(seed, out, [Run("bank", LoRA(dim=16))])
-    judge = Judge(work.bench.model, work.bench.adapter, Oracle(), character_of(seed), renders)
-    work.bench.adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
-    for path in done:
-        facts = json.loads(path.read_text("utf-8"))
-        for fact in facts["checkpoints"]:
-            measured = path.parent / f"{fact['step']}.json"
-            if not measured.is_file() and not fact["diverged"]:
-                state = load_file(path.parent / f"{fact['step']}.safetensors")
-                work.bench.adapter.load(state)
-                row = row_of(seed, facts["values"], fact, work.score(work.scorer))
-                for weight in work.scorer.settings.weights:
-                    figures = oracle_figures(judge, work, state, weight)
-                    row |= {f"{name}@{weight:g}": value for name, value in figures.items()}
-                    work.bench.adapter.weights(None)
-                write_atomic(measured, json.dumps(row))
-            if measured.is_file():
-                yield json.loads(measured.read_text("utf-8"))
+    scorer = whole_suite(work, work.render_settings.search)
+    for path, recipe, fact in checkpoints_of(seed, out):
+        if path.with_suffix(".json").is_file():
+            figures = json.loads(path.with_suffix(".json").read_text("utf-8"))
+            yield row_of(seed, recipe, fact, score(scorer, load_pictures(scorer, path))) | figures
+
+
+def write_rows(rows: list[dict[str, Any]]) -> None:
+    """The bank as a CSV file, and beside it how it was made."""
+    names = list(dict.fromkeys(name for row in rows for name in row))  # some terms need two outfits
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with atomic_path(RESULTS / f"{VERSION}.csv") as temporary, temporary.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, fieldnames=names)
+        writer.writeheader()
+        writer.writerows(rows)
+    write_atomic(RESULTS / f"{VERSION}.json", json.dumps(provenance() | {"rows": len(rows)}, indent=2) + "\n")
 
 
 def main() -> None:
     """Train or measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "measure"])
+    parser.add_argument("what", choices=["train", "render", "measure"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[110, 111, 112, 113])
     parser.add_argument("--recipes", type=int, default=48)
     parser.add_argument("--renders", type=int, default=24, help="the oracle's renders per rate and weight")
     parser.add_argument("--out", type=Path, default=Path("runs/bank"))
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if args.what == "train":
-        for seed in args.seeds:
+    if args.what == "measure":
+        write_rows([row for seed in args.seeds for row in measure_character(seed, args.out)])
+    for seed in args.seeds:
+        if args.what == "train":
             train_character(seed, args.out, args.recipes)
-        return
-    rows = [row for seed in args.seeds for row in measure_character(seed, args.out, args.renders)]
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    with atomic_path(RESULTS / f"{VERSION}.csv") as temporary, temporary.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    write_atomic(RESULTS / f"{VERSION}.json", json.dumps(provenance() | {"rows": len(rows)}, indent=2) + "\n")
+        elif args.what == "render":
+            render_character(seed, args.out, args.renders)
 
 
 if __name__ == "__main__":

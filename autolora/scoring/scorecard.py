@@ -47,12 +47,30 @@ class Scorecard:
         return self.score.value if violation == 0 else -violation
 
 
+Rendered = Mapping[tuple[Probe, float], Pictures]  # by probe and weight, one picture a seed
+
+
+def joined(scorer: Scorer, *parts: Rendered) -> Rendered:
+    """The renders of a scorer's probes from those of its parts."""
+    by_seed = {
+        (probe.prompt, weight, seed): picture
+        for part in parts
+        for (probe, weight), pictures in part.items()
+        for seed, picture in zip(probe.seeds, pictures, strict=True)
+    }
+    return {
+        (probe, weight): np.stack([by_seed[probe.prompt, weight, seed] for seed in probe.seeds])
+        for probe in scorer.probes
+        for weight in scorer.settings.weights
+    }
+
+
 def render_probes(
     scorer: Scorer,
     model: BaseModel,
     adapter: AdapterSet,
     advance: Callable[[int], None] | None = None,
-) -> dict[tuple[Probe, float], Pictures]:
+) -> Rendered:
     """Every probe at every judged weight, in shared batches."""
     keys = [(probe, weight) for probe in scorer.probes for weight in scorer.settings.weights]
     shots = [Shot(probe.prompt, seed, weight) for probe, weight in keys for seed in probe.seeds]
@@ -64,7 +82,7 @@ def render_probes(
     return found
 
 
-def score(scorer: Scorer, pictures: Mapping[tuple[Probe, float], Pictures]) -> Scorecard:
+def score(scorer: Scorer, pictures: Rendered) -> Scorecard:
     """Score rendered probes."""
     weights, at, second = scorer.settings.weights, _embed(scorer, pictures), {}
     if scorer.second:
@@ -88,7 +106,7 @@ def score(scorer: Scorer, pictures: Mapping[tuple[Probe, float], Pictures]) -> S
     )
 
 
-def _embed(scorer: Scorer, pictures: Mapping[tuple[Probe, float], Pictures]) -> dict[float, dict[Probe, Array]]:
+def _embed(scorer: Scorer, pictures: Rendered) -> dict[float, dict[Probe, Array]]:
     """By weight, the (seeds, D) embeddings of each probe's renders."""
     keys = list(pictures)
     embedded = scorer.encoder.images(np.concatenate([pictures[key] for key in keys]))

@@ -41,6 +41,20 @@ class Scorer:
         """The probes of some groups, and of one concept where it is given."""
         return of_groups(self.probes, *groups, concept=concept)
 
+    def part(self, first: bool) -> Scorer:
+        """The same with the first half of every probe's seeds, or with the others."""
+        halves = {p: slice(0, (len(p.seeds) + 1) // 2) for p in self.probes}
+        if not first:
+            halves = {p: slice(half.stop, None) for p, half in halves.items()}
+        kept = {p: replace(p, seeds=p.seeds[half]) for p, half in halves.items() if p.seeds[half]}
+        return replace(
+            self,
+            probes=tuple(kept.values()),
+            base={own: self.base[p][halves[p]] for p, own in kept.items()},
+            base_pictures={own: self.base_pictures[p][halves[p]] for p, own in kept.items()},
+            texts={own: self.texts[p] for p, own in kept.items()},
+        )
+
     @property
     def renders(self) -> int:
         """How many pictures a checkpoint is asked for."""

@@ -17,7 +17,7 @@ from autolora.progress import Bars
 from autolora.scoring.encoders import load_second_encoder
 from autolora.scoring.scorer import Scorer, with_encoder, with_fresh_probes
 from autolora.study.plan import Plan, study_storage
-from autolora.study.trial import DIVERGED, Point, Record, judged, point, ties
+from autolora.study.trial import DIVERGED, Point, Record, judged, ties, unrendered
 from autolora.study.workbench import Workbench
 from autolora.train import checkpoint as checkpoints
 from autolora.train.loop import Assignment, Slot, train
@@ -219,8 +219,8 @@ class Stage:
             if checkpoint.diverged:
                 break
             if not record.curve:
-                card = self.work.score(self.scorer, self.bars)
-                record.add(checkpoint, point(checkpoint, card, self.work.base_losses))
+                blank = unrendered(checkpoint, self.work.base_losses)
+                record.add(checkpoint, judged(blank, self.work.score(self.scorer, self.bars)))
         self.bars.remove(bar)
         return record.best()
 

@@ -28,17 +28,17 @@ class Point:
     """One scored checkpoint on a trial's curve."""
 
     step: int
-    objective: float
-    score: dict[str, float] | None  # None where nothing can be measured
-    weight: float
-    terms: dict[str, dict[str, float]]
-    by_weight: dict[str, dict[str, dict[str, float]]]
-    constraints: dict[str, float]
-    capture: dict[str, float]
     train_loss: float
     val_loss: float
     val_ratios: list[float]  # by timestep bucket, low noise first, relative to the base model's
-    verdict: str
+    objective: float = DIVERGED
+    score: dict[str, float] | None = None  # None where nothing was rendered
+    weight: float = 1.0
+    terms: dict[str, dict[str, float]] = field(default_factory=dict)
+    by_weight: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    constraints: dict[str, float] = field(default_factory=dict)
+    capture: dict[str, float] = field(default_factory=dict)
+    verdict: str = ""
     unmeasurable: dict[str, str] = field(default_factory=dict)  # why a term is missing
     second: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # by weight, by another encoder
     diverged: bool = False
@@ -56,48 +56,45 @@ class Point:
         return [name for name, value in self.constraints.items() if value > 0]
 
 
-def point(checkpoint: Checkpoint, card: Scorecard, base_losses: Sequence[float]) -> Point:
-    """A checkpoint and its scorecard as one point; `base_losses` are the base model's validation losses."""
-    return Point(**_of_training(checkpoint, base_losses), **_of_card(card))
+def unrendered(checkpoint: Checkpoint, base_losses: Sequence[float]) -> Point:
+    """What is known of a checkpoint without a render; `base_losses` are the base model's validation losses."""
+    return Point(
+        step=checkpoint.step,
+        train_loss=checkpoint.train_loss,
+        val_loss=checkpoint.val_loss,
+        val_ratios=[round(a / b, 4) for a, b in zip(checkpoint.val_losses, base_losses, strict=True)],
+    )
 
 
-def unmeasured_point(checkpoint: Checkpoint, base_losses: Sequence[float], reason: str) -> Point:
-    """A checkpoint that only its validation loss speaks for: the lower, relative to the base model's, the better."""
-    found = _of_training(checkpoint, base_losses)
-    loss = sum(found["val_ratios"]) / len(found["val_ratios"])
+def unmeasured_point(blank: Point, reason: str) -> Point:
+    """A checkpoint that only its validation loss can speak for: the lower, relative to the base model's, the better."""
+    loss = sum(blank.val_ratios) / len(blank.val_ratios)
     verdict = f"unmeasured: validation loss {loss:.0%} of the base model's"
-    return Point(**found, objective=-loss, score=None, weight=1.0, terms={}, by_weight={}, constraints={}, capture={},
-                 verdict=verdict, unmeasurable={"score": reason})  # fmt: skip
+    return replace(blank, objective=-loss, verdict=verdict, unmeasurable={"score": reason})
 
 
-def _of_training(checkpoint: Checkpoint, base_losses: Sequence[float]) -> dict[str, Any]:
-    ratios = [round(a / b, 4) for a, b in zip(checkpoint.val_losses, base_losses, strict=True)]
-    return {
-        "step": checkpoint.step,
-        "train_loss": checkpoint.train_loss,
-        "val_loss": checkpoint.val_loss,
-        "val_ratios": ratios,
-    }
+def undercooked_point(blank: Point, likeness_limit: float) -> Point:
+    """A checkpoint whose validation loss says that it shows nothing yet."""
+    loss = sum(blank.val_ratios) / len(blank.val_ratios)
+    verdict = f"undercooked: validation loss still {loss:.0%} of the base model's, not rendered"
+    return replace(blank, objective=-likeness_limit, constraints={"undercooked": likeness_limit}, verdict=verdict)
 
 
 def judged(before: Point, card: Scorecard) -> Point:
     """The same checkpoint by another scorecard."""
-    return replace(before, **_of_card(card))
-
-
-def _of_card(card: Scorecard) -> dict[str, Any]:
-    return {
-        "objective": card.objective,
-        "score": card.score.as_dict(),
-        "weight": card.weight,
-        "terms": {name: term.as_dict() for name, term in card.terms.items()},
-        "by_weight": {w: {n: t.as_dict() for n, t in terms.items()} for w, terms in card.by_weight.items()},
-        "constraints": card.constraints,
-        "capture": card.capture,
-        "verdict": card.verdict,
-        "unmeasurable": card.unmeasurable,
-        "second": {w: {n: t.as_dict() for n, t in terms.items()} for w, terms in card.second.items()},
-    }
+    return replace(
+        before,
+        objective=card.objective,
+        score=card.score.as_dict(),
+        weight=card.weight,
+        terms={name: term.as_dict() for name, term in card.terms.items()},
+        by_weight={w: {n: t.as_dict() for n, t in terms.items()} for w, terms in card.by_weight.items()},
+        constraints=card.constraints,
+        capture=card.capture,
+        verdict=card.verdict,
+        unmeasurable=card.unmeasurable,
+        second={w: {n: t.as_dict() for n, t in terms.items()} for w, terms in card.second.items()},
+    )
 
 
 @dataclass

@@ -22,6 +22,7 @@ class Driver:
     def __init__(self, plan: Plan, study: optuna.Study, work: Workbench, bars: Bars) -> None:
         self.plan, self.study, self.work, self.bars = plan, study, work, bars
         self.trials: dict[int, tuple[Trial, Record]] = {}  # by slot
+        self.seen = [p for _, record in records(plan, study) for p in record.curve]
         self.began = time.monotonic()
         self.scoring_seconds = 0.0
         self.study_bar = bars.add(f"study {plan.settings.name}", plan.settings.trials, self._finished())
@@ -78,7 +79,9 @@ class Driver:
             return self._finish(slot, TrialState.COMPLETE)
         if record.scored_step() != checkpoint.step:
             began = time.perf_counter()
-            record.add(checkpoint, self.work.measure(checkpoint, self.bars))
+            new = self.work.measure(checkpoint, self.seen, self.bars)
+            record.add(checkpoint, new)
+            self.seen.append(new)
             self.scoring_seconds += time.perf_counter() - began
         best = record.best()
         assert best is not None

@@ -20,10 +20,11 @@ from autolora.progress import Bars
 from autolora.sampling import BaseRenders
 from autolora.scoring.encoders import load_encoder
 from autolora.scoring.probes import Probe, build_probes, of_groups, strip_triggers
-from autolora.scoring.scorecard import Scorecard, render_probes, score
+from autolora.scoring.scorecard import Rendered, Scorecard, joined, render_probes, score
 from autolora.scoring.scorer import Scorer, prepare
 from autolora.scoring.settings import ScoringSettings
-from autolora.study.trial import Point, point, unmeasured_point
+from autolora.study.ladder import predicted_undercooked, settled
+from autolora.study.trial import Point, judged, undercooked_point, unmeasured_point, unrendered
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.loop import Bench
@@ -48,18 +49,38 @@ class Workbench:
         """The search's probes of some groups."""
         return of_groups(self.probes, *groups)
 
-    def measure(self, checkpoint: Checkpoint, bars: Bars | None = None) -> Point:
-        """The checkpoint as the search sees it: scored, or by its validation loss where nothing can be measured."""
-        if self.scorer is None:
-            return unmeasured_point(checkpoint, self.base_losses, self.unmeasured)
-        return point(checkpoint, self.score(self.scorer, bars), self.base_losses)
+    def measure(self, checkpoint: Checkpoint, seen: Sequence[Point], bars: Bars) -> Point:
+        """A checkpoint, in the adapter's slot 0, as the search sees it.
 
-    def score(self, scorer: Scorer, bars: Bars | None = None) -> Scorecard:
-        """Score what is in the adapter's slot 0."""
-        if bars is None:
-            return score(scorer, render_probes(scorer, self.bench.model, self.bench.adapter))
+        It climbs only as far as it must: to its validation loss where that says enough or nothing else can be measured,
+        to half of the renders where they settle it, to all of them.
+
+        Args:
+            checkpoint: what is measured.
+            seen: the points of the study so far, this trial's among them.
+            bars: where progress is shown.
+        """
+        blank = unrendered(checkpoint, self.base_losses)
+        if self.scorer is None:
+            return unmeasured_point(blank, self.unmeasured)
+        if predicted_undercooked(blank.val_ratios, seen, self.scoring):
+            return undercooked_point(blank, self.scoring.likeness_limit)
+        first = self.scorer.part(first=True)
+        pictures = self.render(first, bars)
+        card = score(first, pictures)
+        if not settled(card, max(seen, key=lambda p: p.objective, default=None), self.scoring):
+            others = self.render(self.scorer.part(first=False), bars)
+            card = score(self.scorer, joined(self.scorer, pictures, others))
+        return judged(blank, card)
+
+    def score(self, scorer: Scorer, bars: Bars) -> Scorecard:
+        """Score what is in the adapter's slot 0 by all of a scorer's probes."""
+        return score(scorer, self.render(scorer, bars))
+
+    def render(self, scorer: Scorer, bars: Bars) -> Rendered:
+        """A scorer's probes with what is in the adapter's slot 0."""
         with bars.task("rendering probes", scorer.renders) as advance:
-            return score(scorer, render_probes(scorer, self.bench.model, self.bench.adapter, advance))
+            return render_probes(scorer, self.bench.model, self.bench.adapter, advance)
 
 
 def class_prompts(dataset: Dataset, class_tags: Sequence[str], count: int) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from autolora.scoring.encoders import Encoder
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import Probe
 from autolora.scoring.references import Material, Reference, References
-from autolora.scoring.scorecard import Scorecard, recommended_weight, score
+from autolora.scoring.scorecard import Rendered, Scorecard, joined, recommended_weight, score
 from autolora.scoring.scorer import Scorer
 from autolora.scoring.settings import ScoringSettings
 from autolora.scoring.terms import Margin
@@ -55,34 +57,69 @@ def probes() -> tuple[Probe, ...]:
 def made_up(likeness: float, follows: float, bleed: float, overcooked_at: float | None = None) -> Scorecard:
     """The card of renders of which these shares show the character; bleed only at one weight if so asked."""
     noise = np.random.default_rng(0)
+    scorer = made_up_scorer(noise)
+    return score(scorer, renders(scorer, noise, likeness, follows, bleed, overcooked_at))
+
+
+def text_of(suite: Sequence[Probe]) -> dict[Probe, np.ndarray]:
+    return {p: np.eye(1 + PROMPTS)[1 + i % PROMPTS] for i, p in enumerate(suite)}
+
+
+def made_up_scorer(noise: np.random.Generator) -> Scorer:
     suite = probes()
-    texts = np.stack([np.eye(1 + PROMPTS)[1 + i % PROMPTS] for i in range(len(suite))])
-    base = {p: np.stack([texts[i] + noise.normal(0, 0.01, 7) for _ in p.seeds]) for i, p in enumerate(suite)}
+    texts = text_of(suite)
+    base = {p: np.stack([texts[p] + noise.normal(0, 0.01, 7) for _ in p.seeds]) for p in suite}
     held_out = np.tile(CHARACTER, (4, 1))
     reference = Reference("mona", Margin(CHARACTER), 0.5, 0.1, real=np.full(4, 1.0), held_out=held_out)
     encoder: Encoder = Passthrough()  # type: ignore[assignment]
-    scorer = Scorer(
+    return Scorer(
         SETTINGS,
         RenderSettings(),
         encoder,
         suite,
         base,
         {p: canvas(base[p], noise) for p in suite},
-        dict(zip(suite, texts, strict=True)),
+        texts,
         Material("mona", {"mona": canvas(held_out, noise)}, {"mona": canvas(held_out, noise)}, canvas(held_out, noise)),
         References((reference,), reference, training=np.zeros((0, 7))),
     )
+
+
+def renders(
+    scorer: Scorer,
+    noise: np.random.Generator,
+    likeness: float,
+    follows: float,
+    bleed: float,
+    overcooked_at: float | None = None,
+) -> Rendered:
     shares = {"trigger": (likeness, 1.0), "novel": (likeness, follows), "class_only": (bleed, 1.0)}
-    pictures = {}
-    for i, p in enumerate(suite):
+    texts, pictures = text_of(scorer.probes), {}
+    for i, p in enumerate(scorer.probes):
         for weight in WEIGHTS:
             shown, kept = shares[p.group]
             if p.group == "class_only" and overcooked_at not in (None, weight):
                 shown = 0.0
             at = [(i % PROMPTS + PROMPTS * k) / (PROMPTS * len(p.seeds)) for k in range(len(p.seeds))]
-            rows = [kept * texts[i] + (a < shown) * CHARACTER + noise.normal(0, 0.01, 7) for a in at]
+            rows = [kept * texts[p] + (a < shown) * CHARACTER + noise.normal(0, 0.01, 7) for a in at]
             pictures[p, weight] = canvas(np.stack(rows), noise)
-    return score(scorer, pictures)  # type: ignore[arg-type]
+    return pictures  # type: ignore[return-value]
+
+
+def test_two_halves_make_the_whole() -> None:
+    noise = np.random.default_rng(0)
+    scorer = made_up_scorer(noise)
+    pictures = renders(scorer, noise, likeness=0.75, follows=0.9, bleed=0.25)
+    parts = []
+    for i in (0, 1):
+        half = scorer.part(first=i == 0)
+        assert half.renders * 2 == scorer.renders
+        own = zip(scorer.probes, half.probes, strict=True)
+        parts.append({(part, w): pictures[whole, w][i : i + 1] for whole, part in own for w in WEIGHTS})
+    assert score(scorer, joined(scorer, *parts)) == score(scorer, pictures)
+    assert score(scorer.part(first=True), parts[0]).score.value == pytest.approx(
+        score(scorer, pictures).score.value, abs=0.2
+    )
 
 
 def test_a_good_lora_breaks_nothing_and_scores_high() -> None:

@@ -17,7 +17,7 @@ def made_up(step: int, objective: float, bleed: float = 0.0) -> Point:
     score = {"value": objective, "low": objective - 0.05, "high": objective + 0.05}
     terms = {"bleed_class": {"value": bleed, "low": bleed, "high": bleed}}
     constraints = {"bleed_class": -objective}  # an objective below 0 is one that breaks a constraint
-    return Point(step, objective, score, 1.0, terms, {}, constraints, {}, 0.1, 0.1, [], "")
+    return Point(step, 0.1, 0.1, [], objective, score, terms=terms, constraints=constraints)
 
 
 def finalist(number: int, objective: float, bleed: float = 0.0) -> Finalist:

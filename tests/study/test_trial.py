@@ -24,9 +24,8 @@ def point(step: int, objective: float, bleed: tuple[float, float], diverged: boo
         for weight, value in zip(("0.7", "1"), bleed, strict=True)
     }
     constraints = {"bleed_class": max(bleed) + 0.1 - LIMIT}
-    return Point(
-        step, objective, {"value": objective}, 1.0, {}, by_weight, constraints, {}, 0.1, 0.1, [], "", {}, {}, diverged
-    )
+    score = {"value": objective}
+    return Point(step, 0.1, 0.1, [], objective, score, by_weight=by_weight, constraints=constraints, diverged=diverged)
 
 
 def record(*points: Point) -> Record:
@@ -65,7 +64,7 @@ def test_the_best_is_the_earliest_of_equals() -> None:
 def scored(step: int, objective: float, half_width: float = 0.05) -> Point:
     score = {"value": objective, "low": objective - half_width, "high": objective + half_width}
     constraints = {"bleed_class": -objective}
-    return Point(step, objective, score, 1.0, {}, {}, constraints, {}, 0.1, 0.1, [], "")
+    return Point(step, 0.1, 0.1, [], objective, score, constraints=constraints)
 
 
 def checkpoint(run: Run, step: int) -> Checkpoint:

@@ -1,0 +1,68 @@
+"""The ladder: what needs no render, what half of them settle, and that two halves make the whole."""
+
+from __future__ import annotations
+
+import pytest
+
+from autolora.scoring.intervals import Estimate
+from autolora.scoring.scorecard import Scorecard
+from autolora.scoring.settings import ScoringSettings
+from autolora.study.ladder import ENOUGH, predicted_undercooked, settled
+from autolora.study.trial import Point, undercooked_point
+
+SETTINGS = ScoringSettings(overrides=("a", "b"), likeness_limit=0.4, bleed_limit=0.6)
+
+
+def rendered(loss: float, likeness_high: float) -> Point:
+    by_weight = {"1": {"likeness": {"value": 0.3, "low": 0.1, "high": likeness_high}}}
+    return Point(100, 0.1, 0.1, [loss, loss], by_weight=by_weight)
+
+
+LIKENED = [rendered(0.4 + 0.02 * i, 0.9) for i in range(ENOUGH)]  # validation losses up to 0.48
+
+
+@pytest.mark.parametrize(
+    ("loss", "seen", "needless"),
+    [
+        (0.7, LIKENED, True),
+        (0.49, LIKENED, False),  # not clearly beyond the worst that showed something
+        (0.7, LIKENED[1:], False),  # too few to go by
+        (0.7, [*LIKENED, rendered(0.68, 0.9)], False),  # one showed something at such a loss
+        (0.7, [*LIKENED, rendered(0.68, 0.2)], True),  # that one did not
+        (
+            0.7,
+            [*LIKENED, undercooked_point(Point(100, 0.1, 0.1, [0.9, 0.9]), 0.4)],
+            True,
+        ),  # what was only predicted tells nothing
+    ],
+)
+def test_validation_loss_speaks_only_beyond_what_was_rendered(loss: float, seen: list[Point], needless: bool) -> None:
+    assert predicted_undercooked([loss, loss], seen, SETTINGS) is needless
+
+
+def card(score: Estimate, likeness: Estimate, bleed: Estimate) -> Scorecard:
+    terms = {"likeness": likeness, "bleed_class": bleed}
+    return Scorecard(score, 1.0, terms, {"1": terms}, {}, {}, {}, "", {})
+
+
+FAIR, HIGH, LOW = Estimate(0.5, 0.3, 0.7), Estimate(0.9, 0.8, 1.0), Estimate(0.1, 0.0, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("terms", "enough"),
+    [
+        ((FAIR, HIGH, LOW), False),
+        ((FAIR, LOW, LOW), True),  # surely undercooked
+        ((FAIR, HIGH, HIGH), True),  # surely overcooked
+        ((LOW, HIGH, LOW), True),  # cannot come near the best
+    ],
+)
+def test_half_of_the_renders_settle_what_is_sure(terms: tuple[Estimate, Estimate, Estimate], enough: bool) -> None:
+    best = Point(100, 0.1, 0.1, [0.4], 0.6, {"value": 0.6, "low": 0.4, "high": 0.8})
+    assert settled(card(*terms), best, SETTINGS) is enough
+
+
+def test_an_infeasible_best_settles_nothing() -> None:
+    best = Point(100, 0.1, 0.1, [0.4], -0.1, {"value": 0.9, "low": 0.8, "high": 1.0}, constraints={"bleed_class": 0.1})
+    assert not settled(card(LOW, HIGH, LOW), best, SETTINGS)
+    assert not settled(card(LOW, HIGH, LOW), None, SETTINGS)
