@@ -10,9 +10,9 @@ from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset
 from autolora.scoring.settings import ScoringSettings
 
-SEARCH_GROUPS = ("trigger", "novel", "class_only")  # what every checkpoint of a study is asked
+SEARCH_GROUPS = ("trigger", "novel", "class_only", "class_context")  # what every checkpoint of a study is asked
 ALL_GROUPS = (*SEARCH_GROUPS, "style", "people", "visible", "neighbour", "unrelated")
-CLASS_GROUPS = ("class_only", "visible", "neighbour", "unrelated")  # without any trigger
+CLASS_GROUPS = ("class_only", "class_context", "visible", "neighbour", "unrelated")  # without any trigger
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ def _prompts(dataset: Dataset, settings: ScoringSettings) -> Iterator[tuple[str,
     for group, contexts in (("novel", settings.overrides), ("style", settings.styles), ("people", settings.people)):
         for context in contexts:
             yield group, "", join_tags([*asked, *split_tags(context)])
-    for context in ("",) * settings.class_alone + settings.class_contexts:
-        yield "class_only", "", join_tags([dataset.class_word, *split_tags(context)])
-    for prompt in settings.extra_bleed:
+    for prompt in (dataset.class_word,) * settings.class_alone + settings.extra_bleed:
         yield "class_only", "", prompt
+    for context in settings.class_contexts:
+        yield "class_context", "", join_tags([dataset.class_word, *split_tags(context)])
     for word in neighbours(dataset):
         yield "neighbour", "", join_tags([dataset.class_word, word])
     for prompt in settings.unrelated:

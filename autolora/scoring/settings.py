@@ -17,8 +17,8 @@ class ScoringSettings:
     contexts: tuple[str, ...] = ()  # what changes around the character: scene, expression, pose
     overrides: tuple[str, ...] = ()  # what contradicts it: another outfit, another accessory
     class_alone: int = 4  # class-only probes of the class word and nothing else
-    class_contexts: tuple[str, ...] = ()  # one class-only probe each: the class word with these tags
-    extra_bleed: tuple[str, ...] = ()  # the user's own class-only prompts
+    class_contexts: tuple[str, ...] = ()  # the class word with these tags, without the trigger
+    extra_bleed: tuple[str, ...] = ()  # the user's own prompts that must not show it either
     styles: tuple[str, ...] = ()  # how it is drawn, for the final word
     people: tuple[str, ...] = ()  # somebody beside it, for the final word
     unrelated: tuple[str, ...] = ()  # whole prompts of scenes without it, for the final word

@@ -111,7 +111,8 @@ def _grids(
     of = work.of
     chosen: list[tuple[str, Probe, int]] = [("with the trigger", p, p.seeds[0]) for p in of("trigger")[::3][:3]]
     chosen += [("the character in another outfit", p, p.seeds[0]) for p in of("novel")[:2]]
-    chosen += [("without the trigger", p, p.seeds[0]) for p in of("class_only")[:5]]
+    plain = [*of("class_only")[:3], *of("class_context")[:2]]
+    chosen += [("without the trigger", p, p.seeds[0]) for p in plain]
     columns: dict[str, tuple[State | None, float]] = {"base model": (None, 0.0)}
     for trial, other in found:
         latest = other.latest()

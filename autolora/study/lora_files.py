@@ -28,7 +28,7 @@ from autolora.study.finals import final_scorer
 from autolora.study.workbench import open_workbench
 from autolora.train.run import Run
 
-SHOWN = {"trigger": 3, "novel": 2, "class_only": 3}  # pictures of the grid by probe group
+SHOWN = {"trigger": 3, "novel": 2, "class_only": 2, "class_context": 1}  # pictures of the grid by probe group
 LABEL_PIXELS = 14
 
 
