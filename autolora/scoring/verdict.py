@@ -67,7 +67,9 @@ def remedy(
     weight: float | None = None,
     stop_step: int | None = None,
 ) -> str:
-    """What may help against the broken constraints, the gravest first; empty where none is broken.
+    """What may help against the gravest broken constraint; empty where none is broken.
+
+    The others wait: what helps against one often feeds another (more steps, fewer steps).
 
     Args:
         constraints: above 0 where broken.
@@ -75,14 +77,12 @@ def remedy(
         weight: a LoRA weight at which it does not bleed, where there is one.
         stop_step: the last step before it overcooked, where there is one.
     """
-    found = []
-    for name, words in REMEDIES.items():
-        if constraints.get(name, 0.0) <= 0:
-            continue
-        if name == "bleed_class" and class_share is not None:
-            known = [f"train.class_share={max(1.0, 2 * class_share):g} (class pictures beside yours)"]
-            known += [f"use weight {weight:g}"] if weight is not None else []
-            known += [f"stop at step {stop_step}"] if stop_step is not None else []
-            words = ", or ".join(known)
-        found.append(words)
-    return "; ".join(found)
+    gravest = next((name for name in REMEDIES if constraints.get(name, 0.0) > 0), None)
+    if gravest is None:
+        return ""
+    if gravest != "bleed_class" or class_share is None:
+        return REMEDIES[gravest]
+    known = [f"train.class_share={max(1.0, 2 * class_share):g} (class pictures beside yours)"]
+    known += [f"use weight {weight:g}"] if weight is not None else []
+    known += [f"stop at step {stop_step}"] if stop_step is not None else []
+    return ", or ".join(known)

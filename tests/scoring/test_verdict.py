@@ -53,6 +53,10 @@ def test_nothing_broken_is_good_and_needs_no_remedy() -> None:
     assert remedy({"bleed_class": -0.1}) == ""
 
 
+def test_advice_does_not_contradict_itself() -> None:
+    assert remedy({"undercooked": 0.1, "editability": 0.1}) == REMEDIES["undercooked"]
+
+
 def test_advice_against_bleed_knows_how_it_was_trained() -> None:
     advice = remedy({"bleed_class": 0.1}, class_share=0.0, weight=0.7, stop_step=800)
     assert "train.class_share=1" in advice
