@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
+from naive import clip_i, clip_t, kid
 from quickstart_oracle import Judge
 from safetensors.torch import load_file, save_file
 
@@ -38,11 +39,9 @@ from autolora.paperdoll.weights import VERSION, weights_hash
 from autolora.paperdoll.world import write_dataset
 from autolora.progress import Bars
 from autolora.provenance import provenance
-from autolora.sampling import BaseRenders, Pictures, Shot, render
-from autolora.scoring.probes import Probe
-from autolora.scoring.scorecard import Scorecard, render_probes, score
+from autolora.sampling import BaseRenders, Shot, render
+from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer, with_fresh_probes
-from autolora.study.finals import REPEATS
 from autolora.study.plan import make_plan
 from autolora.study.space import suggest
 from autolora.study.workbench import Workbench, open_workbench
@@ -135,29 +134,36 @@ def train_character(seed: int, out: Path, count: int) -> None:
         print(f"character {seed}, recipe {recipe.number}: {facts[-1]['step']} images", flush=True)
 
 
-def oracle_figures(judge: Judge, work: Workbench, state: dict[str, torch.Tensor], weight: float) -> dict[str, float]:
-    """Mark likeness with the trigger, attribute accuracy of novel prompts with the trigger, bleed on the class word."""
-    character, settings = judge.character, work.scoring
-    words = f"{character.traits['count']}, {character.trigger}"
-    prompts = [(f"{words}, {tags}", tags) for tags in settings.overrides for _ in range(2)]
-    shots = [Shot(prompt, FIRST_SEED + i, weight) for i, (prompt, _) in enumerate(prompts)]
-    judge.adapter.load(state)
-    pictures = render(judge.model, shots, work.render_settings, judge.adapter)
-    accuracy = judge.oracle.accuracy(pictures, [parse_prompt(tags) for _, tags in prompts])
-    trigger, plain = judge.rate(state, "trigger", weight), judge.rate(state, "class", weight)
-    return {
-        "oracle_likeness": trigger.hits / trigger.count,
-        "oracle_accuracy": float(np.mean(list(accuracy.values()))),
-        "oracle_bleed": plain.hits / plain.count,
-    }
+def oracle_figures(judge: Judge, work: Workbench, weight: float) -> dict[str, float]:
+    """What the oracle says of the LoRA in the adapter: in all, and by the two halves of its renders.
+
+    Mark likeness with the trigger, attribute accuracy of novel prompts with the trigger, bleed on the class word.
+    """
+    character, tags = judge.character, work.scoring.overrides
+    lead = f"{character.traits['count']}, {character.trigger}"
+    chosen = [tags[i % len(tags)] for i in range(judge.renders)]
+    asked = {"likeness": judge.prompts("trigger"), "accuracy": [f"{lead}, {t}" for t in chosen]}
+    asked["bleed"] = judge.prompts("class")
+    found: dict[str, float] = {}
+    for name, prompts in asked.items():
+        shots = [Shot(prompt, FIRST_SEED + i, weight) for i, prompt in enumerate(prompts)]
+        pictures = render(judge.model, shots, work.render_settings.search, judge.adapter)
+        halves = {"": slice(None), "_a": slice(0, None, 2), "_b": slice(1, None, 2)}
+        for half, part in halves.items():
+            if name == "accuracy":
+                by_tag = judge.oracle.accuracy(pictures[part], [parse_prompt(t) for t in chosen[part]])
+                found[f"oracle_{name}{half}"] = float(np.mean(list(by_tag.values())))
+            else:
+                found[f"oracle_{name}{half}"] = float(judge.oracle.shows(pictures[part], character).mean())
+    return found
 
 
 def whole_suite(work: Workbench, steps: RenderSettings) -> Scorer:
-    """The finals' suite: every group of probes, twice the seeds, every weight; rendered in the search's steps."""
+    """Every group of probes at every weight, with seeds that no study uses, rendered in the search's steps."""
     assert work.scorer is not None, work.unmeasured
     bench = work.bench
     renders = BaseRenders(bench.model, steps, work.renders.folder)
-    return with_fresh_probes(work.scorer, bench.dataset, renders, bench.adapter, work.scoring.weights, REPEATS)
+    return with_fresh_probes(work.scorer, bench.dataset, renders, bench.adapter, 1)
 
 
 def checkpoints_of(seed: int, out: Path) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any]]]:
@@ -178,20 +184,19 @@ def render_character(seed: int, out: Path, renders: int) -> None:
     for path, _, _ in checkpoints_of(seed, out):
         if path.with_suffix(".json").is_file():
             continue
-        state = load_file(path.with_suffix(".safetensors"))
-        adapter.load(state)
+        adapter.load(load_file(path.with_suffix(".safetensors")))
         pictures = render_probes(scorer, work.bench.model, adapter)
         with atomic_path(path.with_suffix(".npz")) as temporary:
             np.savez_compressed(temporary, pictures=np.concatenate(list(pictures.values())))
         figures: dict[str, float] = {}
         for weight in scorer.settings.weights:
-            found = oracle_figures(judge, work, state, weight)
+            found = oracle_figures(judge, work, weight)
             figures |= {f"{name}@{weight:g}": value for name, value in found.items()}
         write_atomic(path.with_suffix(".json"), json.dumps(figures))
         print(f"character {seed}, {path.parent.name}, step {path.name}: {figures}", flush=True)
 
 
-def load_pictures(scorer: Scorer, path: Path) -> dict[tuple[Probe, float], Pictures]:
+def load_pictures(scorer: Scorer, path: Path) -> Rendered:
     """A checkpoint's pictures of the whole suite, as `render_probes` gave them."""
     keys = [(probe, weight) for probe in scorer.probes for weight in scorer.settings.weights]
     stored = np.load(path.with_suffix(".npz"))["pictures"]
@@ -209,6 +214,19 @@ def row_of(seed: int, recipe: dict[str, Any], fact: dict[str, Any], card: Scorec
     return row
 
 
+def naive_figures(scorer: Scorer, pictures: Rendered) -> dict[str, float]:
+    """What others choose by, of renders with the trigger: likeness to the training pictures, to the prompt, KID."""
+    found = {}
+    for weight in scorer.settings.weights:
+        asked = [(p, scorer.encoder.images(pictures[p, weight])) for p in scorer.of("trigger", "novel")]
+        rows = np.concatenate([own for _, own in asked])
+        texts = np.concatenate([np.repeat(scorer.texts[p][None], len(own), 0) for p, own in asked])
+        found[f"clip_i@{weight:g}"] = clip_i(rows, scorer.references.training)
+        found[f"clip_t@{weight:g}"] = clip_t(rows, texts)
+        found[f"kid@{weight:g}"] = kid(rows, scorer.references.training)
+    return found
+
+
 def measure_character(seed: int, out: Path) -> Iterator[dict[str, Any]]:
     """Every rendered checkpoint's row."""
     work = open_character(seed, out, [Run("bank", LoRA(dim=16))])
@@ -216,7 +234,8 @@ def measure_character(seed: int, out: Path) -> Iterator[dict[str, Any]]:
     for path, recipe, fact in checkpoints_of(seed, out):
         if path.with_suffix(".json").is_file():
             figures = json.loads(path.with_suffix(".json").read_text("utf-8"))
-            yield row_of(seed, recipe, fact, score(scorer, load_pictures(scorer, path))) | figures
+            pictures = load_pictures(scorer, path)
+            yield row_of(seed, recipe, fact, score(scorer, pictures)) | naive_figures(scorer, pictures) | figures
 
 
 def write_rows(rows: list[dict[str, Any]]) -> None:
@@ -236,7 +255,7 @@ def main() -> None:
     parser.add_argument("what", choices=["train", "render", "measure"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[110, 111, 112, 113])
     parser.add_argument("--recipes", type=int, default=48)
-    parser.add_argument("--renders", type=int, default=24, help="the oracle's renders per rate and weight")
+    parser.add_argument("--renders", type=int, default=40, help="the oracle's renders per rate and weight")
     parser.add_argument("--out", type=Path, default=Path("runs/bank"))
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -50,21 +50,6 @@ class Scorecard:
 Rendered = Mapping[tuple[Probe, float], Pictures]  # by probe and weight, one picture a seed
 
 
-def joined(scorer: Scorer, *parts: Rendered) -> Rendered:
-    """The renders of a scorer's probes from those of its parts."""
-    by_seed = {
-        (probe.prompt, weight, seed): picture
-        for part in parts
-        for (probe, weight), pictures in part.items()
-        for seed, picture in zip(probe.seeds, pictures, strict=True)
-    }
-    return {
-        (probe, weight): np.stack([by_seed[probe.prompt, weight, seed] for seed in probe.seeds])
-        for probe in scorer.probes
-        for weight in scorer.settings.weights
-    }
-
-
 def render_probes(
     scorer: Scorer,
     model: BaseModel,

@@ -41,19 +41,9 @@ class Scorer:
         """The probes of some groups, and of one concept where it is given."""
         return of_groups(self.probes, *groups, concept=concept)
 
-    def part(self, first: bool) -> Scorer:
-        """The same with the first half of every probe's seeds, or with the others."""
-        halves = {p: slice(0, (len(p.seeds) + 1) // 2) for p in self.probes}
-        if not first:
-            halves = {p: slice(half.stop, None) for p, half in halves.items()}
-        kept = {p: replace(p, seeds=p.seeds[half]) for p, half in halves.items() if p.seeds[half]}
-        return replace(
-            self,
-            probes=tuple(kept.values()),
-            base={own: self.base[p][halves[p]] for p, own in kept.items()},
-            base_pictures={own: self.base_pictures[p][halves[p]] for p, own in kept.items()},
-            texts={own: self.texts[p] for p, own in kept.items()},
-        )
+    def at(self, *weights: float) -> Scorer:
+        """The same at other weights."""
+        return replace(self, settings=replace(self.settings, weights=weights))
 
     @property
     def renders(self) -> int:
@@ -104,15 +94,13 @@ def with_fresh_probes(
     dataset: Dataset,
     renders: BaseRenders,
     adapter: AdapterSet,
-    weights: tuple[float, ...],
     repeats: int,
     advance: Callable[[int], None] | None = None,
 ) -> Scorer:
-    """The same margins, but all groups of probes, at these weights and other seeds, `repeats` times as many."""
+    """The same margins, but all groups of probes, at other seeds, `repeats` times as many."""
     old = scorer.settings
     settings = replace(
         old,
-        weights=weights,
         first_seed=old.first_seed + FRESH_SEEDS,
         trigger_seeds=old.trigger_seeds * repeats,
         class_seeds=old.class_seeds * repeats,

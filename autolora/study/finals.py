@@ -61,12 +61,10 @@ class Finals:
 
 
 def final_scorer(search: Scorer, work: Workbench, bars: Bars) -> Scorer:
-    """The search's score at every weight, with seeds of its own and more of them, all groups and a second encoder."""
+    """The search's score with seeds of its own and more of them, all groups of probes and a second encoder."""
     bench, second = work.bench, search.settings.second_encoder
     with bars.task("rendering the base model for the finals", None) as advance:
-        scorer = with_fresh_probes(
-            search, bench.dataset, work.renders, bench.adapter, work.scoring.weights, REPEATS, advance
-        )
+        scorer = with_fresh_probes(search, bench.dataset, work.renders, bench.adapter, REPEATS, advance)
     if second is None:
         return scorer
     return replace(scorer, second=with_encoder(scorer, load_second_encoder(second, bench.model)))

@@ -1,4 +1,4 @@
-"""Spends renders only where they can change a decision: validation loss first, then half of the probes, then all."""
+"""Spends renders only where they can change a decision: validation loss, the strongest weight, then all weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def settled(card: Scorecard, best: Point | None, settings: ScoringSettings) -> b
     It surely breaks a limit, or cannot come near the best feasible checkpoint so far.
 
     Args:
-        card: by a part of the probes.
+        card: by the strongest weight alone, whose score is the higher one as a rule.
         best: the study's best point so far.
         settings: the limits.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from autolora.files import write_atomic
@@ -26,7 +26,6 @@ def sweep_weights(winner: Finalist, search: Scorer, work: Workbench, folder: Pat
     if key in known:
         return Point(**known[key])
     work.bench.adapter.load(winner.record.load(winner.point))
-    scorer = replace(search, settings=replace(search.settings, weights=WEIGHTS))
-    swept = judged(winner.point, work.score(scorer, bars))
+    swept = judged(winner.point, work.score(search.at(*WEIGHTS), bars))
     write_atomic(path, json.dumps({key: asdict(swept)}, indent=1))
     return swept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -20,7 +20,7 @@ from autolora.progress import Bars
 from autolora.sampling import BaseRenders
 from autolora.scoring.encoders import load_encoder
 from autolora.scoring.probes import Probe, build_probes, of_groups, strip_triggers
-from autolora.scoring.scorecard import Rendered, Scorecard, joined, render_probes, score
+from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer, prepare
 from autolora.scoring.settings import ScoringSettings
 from autolora.study.ladder import predicted_undercooked, settled
@@ -53,7 +53,7 @@ class Workbench:
         """A checkpoint, in the adapter's slot 0, as the search sees it.
 
         It climbs only as far as it must: to its validation loss where that says enough or nothing else can be measured,
-        to half of the renders where they settle it, to all of them.
+        to renders at the strongest weight where they settle it, to renders at all weights.
 
         Args:
             checkpoint: what is measured.
@@ -65,12 +65,12 @@ class Workbench:
             return unmeasured_point(blank, self.unmeasured)
         if predicted_undercooked(blank.val_ratios, seen, self.scoring):
             return undercooked_point(blank, self.scoring.likeness_limit)
-        first = self.scorer.part(first=True)
+        *others, strongest = sorted(self.scoring.weights)
+        first = self.scorer.at(strongest)
         pictures = self.render(first, bars)
         card = score(first, pictures)
-        if not settled(card, max(seen, key=lambda p: p.objective, default=None), self.scoring):
-            others = self.render(self.scorer.part(first=False), bars)
-            card = score(self.scorer, joined(self.scorer, pictures, others))
+        if others and not settled(card, max(seen, key=lambda p: p.objective, default=None), self.scoring):
+            card = score(self.scorer, {**pictures, **self.render(self.scorer.at(*others), bars)})
         return judged(blank, card)
 
     def score(self, scorer: Scorer, bars: Bars) -> Scorecard:
@@ -134,9 +134,8 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
     with bars.task("rendering the base model", None) as advance:
         search = BaseRenders(model, settings.render.search, cache / "renders")
         scorer, unmeasured = None, ""
-        strongest = replace(scoring, weights=(max(scoring.weights),))  # the others wait for the finals
         try:
-            scorer = prepare(model, dataset, strongest, encoder, search, latents, advance)
+            scorer = prepare(model, dataset, scoring, encoder, search, latents, advance)
         except Unmeasurable as error:
             unmeasured = str(error)
             bars.say(f"{unmeasured}; going on by validation loss alone")

@@ -12,7 +12,7 @@ from autolora.scoring.encoders import Encoder
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import Probe
 from autolora.scoring.references import Material, Reference, References
-from autolora.scoring.scorecard import Rendered, Scorecard, joined, recommended_weight, score
+from autolora.scoring.scorecard import Rendered, Scorecard, recommended_weight, score
 from autolora.scoring.scorer import Scorer
 from autolora.scoring.settings import ScoringSettings
 from autolora.scoring.terms import Margin
@@ -104,22 +104,6 @@ def renders(
             rows = [kept * texts[p] + (a < shown) * CHARACTER + noise.normal(0, 0.01, 7) for a in at]
             pictures[p, weight] = canvas(np.stack(rows), noise)
     return pictures  # type: ignore[return-value]
-
-
-def test_two_halves_make_the_whole() -> None:
-    noise = np.random.default_rng(0)
-    scorer = made_up_scorer(noise)
-    pictures = renders(scorer, noise, likeness=0.75, follows=0.9, bleed=0.25)
-    parts = []
-    for i in (0, 1):
-        half = scorer.part(first=i == 0)
-        assert half.renders * 2 == scorer.renders
-        own = zip(scorer.probes, half.probes, strict=True)
-        parts.append({(part, w): pictures[whole, w][i : i + 1] for whole, part in own for w in WEIGHTS})
-    assert score(scorer, joined(scorer, *parts)) == score(scorer, pictures)
-    assert score(scorer.part(first=True), parts[0]).score.value == pytest.approx(
-        score(scorer, pictures).score.value, abs=0.2
-    )
 
 
 def test_a_good_lora_breaks_nothing_and_scores_high() -> None:

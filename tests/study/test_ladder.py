@@ -1,4 +1,4 @@
-"""The ladder: what needs no render, what half of them settle, and that two halves make the whole."""
+"""The ladder: what needs no render, and what the strongest weight settles."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ FAIR, HIGH, LOW = Estimate(0.5, 0.3, 0.7), Estimate(0.9, 0.8, 1.0), Estimate(0.1
         ((LOW, HIGH, LOW), True),  # cannot come near the best
     ],
 )
-def test_half_of_the_renders_settle_what_is_sure(terms: tuple[Estimate, Estimate, Estimate], enough: bool) -> None:
+def test_the_strongest_weight_settles_what_is_sure(terms: tuple[Estimate, Estimate, Estimate], enough: bool) -> None:
     best = Point(100, 0.1, 0.1, [0.4], 0.6, {"value": 0.6, "low": 0.4, "high": 0.8})
     assert settled(card(*terms), best, SETTINGS) is enough
 
