@@ -38,9 +38,15 @@ SMALL = (
     "study.retrain_seeds=1",
     "study.finalists=2",
     "train.epochs=2",
+    "train.steps_per_concept=24",
     "model.render.steps=2",
     "scoring.class_seeds=1",
     "scoring.contrast=48",
+    "scoring.class_alone=3",
+    "scoring.contexts=[smile]",
+    "scoring.overrides=[hat,glasses]",
+    "scoring.class_contexts=[smile]",
+    "scoring.unrelated=[city]",
     "model.class_pictures=16",
     "scoring.bootstrap=50",
     "scoring.likeness_limit=0",
@@ -55,7 +61,7 @@ def small_study(tmp_path: Path, name: str = "small") -> str:
         "# @package _global_\n"
         "defaults: [override /model: paperdoll, override /dataset: quickstart, override /scoring: paperdoll]\n"
         f"study:\n  name: {name}\n  recipes:\n    doll-adamw:\n"
-        "      train.steps_per_concept: {log_int: [4, 200]}\n      adapter.dim: {choice: [4, 16]}\n"
+        "      train.steps_per_concept: {log_int: [4, 60]}\n      adapter.dim: {choice: [4, 16]}\n"
         "      train.class_share: {choice: [0.0, 0.5]}\n"
     )
     return str(path)
@@ -117,10 +123,10 @@ def test_running_again_continues_and_adds_nothing(finished: Path) -> None:
 
 def test_a_changed_space_is_explained_and_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = Path(small_study(finished))
-    study.write_text(study.read_text().replace("[4, 200]", "[4, 300]"))
+    study.write_text(study.read_text().replace("[4, 60]", "[4, 300]"))
     command = ["tune", str(study), f"out={finished / 'run'}", f"cache={finished / 'cache'}", *SMALL]
     assert main(command) == 5
-    assert "was log_int: [4, 200], now log_int: [4, 300]" in capsys.readouterr().err
+    assert "was log_int: [4, 60], now log_int: [4, 300]" in capsys.readouterr().err
     small_study(finished)
 
 
