@@ -1,0 +1,292 @@
+"""Does each way of spoiling a LoRA break the constraint that is meant for it, and lose to the good one?
+
+    python studies/negative_ladder.py --seeds 110 111 112 113
+
+For each character one good recipe is trained, spoiled in eight ways, and judged by the whole suite of the finals; then
+pictures that the world itself draws take the LoRA's place, which must score near 1, break nothing, and score the same
+on other backgrounds. Writes studies/results/score/negative_ladder.md and a sheet of pictures a character.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from bank import character_of, open_character, whole_suite
+from PIL import Image, ImageDraw, ImageEnhance
+from safetensors.torch import load_file, save_file
+
+from autolora import config as cfg
+from autolora.adapters.lora import LoRA, State
+from autolora.data.captions import join_tags, split_tags
+from autolora.data.concepts import Dataset
+from autolora.files import atomic_path, write_atomic
+from autolora.paperdoll.drawing import draw
+from autolora.paperdoll.look import GROUPS, Character, character_look, parse_prompt
+from autolora.paperdoll.weights import VERSION, weights_hash
+from autolora.provenance import provenance
+from autolora.sampling import Pictures
+from autolora.scoring.probes import Probe, strip_triggers
+from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
+from autolora.scoring.scorer import Scorer
+from autolora.study.workbench import Workbench
+from autolora.train.loop import Assignment, train
+from autolora.train.run import Run
+
+RESULTS = Path(__file__).parent / "results" / "score"
+# A recipe as studies of the development characters found it, and the guide's at ten times its rate.
+GOOD = ("recipe=doll-prodigy", "optimizer.d_coef=2.5", "adapter.dim=8", "train.steps_per_concept=350")
+CLASS_PICTURES = ("train.class_share=0.4",)
+TEN_TIMES = ("recipe=doll-adamw", "optimizer.lr=3e-2", *CLASS_PICTURES)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of spoiling a LoRA, and the constraints of which it must break one; none for what must break nothing."""
+
+    name: str
+    meant: tuple[str, ...]
+    pictures: Callable[[], Rendered]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A case and what the score says of it."""
+
+    meant: tuple[str, ...]
+    card: Scorecard
+
+    def right(self, good: Judged) -> bool:
+        """Whether that is as it must be: good ones break nothing, spoiled ones break what is meant, and lose."""
+        if not self.meant:
+            return not self.card.broken
+        return bool({*self.card.broken} & {*self.meant}) and self.card.objective < good.card.objective
+
+
+def train_run(work: Workbench, run: Run, path: Path, dataset: Dataset | None = None) -> State:
+    """The state at the end of a run, trained once and kept."""
+    if not path.is_file():
+        bench = replace(work.bench, dataset=dataset or work.bench.dataset)
+        waiting, state = iter([Assignment(run)]), {}
+        for ready in train(lambda: next(waiting, None), bench):
+            assert ready[0].checkpoint is not None
+            state = ready[0].checkpoint.state
+        with atomic_path(path) as temporary:
+            save_file({key: value.contiguous() for key, value in state.items()}, temporary)
+    return load_file(path)
+
+
+def run_of(name: str, *arguments: str) -> Run:
+    """The run of some overrides."""
+    return replace(cfg.build_run(cfg.compose("train", list(arguments))), name=name)
+
+
+def with_captions(dataset: Dataset, change: Callable[[str, int], str]) -> Dataset:
+    """The dataset with other captions: `change` gets each caption and its concept's number."""
+    concepts = [
+        replace(one, pictures=tuple(replace(p, caption=change(p.caption, number)) for p in one.pictures))
+        for number, one in enumerate(dataset.concepts)
+    ]
+    return replace(dataset, concepts=tuple(concepts))
+
+
+def without_triggers(dataset: Dataset) -> Dataset:
+    """The captions without any trigger, as a beginner writes them."""
+    return with_captions(dataset, lambda caption, _: strip_triggers(caption, dataset))
+
+
+def swapped(dataset: Dataset) -> Dataset:
+    """Each outfit's captions call the next outfit, so that every outfit is called by another's word."""
+    names = [one.trigger for one in dataset.concepts]
+
+    def change(caption: str, number: int) -> str:
+        other = names[(number + 1) % len(names)]
+        return join_tags([other if tag == names[number] else tag for tag in split_tags(caption)])
+
+    return with_captions(dataset, change)
+
+
+def scaled(state: State, factor: float) -> State:
+    """The same LoRA at another strength."""
+    return {key: value * factor if key.endswith("lora_up.weight") else value for key, value in state.items()}
+
+
+def scrambled(state: State) -> State:
+    """A random LoRA of the same size: every tensor's numbers in random order."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        key: value.flatten()[torch.randperm(value.numel(), generator=generator)].view_as(value)
+        if value.dim()
+        else value
+        for key, value in state.items()
+    }
+
+
+def rendered(work: Workbench, scorer: Scorer, state: State) -> Rendered:
+    """The suite as a LoRA draws it."""
+    work.bench.adapter.load(state)
+    return render_probes(scorer, work.bench.model, work.bench.adapter)
+
+
+def saturated(pictures: Rendered) -> Rendered:
+    """The same with half as much colour again."""
+
+    def more(picture: Pictures) -> Pictures:
+        return np.asarray(ImageEnhance.Color(Image.fromarray(picture)).enhance(1.5))
+
+    return {key: np.stack([more(picture) for picture in own]) for key, own in pictures.items()}
+
+
+def copied(scorer: Scorer, pictures: Rendered) -> Rendered:
+    """A copy machine: whatever is asked with the trigger, a training picture comes."""
+    rng, training = np.random.default_rng(0), scorer.material.training
+
+    def copies(probe: Probe, own: Pictures) -> Pictures:
+        if probe.group not in ("trigger", "novel", "style", "people"):
+            return own
+        source = training.get(probe.concept, scorer.material.every)
+        return source[rng.integers(len(source), size=len(own))]
+
+    return {key: copies(key[0], own) for key, own in pictures.items()}
+
+
+def drawn(work: Workbench, scorer: Scorer, character: Character, moved: bool) -> Rendered:
+    """What a LoRA without any fault would draw: the world's own pictures, and the base model's without the trigger.
+
+    `moved` puts everything before another background.
+    """
+    outfits = {outfit.trigger: outfit for outfit in character.outfits}
+    triggers = {concept.name: concept.trigger for concept in work.bench.dataset.concepts}
+
+    def real(probe: Probe) -> Pictures:
+        outfit = outfits.get(triggers.get(probe.concept, ""), character.outfits[0])
+        pictures = []
+        for seed in probe.seeds:
+            look = character_look(character, outfit, random.Random(seed))
+            values = look.values | parse_prompt(probe.prompt)
+            if moved:
+                places = GROUPS["background"]
+                values["background"] = places[(places.index(values["background"]) + 1) % len(places)]
+            pictures.append(draw(replace(look, values=values), random.Random(seed), work.bench.model.resolution))
+        return through_vae(work, np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+
+    asked = {probe: real(probe) for probe in scorer.of("trigger", "novel", "style", "people")}
+    return {(p, w): asked.get(p, scorer.base_pictures[p]) for p in scorer.probes for w in scorer.settings.weights}
+
+
+@torch.inference_mode()
+def through_vae(work: Workbench, pictures: Pictures) -> Pictures:
+    """Pictures as the base model's autoencoder keeps them."""
+    model = work.bench.model
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    decoded = model.decode_latents(model.encode_images(pixels.to(model.device)))
+    return ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def cases(work: Workbench, scorer: Scorer, character: Character, folder: Path) -> Iterator[Case]:
+    """The good LoRA first, then its spoiled twins, then the world's own pictures."""
+    dataset, several = work.bench.dataset, len(work.bench.dataset.concepts) > 1
+    good = train_run(work, run_of("good", *GOOD, *CLASS_PICTURES), folder / "good.safetensors")
+    shown = rendered(work, scorer, good)
+
+    def of(state: State) -> Callable[[], Rendered]:
+        return lambda: rendered(work, scorer, state)
+
+    def trained(name: str, arguments: tuple[str, ...], data: Dataset | None = None) -> Callable[[], Rendered]:
+        return lambda: rendered(
+            work, scorer, train_run(work, run_of(name, *arguments), folder / f"{name}.safetensors", data)
+        )
+
+    yield Case("good LoRA", (), lambda: shown)
+    yield Case("weight 0", ("undercooked",), of(scaled(good, 0.0)))
+    yield Case("random LoRA", ("undercooked",), of(scrambled(good)))
+    yield Case("copy machine", ("memorisation",), lambda: copied(scorer, shown))
+    yield Case("trained without trigger", ("bleed_class",), trained("no-trigger", GOOD, without_triggers(dataset)))
+    if several:
+        yield Case(
+            "swapped outfit captions",
+            ("bleed_cross",),
+            trained("swapped", (*GOOD, *CLASS_PICTURES), swapped(dataset)),
+        )
+    yield Case("saturation x 1.5", ("burn",), lambda: saturated(shown))
+    yield Case("learning rate x 10", ("burn", "spread", "undercooked"), trained("rate", TEN_TIMES))
+    yield Case("weight 1.5", ("burn", "editability"), of(scaled(good, 1.5)))
+    yield Case("the world's own pictures", (), lambda: drawn(work, scorer, character, False))
+    yield Case("on other backgrounds", (), lambda: drawn(work, scorer, character, True))
+
+
+def judge_character(seed: int, out: Path) -> dict[str, Judged]:
+    """Every case's score, terms and broken constraints; a sheet of pictures beside the table."""
+    work = open_character(seed, out, [run_of("good", *GOOD, *CLASS_PICTURES), Run("largest", LoRA(dim=16))])
+    work.bench.adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
+    scorer = whole_suite(work, work.render_settings.search)
+    found, rows = {}, []
+    for case in cases(work, scorer, character_of(seed), out / str(seed)):
+        pictures = case.pictures()
+        card = score(scorer, pictures)
+        found[case.name] = Judged(case.meant, card)
+        rows.append((case.name, sheet_row(scorer, pictures)))
+        print(f"character {seed}, {case.name}: {card.objective:.3f}, broken {card.broken}", flush=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    sheet(rows).save(RESULTS / f"negative_ladder-{seed}.png")
+    return found
+
+
+def sheet_row(scorer: Scorer, pictures: Rendered) -> Pictures:
+    """Five renders with the trigger, five of the class word alone, at the strongest weight."""
+    weight = max(scorer.settings.weights)
+    picked = [
+        np.concatenate([pictures[p, weight] for p in scorer.of(group)])[:5] for group in ("trigger", "class_only")
+    ]
+    return np.concatenate(list(np.concatenate(picked)), axis=1)
+
+
+def sheet(rows: list[tuple[str, Pictures]]) -> Image.Image:
+    """The rows under their names."""
+    height, width, _ = rows[0][1].shape
+    found = Image.new("RGB", (width, (height + 14) * len(rows)), "white")
+    pen = ImageDraw.Draw(found)
+    for i, (name, row) in enumerate(rows):
+        pen.text((2, i * (height + 14)), name, fill="black")
+        found.paste(Image.fromarray(row), (0, i * (height + 14) + 14))
+    return found
+
+
+def table(found: dict[int, dict[str, Judged]]) -> str:
+    """One line a case, one column a character: whether it is judged as it must be, objective, broken constraints."""
+    meant = {name: one.meant for own in found.values() for name, one in own.items()}
+    lines = ["| case | must break | " + " | ".join(map(str, found)) + " |", "|" + "---|" * (2 + len(found))]
+    for name, constraints in meant.items():
+        cells = []
+        for own in found.values():
+            if name not in own:
+                cells.append("has one outfit")
+                continue
+            right = "yes" if own[name].right(own["good LoRA"]) else "**NO**"
+            cells.append(f"{right}: {own[name].card.objective:.2f} {', '.join(own[name].card.broken)}".rstrip())
+        lines.append(f"| {name} | {' or '.join(constraints) or 'nothing'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Judge every character and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[110, 111, 112, 113])
+    parser.add_argument("--out", type=Path, default=Path("runs/negative-ladder"))
+    args = parser.parse_args()
+    found = {seed: judge_character(seed, args.out) for seed in args.seeds}
+    write_atomic(RESULTS / "negative_ladder.md", table(found))
+    facts = provenance() | {"weights": f"{VERSION} {weights_hash()}"}
+    cards = {"cases": {seed: {name: asdict(one) for name, one in own.items()} for seed, own in found.items()}}
+    write_atomic(RESULTS / "negative_ladder.json", json.dumps(facts | cards, indent=1) + "\n")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
