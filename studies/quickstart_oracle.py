@@ -4,7 +4,8 @@
 
 For each character: the guide recipe trained to its end, and the study; then, by the oracle and not by the score,
 how often pictures show the character with its trigger (likeness) and on the class word alone (bleed).
-A killed run continues; several processes may share the seeds before one is asked for the table of all.
+A killed run continues; several processes may share the seeds before one is asked for the table of all. The study's
+limit in minutes is lifted, so that what else the machine does changes nothing.
 """
 
 from __future__ import annotations
@@ -117,9 +118,8 @@ def judge_character(
     if not folder.exists():
         write_dataset(folder, seed, outfits)
     began = time.perf_counter()
-    code = autolora(
-        ["tune", "quickstart", f"dataset.path={folder}", f"out={out / f'study-{seed}'}", f"cache={out / 'cache'}"]
-    )
+    places = [f"dataset.path={folder}", f"out={out / f'study-{seed}'}", f"cache={out / 'cache'}"]
+    code = autolora(["tune", "quickstart", *places, "study.minutes=null"])
     if code:
         raise SystemExit(f"the study of character {seed} ended with exit code {code}")
     result = json.loads((out / f"study-{seed}" / "result.json").read_text("utf-8"))
@@ -151,13 +151,17 @@ def table(rows: list[dict[str, str | float]]) -> str:
     """The rates as a Markdown table, one line a character and weight."""
     names = ("guide last", "guide best", "export")
     lines = [
-        "| character | weight | base: `1girl` | " + " | ".join(f"{name}: trigger | `1girl`" for name in names) + " |",
-        "|" + "---|" * (3 + 2 * len(names)),
+        "| character | weight | base: `1girl` | "
+        + " | ".join(f"{name}: trigger | `1girl`" for name in names)
+        + " | export's likeness, of the guide's best |",
+        "|" + "---|" * (4 + 2 * len(names)),
     ]
     for row in rows:
         for weight in WEIGHTS:
             cells = [str(row[f"{name} {kind} {weight:g}"]) for name in names for kind in ("trigger", "class")]
             about = f"{row['seed']}, {row['outfits']} outfit(s)"
+            best = float(row[f"guide best trigger {weight:g} share"])
+            cells.append(f"{float(row[f'export trigger {weight:g} share']) / best:.0%}" if best else "")
             lines.append(f"| {about} | {weight:g} | {row['base 1girl']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

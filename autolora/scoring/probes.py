@@ -10,8 +10,8 @@ from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset
 from autolora.scoring.settings import ScoringSettings
 
-SEARCH_GROUPS = ("trigger", "novel", "class_only", "class_context")  # what every checkpoint of a study is asked
-ALL_GROUPS = (*SEARCH_GROUPS, "style", "people", "visible", "neighbour", "unrelated")
+SEARCH_GROUPS = ("trigger", "novel", "class_only")  # what every checkpoint of a study is asked: all that has a limit
+ALL_GROUPS = (*SEARCH_GROUPS, "class_context", "style", "people", "visible", "neighbour", "unrelated")
 CLASS_GROUPS = ("class_only", "class_context", "visible", "neighbour", "unrelated")  # without any trigger
 
 

@@ -19,7 +19,7 @@ from autolora.models.base import RenderSettings
 from autolora.progress import Bars
 from autolora.sampling import BaseRenders
 from autolora.scoring.encoders import load_encoder
-from autolora.scoring.probes import Probe, build_probes, of_groups, strip_triggers
+from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, of_groups, strip_triggers
 from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer, prepare
 from autolora.scoring.settings import ScoringSettings
@@ -40,13 +40,13 @@ class Workbench:
     renders: BaseRenders
     render_settings: RenderSettings
     scoring: ScoringSettings
-    probes: tuple[Probe, ...]  # the search's
+    probes: tuple[Probe, ...]  # of all groups
     scorer: Scorer | None  # None where nothing can be measured
     unmeasured: str  # why; empty where it can
     base_losses: tuple[float, ...]  # the base model's validation losses by timestep bucket
 
     def of(self, *groups: str) -> list[Probe]:
-        """The search's probes of some groups."""
+        """The probes of some groups."""
         return of_groups(self.probes, *groups)
 
     def measure(self, checkpoint: Checkpoint, seen: Sequence[Point], bars: Bars) -> Point:
@@ -147,5 +147,5 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
     adapter = runs[0].adapter.attach(model.modules, slots=1, max_dim=max(run.adapter.dim for run in runs))
     bench = Bench(model, adapter, dataset, latents, PromptCache(model), shown)
     losses = validation_losses(model, dataset, latents, bench.prompts, adapter)
-    probes = build_probes(dataset, scoring)
+    probes = build_probes(dataset, scoring, ALL_GROUPS)
     return Workbench(bench, renders, settings.render, scoring, probes, scorer, unmeasured, losses)

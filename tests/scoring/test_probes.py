@@ -42,7 +42,7 @@ def test_no_two_prompts_share_a_seed(probes: tuple[Probe, ...]) -> None:
 def test_only_trigger_and_novel_prompts_ask_for_the_character(dataset: Dataset, probes: tuple[Probe, ...]) -> None:
     for probe in probes:
         tags = set(probe.prompt.split(", "))
-        assert (dataset.trigger in tags) == (probe.group not in ("class_only", "class_context"))
+        assert (dataset.trigger in tags) == (probe.group != "class_only")
         assert not words(dataset) & set(probe.base_prompt.split(", "))
         assert dataset.class_word in probe.base_prompt.split(", ")
 
