@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from autolora.scoring.scorecard import Scorecard
+from autolora.scoring.scorecard import Rendered, Scorecard, score
+from autolora.scoring.scorer import Scorer
 from autolora.scoring.settings import ScoringSettings
-from autolora.study.trial import Point
+from autolora.study.trial import Point, judged, undercooked_point
 
 ENOUGH = 5  # checkpoints that were likened to something, before validation loss may speak for others
 MARGIN = 1.05  # how far beyond the worst of them a validation loss must lie
+
+
+def climb(blank: Point, seen: Sequence[Point], scorer: Scorer, render: Callable[[Scorer], Rendered]) -> Point:
+    """A checkpoint judged only as far up as it must be.
+
+    By its validation loss where that says enough, by renders at the strongest weight where they settle it, else by
+    renders at all weights.
+
+    Args:
+        blank: the checkpoint as its losses show it.
+        seen: the points of the study so far, this trial's among them.
+        scorer: the search's score.
+        render: renders a scorer's probes at its weights.
+    """
+    if predicted_undercooked(blank.val_ratios, seen, scorer.settings):
+        return undercooked_point(blank, scorer.settings.likeness_limit)
+    *others, strongest = sorted(scorer.settings.weights)
+    first = scorer.at(strongest)
+    pictures = render(first)
+    card = score(first, pictures)
+    if others and not settled(card, max(seen, key=lambda p: p.objective, default=None), scorer.settings):
+        card = score(scorer, {**pictures, **render(scorer.at(*others))})
+    return judged(blank, card)
 
 
 def predicted_undercooked(val_ratios: Sequence[float], seen: Sequence[Point], settings: ScoringSettings) -> bool:

@@ -23,8 +23,8 @@ from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, of_groups, 
 from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer, prepare
 from autolora.scoring.settings import ScoringSettings
-from autolora.study.ladder import predicted_undercooked, settled
-from autolora.study.trial import Point, judged, undercooked_point, unmeasured_point, unrendered
+from autolora.study.ladder import climb
+from autolora.study.trial import Point, unmeasured_point, unrendered
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.loop import Bench
@@ -52,9 +52,6 @@ class Workbench:
     def measure(self, checkpoint: Checkpoint, seen: Sequence[Point], bars: Bars) -> Point:
         """A checkpoint, in the adapter's slot 0, as the search sees it.
 
-        It climbs only as far as it must: to its validation loss where that says enough or nothing else can be measured,
-        to renders at the strongest weight where they settle it, to renders at all weights.
-
         Args:
             checkpoint: what is measured.
             seen: the points of the study so far, this trial's among them.
@@ -63,15 +60,7 @@ class Workbench:
         blank = unrendered(checkpoint, self.base_losses)
         if self.scorer is None:
             return unmeasured_point(blank, self.unmeasured)
-        if predicted_undercooked(blank.val_ratios, seen, self.scoring):
-            return undercooked_point(blank, self.scoring.likeness_limit)
-        *others, strongest = sorted(self.scoring.weights)
-        first = self.scorer.at(strongest)
-        pictures = self.render(first, bars)
-        card = score(first, pictures)
-        if others and not settled(card, max(seen, key=lambda p: p.objective, default=None), self.scoring):
-            card = score(self.scorer, {**pictures, **self.render(self.scorer.at(*others), bars)})
-        return judged(blank, card)
+        return climb(blank, seen, self.scorer, lambda rung: self.render(rung, bars))
 
     def score(self, scorer: Scorer, bars: Bars) -> Scorecard:
         """Score what is in the adapter's slot 0 by all of a scorer's probes."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from autolora.scoring.intervals import Estimate
-from autolora.scoring.scorecard import Scorecard
+from autolora.scoring.scorecard import Rendered, Scorecard
+from autolora.scoring.scorer import Scorer
 from autolora.scoring.settings import ScoringSettings
-from autolora.study.ladder import ENOUGH, predicted_undercooked, settled
+from autolora.study.ladder import ENOUGH, climb, predicted_undercooked, settled
 from autolora.study.trial import Point, undercooked_point
+from tests.scoring.test_scorecard import made_up_scorer, renders
 
 SETTINGS = ScoringSettings(overrides=("a", "b"), likeness_limit=0.4, bleed_limit=0.6)
 
@@ -66,3 +69,30 @@ def test_an_infeasible_best_settles_nothing() -> None:
     best = Point(100, 0.1, 0.1, [0.4], -0.1, {"value": 0.9, "low": 0.8, "high": 1.0}, constraints={"bleed_class": 0.1})
     assert not settled(card(LOW, HIGH, LOW), best, SETTINGS)
     assert not settled(card(LOW, HIGH, LOW), None, SETTINGS)
+
+
+BLANK = Point(100, 0.1, 0.1, [0.9, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("seen", "bleed", "weights"),
+    [
+        ([LIKENED[0]] * ENOUGH, 0.0, []),  # its validation loss says enough
+        ([], 1.0, [1.0]),  # bleeds at the strongest weight
+        ([], 0.0, [1.0, 0.7]),  # may be the best
+    ],
+)
+def test_it_climbs_only_as_far_as_it_must(seen: list[Point], bleed: float, weights: list[float]) -> None:
+    noise = np.random.default_rng(0)
+    scorer, asked = made_up_scorer(noise), []
+    everything = renders(scorer, noise, likeness=0.9, follows=0.9, bleed=bleed)
+
+    def render(rung: Scorer) -> Rendered:
+        asked.extend(rung.settings.weights)
+        return {(p, w): everything[p, w] for p in rung.probes for w in rung.settings.weights}
+
+    point = climb(BLANK, seen, scorer, render)
+    assert asked == weights
+    assert set(point.by_weight) == {f"{weight:g}" for weight in weights}
+    assert ("undercooked" in point.broken) == (not weights)
+    assert ("bleed_class" in point.broken) == bool(bleed)
