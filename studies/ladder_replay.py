@@ -1,0 +1,141 @@
+"""What does the ladder save, and does it cost anything? Replayed from the bank.
+
+    python studies/ladder_replay.py --out runs/bank
+
+The bank's recipes of a character are worked off as one study, once with the ladder and its finals, once with the whole
+suite of the finals on every checkpoint. Compared are the renders, the order of the checkpoints, and what the oracle
+says of the two picks. Renders of the base model are cached and counted in neither.
+Writes studies/results/score/ladder.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from bank import RESULTS as BANK
+from bank import checkpoints_of, load_pictures, open_character, whole_suite
+from score_validity import Row, picked, rank
+
+from autolora.adapters.lora import LoRA
+from autolora.files import write_atomic
+from autolora.paperdoll.weights import VERSION
+from autolora.provenance import provenance
+from autolora.scoring.probes import SEARCH_GROUPS
+from autolora.scoring.scorecard import Rendered
+from autolora.scoring.scorer import Scorer
+from autolora.study.finals import REPEATS
+from autolora.study.ladder import climb
+from autolora.study.trial import Point, ties
+from autolora.train.run import Run
+
+RESULTS = Path(__file__).parent / "results" / "score"
+FINALISTS = 3  # recipes in the finals, with at most two checkpoints each
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A character's bank as a study with the ladder saw it."""
+
+    points: list[Point]  # by row
+    renders: int
+    full_renders: int  # of the whole suite on every checkpoint
+    pick: int  # the row that the finals chose
+
+
+def replay(seed: int, out: Path, rows: Sequence[Row]) -> Replayed:
+    """Work off the bank's checkpoints in the order of its recipes."""
+    work = open_character(seed, out, [Run("ladder", LoRA(dim=16))])
+    suite = whole_suite(work, work.render_settings.search)
+    search = replace(suite, probes=tuple(suite.of(*SEARCH_GROUPS)))
+    points: list[Point] = []
+    spent = 0
+    paths = [path for path, _, _ in checkpoints_of(seed, out) if path.with_suffix(".npz").is_file()]
+    for row, path in zip(rows, paths, strict=True):
+        stored = load_pictures(suite, path)
+
+        def render(rung: Scorer, stored: Rendered = stored) -> Rendered:
+            nonlocal spent
+            spent += rung.renders
+            return {(p, w): stored[p, w] for p in rung.probes for w in rung.settings.weights}
+
+        points.append(climb(blank_point(row, work.base_losses), points, search, render))
+    whole = suite.renders * REPEATS
+    field = finalists(points, rows)
+    pick = max(field, key=lambda i: float(rows[i]["objective"]))
+    return Replayed(points, spent + whole * len(field), whole * len(rows), pick)
+
+
+def blank_point(row: Row, base_losses: Sequence[float]) -> Point:
+    """A row of the bank as its losses show it."""
+    losses = json.loads(row["val_losses"])
+    ratios = [round(a / b, 4) for a, b in zip(losses, base_losses, strict=True)]
+    return Point(int(row["step"]), float(row["train_loss"]), float(row["val_loss"]), ratios)
+
+
+def finalists(points: Sequence[Point], rows: Sequence[Row]) -> list[int]:
+    """The best checkpoint of the best recipes, and the earliest that cannot be told from it."""
+    by_recipe: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        by_recipe[row["recipe"]].append(i)
+    best = {recipe: max(own, key=lambda i: points[i].objective) for recipe, own in by_recipe.items()}
+    chosen = sorted(best, key=lambda recipe: points[best[recipe]].objective, reverse=True)[:FINALISTS]
+    found = []
+    for recipe in chosen:
+        first = next(i for i in by_recipe[recipe] if i == best[recipe] or ties(points[i], points[best[recipe]]))
+        found += sorted({first, best[recipe]})
+    return found
+
+
+def table(found: dict[str, tuple[Replayed, list[Row]]]) -> str:
+    """One line a character, the mean last."""
+    lines = [
+        "| character | renders: ladder and finals | whole suite | share | Spearman of the two orders "
+        "| oracle's score of the pick: ladder | whole suite |",
+        "|" + "---|" * 7,
+    ]
+    shares, orders, by_ladder, by_whole = [], [], [], []
+    for name, (one, rows) in found.items():
+        pairs = np.array([[p.objective, float(row["objective"])] for p, row in zip(one.points, rows, strict=True)])
+        chosen = rows[one.pick]
+        shares.append(one.renders / one.full_renders)
+        orders.append(rank([pairs]))
+        by_ladder.append(picked(rows, lambda row, chosen=chosen: float(row is chosen)))  # type: ignore[misc]
+        by_whole.append(picked(rows, lambda row: float(row["objective"])))
+        lines.append(
+            f"| {name} | {one.renders} | {one.full_renders} | {shares[-1]:.1%} | {orders[-1]:.2f} "
+            f"| {by_ladder[-1]:.1%} | {by_whole[-1]:.1%} |"
+        )
+    means = [float(np.mean(values)) for values in (shares, orders, by_ladder, by_whole)]
+    lines.append(
+        f"| **mean** | | | **{means[0]:.1%}** | **{means[1]:.2f}** | **{means[2]:.1%}** | **{means[3]:.1%}** |"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Replay every character of the bank and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/bank"))
+    args = parser.parse_args()
+    with (BANK / f"{VERSION}.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    found = {}
+    for name in dict.fromkeys(row["character"] for row in rows):
+        own = [row for row in rows if row["character"] == name]
+        found[name] = (replay(int(name), args.out, own), own)
+        print(f"character {name}: {found[name][0].renders} of {found[name][0].full_renders} renders", flush=True)
+    write_atomic(RESULTS / "ladder.md", table(found))
+    facts = provenance() | {"weights": rows[0]["weights"], "checkpoints": len(rows)}
+    write_atomic(RESULTS / "ladder.json", json.dumps(facts, indent=1) + "\n")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
