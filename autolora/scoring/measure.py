@@ -118,7 +118,10 @@ def _defects(
         probes = scorer.of(*groups)
         if probes:
             found[name] = _position(scorer, scorer.references.character, probes, rows).estimate()
-    if len(scorer.references.concepts) > 1:
+    concepts, alike = scorer.references.concepts, scorer.references.alike
+    if alike:
+        missing["concepts"] = f"{scorer.encoder.name} cannot tell {'; '.join(alike)} apart"
+    if len(concepts) > 1:
         found["bleed_cross"] = estimate(*defects.cross_bleed(*outfit_matrix(scorer, rows), draws, seed=1))
     else:
         missing["bleed_cross"] = "one concept, nothing to be mixed up"

@@ -40,24 +40,40 @@ DEVIATIONS = 3  # of real pictures, below their mean, that a picture may lie and
 
 
 @dataclass(frozen=True)
-class Reference:
-    """One concept's margin, and from where on a picture passes for a real one of it.
+class Cut:
+    """A soft step on a margin, so that few renders still tell a near miss from a far one."""
 
-    Counting what passes comes nearer to the share of pictures that show the character than the mean margin does: mean
-    error .14 against .25 for likeness and .09 against .31 for bleed, by the oracle over 103 checkpoints of development
-    characters 3, 4, 9, 10 and 11. A render that lacks one mark still lies nine tenths of the way.
+    margin: Margin
+    threshold: float
+    width: float
+
+    def __call__(self, embeddings: Array) -> Array:
+        """(..., D) embeddings -> (...) from 0, surely below, to 1."""
+        return self.at(self.margin(embeddings))
+
+    def at(self, positions: Array) -> Array:
+        """The same of positions along the margin."""
+        return np.asarray(norm.cdf(positions, self.threshold, self.width))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A character, or one of its concepts: what a picture must be to pass for a real one of it.
+
+    A concept's picture must pass for the character and lie on the concept's side of each sibling. Counting what passes
+    comes nearer to the share of pictures that show the character than the mean margin does: mean error .14 against .25
+    for likeness and .09 against .31 for bleed, by the oracle over 103 checkpoints of development characters 3, 4, 9, 10
+    and 11. A render that lacks one mark still lies nine tenths of the way.
     """
 
     name: str
-    margin: Margin
-    threshold: float
-    width: float  # of the soft step there, so that few renders still tell a near miss from a far one
-    real: Array  # (n,) how surely the user's own pictures pass, each judged by a margin fitted without it
+    cuts: tuple[Cut, ...]  # the character's first
+    real: Array  # (n,) how surely the user's own pictures pass, each judged by margins fitted without it
     held_out: Array  # (m, D) embeddings of held-out pictures
 
     def passes(self, embeddings: Array) -> Array:
         """(..., D) embeddings -> (...) from 0, surely no picture of it, to 1."""
-        return np.asarray(norm.cdf(self.margin(embeddings), self.threshold, self.width))
+        return np.asarray(np.prod([cut(embeddings) for cut in self.cuts], axis=0))
 
 
 @dataclass(frozen=True)
@@ -67,40 +83,58 @@ class References:
     concepts: tuple[Reference, ...]
     character: Reference
     training: Array
+    alike: tuple[str, ...] = ()  # pairs that the encoder cannot tell apart, so that no cut lies between them
 
 
 def fit_references(material: Material, encoder: Encoder, bootstrap: int) -> References:
-    """Embed the material and fit a margin for each concept, against its siblings too, and for the character.
+    """Embed the material and fit a margin for the character, and one for each concept against each of its siblings.
 
     Raises:
-        Unmeasurable: the encoder cannot tell a concept from the base model's pictures, so no score would mean anything.
+        Unmeasurable: the encoder cannot tell the character from the base model's pictures, so no score would mean
+            anything.
     """
     training = {name: encoder.images(pictures) for name, pictures in material.training.items()}
     held_out = {name: encoder.images(pictures) for name, pictures in material.held_out.items()}
     contrast, every = encoder.images(material.contrast), np.concatenate(list(training.values()))
-    concepts = []
-    for name, positives in training.items():
-        siblings = [rows for other, rows in training.items() if other != name]
-        negatives = np.concatenate([contrast, *siblings])
-        concepts.append(_fit(name, positives, negatives, held_out[name], encoder.name, bootstrap))
-    whole = _fit(material.trigger, every, contrast, np.concatenate(list(held_out.values())), encoder.name, bootstrap)
-    return References(tuple(concepts), whole, every)
-
-
-def _fit(name: str, positives: Array, negatives: Array, held_out: Array, encoder: str, bootstrap: int) -> Reference:
-    unseen, auc = cross_fit(positives, negatives)
-    margin = fit_margin(positives, negatives)
-    every = np.concatenate([unseen, margin(held_out)])
-    width = float(max(every.std(), 1e-6))
-    threshold = float(every.mean()) - DEVIATIONS * width
-    reference = Reference(name, margin, threshold, width, norm.cdf(every, threshold, width), held_out)
-    low = np.quantile(bootstrap_means(reference.real[:, None], bootstrap, 0), 0.025)
-    if auc < MINIMUM_AUC or low <= reference.passes(negatives).mean():
+    unseen, auc = cross_fit(every, contrast)
+    margin, kept = fit_margin(every, contrast), np.concatenate(list(held_out.values()))
+    known = np.concatenate([unseen, margin(kept)])
+    width = float(max(known.std(), 1e-6))
+    cut = Cut(margin, float(known.mean()) - DEVIATIONS * width, width)
+    character = Reference(material.trigger, (cut,), cut.at(known), kept)
+    low = np.quantile(bootstrap_means(character.real[:, None], bootstrap, 0), 0.025)
+    if auc < MINIMUM_AUC or low <= character.passes(contrast).mean():
         raise Unmeasurable(
-            f"`{name}` is unmeasurable: {encoder} tells its pictures from the base model's with AUC {auc:.2f} "
-            f"(at least {MINIMUM_AUC} is needed); add pictures, or choose another scoring.encoder"
+            f"`{material.trigger}` is unmeasurable: {encoder.name} tells its pictures from the base model's with AUC "
+            f"{auc:.2f} (at least {MINIMUM_AUC} is needed); add pictures, or choose another scoring.encoder"
         )
-    return reference
+    concepts, alike, start = [], [], 0
+    for name, own in training.items():
+        cuts, real = [cut], cut.at(np.concatenate([unseen[start : start + len(own)], margin(held_out[name])]))
+        start += len(own)
+        for other, siblings in training.items():
+            between = _between(own, siblings) if other != name else None
+            if between:
+                side, positions = between
+                cuts.append(side)
+                real = real * side.at(np.concatenate([positions, side.margin(held_out[name])]))
+            elif name < other:
+                alike.append(f"{name} and {other}")
+        concepts.append(Reference(name, tuple(cuts), real, held_out[name]))
+    return References(tuple(concepts), character, every, tuple(alike))
+
+
+def _between(own: Array, siblings: Array) -> tuple[Cut, Array] | None:
+    """A cut half way between a concept and a sibling, and where its pictures lie by margins fitted without them.
+
+    None where the two cannot be told apart.
+    """
+    positions, auc = cross_fit(own, siblings)
+    if auc < MINIMUM_AUC:
+        return None
+    margin = fit_margin(own, siblings)
+    half_way = float(margin(own).mean() + margin(siblings).mean()) / 2
+    return Cut(margin, half_way, float(max(positions.std(), 1e-6))), positions
 
 
 @torch.inference_mode()

@@ -67,3 +67,14 @@ def test_concepts_are_told_from_their_siblings_and_the_character_is_not() -> Non
 def test_what_cannot_be_told_from_the_base_model_is_refused() -> None:
     with pytest.raises(StudyError, match=r"unmeasurable.*flat tells"):
         fit(0.3)
+
+
+def test_concepts_that_look_alike_are_named_and_not_told_apart() -> None:
+    found = fit(5, (0, 0))
+    assert found.alike == ("outfit 0 and outfit 1",)
+    assert all(concept.passes(cloud(5, 400, 7)).mean() > 0.8 for concept in found.concepts)
+
+
+def test_another_character_in_the_right_outfit_does_not_pass() -> None:
+    first, _ = fit(5, (-5, 5)).concepts
+    assert first.passes(cloud(0, 400, 7, -5)).mean() < 0.01

@@ -11,7 +11,7 @@ from autolora.models import RenderSettings
 from autolora.scoring.encoders import Encoder
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import Probe
-from autolora.scoring.references import Material, Reference, References
+from autolora.scoring.references import Cut, Material, Reference, References
 from autolora.scoring.scorecard import Rendered, Scorecard, recommended_weight, score
 from autolora.scoring.scorer import Scorer
 from autolora.scoring.settings import ScoringSettings
@@ -70,7 +70,7 @@ def made_up_scorer(noise: np.random.Generator) -> Scorer:
     texts = text_of(suite)
     base = {p: np.stack([texts[p] + noise.normal(0, 0.01, 7) for _ in p.seeds]) for p in suite}
     held_out = np.tile(CHARACTER, (4, 1))
-    reference = Reference("mona", Margin(CHARACTER), 0.5, 0.1, real=np.full(4, 1.0), held_out=held_out)
+    reference = Reference("mona", (Cut(Margin(CHARACTER), 0.5, 0.1),), real=np.full(4, 1.0), held_out=held_out)
     encoder: Encoder = Passthrough()  # type: ignore[assignment]
     return Scorer(
         SETTINGS,
