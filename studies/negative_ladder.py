@@ -159,7 +159,7 @@ def copied(scorer: Scorer, pictures: Rendered) -> Rendered:
 def drawn(work: Workbench, scorer: Scorer, character: Character, moved: bool) -> Rendered:
     """What a LoRA without any fault would draw: the world's own pictures, and the base model's without the trigger.
 
-    `moved` puts everything before another background.
+    `moved` puts what fidelity is measured on before another background.
     """
     outfits = {outfit.trigger: outfit for outfit in character.outfits}
     triggers = {concept.name: concept.trigger for concept in work.bench.dataset.concepts}
@@ -170,7 +170,7 @@ def drawn(work: Workbench, scorer: Scorer, character: Character, moved: bool) ->
         for seed in probe.seeds:
             look = character_look(character, outfit, random.Random(seed))
             values = look.values | parse_prompt(probe.prompt)
-            if moved:
+            if moved and probe.group == "trigger":
                 places = GROUPS["background"]
                 values["background"] = places[(places.index(values["background"]) + 1) % len(places)]
             pictures.append(draw(replace(look, values=values), random.Random(seed), work.bench.model.resolution))
@@ -259,7 +259,7 @@ def sheet(rows: list[tuple[str, Pictures]]) -> Image.Image:
 
 
 def table(found: dict[int, dict[str, Judged]]) -> str:
-    """One line a case, one column a character: whether it is judged as it must be, objective, broken constraints."""
+    """One line a case, one column a character: judged as it must be or not, objective, fidelity, broken limits."""
     meant = {name: one.meant for own in found.values() for name, one in own.items()}
     lines = ["| case | must break | " + " | ".join(map(str, found)) + " |", "|" + "---|" * (2 + len(found))]
     for name, constraints in meant.items():
@@ -269,7 +269,10 @@ def table(found: dict[int, dict[str, Judged]]) -> str:
                 cells.append("has one outfit")
                 continue
             right = "yes" if own[name].right(own["good LoRA"]) else "**NO**"
-            cells.append(f"{right}: {own[name].card.objective:.2f} {', '.join(own[name].card.broken)}".rstrip())
+            card = own[name].card
+            fidelity = card.by_weight["1"]["fidelity"]
+            shown = f"{right}: {card.objective:.2f}, F {fidelity.value:.2f} ({fidelity.low:.2f} to {fidelity.high:.2f})"
+            cells.append(" ".join([shown, ", ".join(card.broken)]).rstrip())
         lines.append(f"| {name} | {' or '.join(constraints) or 'nothing'} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
