@@ -60,7 +60,7 @@ def render(
         halves = [shot.weight for shot in batch] * (len(context) // len(batch))
         with _weighted(adapter, halves, model), model.fixed_context():
             latents = _denoise(model, batch, context, settings)
-        pictures.append(_to_uint8(model.decode_latents(latents)))
+        pictures.append(to_uint8(model.decode_latents(latents)))
         if advance:
             advance(len(batch))
     return np.concatenate(pictures)
@@ -133,8 +133,8 @@ def _denoise(model: BaseModel, batch: Sequence[Shot], context: Tensor, settings:
     return latents
 
 
-def _to_uint8(pixels: Tensor) -> Pictures:
-    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
+def to_uint8(pixels: Tensor) -> Pictures:
+    """Decoded pixels as pictures: (B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
     levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round()
     return levels.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
 

@@ -45,7 +45,7 @@ from autolora.scoring.scorer import Scorer, with_fresh_probes
 from autolora.study.plan import make_plan
 from autolora.study.space import suggest
 from autolora.study.workbench import Workbench, open_workbench
-from autolora.train.loop import Assignment, train
+from autolora.train.loop import train_one
 from autolora.train.run import Run
 
 CHECKPOINTS = 6
@@ -113,10 +113,8 @@ def train_character(seed: int, out: Path, count: int) -> None:
         folder = out / str(seed) / f"{recipe.number:02d}"
         if (folder / "facts.json").is_file():
             continue
-        waiting, facts = iter([Assignment(recipe.run)]), []
-        for ready in train(lambda waiting=waiting: next(waiting, None), work.bench):  # type: ignore[misc]
-            checkpoint = ready[0].checkpoint
-            assert checkpoint is not None
+        facts = []
+        for checkpoint in train_one(recipe.run, work.bench):
             half = {k: v.half() if v.dim() else v.float() for k, v in checkpoint.state.items()}
             with atomic_path(folder / f"{checkpoint.step}.safetensors") as temporary:
                 save_file(half, temporary)

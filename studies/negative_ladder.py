@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from bank import character_of, open_character, whole_suite
-from PIL import Image, ImageDraw, ImageEnhance
+from PIL import Image, ImageEnhance
 from safetensors.torch import load_file, save_file
 
 from autolora import config as cfg
@@ -31,12 +31,13 @@ from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.look import GROUPS, Character, character_look, parse_prompt
 from autolora.paperdoll.weights import VERSION, weights_hash
 from autolora.provenance import provenance
-from autolora.sampling import Pictures
+from autolora.sampling import Pictures, to_uint8
 from autolora.scoring.probes import Probe, strip_triggers
 from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer
+from autolora.study.lora_files import labelled
 from autolora.study.workbench import Workbench
-from autolora.train.loop import Assignment, train
+from autolora.train.loop import train_one
 from autolora.train.run import Run
 
 RESULTS = Path(__file__).parent / "results" / "score"
@@ -73,12 +74,9 @@ def train_run(work: Workbench, run: Run, path: Path, dataset: Dataset | None = N
     """The state at the end of a run, trained once and kept."""
     if not path.is_file():
         bench = replace(work.bench, dataset=dataset or work.bench.dataset)
-        waiting, state = iter([Assignment(run)]), {}
-        for ready in train(lambda: next(waiting, None), bench):
-            assert ready[0].checkpoint is not None
-            state = ready[0].checkpoint.state
+        *_, last = train_one(run, bench)
         with atomic_path(path) as temporary:
-            save_file({key: value.contiguous() for key, value in state.items()}, temporary)
+            save_file({key: value.contiguous() for key, value in last.state.items()}, temporary)
     return load_file(path)
 
 
@@ -185,8 +183,7 @@ def through_vae(work: Workbench, pictures: Pictures) -> Pictures:
     """Pictures as the base model's autoencoder keeps them."""
     model = work.bench.model
     pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-    decoded = model.decode_latents(model.encode_images(pixels.to(model.device)))
-    return ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return to_uint8(model.decode_latents(model.encode_images(pixels.to(model.device))))
 
 
 def cases(work: Workbench, scorer: Scorer, character: Character, folder: Path) -> Iterator[Case]:
@@ -234,7 +231,7 @@ def judge_character(seed: int, out: Path) -> dict[str, Judged]:
         rows.append((case.name, sheet_row(scorer, pictures)))
         print(f"character {seed}, {case.name}: {card.objective:.3f}, broken {card.broken}", flush=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    sheet(rows).save(RESULTS / f"negative_ladder-{seed}.png")
+    labelled(rows).save(RESULTS / f"negative_ladder-{seed}.png")
     return found
 
 
@@ -244,18 +241,7 @@ def sheet_row(scorer: Scorer, pictures: Rendered) -> Pictures:
     picked = [
         np.concatenate([pictures[p, weight] for p in scorer.of(group)])[:5] for group in ("trigger", "class_only")
     ]
-    return np.concatenate(list(np.concatenate(picked)), axis=1)
-
-
-def sheet(rows: list[tuple[str, Pictures]]) -> Image.Image:
-    """The rows under their names."""
-    height, width, _ = rows[0][1].shape
-    found = Image.new("RGB", (width, (height + 14) * len(rows)), "white")
-    pen = ImageDraw.Draw(found)
-    for i, (name, row) in enumerate(rows):
-        pen.text((2, i * (height + 14)), name, fill="black")
-        found.paste(Image.fromarray(row), (0, i * (height + 14) + 14))
-    return found
+    return np.concatenate(picked)
 
 
 def table(found: dict[int, dict[str, Judged]]) -> str:

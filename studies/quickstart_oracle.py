@@ -38,7 +38,7 @@ from autolora.paperdoll.world import write_dataset
 from autolora.provenance import provenance
 from autolora.sampling import Pictures, Shot, render
 from autolora.train.batches import LatentCache, PromptCache
-from autolora.train.loop import Assignment, Bench, train
+from autolora.train.loop import Bench, train_one
 
 WEIGHTS = (0.7, 1.0)
 FIRST_SEED = 900_000  # apart from every probe of the score
@@ -100,10 +100,7 @@ def bake_guide(folder: Path, recipe: str, out: Path, model: BaseModel) -> list[S
     dataset = load_dataset(DatasetSettings(path=str(folder)))
     adapter = run.adapter.attach(model.modules)
     bench = Bench(model, adapter, dataset, LatentCache(model, out / "latents"), PromptCache(model))
-    waiting, states = iter([Assignment(run)]), []
-    for ready in train(lambda: next(waiting, None), bench):
-        assert ready[0].checkpoint is not None
-        states.append(ready[0].checkpoint.state)
+    states = [checkpoint.state for checkpoint in train_one(run, bench)]
     adapter.detach()
     return states
 

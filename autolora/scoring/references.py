@@ -12,7 +12,7 @@ from scipy.stats import norm
 from autolora.data.sources import Picture
 from autolora.errors import Unmeasurable
 from autolora.models.base import BaseModel
-from autolora.sampling import Pictures
+from autolora.sampling import Pictures, to_uint8
 from autolora.scoring.encoders import Encoder
 from autolora.scoring.intervals import Array, bootstrap_means
 from autolora.scoring.terms import Margin, cross_fit, fit_margin
@@ -143,5 +143,5 @@ def decode(model: BaseModel, latents: LatentCache, pictures: Sequence[Picture]) 
     found = []
     for start in range(0, len(pictures), 16):
         pixels = model.decode_latents(latents.latents(pictures[start : start + 16]))
-        found.append(((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+        found.append(to_uint8(pixels))
     return np.concatenate(found)

@@ -131,7 +131,12 @@ def _shown(scorer: Scorer) -> list[Probe]:
 def grid(found: Sequence[Scored], base: Pictures) -> Image.Image:
     """A row of pictures for the base model and for each file at its recommended weight, under its name."""
     rows = [("base model", base), *((f"{one.path.stem}, weight {one.card.weight:g}", one.pictures) for one in found)]
-    side, count = base.shape[1], len(base)
+    return labelled(rows)
+
+
+def labelled(rows: Sequence[tuple[str, Pictures]]) -> Image.Image:
+    """Rows of as many pictures each, (N, H, W, 3), under their names."""
+    count, side = rows[0][1].shape[:2]
     sheet = Image.new("RGB", (side * count, (side + LABEL_PIXELS) * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (label, pictures) in enumerate(rows):

@@ -163,6 +163,14 @@ def train(
             active = {index: slot for index, slot in active.items() if not slot.stopped}
 
 
+def train_one(run: Run, bench: Bench) -> Iterator[Checkpoint]:
+    """One run's checkpoints from its start to its end, on a bench of one slot."""
+    waiting = iter([Assignment(run)])
+    for (slot,) in train(lambda: next(waiting, None), bench):
+        assert slot.checkpoint is not None
+        yield slot.checkpoint
+
+
 def train_step(bench: Bench, active: dict[int, Slot]) -> None:
     """One forward and backward of the base for all slots, then each slot's own optimizer step.
 
