@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
+
+from ladder_replay import FINALISTS, Replayed, blank_point, finalists, table
 
 from autolora.study.trial import Point
 from tests.test_score_validity import row
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
-from ladder_replay import FINALISTS, Replayed, blank_point, finalists, table
 
 
 def point(objective: float, width: float) -> Point:

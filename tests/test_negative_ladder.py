@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from negative_ladder import Judged, saturated, scaled, scrambled, swapped, without_triggers
 
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import Probe
 from autolora.scoring.scorecard import Scorecard
 from tests.data.folders import write_zorak
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
-from negative_ladder import Judged, saturated, scaled, scrambled, swapped, without_triggers
 
 STATE = {
     "a.lora_down.weight": torch.arange(6.0).view(2, 3),

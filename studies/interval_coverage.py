@@ -1,11 +1,11 @@
 """Does the score's interval hold what a much larger set of renders says?
 
-    python studies/coverage.py --seeds 110 111 112 113 --out runs/bank
+    python studies/interval_coverage.py --seeds 110 111 112 113 --out runs/bank
 
 Of each character of the bank (trained and measured before) three checkpoints are rendered with ten times the prompts
 of a search. 200 sub-suites of a tenth are drawn from each pool, by whole prompts, and it is counted how often the 95%
 interval of a sub-suite holds the pool's value: for the score and for every term at weight 1.
-Writes studies/results/score/coverage.md.
+Writes studies/results/score/interval_coverage.md.
 """
 
 from __future__ import annotations
@@ -141,9 +141,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bank"))
     args = parser.parse_args()
     found = {k: v for seed in args.seeds for k, v in judge_character(seed, args.out, args.suites).items()}
-    write_atomic(RESULTS / "coverage.md", table(found))
+    write_atomic(RESULTS / "interval_coverage.md", table(found))
     facts = provenance() | {"weights": f"{VERSION} {weights_hash()}", "suites": args.suites, "coverage": found}
-    write_atomic(RESULTS / "coverage.json", json.dumps(facts, indent=1) + "\n")
+    write_atomic(RESULTS / "interval_coverage.json", json.dumps(facts, indent=1) + "\n")
     print(table(found))
 
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+from interval_coverage import TIMES, distinct, held, sub_suites
 
 from autolora.scoring.scorer import Scorer
 from tests.scoring.test_scorecard import made_up_scorer, renders
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
-from coverage import TIMES, distinct, held, sub_suites
 
 
 def pool_of(noise: np.random.Generator) -> Scorer:
