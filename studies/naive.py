@@ -20,7 +20,7 @@ def clip_i(rendered: Array, references: Array) -> float:
 
 
 def clip_t(rendered: Array, texts: Array) -> float:
-    """Mean cosine of renders and their prompts, as CLIPScore without its factor (Hessel et al. 2021).
+    """Mean cosine of renders and their prompts, CLIPScore without its factor (Hessel et al. 2021).
 
     Args:
         rendered: (n, D) unit vectors.

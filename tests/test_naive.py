@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from naive import clip_i, clip_t, kid
+from torch import Tensor
+from torchmetrics.functional.multimodal import clip_score
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -25,3 +28,33 @@ def test_kid_grows_with_the_distance_and_is_the_same_every_time() -> None:
     near, far = kid(ROWS, others), kid(ROWS, unit(others + 1))
     assert near < far
     assert kid(ROWS, others) == pytest.approx(near)
+
+
+class Embedded:
+    """Stands in for a CLIP and its processor; pictures are their own embeddings, texts are row numbers."""
+
+    config = None
+
+    def __call__(
+        self, images: list[Tensor] | None = None, text: list[str] | None = None, **_: object
+    ) -> dict[str, Tensor]:
+        if images:
+            return {"pixel_values": torch.stack(list(images)).flatten(1)}
+        rows = torch.tensor([int(row) for row in text])
+        return {"input_ids": rows, "attention_mask": rows}
+
+    def to(self, device: object) -> Embedded:
+        return self
+
+    def get_image_features(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+    def get_text_features(self, rows: Tensor, mask: Tensor) -> Tensor:
+        return torch.from_numpy(ROWS)[rows]
+
+
+def test_clip_t_is_clip_score_of_torchmetrics() -> None:
+    rendered = unit(ROWS + np.random.default_rng(2).uniform(0, 0.3, ROWS.shape))
+    pictures = [torch.from_numpy(row)[None, None] for row in rendered]
+    theirs = clip_score(pictures, [str(i) for i in range(len(ROWS))], lambda: (Embedded(), Embedded()))
+    assert clip_t(rendered, ROWS) == pytest.approx(float(theirs) / 100)
