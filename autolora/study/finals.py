@@ -22,7 +22,7 @@ from autolora.study.workbench import Workbench
 from autolora.train import checkpoint as checkpoints
 from autolora.train.loop import Assignment, Slot, train
 
-REPEATS = 2  # seeds per prompt, as a multiple of the search's
+REPEATS = 4  # seeds per prompt, as a multiple of the search's
 LEADERS = 2  # recipes that are trained again
 
 
