@@ -32,7 +32,7 @@ from autolora.scoring.scorecard import Rendered
 from autolora.scoring.scorer import Scorer
 from autolora.study.finals import REPEATS
 from autolora.study.ladder import climb
-from autolora.study.trial import Point, ties
+from autolora.study.trial import Point, candidates
 from autolora.train.run import Run
 
 RESULTS = Path(__file__).parent / "results" / "score"
@@ -80,17 +80,14 @@ def blank_point(row: Row, base_losses: Sequence[float]) -> Point:
 
 
 def finalists(points: Sequence[Point], rows: Sequence[Row]) -> list[int]:
-    """The best checkpoint of the best recipes, and the earliest that cannot be told from it."""
+    """The best checkpoint of the best recipes, and the next best that cannot be told from it."""
     by_recipe: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         by_recipe[row["recipe"]].append(i)
     best = {recipe: max(own, key=lambda i: points[i].objective) for recipe, own in by_recipe.items()}
     chosen = sorted(best, key=lambda recipe: points[best[recipe]].objective, reverse=True)[:FINALISTS]
-    found = []
-    for recipe in chosen:
-        first = next(i for i in by_recipe[recipe] if i == best[recipe] or ties(points[i], points[best[recipe]]))
-        found += sorted({first, best[recipe]})
-    return found
+    asked = [candidates([points[i] for i in by_recipe[recipe]]) for recipe in chosen]
+    return sorted(i for i, p in enumerate(points) for own in asked for one in own if p is one)
 
 
 def table(found: dict[str, tuple[Replayed, list[Row]]]) -> str:

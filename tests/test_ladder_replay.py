@@ -15,7 +15,7 @@ def point(objective: float, width: float) -> Point:
     return Point(100, 0.1, 0.1, [0.5], objective, score)
 
 
-def test_the_finals_take_the_best_recipes_best_checkpoint_and_the_earliest_of_a_tie() -> None:
+def test_the_finals_take_the_best_recipes_best_checkpoint_and_the_next_best_of_a_tie() -> None:
     rows = [row(i // 3, 0.5) for i in range(12)]
     values = [0.1, 0.7, 0.8, 0.2, 0.6, 0.1, -0.1, 0.2, 0.3, 0.1, 0.1, 0.1]
     wide = [point(value, 0.15) for value in values]

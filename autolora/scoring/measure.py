@@ -83,11 +83,15 @@ def measure_likeness(scorer: Scorer, rows: Mapping[Probe, Array]) -> dict[str, E
 
 
 def _fidelity(scorer: Scorer, rows: Mapping[Probe, Array]) -> Draws:
-    """Each concept against its siblings too: half mean, half worst."""
-    concepts = scorer.references.concepts
-    found = [_position(scorer, one, scorer.of("trigger", concept=one.name), rows) for one in concepts]
+    """Half the character as such, a quarter each the mean and the worst of its concepts."""
+    references = scorer.references
+    character = _position(scorer, references.character, scorer.of("trigger"), rows)
+    found = [_position(scorer, one, scorer.of("trigger", concept=one.name), rows) for one in references.concepts]
     values, draws = [one.value for one in found], np.stack([one.draws for one in found])
-    return Draws(0.5 * float(np.mean(values)) + 0.5 * min(values), 0.5 * draws.mean(0) + 0.5 * draws.min(0))
+    return Draws(
+        0.5 * character.value + 0.25 * float(np.mean(values)) + 0.25 * min(values),
+        0.5 * character.draws + 0.25 * draws.mean(0) + 0.25 * draws.min(0),
+    )
 
 
 def _position(scorer: Scorer, reference: Reference, probes: list[Probe], rows: Mapping[Probe, Array]) -> Draws:

@@ -36,7 +36,9 @@ class Material:
         return np.concatenate(list(self.training.values()))
 
 
-DEVIATIONS = 3  # of real pictures, below their mean, that a picture may lie and still pass for one
+# Of real pictures, below their mean, that a picture may lie and still pass for one. On 21 finalists of development
+# characters 8, 9, 10 and 11 two deviations come nearer to the oracle's likeness at weights 0.7 and 1 than three do.
+DEVIATIONS = 2
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def hold_finals(plan: Plan, found: Sequence[tuple[FrozenTrial, Record]], work: W
         raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
     ranked = sorted(found, key=lambda pair: pair[1].best_objective(), reverse=True)[: plan.settings.finalists]
     if work.scorer is None:
-        return Finals(None, [Finalist(trial, record, record.candidates()[-1]) for trial, record in ranked], {}, [])
+        return Finals(None, [Finalist(trial, record, record.candidates()[0]) for trial, record in ranked], {}, [])
     scorer = final_scorer(work.scorer, work, bars)
     stage = Stage(plan, scorer, work, bars)
     asked = [(trial, record, p, None) for trial, record in ranked for p in record.candidates()]

@@ -102,7 +102,6 @@ class Driver:
 
     def _finish(self, slot: Slot, state: TrialState) -> None:
         trial, record = self.trials.pop(slot.index)
-        record.close()
         best = record.best()
         add_seconds(self.study, slot.seconds, self.scoring_seconds)
         self.scoring_seconds = 0.0

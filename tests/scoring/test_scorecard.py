@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,6 +126,26 @@ def test_each_fault_breaks_its_own_constraint(shares: dict[str, float], broken: 
     card = made_up(**shares)
     assert card.broken == [broken]
     assert card.verdict.startswith(said)
+
+
+def test_fidelity_is_half_the_character_and_as_much_the_mean_as_the_worst_of_its_concepts() -> None:
+    noise = np.random.default_rng(0)
+    scorer = made_up_scorer(noise)
+    mona = scorer.references.character
+    never = replace(mona, name="suit", cuts=(*mona.cuts, Cut(Margin(-CHARACTER), 0.5, 0.1)))
+    suited = {p: replace(p, concept="suit") if p.prompt in ("trigger 1", "trigger 4") else p for p in scorer.probes}
+    rendered = {(suited[p], w): own for (p, w), own in renders(scorer, noise, 1.0, 1.0, 0.0).items()}
+    two = replace(
+        scorer,
+        probes=tuple(suited.values()),
+        base={suited[p]: rows for p, rows in scorer.base.items()},
+        base_pictures={suited[p]: own for p, own in scorer.base_pictures.items()},
+        texts={suited[p]: text for p, text in scorer.texts.items()},
+        references=replace(scorer.references, concepts=(mona, never)),
+    )
+    terms = score(two, rendered).by_weight["1"]
+    assert terms["likeness"].value == pytest.approx(1, abs=0.02)
+    assert terms["fidelity"].value == pytest.approx(0.5 * 1 + 0.25 * (1 + 0) / 2 + 0.25 * 0, abs=0.02)
 
 
 def test_what_cannot_be_measured_says_why() -> None:
