@@ -25,14 +25,14 @@ from safetensors.torch import load_file, save_file
 from autolora import config as cfg
 from autolora.adapters.lora import LoRA, State
 from autolora.data.captions import join_tags, split_tags
-from autolora.data.concepts import Dataset
+from autolora.data.concepts import Dataset, with_captions, without_triggers
 from autolora.files import atomic_path, write_atomic
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.look import GROUPS, Character, character_look, parse_prompt
 from autolora.paperdoll.weights import VERSION, weights_hash
 from autolora.provenance import provenance
 from autolora.sampling import Pictures, to_uint8
-from autolora.scoring.probes import Probe, strip_triggers
+from autolora.scoring.probes import Probe
 from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer
 from autolora.study.lora_files import labelled
@@ -42,9 +42,9 @@ from autolora.train.run import Run
 
 RESULTS = Path(__file__).parent / "results" / "score"
 # A recipe as studies of the development characters found it, and the guide's at ten times its rate.
-GOOD = ("recipe=doll-prodigy", "optimizer.d_coef=4.5", "adapter.dim=8", "train.steps_per_concept=334")
-CLASS_PICTURES = ("train.class_share=0.4",)
-TEN_TIMES = ("recipe=doll-adamw", "optimizer.lr=3e-2", *CLASS_PICTURES)
+GOOD = ("recipe=doll-prodigy", "optimizer.d_coef=3", "adapter.dim=8", "train.steps_per_concept=280")
+PRESERVED = ("train.preserve_share=0.3",)
+TEN_TIMES = ("recipe=doll-adamw", "optimizer.lr=3e-2", *PRESERVED)
 
 
 @dataclass(frozen=True)
@@ -83,20 +83,6 @@ def train_run(work: Workbench, run: Run, path: Path, dataset: Dataset | None = N
 def run_of(name: str, *arguments: str) -> Run:
     """The run of some overrides."""
     return replace(cfg.build_run(cfg.compose("train", list(arguments))), name=name)
-
-
-def with_captions(dataset: Dataset, change: Callable[[str, int], str]) -> Dataset:
-    """The dataset with other captions: `change` gets each caption and its concept's number."""
-    concepts = [
-        replace(one, pictures=tuple(replace(p, caption=change(p.caption, number)) for p in one.pictures))
-        for number, one in enumerate(dataset.concepts)
-    ]
-    return replace(dataset, concepts=tuple(concepts))
-
-
-def without_triggers(dataset: Dataset) -> Dataset:
-    """The captions without any trigger, as a beginner writes them."""
-    return with_captions(dataset, lambda caption, _: strip_triggers(caption, dataset))
 
 
 def swapped(dataset: Dataset) -> Dataset:
@@ -189,7 +175,7 @@ def through_vae(work: Workbench, pictures: Pictures) -> Pictures:
 def cases(work: Workbench, scorer: Scorer, character: Character, folder: Path) -> Iterator[Case]:
     """The good LoRA first, then its spoiled twins, then the world's own pictures."""
     dataset, several = work.bench.dataset, len(work.bench.dataset.concepts) > 1
-    good = train_run(work, run_of("good", *GOOD, *CLASS_PICTURES), folder / "good.safetensors")
+    good = train_run(work, run_of("good", *GOOD, *PRESERVED), folder / "good.safetensors")
     shown = rendered(work, scorer, good)
 
     def of(state: State) -> Callable[[], Rendered]:
@@ -209,7 +195,7 @@ def cases(work: Workbench, scorer: Scorer, character: Character, folder: Path) -
         yield Case(
             "swapped outfit captions",
             ("bleed_cross",),
-            trained("swapped", (*GOOD, *CLASS_PICTURES), swapped(dataset)),
+            trained("swapped", (*GOOD, *PRESERVED), swapped(dataset)),
         )
     yield Case("saturation x 1.5", ("burn",), lambda: saturated(shown))
     yield Case("learning rate x 10", ("burn", "spread", "undercooked"), trained("rate", TEN_TIMES))
@@ -220,7 +206,7 @@ def cases(work: Workbench, scorer: Scorer, character: Character, folder: Path) -
 
 def judge_character(seed: int, out: Path) -> dict[str, Judged]:
     """Every case's score, terms and broken constraints; a sheet of pictures beside the table."""
-    work = open_character(seed, out, [run_of("good", *GOOD, *CLASS_PICTURES), Run("largest", LoRA(dim=16))])
+    work = open_character(seed, out, [run_of("good", *GOOD, *PRESERVED), Run("largest", LoRA(dim=16))])
     work.bench.adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
     scorer = whole_suite(work, work.render_settings.search)
     found, rows = {}, []

@@ -1,6 +1,6 @@
 """Judges the quickstart by the oracle on characters that nothing was tuned on.
 
-    python studies/quickstart_oracle.py --seeds 129 130 131 132 133
+    python studies/quickstart_oracle.py --seeds 129 132 134 135 136
 
 For each character: the guide recipe trained to its end, and the study; then, by the oracle and not by the score,
 how often pictures show the character with its trigger (likeness) and on the class word alone (bleed).
@@ -166,7 +166,7 @@ def table(rows: list[dict[str, str | float]]) -> str:
 def main() -> None:
     """Judge every seed that has not been judged yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[129, 130, 131, 132, 133])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[129, 132, 134, 135, 136])
     parser.add_argument("--renders", type=int, default=200)
     parser.add_argument("--recipe", default="doll-adamw")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart-oracle"))

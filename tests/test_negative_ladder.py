@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from negative_ladder import Judged, saturated, scaled, scrambled, swapped, without_triggers
+from negative_ladder import Judged, saturated, scaled, scrambled, swapped
 
-from autolora.data.concepts import DatasetSettings, load_dataset
+from autolora.data.concepts import DatasetSettings, load_dataset, without_triggers
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import Probe
 from autolora.scoring.scorecard import Scorecard

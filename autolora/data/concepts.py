@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from autolora.data.captions import has_tag
+from autolora.data.captions import has_tag, join_tags, split_tags
 from autolora.data.sources import Picture, list_problems, read_folder
 from autolora.data.split import split_held_out
 from autolora.data.triggers import check_trigger, find_class_word, find_trigger, own_trigger
@@ -101,6 +101,26 @@ def load_dataset(settings: DatasetSettings) -> Dataset:
     return Dataset(root.resolve().name, root, trigger, class_word, tuple(concepts), held_out)
 
 
+def strip_triggers(caption: str, dataset: Dataset) -> str:
+    """The caption without the character's and the sub-concepts' trigger words."""
+    triggers = {dataset.trigger, *(concept.trigger for concept in dataset.concepts)}
+    return join_tags([tag for tag in split_tags(caption) if tag not in triggers])
+
+
+def with_captions(dataset: Dataset, change: Callable[[str, int], str]) -> Dataset:
+    """The dataset with other captions: `change` gets each training caption and its concept's number."""
+    concepts = [
+        replace(one, pictures=tuple(replace(p, caption=change(p.caption, number)) for p in one.pictures))
+        for number, one in enumerate(dataset.concepts)
+    ]
+    return replace(dataset, concepts=tuple(concepts))
+
+
+def without_triggers(dataset: Dataset) -> Dataset:
+    """The dataset with no trigger in any training caption."""
+    return with_captions(dataset, lambda caption, _: strip_triggers(caption, dataset))
+
+
 def describe(dataset: Dataset) -> str:
     """A few lines for a person: triggers, class word, each concept's pictures, in training and held out."""
     tagged = sum(has_tag(picture.caption, dataset.trigger) for picture in dataset.pictures)
@@ -139,8 +159,8 @@ class Ledger:
     """A row for each concept, then one for the main trigger, which every concept's captions share."""
 
     rows: tuple[LedgerRow, ...]
-    class_steps_per_epoch: int = 0  # pictures of the class word, shown against bleed
-    class_steps_total: int = 0
+    epochs: int
+    beside: Mapping[str, int] = field(default_factory=dict)  # steps per epoch of what is shown against bleed, by kind
 
     @property
     def concepts(self) -> tuple[LedgerRow, ...]:
@@ -154,13 +174,13 @@ class Ledger:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Images shown in an epoch, all concepts and the class pictures together."""
-        return sum(row.steps_per_epoch for row in self.concepts) + self.class_steps_per_epoch
+        """Images shown in an epoch, all concepts and what is shown beside them."""
+        return sum(row.steps_per_epoch for row in self.concepts) + sum(self.beside.values())
 
     @property
     def steps_total(self) -> int:
         """Images shown in all epochs."""
-        return sum(row.steps_total for row in self.concepts) + self.class_steps_total
+        return self.steps_per_epoch * self.epochs
 
     def text(self) -> str:
         """The ledger as a small table."""
@@ -168,15 +188,19 @@ class Ledger:
         for row in self.rows:
             steps = (str(row.steps_per_epoch), str(row.steps_total))
             rows.append((row.concept, str(row.images), f"{row.repeats:.1f}", *steps, f"x{row.overlap:.3g}"))
-        if self.class_steps_total:
-            rows.append(("class pictures", "", "", str(self.class_steps_per_epoch), str(self.class_steps_total), ""))
+        rows += [
+            (kind, "", "", str(steps), str(steps * self.epochs), "") for kind, steps in self.beside.items() if steps
+        ]
         return "\n".join(_table(rows, left=1))
 
 
-def step_ledger(dataset: Dataset, steps_per_concept: int, epochs: int, class_steps_per_epoch: int = 0) -> Ledger:
+def step_ledger(
+    dataset: Dataset, steps_per_concept: int, epochs: int, beside: Mapping[str, int] | None = None
+) -> Ledger:
     """Steps (images shown) of each concept and, in the last row, of the main trigger: the sum over concepts.
 
     A caption without a trigger does not train it, so pictures count by the share of captions that carry it.
+    `beside`: steps per epoch of what is shown beside the concepts, by kind.
     """
 
     def shown(trigger: str) -> float:
@@ -200,7 +224,7 @@ def step_ledger(dataset: Dataset, steps_per_concept: int, epochs: int, class_ste
     total = round(steps * epochs)
     repeats = steps / max(1, images)
     rows.append(LedgerRow(dataset.trigger, images, repeats, round(steps), total, steps / steps_per_concept))
-    return Ledger(tuple(rows), class_steps_per_epoch, class_steps_per_epoch * epochs)
+    return Ledger(tuple(rows), epochs, beside or {})
 
 
 def epoch_order(images: int, steps: int, generator: torch.Generator) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from autolora.data.captions import join_tags, split_tags
-from autolora.data.concepts import Dataset
+from autolora.data.concepts import Dataset, strip_triggers
 from autolora.scoring.settings import ScoringSettings
 
 SEARCH_GROUPS = ("trigger", "novel", "class_only")  # what every checkpoint of a study is asked: all that has a limit
@@ -29,12 +29,6 @@ class Probe:
 def of_groups(probes: Iterable[Probe], *groups: str, concept: str | None = None) -> list[Probe]:
     """The probes of some groups, and of one concept where it is given."""
     return [p for p in probes if p.group in groups and concept in (None, p.concept)]
-
-
-def strip_triggers(prompt: str, dataset: Dataset) -> str:
-    """The prompt without the character's and the sub-concepts' trigger words."""
-    triggers = {dataset.trigger, *(concept.trigger for concept in dataset.concepts)}
-    return join_tags([tag for tag in split_tags(prompt) if tag not in triggers])
 
 
 def neighbours(dataset: Dataset) -> list[str]:

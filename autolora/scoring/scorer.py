@@ -9,12 +9,12 @@ import numpy as np
 
 from autolora.adapters.lora import AdapterSet
 from autolora.data.captions import join_tags, split_tags
-from autolora.data.concepts import Dataset
+from autolora.data.concepts import Dataset, strip_triggers
 from autolora.models.base import BaseModel, RenderSettings
 from autolora.sampling import BaseRenders, Pictures
 from autolora.scoring.encoders import Encoder
 from autolora.scoring.intervals import Array
-from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, of_groups, strip_triggers
+from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, of_groups
 from autolora.scoring.references import Material, References, decode, fit_references
 from autolora.scoring.settings import ScoringSettings
 from autolora.train.batches import LatentCache

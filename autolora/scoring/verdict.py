@@ -51,19 +51,19 @@ def verdict(
 
 
 REMEDIES = {
-    "bleed_class": "more class pictures (train.class_share), a lower weight, an earlier checkpoint",
+    "bleed_class": "more preservation (train.preserve_share), a lower weight, an earlier checkpoint",
     "memorisation": "fewer steps, more and more varied pictures",
     "burn": "a lower learning rate, train.max_norm=1",
     "bleed_cross": "a trigger of its own for each concept, more steps per concept",
     "undercooked": "more steps, a higher learning rate, a larger dim",
-    "editability": "fewer steps, class pictures (train.class_share), more varied captions",
-    "spread": "class pictures (train.class_share), fewer steps",
+    "editability": "fewer steps, preservation (train.preserve_share), more varied captions",
+    "spread": "preservation (train.preserve_share), fewer steps",
 }
 
 
 def remedy(
     constraints: Mapping[str, float],
-    class_share: float | None = None,
+    preserve_share: float | None = None,
     weight: float | None = None,
     stop_step: int | None = None,
 ) -> str:
@@ -73,16 +73,16 @@ def remedy(
 
     Args:
         constraints: above 0 where broken.
-        class_share: class pictures per picture as it was trained, where that is known.
+        preserve_share: as it was trained, where that is known.
         weight: a LoRA weight at which it does not bleed, where there is one.
         stop_step: the last step before it overcooked, where there is one.
     """
     gravest = next((name for name in REMEDIES if constraints.get(name, 0.0) > 0), None)
     if gravest is None:
         return ""
-    if gravest != "bleed_class" or class_share is None:
+    if gravest != "bleed_class" or preserve_share is None:
         return REMEDIES[gravest]
-    known = [f"train.class_share={max(1.0, 2 * class_share):g} (class pictures beside yours)"]
+    known = [f"train.preserve_share={max(0.4, 2 * preserve_share):g} (the base model's own pictures beside yours)"]
     known += [f"use weight {weight:g}"] if weight is not None else []
     known += [f"stop at step {stop_step}"] if stop_step is not None else []
     return ", or ".join(known)

@@ -37,8 +37,8 @@ def check(config: DictConfig, study: str | None, arguments: list[str]) -> int:
         runs = [cfg.build_run(config)]
     for run in runs:
         print(f"\n{run.name}: steps are images shown")
-        train_settings, class_steps = run.train, run.class_steps_per_epoch(len(dataset.concepts))
-        print(step_ledger(dataset, train_settings.steps_per_concept, train_settings.epochs, class_steps).text())
+        beside = run.steps_beside(len(dataset.concepts))
+        print(step_ledger(dataset, run.train.steps_per_concept, run.train.epochs, beside).text())
     model = load_model(cfg.model_settings(config))
     print(f"\nbase model: {model.name} ({model.architecture}, {model.resolution} px, weights {model.base_hash})")
     return 0
@@ -64,7 +64,7 @@ def _largest(plan: Plan, runs: list[Run]) -> list[Run]:
     largest = []
     for run in runs:
         ranges = plan.space[run.name]
-        keys: list[str] = [key for key in ("adapter.dim", "train.class_share") if key in ranges]
+        keys: list[str] = [key for key in ("adapter.dim", "train.preserve_share") if key in ranges]
         if keys:
             most = {key: max(v for v in ranges[key].values if isinstance(v, int | float)) for key in keys}
             largest.append(plan.run(run.name, most))

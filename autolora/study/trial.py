@@ -199,7 +199,7 @@ class Record:
         """What may help against what is wrong with a point of this trial."""
         calm = [float(w) for w, terms in p.by_weight.items() if terms["bleed_class"]["high"] <= _bleed_limit(p)]
         before = [one.step for one in self.curve if one.step < (self.overcooked_step() or 0)]
-        return remedy(p.constraints, self.run.train.class_share, max(calm, default=None), max(before, default=None))
+        return remedy(p.constraints, self.run.train.preserve_share, max(calm, default=None), max(before, default=None))
 
 
 def candidates(curve: Sequence[Point]) -> list[Point]:

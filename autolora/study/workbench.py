@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from autolora import config as cfg
 from autolora.data.captions import join_tags, split_tags
-from autolora.data.concepts import Dataset, load_dataset
+from autolora.data.concepts import Dataset, load_dataset, strip_triggers
 from autolora.data.sources import Picture
 from autolora.errors import StudyError, Unmeasurable
 from autolora.models import load_model
@@ -19,7 +19,7 @@ from autolora.models.base import RenderSettings
 from autolora.progress import Bars
 from autolora.sampling import BaseRenders
 from autolora.scoring.encoders import load_encoder
-from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, of_groups, strip_triggers
+from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, of_groups
 from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer, prepare
 from autolora.scoring.settings import ScoringSettings
@@ -129,7 +129,7 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
             unmeasured = str(error)
             bars.say(f"{unmeasured}; going on by validation loss alone")
     shown: tuple[Picture, ...] = ()
-    if any(run.train.class_share for run in runs):
+    if any(run.train.preserve_share for run in runs):
         with bars.task("rendering class pictures", settings.class_pictures) as advance:
             prompts = class_prompts(dataset, settings.class_tags, settings.class_pictures)
             shown = class_pictures(prompts, renders, scoring.first_seed + 700_000, advance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from autolora.data.captions import shuffle_tags
-from autolora.data.concepts import Dataset, epoch_order
+from autolora.data.concepts import Dataset, epoch_order, without_triggers
 from autolora.data.sources import Picture, load_pixels
 from autolora.files import atomic_path
 from autolora.models.base import BaseModel
@@ -80,43 +81,56 @@ class PromptCache:
         return found
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What one step of one run shows: B pictures, captions and flags, noise (B, C, h, w), timesteps (B)."""
+
+    pictures: tuple[Picture, ...]
+    captions: tuple[str, ...]
+    noise: Tensor
+    timesteps: Tensor
+    preserved: tuple[bool, ...]  # where the base model's own prediction is the target
+
+
 class Stream:
     """The pictures, captions, noise and timesteps of one run, in order; its state can be saved and restored."""
 
     def __init__(self, run: Run, dataset: Dataset, model: BaseModel, class_pictures: Sequence[Picture] = ()) -> None:
-        self.run, self.dataset, self.model = run, dataset, model
-        self.pictures = [*dataset.pictures, *class_pictures]
-        self.class_steps = run.class_steps_per_epoch(len(dataset.concepts))
-        if self.class_steps and not class_pictures:
-            raise ValueError("train.class_share is above 0, but there are no class pictures")
+        self.run, self.model = run, model
+        beside = {"class pictures": class_pictures, "without triggers": without_triggers(dataset).pictures}
+        steps = {kind: count for kind, count in run.steps_beside(len(dataset.concepts)).items() if count}
+        if not all(beside[kind] for kind in steps):
+            raise ValueError("train.preserve_share is above 0, but there are no class pictures")
+        self.parts = [(concept.pictures, run.train.steps_per_concept) for concept in dataset.concepts]
+        self.parts += [(beside[kind], count) for kind, count in steps.items()]
+        self.pictures = [picture for pictures, _ in self.parts for picture in pictures]
+        self.first_preserved = len(dataset.pictures)
         self.generators = generators(run.train.seed)
         self.queue: list[int] = []  # pictures still to show in this epoch
 
-    def next_batch(self) -> tuple[list[int], list[str], Tensor, Tensor]:
-        """Picture indices (B), captions (B), noise (B, C, h, w), timesteps (B); an epoch's last batch may be short."""
+    def next_batch(self) -> Batch:
+        """What the next step shows; an epoch's last batch may be short."""
         settings = self.run.train
         if not self.queue:
             self.queue = self._epoch()
         picks, self.queue = self.queue[: settings.batch_size], self.queue[settings.batch_size :]
-        captions = [self._caption(self.pictures[i].caption) for i in picks]
+        captions = tuple(self._caption(i) for i in picks)
         noise = torch.randn(len(picks), *self.model.latent_shape, generator=self.generators["noise"])
         steps = torch.randint(0, self.model.train_timesteps, (len(picks),), generator=self.generators["timesteps"])
-        return picks, captions, noise, steps
+        preserved = tuple(i >= self.first_preserved for i in picks)
+        return Batch(tuple(self.pictures[i] for i in picks), captions, noise, steps, preserved)
 
     def _epoch(self) -> list[int]:
         order, first = [], 0
-        for concept in self.dataset.concepts:
-            shown = epoch_order(len(concept.pictures), self.run.train.steps_per_concept, self.generators["order"])
-            order += [first + i for i in shown]
-            first += len(concept.pictures)
-        if self.class_steps:
-            shown = epoch_order(len(self.pictures) - first, self.class_steps, self.generators["order"])
-            order += [first + i for i in shown]
+        for pictures, steps in self.parts:
+            order += [first + i for i in epoch_order(len(pictures), steps, self.generators["order"])]
+            first += len(pictures)
         return [order[i] for i in torch.randperm(len(order), generator=self.generators["order"]).tolist()]
 
-    def _caption(self, caption: str) -> str:
-        settings, generator = self.run.train, self.generators["captions"]
-        if settings.caption_dropout and torch.rand((), generator=generator) < settings.caption_dropout:
+    def _caption(self, index: int) -> str:
+        settings, generator, caption = self.run.train, self.generators["captions"], self.pictures[index].caption
+        droppable = index < self.first_preserved  # what is preserved is so under its own words
+        if settings.caption_dropout and droppable and torch.rand((), generator=generator) < settings.caption_dropout:
             return ""
         return shuffle_tags(caption, settings.keep_tags, generator) if settings.shuffle_tags else caption
 

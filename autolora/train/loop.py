@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from autolora.adapters.lora import AdapterSet, NormStats
 from autolora.data.concepts import Dataset
 from autolora.data.sources import Picture
 from autolora.models.base import BaseModel
-from autolora.train.batches import LatentCache, PromptCache, Stream
+from autolora.train.batches import Batch, LatentCache, PromptCache, Stream
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.loss import diffusion_loss, validation_losses
 from autolora.train.run import Run
@@ -120,7 +120,7 @@ class Bench:
     dataset: Dataset
     latents: LatentCache
     prompts: PromptCache
-    class_pictures: tuple[Picture, ...] = ()  # the class word as the base model draws it, for runs with a class share
+    class_pictures: tuple[Picture, ...] = ()  # the class word as the base model draws it, for runs that preserve it
 
 
 def train(
@@ -177,32 +177,54 @@ def train_step(bench: Bench, active: dict[int, Slot]) -> None:
     The batch is one segment a slot, padded to the longest; padding and empty slots carry no loss.
     """
     batches = {index: slot.stream.next_batch() for index, slot in active.items()}
-    longest = max(len(batch[0]) for batch in batches.values())
-    filler = next(iter(batches))
-    picks, captions, noise, steps, shares = [], [], [], [], []
-    for index in range(bench.adapter.slots):
-        own = batches.get(index, batches[filler])
-        count = len(own[0])
-        order = [i % count for i in range(longest)]
-        picks += [own[0][i] for i in order]
-        captions += [own[1][i] for i in order]
-        noise.append(own[2][order])
-        steps.append(own[3][order])
-        shares += [1 / count if index in batches and i < count else 0.0 for i in range(longest)]
+    longest = max(len(batch.pictures) for batch in batches.values())
+    filler = next(iter(batches.values()))
+    segments = [_padded(batches.get(index, filler), longest) for index in range(bench.adapter.slots)]
+    pictures = [picture for segment in segments for picture in segment.pictures]
+    captions = [caption for segment in segments for caption in segment.captions]
+    preserved = [i for i, flag in enumerate(flag for segment in segments for flag in segment.preserved) if flag]
     device = bench.model.device
-    pictures = [*bench.dataset.pictures, *bench.class_pictures]
-    clean = bench.latents.latents([pictures[i] for i in picks])
-    noises, timesteps = torch.cat(noise).to(device), torch.cat(steps).to(device)
+    clean = bench.latents.latents(pictures)
+    noise = torch.cat([segment.noise for segment in segments]).to(device)
+    timesteps = torch.cat([segment.timesteps for segment in segments]).to(device)
+    noisy = bench.model.add_noise(clean, noise, timesteps)
     context = bench.prompts.contexts(captions, bench.adapter.touches_text_encoder)
-    predicted = bench.model.predict(bench.model.add_noise(clean, noises, timesteps), timesteps, context)
-    target = bench.model.target(clean, noises, timesteps)
+    predicted = bench.model.predict(noisy, timesteps, context)
+    target = bench.model.target(clean, noise, timesteps)
+    if preserved:
+        own = base_prediction(bench, noisy[preserved], timesteps[preserved], [captions[i] for i in preserved])
+        target = target.index_copy(0, torch.tensor(preserved, device=device), own)
     losses: list[Tensor] = []
     for index, slot in active.items():
         part = slice(index * longest, (index + 1) * longest)
         each = diffusion_loss(bench.model, predicted[part], target[part], timesteps[part], slot.run.train.min_snr_gamma)
-        losses.append((each * each.new_tensor(shares[part])).sum())
+        losses.append(each[: len(batches[index].pictures)].mean())
     bench.adapter.clear_grads()
     torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
     bench.adapter.gather_grads()
     for (index, slot), loss in zip(active.items(), losses, strict=True):
-        slot.advance(len(batches[index][0]), loss.detach())
+        slot.advance(len(batches[index].pictures), loss.detach())
+
+
+@torch.no_grad()
+def base_prediction(bench: Bench, noisy: Tensor, timesteps: Tensor, captions: Sequence[str]) -> Tensor:
+    """What the base model alone answers, of `noisy`'s shape: the target where it must stay as it is.
+
+    Prior preservation (Ruiz et al. 2023) on the model's own answers instead of its pictures' noise, as Learning without
+    Forgetting (Li and Hoiem 2016) has it.
+    """
+    with bench.adapter.disabled():
+        context = bench.prompts.contexts(captions, bench.adapter.touches_text_encoder)
+        return bench.model.predict(noisy, timesteps, context)
+
+
+def _padded(batch: Batch, length: int) -> Batch:
+    """The batch, repeated to a length."""
+    order = [i % len(batch.pictures) for i in range(length)]
+    return Batch(
+        tuple(batch.pictures[i] for i in order),
+        tuple(batch.captions[i] for i in order),
+        batch.noise[order],
+        batch.timesteps[order],
+        tuple(batch.preserved[i] for i in order),
+    )

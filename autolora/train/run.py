@@ -24,7 +24,7 @@ class TrainSettings:
     checkpoints_per_epoch: int = 1
     max_norm: float | None = None
     min_snr_gamma: float | None = 5.0
-    class_share: float = 0.0  # prior preservation (Ruiz et al. 2023): class pictures shown for each of the dataset's
+    preserve_share: float = 0.0  # pictures shown for each of the dataset's on which the base's own answer is the target
     caption_dropout: float = 0.0
     shuffle_tags: bool = True
     keep_tags: int = 1
@@ -40,8 +40,8 @@ class TrainSettings:
             mistakes.append(f"train.max_norm must be above 0 or null, got {self.max_norm}")
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
             mistakes.append(f"train.min_snr_gamma must be above 0 or null, got {self.min_snr_gamma}")
-        if not 0 <= self.class_share <= 4:
-            mistakes.append(f"train.class_share must be from 0 (none) to 4, got {self.class_share}")
+        if not 0 <= self.preserve_share <= 4:
+            mistakes.append(f"train.preserve_share must be from 0 (none) to 4, got {self.preserve_share}")
         if not 0 <= self.caption_dropout < 1:
             mistakes.append(f"train.caption_dropout must be 0 or more and below 1, got {self.caption_dropout}")
         if self.keep_tags < 0:
@@ -67,12 +67,18 @@ class Run:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def steps_per_epoch(self, concepts: int) -> int:
-        """Images shown in one epoch, class pictures included."""
-        return self.train.steps_per_concept * concepts + self.class_steps_per_epoch(concepts)
+        """Images shown in one epoch, those beside the concepts included."""
+        return self.train.steps_per_concept * concepts + sum(self.steps_beside(concepts).values())
 
-    def class_steps_per_epoch(self, concepts: int) -> int:
-        """Class pictures shown in one epoch."""
-        return round(self.train.steps_per_concept * concepts * self.train.class_share)
+    def steps_beside(self, concepts: int) -> dict[str, int]:
+        """Images shown in one epoch beside the concepts, to keep the base model as it is, by kind.
+
+        Four of five are class pictures. The fifth is the dataset's own without its triggers: with class pictures alone
+        the visible tags still call the character; with own pictures alone the trigger outgrows its guidance and burns.
+        """
+        shown = round(self.train.steps_per_concept * concepts * self.train.preserve_share)
+        own = shown // 5
+        return {"class pictures": shown - own, "without triggers": own}
 
     def optimizer_steps(self, concepts: int) -> int:
         """Optimizer steps of the whole run."""

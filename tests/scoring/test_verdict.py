@@ -58,8 +58,8 @@ def test_advice_does_not_contradict_itself() -> None:
 
 
 def test_advice_against_bleed_knows_how_it_was_trained() -> None:
-    advice = remedy({"bleed_class": 0.1}, class_share=0.0, weight=0.7, stop_step=800)
-    assert "train.class_share=1" in advice
+    advice = remedy({"bleed_class": 0.1}, preserve_share=0.0, weight=0.7, stop_step=800)
+    assert "train.preserve_share=0.4" in advice
     assert "weight 0.7" in advice
     assert "step 800" in advice
-    assert "train.class_share=2" in remedy({"bleed_class": 0.1}, class_share=1.0)
+    assert "train.preserve_share=2" in remedy({"bleed_class": 0.1}, preserve_share=1.0)

@@ -62,7 +62,7 @@ def small_study(tmp_path: Path, name: str = "small") -> str:
         "defaults: [override /model: paperdoll, override /dataset: quickstart, override /scoring: paperdoll]\n"
         f"study:\n  name: {name}\n  recipes:\n    doll-adamw:\n"
         "      train.steps_per_concept: {log_int: [4, 60]}\n      adapter.dim: {choice: [4, 16]}\n"
-        "      train.class_share: {choice: [0.0, 0.5]}\n"
+        "      train.preserve_share: {choice: [0.0, 0.5]}\n"
     )
     return str(path)
 

@@ -11,6 +11,7 @@ import torch
 
 from autolora.adapters.lora import LoRA
 from autolora.data.concepts import DatasetSettings, load_dataset, step_ledger
+from autolora.data.sources import Picture
 from autolora.errors import StudyError
 from autolora.models import StableDiffusion
 from autolora.optim.optimizers import AdamW, Prodigy
@@ -19,7 +20,7 @@ from autolora.paperdoll.world import write_dataset
 from autolora.train import batches, checkpoint
 from autolora.train.batches import LatentCache, PromptCache, Stream
 from autolora.train.checkpoint import Checkpoint
-from autolora.train.loop import Assignment, Bench, train
+from autolora.train.loop import Assignment, Bench, Slot, train, train_step
 from autolora.train.run import Run, TrainSettings
 
 ADAPTER = LoRA(dim=2, alpha=1.1)  # an alpha that float32 cannot hold
@@ -119,8 +120,7 @@ def test_the_ledger_is_what_is_shown(tiny_model: StableDiffusion, folder: Path, 
     bench.adapter.detach()
     stream, shown = Stream(ADAMW, bench.dataset, tiny_model), Counter[str]()
     for _ in range(ADAMW.optimizer_steps(len(bench.dataset.concepts))):
-        picks = stream.next_batch()[0]
-        shown.update(bench.dataset.pictures[i].concept for i in picks)
+        shown.update(picture.concept for picture in stream.next_batch().pictures)
     ledger = step_ledger(bench.dataset, ADAMW.train.steps_per_concept, ADAMW.train.epochs)
     assert shown == {row.concept: row.steps_total for row in ledger.concepts}
     assert sum(shown.values()) == ledger.steps_total
@@ -184,27 +184,70 @@ def test_a_checkpoint_of_another_recipe_is_refused(tiny_model: StableDiffusion, 
         checkpoint.load(tmp_path / "c.pt", PRODIGY)
 
 
-def test_class_pictures_are_shown_as_often_as_the_share_says(
+def preserving(share: float) -> Run:
+    return replace(ADAMW, train=replace(ADAMW.train, preserve_share=share, caption_dropout=0.5))
+
+
+def class_pictures_of(bench: Bench) -> tuple[Picture, ...]:
+    return tuple(replace(p, caption="1girl", concept="") for p in bench.dataset.held_out)
+
+
+def test_what_is_preserved_is_shown_as_often_as_the_share_says(
     tiny_model: StableDiffusion, folder: Path, tmp_path: Path
 ) -> None:
     bench = work(tiny_model, folder, tmp_path)
     bench.adapter.detach()
-    run = replace(ADAMW, train=replace(ADAMW.train, class_share=0.5))
-    reserved = tuple(replace(p, caption="1girl", concept="") for p in bench.dataset.held_out)
-    stream, captions, concepts = Stream(run, bench.dataset, tiny_model, reserved), [], len(bench.dataset.concepts)
-    for _ in range(run.optimizer_steps(concepts)):
-        captions += [caption for caption in stream.next_batch()[1] if caption]
-    own = run.train.steps_per_concept * concepts * run.train.epochs
-    ledger = step_ledger(bench.dataset, run.train.steps_per_concept, run.train.epochs, run.class_steps_per_epoch(2))
-    assert ledger.steps_total == own + ledger.class_steps_total == round(own * 1.5)
-    assert 0 < captions.count("1girl") <= ledger.class_steps_total
+    run, concepts, trigger = preserving(0.5), len(bench.dataset.concepts), bench.dataset.trigger
+    stream = Stream(run, bench.dataset, tiny_model, class_pictures_of(bench))
+    shown = [stream.next_batch() for _ in range(run.optimizer_steps(concepts))]
+    flagged = [(c, p) for batch in shown for c, p in zip(batch.captions, batch.preserved, strict=True)]
+    kept, own = [c for c, flag in flagged if flag], [c for c, flag in flagged if not flag]
+    ledger = step_ledger(bench.dataset, 5, 3, run.steps_beside(concepts))
+    assert ledger.beside == {"class pictures": 4, "without triggers": 1}
+    assert len(flagged) == ledger.steps_total == 3 * (10 + 5)
+    assert kept.count("1girl") == 3 * 4 and all(kept)  # the words of what is preserved are never dropped
+    assert not any(trigger in caption for caption in kept)
+    assert 0 < own.count("") < len(own) and all(trigger in caption for caption in own if caption)
     with pytest.raises(ValueError, match="no class pictures"):
         Stream(run, bench.dataset, tiny_model)
 
 
-def test_a_run_without_class_share_is_what_it_was(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
-    bench = work(tiny_model, folder, tmp_path)
-    alone = train_all(bench, Assignment(ADAMW))[-1]
+def test_a_run_that_preserves_nothing_is_what_it_was(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
+    alone = train_all(work(tiny_model, folder, tmp_path), Assignment(ADAMW))[-1]
     again = work(tiny_model, folder, tmp_path)
-    beside = train_all(replace(again, class_pictures=again.dataset.held_out), Assignment(ADAMW))[-1]
+    beside = train_all(replace(again, class_pictures=class_pictures_of(again)), Assignment(ADAMW))[-1]
     assert same(alone, beside)
+
+
+def test_what_is_preserved_pulls_back_to_the_base_model(
+    tiny_model: StableDiffusion, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base model's own answer as the target: no loss before the first step, and a loss after it strays."""
+    bench = work(tiny_model, folder, tmp_path)
+    bench = replace(bench, class_pictures=class_pictures_of(bench))
+    slot = Slot(0, Assignment(preserving(0.5)), bench)
+    whole = Stream.next_batch
+    monkeypatch.setattr(
+        Stream, "next_batch", lambda self: replace(b := whole(self), preserved=(True,) * len(b.pictures))
+    )
+    train_step(bench, {0: slot})
+    with torch.no_grad():
+        for layer in bench.adapter.layers.values():
+            layer.up.normal_(generator=torch.Generator().manual_seed(0))
+    train_step(bench, {0: slot})
+    bench.adapter.detach()
+    assert float(slot.losses[0]) == 0.0
+    assert float(slot.losses[1]) > 1e-4
+
+
+def test_a_resumed_run_that_preserves_equals_the_uninterrupted(
+    tiny_model: StableDiffusion, folder: Path, tmp_path: Path
+) -> None:
+    def bench() -> Bench:
+        made = work(tiny_model, folder, tmp_path)
+        return replace(made, class_pictures=class_pictures_of(made))
+
+    whole = train_all(bench(), Assignment(preserving(0.5)))
+    resumed = train_all(bench(), Assignment(preserving(0.5), whole[0]))
+    assert [c.step for c in resumed] == [15, 30, 45]
+    assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
