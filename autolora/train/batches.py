@@ -97,7 +97,7 @@ class Stream:
 
     def __init__(self, run: Run, dataset: Dataset, model: BaseModel, class_pictures: Sequence[Picture] = ()) -> None:
         self.run, self.model = run, model
-        beside = {"class pictures": class_pictures, "without triggers": without_triggers(dataset).pictures}
+        beside = {"class pictures": tuple(class_pictures), "without triggers": without_triggers(dataset).pictures}
         steps = {kind: count for kind, count in run.steps_beside(len(dataset.concepts)).items() if count}
         if not all(beside[kind] for kind in steps):
             raise ValueError("train.preserve_share is above 0, but there are no class pictures")
