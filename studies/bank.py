@@ -7,8 +7,8 @@
 What a score, a ladder or a rule of choice would have done is then replayed from the bank instead of trained again.
 `train` keeps each checkpoint as half-precision tensors under runs/bank, `render` the pictures of the whole suite of
 probes at every weight beside the oracle's figures, and `measure` writes one row a checkpoint to
-studies/results/bank/<weights>.csv: images shown, seconds, losses, every term at every weight, the oracle's figures.
-All continue where they were left; several processes may share the seeds of `train` and `render`.
+studies/results/bank/<weights>/<seed>.csv: images shown, seconds, losses, every term at every weight, the oracle's
+figures. All continue where they were left, so that the bank may grow a character at a time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from autolora.train.run import Run
 
 CHECKPOINTS = 6
 FIRST_SEED = 950_000  # apart from every probe of the score
-RESULTS = Path(__file__).parent / "results" / "bank"
+RESULTS = Path(__file__).parent / "results" / "bank" / VERSION
 
 
 @dataclass(frozen=True)
@@ -236,15 +236,15 @@ def measure_character(seed: int, out: Path) -> Iterator[dict[str, Any]]:
             yield row_of(seed, recipe, fact, score(scorer, pictures)) | naive_figures(scorer, pictures) | figures
 
 
-def write_rows(rows: list[dict[str, Any]]) -> None:
-    """The bank as a CSV file, and beside it how it was made."""
+def write_rows(seed: int, rows: list[dict[str, Any]]) -> None:
+    """A character's rows as a CSV file, and beside it how they were made."""
     names = list(dict.fromkeys(name for row in rows for name in row))  # some terms need two outfits
     RESULTS.mkdir(parents=True, exist_ok=True)
-    with atomic_path(RESULTS / f"{VERSION}.csv") as temporary, temporary.open("w", newline="") as handle:
+    with atomic_path(RESULTS / f"{seed}.csv") as temporary, temporary.open("w", newline="") as handle:
         writer = csv.DictWriter(handle, fieldnames=names)
         writer.writeheader()
         writer.writerows(rows)
-    write_atomic(RESULTS / f"{VERSION}.json", json.dumps(provenance() | {"rows": len(rows)}, indent=2) + "\n")
+    write_atomic(RESULTS / f"{seed}.json", json.dumps(provenance() | {"rows": len(rows)}, indent=2) + "\n")
 
 
 def main() -> None:
@@ -257,13 +257,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bank"))
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if args.what == "measure":
-        write_rows([row for seed in args.seeds for row in measure_character(seed, args.out)])
     for seed in args.seeds:
         if args.what == "train":
             train_character(seed, args.out, args.recipes)
         elif args.what == "render":
             render_character(seed, args.out, args.renders)
+        else:
+            write_rows(seed, list(measure_character(seed, args.out)))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@
 Of each character of the bank (trained and measured before) three checkpoints are rendered with ten times the prompts
 of a search. 200 sub-suites of a tenth are drawn from each pool, by whole prompts, and it is counted how often the 95%
 interval of a sub-suite holds the pool's value: for the score and for every term at weight 1.
-Writes studies/results/score/interval_coverage.md.
+Writes studies/results/score/interval_coverage.md, of all characters judged so far, and each one's figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -21,13 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from bank import checkpoints_of, load_pictures, open_character, whole_suite
+from kept import keep, kept
 from safetensors.torch import load_file
 
 from autolora.adapters.lora import LoRA
 from autolora.files import write_atomic
 from autolora.paperdoll.look import GROUPS
-from autolora.paperdoll.weights import VERSION, weights_hash
-from autolora.provenance import provenance
 from autolora.sampling import BaseRenders
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import SEARCH_GROUPS, Probe
@@ -37,6 +35,7 @@ from autolora.study.workbench import Workbench
 from autolora.train.run import Run
 
 RESULTS = Path(__file__).parent / "results" / "score"
+KEPT = RESULTS / "interval_coverage"
 TIMES = 10  # how much larger the pool is
 RANKS = (0.5, 0.8, 0.95)  # of the checkpoints by score: which are rendered
 TERMS = ("likeness", "fidelity", "editability", "bleed_class", "spread", "burn")
@@ -140,10 +139,10 @@ def main() -> None:
     parser.add_argument("--suites", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("runs/bank"))
     args = parser.parse_args()
-    found = {k: v for seed in args.seeds for k, v in judge_character(seed, args.out, args.suites).items()}
+    for seed in args.seeds:
+        keep(KEPT, seed, judge_character(seed, args.out, args.suites))
+    found = {name: rates for own in kept(KEPT).values() for name, rates in own.items()}
     write_atomic(RESULTS / "interval_coverage.md", table(found))
-    facts = provenance() | {"weights": f"{VERSION} {weights_hash()}", "suites": args.suites, "coverage": found}
-    write_atomic(RESULTS / "interval_coverage.json", json.dumps(facts, indent=1) + "\n")
     print(table(found))
 
 

@@ -5,13 +5,12 @@
 The bank's recipes of a character are worked off as one study, once with the ladder and its finals, once with the whole
 suite of the finals on every checkpoint. Compared are the renders, the order of the checkpoints, and what the oracle
 says of the two picks. Renders of the base model are cached and counted in neither.
-Writes studies/results/score/ladder.md.
+Writes studies/results/score/ladder.md, of all characters replayed so far, and each one's figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,14 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from bank import RESULTS as BANK
 from bank import checkpoints_of, load_pictures, open_character, whole_suite
-from score_validity import Row, picked, rank
+from kept import keep, kept
+from score_validity import Row, picked, rank, read_rows
 
 from autolora.adapters.lora import LoRA
 from autolora.files import write_atomic
-from autolora.paperdoll.weights import VERSION
-from autolora.provenance import provenance
 from autolora.scoring.probes import SEARCH_GROUPS
 from autolora.scoring.scorecard import Rendered
 from autolora.scoring.scorer import Scorer
@@ -36,6 +33,7 @@ from autolora.study.trial import Point, candidates
 from autolora.train.run import Run
 
 RESULTS = Path(__file__).parent / "results" / "score"
+KEPT = RESULTS / "ladder"
 FINALISTS = 3  # recipes in the finals, with at most two checkpoints each
 
 
@@ -47,6 +45,18 @@ class Replayed:
     renders: int
     full_renders: int  # of the whole suite on every checkpoint
     pick: int  # the row that the finals chose
+
+    def figures(self, rows: Sequence[Row]) -> dict[str, float]:
+        """What the table tells: renders, agreement of the two orders, the oracle's value of the two picks."""
+        pairs = np.array([[p.objective, float(row["objective"])] for p, row in zip(self.points, rows, strict=True)])
+        chosen = rows[self.pick]
+        return {
+            "renders": self.renders,
+            "full_renders": self.full_renders,
+            "spearman": rank([pairs]),
+            "ladder": picked(list(rows), lambda row: float(row is chosen)),
+            "whole": picked(list(rows), lambda row: float(row["objective"])),
+        }
 
 
 def replay(seed: int, out: Path, rows: Sequence[Row]) -> Replayed:
@@ -90,26 +100,22 @@ def finalists(points: Sequence[Point], rows: Sequence[Row]) -> list[int]:
     return sorted(i for i, p in enumerate(points) for own in asked for one in own if p is one)
 
 
-def table(found: dict[str, tuple[Replayed, list[Row]]]) -> str:
+def table(found: dict[str, dict[str, float]]) -> str:
     """One line a character, the mean last."""
     lines = [
         "| character | renders: ladder and finals | whole suite | share | Spearman of the two orders "
         "| oracle's score of the pick: ladder | whole suite |",
         "|" + "---|" * 7,
     ]
-    shares, orders, by_ladder, by_whole = [], [], [], []
-    for name, (one, rows) in found.items():
-        pairs = np.array([[p.objective, float(row["objective"])] for p, row in zip(one.points, rows, strict=True)])
-        chosen = rows[one.pick]
-        shares.append(one.renders / one.full_renders)
-        orders.append(rank([pairs]))
-        by_ladder.append(picked(rows, lambda row, chosen=chosen: float(row is chosen)))  # type: ignore[misc]
-        by_whole.append(picked(rows, lambda row: float(row["objective"])))
+    columns = []
+    for name, one in found.items():
+        share = one["renders"] / one["full_renders"]
+        columns.append((share, one["spearman"], one["ladder"], one["whole"]))
         lines.append(
-            f"| {name} | {one.renders} | {one.full_renders} | {shares[-1]:.1%} | {orders[-1]:.2f} "
-            f"| {by_ladder[-1]:.1%} | {by_whole[-1]:.1%} |"
+            f"| {name} | {one['renders']} | {one['full_renders']} | {share:.1%} | {one['spearman']:.2f} "
+            f"| {one['ladder']:.1%} | {one['whole']:.1%} |"
         )
-    means = [float(np.mean(values)) for values in (shares, orders, by_ladder, by_whole)]
+    means = np.mean(columns, axis=0)
     lines.append(
         f"| **mean** | | | **{means[0]:.1%}** | **{means[1]:.2f}** | **{means[2]:.1%}** | **{means[3]:.1%}** |"
     )
@@ -119,18 +125,15 @@ def table(found: dict[str, tuple[Replayed, list[Row]]]) -> str:
 def main() -> None:
     """Replay every character of the bank and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[110, 111, 112, 113])
     parser.add_argument("--out", type=Path, default=Path("runs/bank"))
     args = parser.parse_args()
-    with (BANK / f"{VERSION}.csv").open(newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    found = {}
-    for name in dict.fromkeys(row["character"] for row in rows):
-        own = [row for row in rows if row["character"] == name]
-        found[name] = (replay(int(name), args.out, own), own)
-        print(f"character {name}: {found[name][0].renders} of {found[name][0].full_renders} renders", flush=True)
+    rows = read_rows()
+    for seed in args.seeds:
+        own = rows[str(seed)]
+        keep(KEPT, seed, replay(seed, args.out, own).figures(own))
+    found = kept(KEPT)
     write_atomic(RESULTS / "ladder.md", table(found))
-    facts = provenance() | {"weights": rows[0]["weights"], "checkpoints": len(rows)}
-    write_atomic(RESULTS / "ladder.json", json.dumps(facts, indent=1) + "\n")
     print(table(found))
 
 

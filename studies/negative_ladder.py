@@ -4,21 +4,22 @@
 
 For each character one good recipe is trained, spoiled in eight ways, and judged by the whole suite of the finals; then
 pictures that the world itself draws take the LoRA's place, which must score near 1, break nothing, and score the same
-on other backgrounds. Writes studies/results/score/negative_ladder.md and a sheet of pictures a character.
+on other backgrounds. Writes studies/results/score/negative_ladder.md, of all characters judged so far, and for each its
+figures and a sheet of pictures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from bank import character_of, open_character, whole_suite
+from kept import keep, kept
 from PIL import Image, ImageEnhance
 from safetensors.torch import load_file, save_file
 
@@ -29,8 +30,6 @@ from autolora.data.concepts import Dataset, with_captions, without_triggers
 from autolora.files import atomic_path, write_atomic
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.look import GROUPS, Character, character_look, parse_prompt
-from autolora.paperdoll.weights import VERSION, weights_hash
-from autolora.provenance import provenance
 from autolora.sampling import Pictures, to_uint8
 from autolora.scoring.probes import Probe
 from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
@@ -41,6 +40,7 @@ from autolora.train.loop import train_one
 from autolora.train.run import Run
 
 RESULTS = Path(__file__).parent / "results" / "score"
+KEPT = RESULTS / "negative_ladder"
 # A recipe as studies of the development characters found it, and the guide's at ten times its rate.
 GOOD = ("recipe=doll-prodigy", "optimizer.d_coef=3", "adapter.dim=8", "train.steps_per_concept=280")
 PRESERVED = ("train.preserve_share=0.3",)
@@ -60,14 +60,22 @@ class Case:
 class Judged:
     """A case and what the score says of it."""
 
-    meant: tuple[str, ...]
-    card: Scorecard
+    meant: Sequence[str]
+    objective: float
+    broken: Sequence[str]
+    terms: Mapping[str, Mapping[str, Mapping[str, float]]]  # by weight and name
+
+    @classmethod
+    def of(cls, meant: Sequence[str], card: Scorecard) -> Judged:
+        """What is kept of a scorecard."""
+        terms = {w: {n: t.as_dict() for n, t in own.items()} for w, own in card.by_weight.items()}
+        return cls(meant, card.objective, card.broken, terms)
 
     def right(self, good: Judged) -> bool:
         """Whether that is as it must be: good ones break nothing, spoiled ones break what is meant, and lose."""
         if not self.meant:
-            return not self.card.broken
-        return bool({*self.card.broken} & {*self.meant}) and self.card.objective < good.card.objective
+            return not self.broken
+        return bool({*self.broken} & {*self.meant}) and self.objective < good.objective
 
 
 def train_run(work: Workbench, run: Run, path: Path, dataset: Dataset | None = None) -> State:
@@ -213,11 +221,11 @@ def judge_character(seed: int, out: Path) -> dict[str, Judged]:
     for case in cases(work, scorer, character_of(seed), out / str(seed)):
         pictures = case.pictures()
         card = score(scorer, pictures)
-        found[case.name] = Judged(case.meant, card)
+        found[case.name] = Judged.of(case.meant, card)
         rows.append((case.name, sheet_row(scorer, pictures)))
         print(f"character {seed}, {case.name}: {card.objective:.3f}, broken {card.broken}", flush=True)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    labelled(rows).save(RESULTS / f"negative_ladder-{seed}.png")
+    KEPT.mkdir(parents=True, exist_ok=True)
+    labelled(rows).save(KEPT / f"{seed}.png")
     return found
 
 
@@ -230,7 +238,7 @@ def sheet_row(scorer: Scorer, pictures: Rendered) -> Pictures:
     return np.concatenate(picked)
 
 
-def table(found: dict[int, dict[str, Judged]]) -> str:
+def table(found: dict[str, dict[str, Judged]]) -> str:
     """One line a case, one column a character: judged as it must be or not, objective, fidelity, broken limits."""
     meant = {name: one.meant for own in found.values() for name, one in own.items()}
     lines = ["| case | must break | " + " | ".join(map(str, found)) + " |", "|" + "---|" * (2 + len(found))]
@@ -241,10 +249,9 @@ def table(found: dict[int, dict[str, Judged]]) -> str:
                 cells.append("has one outfit")
                 continue
             right = "yes" if own[name].right(own["good LoRA"]) else "**NO**"
-            card = own[name].card
-            fidelity = card.by_weight["1"]["fidelity"]
-            shown = f"{right}: {card.objective:.2f}, F {fidelity.value:.2f} ({fidelity.low:.2f} to {fidelity.high:.2f})"
-            cells.append(" ".join([shown, ", ".join(card.broken)]).rstrip())
+            f = own[name].terms["1"]["fidelity"]
+            shown = f"{right}: {own[name].objective:.2f}, F {f['value']:.2f} ({f['low']:.2f} to {f['high']:.2f})"
+            cells.append(" ".join([shown, ", ".join(own[name].broken)]).rstrip())
         lines.append(f"| {name} | {' or '.join(constraints) or 'nothing'} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -255,11 +262,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[110, 111, 112, 113])
     parser.add_argument("--out", type=Path, default=Path("runs/negative-ladder"))
     args = parser.parse_args()
-    found = {seed: judge_character(seed, args.out) for seed in args.seeds}
+    for seed in args.seeds:
+        keep(KEPT, seed, {name: asdict(one) for name, one in judge_character(seed, args.out).items()})
+    found = {seed: {name: Judged(**one) for name, one in own.items()} for seed, own in kept(KEPT).items()}
     write_atomic(RESULTS / "negative_ladder.md", table(found))
-    facts = provenance() | {"weights": f"{VERSION} {weights_hash()}"}
-    cards = {"cases": {seed: {name: asdict(one) for name, one in own.items()} for seed, own in found.items()}}
-    write_atomic(RESULTS / "negative_ladder.json", json.dumps(facts | cards, indent=1) + "\n")
     print(table(found))
 
 

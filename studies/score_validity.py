@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
+from autolora.errors import StudyError
 from autolora.files import write_atomic
 from autolora.paperdoll.weights import VERSION
 from autolora.provenance import provenance
 from autolora.scoring.intervals import Array
 
-BANK = Path(__file__).parent / "results" / "bank" / f"{VERSION}.csv"
+BANK = Path(__file__).parent / "results" / "bank" / VERSION
 RESULTS = Path(__file__).parent / "results" / "score"
 WEIGHTS = ("0.7", "1")
 BLEED_LIMIT = 0.15
@@ -40,6 +41,21 @@ JUDGES: dict[str, Callable[[Row], float]] = {
     "-KID": lambda row: -mean_of(row, "kid"),
     "-validation loss": lambda row: -float(row["val_loss"]),
 }
+
+
+def read_rows() -> dict[str, list[Row]]:
+    """The bank's rows by character.
+
+    Raises:
+        StudyError: there are none yet.
+    """
+    found: dict[str, list[Row]] = {}
+    for path in sorted(BANK.glob("*.csv")):
+        with path.open(newline="") as handle:
+            found[path.stem] = list(csv.DictReader(handle))
+    if not found:
+        raise StudyError(f"{BANK} holds no rows yet: run studies/bank.py train, render and measure first")
+    return found
 
 
 def mean_of(row: Row, name: str) -> float:
@@ -98,11 +114,8 @@ def table(title: str, characters: list[str], lines: dict[str, list[str]]) -> str
 
 def main() -> None:
     """Write the tables."""
-    with BANK.open(newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    by_character: dict[str, list[Row]] = {}
-    for row in rows:
-        by_character.setdefault(row["character"], []).append(row)
+    by_character = read_rows()
+    rows = [row for own in by_character.values() for row in own]
     names = [*by_character, "mean", "worst"]
 
     def agreements(judge: Callable[[Row], float], truth: Callable[[Row], float]) -> list[str]:

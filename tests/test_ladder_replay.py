@@ -33,7 +33,7 @@ def test_the_table_says_what_was_spent_and_what_was_lost() -> None:
     rows = [row(i, likeness, objective=likeness) for i, likeness in enumerate((0.5, 0.6, 0.8))]
     points = [point(value, 0.0) for value in (0.5, 0.6, 0.8)]
     right = Replayed(points, renders=10, full_renders=100, pick=2)
-    text = table({"good": (right, rows), "poor": (replace(right, pick=1), rows)})
+    text = table({"good": right.figures(rows), "poor": replace(right, pick=1).figures(rows)})
     assert "| good | 10 | 100 | 10.0% | 1.00 | 100.0% | 100.0% |" in text
     assert "| poor | 10 | 100 | 10.0% | 1.00 | 84.4% | 100.0% |" in text
     assert "| **mean** | | | **10.0%** | **1.00** | **92.2%** | **100.0%** |" in text

@@ -57,9 +57,9 @@ def test_more_saturation_moves_colours_away_from_grey() -> None:
 
 
 def test_spoiled_ones_must_break_what_is_meant_and_lose() -> None:
-    good = Judged((), card(0.9, burn=-1.0, bleed_class=-1.0))
+    good = Judged.of((), card(0.9, burn=-1.0, bleed_class=-1.0))
     assert good.right(good)
-    assert Judged(("burn",), card(0.95, burn=0.5)).right(good)
-    assert not Judged(("burn",), card(0.5, bleed_class=0.5)).right(good)
-    assert not Judged(("burn",), card(0.5, burn=-0.5)).right(good)
-    assert not Judged((), card(0.95, burn=0.5)).right(good)
+    assert Judged.of(("burn",), card(0.95, burn=0.5)).right(good)
+    assert not Judged.of(("burn",), card(0.5, bleed_class=0.5)).right(good)
+    assert not Judged.of(("burn",), card(0.5, burn=-0.5)).right(good)
+    assert not Judged.of((), card(0.95, burn=0.5)).right(good)
