@@ -220,8 +220,8 @@ def ties(one: Point, other: Point) -> bool:
 
 
 def overcooked(p: Point) -> bool:
-    """Whether at the strongest judged weight bleed may be above its limit, as the constraint has it."""
-    return not p.diverged and bool(p.by_weight) and _bleed(p, "high") > _bleed_limit(p)
+    """Whether at the strongest judged weight bleed is above its limit."""
+    return not p.diverged and bool(p.by_weight) and _bleed(p) > _bleed_limit(p)
 
 
 def surely_overcooked(p: Point) -> bool:

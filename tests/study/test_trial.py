@@ -38,6 +38,7 @@ def record(*points: Point) -> Record:
         ([(0.1, 0.2), (0.2, 0.6), (0.3, 0.7)], 200),  # over the limit at full weight from the second on
         ([(0.1, 0.6), (0.2, 0.3), (0.3, 0.4)], None),  # came back
         ([(0.1, 0.2), (0.2, 0.3)], None),
+        ([(0.1, 0.2), (0.2, 0.45)], None),  # only the interval reaches over it
         ([(0.6, 0.7)], 100),
     ],
 )
@@ -51,7 +52,7 @@ def test_hopeless_where_it_surely_bleeds_and_more_and_more() -> None:
     assert record(mild, sure, surer).hopelessly_overcooked(patience=2)
     assert not record(surer).hopelessly_overcooked(patience=2)
     assert not record(mild, surer).hopelessly_overcooked(patience=2)
-    assert not record(surer, sure).hopelessly_overcooked(patience=2)  # class pictures are winning
+    assert not record(surer, sure).hopelessly_overcooked(patience=2)  # it gets better
 
 
 def test_the_best_is_the_earliest_of_equals() -> None:
