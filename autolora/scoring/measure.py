@@ -74,11 +74,11 @@ def measure(scorer: Scorer, rows: Mapping[Probe, Array], pictures: Mapping[Probe
 
 def measure_likeness(scorer: Scorer, rows: Mapping[Probe, Array]) -> dict[str, Estimate]:
     """The terms that need no prompt to be embedded: fidelity, likeness and class bleed."""
-    character = scorer.references.character
+    references = scorer.references
     return {
         "fidelity": _fidelity(scorer, rows).estimate(),
-        "likeness": _position(scorer, character, scorer.of("trigger"), rows).estimate(),
-        "bleed_class": _position(scorer, character, scorer.of(*BLEED_GROUPS["bleed_class"]), rows).estimate(),
+        "likeness": _position(scorer, references.character, scorer.of("trigger"), rows).estimate(),
+        "bleed_class": _position(scorer, references.bleed, scorer.of(*BLEED_GROUPS["bleed_class"]), rows).estimate(),
     }
 
 
@@ -121,7 +121,7 @@ def _defects(
     for name, groups in BLEED_GROUPS.items():
         probes = scorer.of(*groups)
         if probes:
-            found[name] = _position(scorer, scorer.references.character, probes, rows).estimate()
+            found[name] = _position(scorer, scorer.references.bleed, probes, rows).estimate()
     concepts, alike = scorer.references.concepts, scorer.references.alike
     if alike:
         missing["concepts"] = f"{scorer.encoder.name} cannot tell {'; '.join(alike)} apart"

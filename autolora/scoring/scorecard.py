@@ -160,5 +160,5 @@ def _harmonic(a: Draws, b: Draws) -> Draws:
 
 def _capture(scorer: Scorer, rows: Mapping[Probe, Array]) -> float:
     """Share of class-only renders that pass for the character."""
-    character = scorer.references.character
-    return float(np.mean([character.passes(rows[p]) > 0.5 for p in scorer.of("class_only")]))
+    shown = scorer.references.bleed
+    return float(np.mean([shown.passes(rows[p]) > 0.5 for p in scorer.of("class_only")]))

@@ -49,6 +49,14 @@ def test_real_pictures_pass_and_the_base_model_does_not() -> None:
     assert reference.passes(cloud(0, 400, 8)).mean() < 0.01
 
 
+def test_what_comes_near_is_bleed_before_it_is_a_likeness() -> None:
+    references = fit(8)
+    near = cloud(6.6, 400, 7)
+    assert references.character.passes(near).mean() < references.bleed.passes(near).mean() - 0.1
+    assert references.bleed.passes(cloud(0, 400, 8)).mean() < 0.01
+    assert references.bleed.real.mean() > 0.95
+
+
 def test_half_way_is_not_half_passed() -> None:
     """A mean position of one half would call this half a likeness; no picture of it is one."""
     assert fit(5).character.passes(cloud(2.5, 400, 7)).mean() < 0.25

@@ -82,7 +82,7 @@ def made_up_scorer(noise: np.random.Generator) -> Scorer:
         {p: canvas(base[p], noise) for p in suite},
         texts,
         Material("mona", {"mona": canvas(held_out, noise)}, {"mona": canvas(held_out, noise)}, canvas(held_out, noise)),
-        References((reference,), reference, training=np.zeros((0, 7))),
+        References((reference,), reference, reference, training=np.zeros((0, 7))),
     )
 
 
