@@ -41,10 +41,9 @@ from autolora.train.run import Run
 
 RESULTS = Path(__file__).parent / "results" / "score"
 KEPT = RESULTS / "negative_ladder"
-# A recipe as studies of the development characters found it, and the guide's at ten times its rate.
-GOOD = ("recipe=doll-prodigy", "optimizer.d_coef=3", "adapter.dim=8", "train.steps_per_concept=280")
-PRESERVED = ("train.preserve_share=0.3",)
-TEN_TIMES = ("recipe=doll-adamw", "optimizer.lr=3e-2", *PRESERVED)
+GOOD = ("recipe=doll-preserve",)  # as found on development characters
+BLEEDING = (*GOOD, "train.preserve_share=0")
+TEN_TIMES = ("recipe=doll-adamw", "optimizer.lr=3e-2", "train.preserve_share=0.5")
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ def through_vae(work: Workbench, pictures: Pictures) -> Pictures:
 def cases(work: Workbench, scorer: Scorer, character: Character, folder: Path) -> Iterator[Case]:
     """The good LoRA first, then its spoiled twins, then the world's own pictures."""
     dataset, several = work.bench.dataset, len(work.bench.dataset.concepts) > 1
-    good = train_run(work, run_of("good", *GOOD, *PRESERVED), folder / "good.safetensors")
+    good = train_run(work, run_of("good", *GOOD), folder / "good.safetensors")
     shown = rendered(work, scorer, good)
 
     def of(state: State) -> Callable[[], Rendered]:
@@ -198,12 +197,12 @@ def cases(work: Workbench, scorer: Scorer, character: Character, folder: Path) -
     yield Case("weight 0", ("undercooked",), of(scaled(good, 0.0)))
     yield Case("random LoRA", ("undercooked",), of(scrambled(good)))
     yield Case("copy machine", ("memorisation",), lambda: copied(scorer, shown))
-    yield Case("trained without trigger", ("bleed_class",), trained("no-trigger", GOOD, without_triggers(dataset)))
+    yield Case("trained without trigger", ("bleed_class",), trained("no-trigger", BLEEDING, without_triggers(dataset)))
     if several:
         yield Case(
             "swapped outfit captions",
             ("bleed_cross",),
-            trained("swapped", (*GOOD, *PRESERVED), swapped(dataset)),
+            trained("swapped", (*GOOD), swapped(dataset)),
         )
     yield Case("saturation x 1.5", ("burn",), lambda: saturated(shown))
     yield Case("learning rate x 10", ("burn", "spread", "undercooked"), trained("rate", TEN_TIMES))
@@ -214,7 +213,7 @@ def cases(work: Workbench, scorer: Scorer, character: Character, folder: Path) -
 
 def judge_character(seed: int, out: Path) -> dict[str, Judged]:
     """Every case's score, terms and broken constraints; a sheet of pictures beside the table."""
-    work = open_character(seed, out, [run_of("good", *GOOD, *PRESERVED), Run("largest", LoRA(dim=16))])
+    work = open_character(seed, out, [run_of("good", *GOOD), Run("largest", LoRA(dim=16))])
     work.bench.adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
     scorer = whole_suite(work, work.render_settings.search)
     found, rows = {}, []
