@@ -202,7 +202,7 @@ def cases(work: Workbench, scorer: Scorer, character: Character, folder: Path) -
         yield Case(
             "swapped outfit captions",
             ("bleed_cross",),
-            trained("swapped", (*GOOD), swapped(dataset)),
+            trained("swapped", GOOD, swapped(dataset)),
         )
     yield Case("saturation x 1.5", ("burn",), lambda: saturated(shown))
     yield Case("learning rate x 10", ("burn", "spread", "undercooked"), trained("rate", TEN_TIMES))
