@@ -105,7 +105,17 @@ def delta(state: State, path: str) -> Tensor:
 def layer_scale(state: State, path: str) -> float:
     """alpha / rank of a layer; 1 without an alpha."""
     alpha = state.get(f"{path}.alpha")
-    return 1.0 if alpha is None else float(alpha) / state[f"{path}.lora_down.weight"].shape[0]
+    return 1.0 if alpha is None else float(alpha) / _rank(state, path)
+
+
+def _rank(state: State, path: str) -> int:
+    return state[f"{path}.lora_down.weight"].shape[0]
+
+
+def scaled(state: State, weight: float) -> State:
+    """The same adapter times a weight, by its alphas; every layer has one afterwards."""
+    alphas = {f"{p}.alpha": layer_scale(state, p) * weight * _rank(state, p) for p in layer_paths(state)}
+    return {**state, **{key: torch.tensor(alpha, dtype=torch.float64) for key, alpha in alphas.items()}}
 
 
 def layer_paths(state: State) -> list[str]:

@@ -80,7 +80,7 @@ def score(scorer: Scorer, pictures: Rendered) -> Scorecard:
     capture = {f"{weight:g}": _capture(scorer, at[weight]) for weight in weights}
     return Scorecard(
         score=_mean([_harmonic(part.fidelity, part.editability) for part in parts.values()]).estimate(),
-        weight=recommended_weight(by_weight, scorer.settings.bleed_limit),
+        weight=recommended_weight(by_weight, scorer.settings),
         terms=_overall(list(parts.values())),
         by_weight=by_weight,
         constraints=constraints,
@@ -100,11 +100,22 @@ def _embed(scorer: Scorer, pictures: Rendered) -> dict[float, dict[Probe, Array]
     return {weight: {p: rows[p, weight] for p in scorer.probes} for weight in scorer.settings.weights}
 
 
-def recommended_weight(by_weight: dict[str, dict[str, Estimate]], bleed_limit: float) -> float:
-    """The smallest weight with 95% of the fidelity that can be had within the bleed limit; else the smallest weight."""
-    feasible = {float(w): t["fidelity"].value for w, t in by_weight.items() if t["bleed_class"].high <= bleed_limit}
-    enough = 0.95 * max(feasible.values(), default=0.0)
-    return min((w for w, fidelity in feasible.items() if fidelity >= enough), default=min(map(float, by_weight)))
+def recommended_weight(by_weight: dict[str, dict[str, Estimate]], settings: ScoringSettings) -> float:
+    """The weight w that scores best at the settings' multiples of it (0.7 w and w) with half the bleed allowed at w.
+
+    Where every weight bleeds more it is the smallest. Half, because bleed climbs steeply with the weight: development
+    character 9's LoRA bleeds in 6% of renders at weight 0.9, 14% at 1 and 25% at 1.1, by the oracle. Scores between the
+    weights measured are interpolated.
+    """
+    weights = sorted(map(float, by_weight))
+    terms = [by_weight[f"{weight:g}"] for weight in weights]
+    scores = [float(_held_mean(np.asarray(t["fidelity"].value), np.asarray(t["editability"].value))) for t in terms]
+    calm = [w for w, t in zip(weights, terms, strict=True) if t["bleed_class"].high <= settings.bleed_limit / 2]
+
+    def at(weight: float) -> float:
+        return float(np.mean(np.interp(np.multiply(settings.weights, weight), weights, scores)))
+
+    return max(calm, key=at, default=weights[0])
 
 
 def broken_by(by_weight: dict[str, dict[str, Estimate]], settings: ScoringSettings) -> dict[str, float]:
@@ -149,13 +160,14 @@ def _mean(terms: list[Draws]) -> Draws:
 
 
 def _harmonic(a: Draws, b: Draws) -> Draws:
-    """2ab / (a + b) of two terms held within [0, 1], so that no excess of one buys off the other."""
+    """`_held_mean` of two terms and of each of their draws."""
+    return Draws(float(_held_mean(np.asarray(a.value), np.asarray(b.value))), _held_mean(a.draws, b.draws))
 
-    def combine(x: Array, y: Array) -> Array:
-        x, y = np.clip(x, 0, 1), np.clip(y, 0, 1)
-        return np.asarray(2 * x * y / np.maximum(x + y, 1e-9))
 
-    return Draws(float(combine(np.asarray(a.value), np.asarray(b.value))), combine(a.draws, b.draws))
+def _held_mean(a: Array, b: Array) -> Array:
+    """2ab / (a + b) of what is held within [0, 1], so that no excess of one buys off the other."""
+    a, b = np.clip(a, 0, 1), np.clip(b, 0, 1)
+    return np.asarray(2 * a * b / np.maximum(a + b, 1e-9))
 
 
 def _capture(scorer: Scorer, rows: Mapping[Probe, Array]) -> float:

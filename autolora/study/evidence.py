@@ -28,7 +28,6 @@ def report_study(
     work: Workbench,
     found: list[tuple[FrozenTrial, Record]],
     finals: Finals,
-    sweep: Point | None,
     export_path: Path | None,
     bars: Bars,
 ) -> Path:
@@ -60,16 +59,16 @@ def report_study(
         activation_text=", ".join(dict.fromkeys([dataset.trigger, *(c.trigger for c in dataset.concepts)])),
         weight=best.weight,
         class_word=dataset.class_word,
-        sweep=_sweep_points(sweep),
+        sweep=_sweep_points(best),
         bleed_limit=work.scoring.bleed_limit,
         notes=tuple(note for note in notes if note),
     )
     return write_report(content, plan.folder / "report" / "index.html")
 
 
-def _sweep_points(sweep: Point | None) -> tuple[CurvePoint, ...]:
+def _sweep_points(best: Point) -> tuple[CurvePoint, ...]:
     found = []
-    for weight, terms in sorted((sweep.by_weight if sweep else {}).items(), key=lambda pair: float(pair[0])):
+    for weight, terms in sorted(best.sweep.items(), key=lambda pair: float(pair[0])):
         f, e, bleed = (terms[name]["value"] for name in ("fidelity", "editability", "bleed_class"))
         held = min(max(f, 0.0), 1.0), min(max(e, 0.0), 1.0)
         found.append(CurvePoint(float(weight), 2 * held[0] * held[1] / max(sum(held), 1e-9), f, e, bleed))
@@ -118,7 +117,7 @@ def _grids(
         latest = other.latest()
         if trial.user_attrs.get("baseline") and latest is not None:
             columns[f"{other.run.name}, step {latest.step}"] = (latest.state, 1.0)
-    columns[f"best, step {best.step}, weight {best.weight:g}"] = (record.load(best), best.weight)
+    columns[f"best, step {best.step}"] = (record.load(best), best.weight)
     pictures = {}
     with bars.task("rendering the report", len(columns) * len(chosen)) as advance:
         for title, (state, weight) in columns.items():

@@ -12,9 +12,12 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from autolora.adapters.formats import scaled
+from autolora.adapters.lora import State
 from autolora.errors import StudyError
 from autolora.progress import Bars
 from autolora.scoring.encoders import load_second_encoder
+from autolora.scoring.scorecard import recommended_weight
 from autolora.scoring.scorer import Scorer, with_encoder, with_fresh_probes
 from autolora.study.plan import Plan, study_storage
 from autolora.study.trial import DIVERGED, Point, Record, judged, ties, unrendered
@@ -22,6 +25,7 @@ from autolora.study.workbench import Workbench
 from autolora.train import checkpoint as checkpoints
 from autolora.train.loop import Assignment, Slot, train
 
+SWEEP_WEIGHTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
 REPEATS = 4  # seeds per prompt, as a multiple of the search's
 LEADERS = 2  # recipes that are trained again
 
@@ -54,11 +58,6 @@ class Finals:
         """What is exported."""
         return self.finalists[0]
 
-    def at_weight(self, weight: float) -> Finals:
-        """The same with another weight recommended."""
-        winner = replace(self.winner, point=replace(self.winner.point, weight=weight))
-        return replace(self, finalists=[winner, *self.finalists[1:]])
-
 
 def final_scorer(search: Scorer, work: Workbench, bars: Bars) -> Scorer:
     """The search's score with seeds of its own and more of them, all groups of probes and a second encoder."""
@@ -85,7 +84,7 @@ def hold_finals(plan: Plan, found: Sequence[tuple[FrozenTrial, Record]], work: W
     if work.scorer is None:
         return Finals(None, [Finalist(trial, record, record.candidates()[0]) for trial, record in ranked], {}, [])
     scorer = final_scorer(work.scorer, work, bars)
-    stage = Stage(plan, scorer, work, bars)
+    stage = Stage(plan, work.scorer, scorer, work, bars)
     asked = [(trial, record, p, None) for trial, record in ranked for p in record.candidates()]
     field = stage.judge(asked)
     leaders = _by_trial(field)[:LEADERS]
@@ -139,8 +138,8 @@ Asked = tuple[FrozenTrial, Record, Point, int | None]  # a checkpoint, or its re
 class Stage:
     """Works off the trials of the study `<study>/finals`, and continues what was interrupted."""
 
-    def __init__(self, plan: Plan, scorer: Scorer, work: Workbench, bars: Bars) -> None:
-        self.plan, self.scorer, self.work, self.bars = plan, scorer, work, bars
+    def __init__(self, plan: Plan, search: Scorer, scorer: Scorer, work: Workbench, bars: Bars) -> None:
+        self.plan, self.search, self.scorer, self.work, self.bars = plan, search, scorer, work, bars
         self.training_seconds = 0.0
         self.study = optuna.create_study(
             storage=study_storage(plan.folder),
@@ -185,8 +184,7 @@ class Stage:
     def _work_off(self, trial: Trial, asked: Asked) -> None:
         source, record, before, seed = asked
         if seed is None:
-            self.work.bench.adapter.load(record.load(before))
-            found: Point | None = judged(before, self.work.score(self.scorer, self.bars))
+            found: Point | None = self._judge(record.load(before), before)
         else:
             found = self._train_again(self._record(asked), before.step, f"trial {source.number}, seed {seed}")
         for name, broken_by in (found.constraints if found else {"diverged": 1.0}).items():
@@ -196,6 +194,17 @@ class Stage:
             self.bars.say(f"finals: {words}, step {found.step}: {found.words}")
             trial.set_user_attr("point", asdict(found))
         self.study.tell(trial, found.objective if found else DIVERGED)
+
+    def _judge(self, state: State, before: Point) -> Point:
+        """A checkpoint as it would be exported: scaled to the weight that the search's probes recommend."""
+        adapter = self.work.bench.adapter
+        adapter.load(state)
+        swept = self.work.score(self.search.at(*SWEEP_WEIGHTS), self.bars).by_weight
+        scale = recommended_weight(swept, self.search.settings)
+        adapter.load(scaled(state, scale))
+        found = judged(before, self.work.score(self.scorer, self.bars))
+        sweep = {f"{float(w) / scale:.3g}": {n: t.as_dict() for n, t in terms.items()} for w, terms in swept.items()}
+        return replace(found, weight=1.0, scale=scale, sweep=sweep)
 
     def _train_again(self, record: Record, step: int, words: str) -> Point | None:
         """Train a recipe up to a step and judge it there; None where it diverged."""
@@ -218,7 +227,7 @@ class Stage:
                 break
             if not record.curve:
                 blank = unrendered(checkpoint, self.work.base_losses)
-                record.add(checkpoint, judged(blank, self.work.score(self.scorer, self.bars)))
+                record.add(checkpoint, self._judge(checkpoint.state, blank))
         self.bars.remove(bar)
         return record.best()
 

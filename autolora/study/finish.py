@@ -23,8 +23,7 @@ from autolora.study.evidence import report_study
 from autolora.study.export_best import export_best
 from autolora.study.finals import Finalist, Finals, hold_finals, seeds_in_words
 from autolora.study.plan import Plan
-from autolora.study.sweep import sweep_weights
-from autolora.study.trial import Point, Record
+from autolora.study.trial import Record
 from autolora.study.tune import add_seconds, records, spent_seconds
 from autolora.study.workbench import Workbench
 
@@ -34,12 +33,12 @@ SCORE_TOLERANCE = 0.005  # a half-precision file may move the score by this much
 def finish(plan: Plan, study: Study, work: Workbench, bars: Bars) -> str:
     """Choose, export, prove the file, write report and result; returns the summary for a person."""
     found = records(plan, study)
-    finals, sweep = _finals(plan, study, found, work, bars)
+    finals = _finals(plan, study, found, work, bars)
     winner = finals.winner
     exported = export_best(winner.record, winner.point, work, plan.folder / "best", plan.settings.name)
     _prove(work, finals.scorer, winner, exported.path, bars)
-    page = report_study(plan, study, work, found, finals, sweep, exported.path, bars)
-    result = _result(plan, study, found, finals, sweep, exported)
+    page = report_study(plan, study, work, found, finals, exported.path, bars)
+    result = _result(plan, study, found, finals, exported)
     write_atomic(plan.folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return _summary(found, finals, exported, page)
 
@@ -47,21 +46,16 @@ def finish(plan: Plan, study: Study, work: Workbench, bars: Bars) -> str:
 def study_report(plan: Plan, study: Study, work: Workbench, bars: Bars) -> Path:
     """Write `report/index.html` from what the study's folder holds."""
     found = records(plan, study)
-    finals, sweep = _finals(plan, study, found, work, bars)
-    return report_study(plan, study, work, found, finals, sweep, None, bars)
+    finals = _finals(plan, study, found, work, bars)
+    return report_study(plan, study, work, found, finals, None, bars)
 
 
-def _finals(
-    plan: Plan, study: Study, found: list[tuple[FrozenTrial, Record]], work: Workbench, bars: Bars
-) -> tuple[Finals, Point | None]:
-    """The finals, and the winner at every weight, which decides the weight to recommend."""
+def _finals(plan: Plan, study: Study, found: list[tuple[FrozenTrial, Record]], work: Workbench, bars: Bars) -> Finals:
+    """The finals; what they took is added to the study's seconds."""
     began = time.perf_counter()
     finals = hold_finals(plan, found, work, bars)
-    if work.scorer is None:
-        return finals, None
-    sweep = sweep_weights(finals.winner, work.scorer, work, plan.folder, bars)
     add_seconds(study, finals.training_seconds, time.perf_counter() - began - finals.training_seconds)
-    return finals.at_weight(sweep.weight), sweep
+    return finals
 
 
 def _prove(work: Workbench, scorer: Scorer | None, winner: Finalist, path: Path, bars: Bars) -> None:
@@ -97,7 +91,6 @@ def _result(
     study: Study,
     found: list[tuple[FrozenTrial, Record]],
     finals: Finals,
-    sweep: Point | None,
     exported: Exported,
 ) -> dict[str, Any]:
     """`result.json`: what programs read."""
@@ -119,7 +112,7 @@ def _result(
         },
         "ties": finals.ties,
         "training_seeds": {number: [p.score for p in points] for number, points in finals.retrained.items()},
-        "sweep": sweep.by_weight if sweep else {},
+        "sweep": winner.point.sweep,
         "verdict": winner.point.verdict,
         "export": str(exported.path),
     }
@@ -140,7 +133,7 @@ def _summary(found: list[tuple[FrozenTrial, Record]], finals: Finals, exported: 
             )
     winner, p = finals.winner, finals.winner.point
     name = f"trial {winner.trial.number} ({winner.record.run.name})"
-    lines.append(f"best: {name} at step {p.step}, weight {p.weight:g}: {p.words}")
+    lines.append(f"best: {name} at step {p.step}{p.scaling}: {p.words}")
     if finals.ties:
         lines.append(f"not to be told from it by score: trial {' and '.join(map(str, finals.ties))}")
     lines += [seeds_in_words(finals)] if finals.retrained else []

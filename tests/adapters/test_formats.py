@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from autolora.adapters.formats import delta, from_kohya, kohya_name, layer_paths, layer_shapes, to_kohya
+from autolora.adapters.formats import delta, from_kohya, kohya_name, layer_paths, layer_shapes, scaled, to_kohya
 from autolora.adapters.lora import LoRA, State
 from autolora.errors import ExportError
 from autolora.models import StableDiffusion
@@ -78,6 +78,15 @@ def test_missing_alpha_is_scale_one(state: State, tiny_model: StableDiffusion) -
 def test_delta_is_scaled_by_alpha_over_rank() -> None:
     state = {"a.lora_down.weight": torch.ones(2, 3), "a.lora_up.weight": torch.ones(5, 2), "a.alpha": torch.tensor(1.0)}
     torch.testing.assert_close(delta(state, "a"), torch.ones(5, 3))
+
+
+@pytest.mark.parametrize("with_alpha", [True, False])
+def test_a_scaled_adapter_changes_every_weight_that_many_times(state: State, with_alpha: bool) -> None:
+    kept = {key: tensor for key, tensor in state.items() if with_alpha or not key.endswith(".alpha")}
+    more = scaled(kept, 1.2)
+    assert layer_paths(more) == layer_paths(kept)
+    for path in layer_paths(kept):
+        torch.testing.assert_close(delta(more, path), 1.2 * delta(kept, path))
 
 
 @pytest.mark.parametrize(

@@ -170,12 +170,24 @@ def test_the_recommended_weight_does_not_bleed() -> None:
     assert made_up(1.0, 1.0, 0.8).weight == 0.7  # nothing is feasible
 
 
-@pytest.mark.parametrize(("at_low", "weight"), [(0.5, 1.0), (0.94, 1.0), (0.96, 0.7), (1.1, 0.7)])
-def test_the_recommended_weight_is_the_smallest_that_is_enough(at_low: float, weight: float) -> None:
-    def terms(fidelity: float) -> dict[str, Estimate]:
-        return {"fidelity": Estimate(fidelity, 0, 1), "bleed_class": Estimate(0.1, 0, 0.2)}
-
-    assert recommended_weight({"0.7": terms(at_low), "1": terms(1.0)}, 0.3) == weight
+@pytest.mark.parametrize(
+    ("fidelity", "bleed", "weight"),
+    [
+        ([0.0, 0.5, 0.9, 0.9], [0.0, 0.0, 0.0, 0.0], 1.3),  # stronger is no worse there, and better at 0.7 of it
+        ([0.0, 0.5, 0.9, 0.1], [0.0, 0.0, 0.0, 0.0], 1.0),  # burnt beyond
+        ([0.0, 0.5, 0.9, 0.9], [0.0, 0.0, 0.1, 0.2], 1.0),
+        ([0.0, 0.5, 0.9, 0.9], [0.0, 0.1, 0.16, 0.2], 0.7),  # within the limit of 0.3, but not within half of it
+        ([0.0, 0.5, 0.9, 0.9], [0.2, 0.2, 0.2, 0.2], 0.49),
+    ],
+)
+def test_the_recommended_weight_scores_best_and_hardly_bleeds(
+    fidelity: list[float], bleed: list[float], weight: float
+) -> None:
+    by_weight = {
+        name: {"fidelity": Estimate(f, 0, 1), "editability": Estimate(1, 0, 1), "bleed_class": Estimate(0, 0, b)}
+        for name, f, b in zip(("0.49", "0.7", "1", "1.3"), fidelity, bleed, strict=True)
+    }
+    assert recommended_weight(by_weight, replace(SETTINGS, bleed_limit=0.3)) == weight
 
 
 def test_what_every_render_shares_costs_no_editability() -> None:

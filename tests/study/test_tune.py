@@ -23,6 +23,7 @@ from autolora.cli import main
 from autolora.paperdoll.corpus import base_caption, base_picture
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.weights import BASE
+from autolora.study.finals import SWEEP_WEIGHTS
 
 CONSTRAINTS = {
     "bleed_class",
@@ -98,8 +99,9 @@ def test_a_study_leaves_what_it_promises(finished: Path) -> None:
     assert sum(result["trials"].values()) == 3
     wanted = {"fidelity", "likeness", "editability", "bleed_class", "bleed_cross", "bleed_visible", "memorisation"}
     assert wanted <= set(result["best"]["terms"])
-    assert set(result["sweep"]) == {f"{tenths / 10:g}" for tenths in range(4, 13)}
-    assert str(result["best"]["weight"]) in {str(tenths / 10) for tenths in range(4, 13)}
+    best = result["best"]
+    assert best["weight"] == 1 and best["scale"] in SWEEP_WEIGHTS
+    assert set(result["sweep"]) == {f"{weight / best['scale']:.3g}" for weight in SWEEP_WEIGHTS}
     assert "doll-adamw" in result["baselines"]
     study = optuna.load_study(study_name="small", storage=f"sqlite:///{run / 'study.db'}")
     assert all(set(trial.constraints) == CONSTRAINTS for trial in study.trials)
