@@ -84,12 +84,9 @@ def _weighted(adapter: AdapterSet | None, weights: Sequence[float], model: BaseM
     if adapter is None:
         yield
         return
-    try:
-        adapter.weights(torch.tensor(weights, device=model.device, dtype=model.dtype))
-        with nullcontext() if any(weights) else adapter.disabled():
-            yield
-    finally:
-        adapter.weights(None)
+    per_sample = torch.tensor(weights, device=model.device, dtype=model.dtype)
+    with adapter.weighted(per_sample), nullcontext() if any(weights) else adapter.disabled():
+        yield
 
 
 def _contexts(

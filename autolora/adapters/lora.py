@@ -187,10 +187,15 @@ class AdapterSet:
         for layer in self.layers.values():
             layer.down.grad = layer.up.grad = None
 
-    def weights(self, per_sample: Tensor | None) -> None:
-        """Set each sample's LoRA weight for the coming batches, (B,); None is 1 for all."""
-        self.routing.weights = per_sample
+    @contextmanager
+    def weighted(self, per_sample: Tensor) -> Iterator[None]:
+        """Each sample's LoRA weight, (B,); where all are 1 the faster path for one scale is kept."""
+        self.routing.weights = None if bool((per_sample == 1).all()) else per_sample
         self.routing.cache = None
+        try:
+            yield
+        finally:
+            self.routing.weights = self.routing.cache = None
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

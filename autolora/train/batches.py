@@ -20,7 +20,7 @@ from autolora.files import atomic_path
 from autolora.models.base import BaseModel
 from autolora.train.run import Run
 
-PURPOSES = ("adapter", "order", "captions", "noise", "timesteps")
+PURPOSES = ("adapter", "order", "captions", "noise", "timesteps", "weights")
 
 
 def generators(seed: int) -> dict[str, torch.Generator]:
@@ -83,13 +83,14 @@ class PromptCache:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step of one run shows: B pictures, captions and flags, noise (B, C, h, w), timesteps (B)."""
+    """What one step of one run shows: B pictures, captions and flags, noise (B, C, h, w), timesteps and weights (B)."""
 
     pictures: tuple[Picture, ...]
     captions: tuple[str, ...]
     noise: Tensor
     timesteps: Tensor
     preserved: tuple[bool, ...]  # where the base model's own prediction is the target
+    weights: Tensor  # the LoRA weight that each is trained at
 
 
 class Stream:
@@ -118,7 +119,9 @@ class Stream:
         noise = torch.randn(len(picks), *self.model.latent_shape, generator=self.generators["noise"])
         steps = torch.randint(0, self.model.train_timesteps, (len(picks),), generator=self.generators["timesteps"])
         preserved = tuple(i >= self.first_preserved for i in picks)
-        return Batch(tuple(self.pictures[i] for i in picks), captions, noise, steps, preserved)
+        weak = torch.rand(len(picks), generator=self.generators["weights"]) < 0.5
+        weights = torch.where(weak & ~torch.tensor(preserved), settings.min_weight, 1.0)
+        return Batch(tuple(self.pictures[i] for i in picks), captions, noise, steps, preserved, weights)
 
     def _epoch(self) -> list[int]:
         order, first = [], 0

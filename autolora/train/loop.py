@@ -188,8 +188,9 @@ def train_step(bench: Bench, active: dict[int, Slot]) -> None:
     noise = torch.cat([segment.noise for segment in segments]).to(device)
     timesteps = torch.cat([segment.timesteps for segment in segments]).to(device)
     noisy = bench.model.add_noise(clean, noise, timesteps)
-    context = bench.prompts.contexts(captions, bench.adapter.touches_text_encoder)
-    predicted = bench.model.predict(noisy, timesteps, context)
+    with bench.adapter.weighted(torch.cat([segment.weights for segment in segments])):
+        context = bench.prompts.contexts(captions, bench.adapter.touches_text_encoder)
+        predicted = bench.model.predict(noisy, timesteps, context)
     target = bench.model.target(clean, noise, timesteps)
     if preserved:
         own = base_prediction(bench, noisy[preserved], timesteps[preserved], [captions[i] for i in preserved])
@@ -227,4 +228,5 @@ def _padded(batch: Batch, length: int) -> Batch:
         batch.noise[order],
         batch.timesteps[order],
         tuple(batch.preserved[i] for i in order),
+        batch.weights[order],
     )

@@ -25,6 +25,7 @@ class TrainSettings:
     max_norm: float | None = None
     min_snr_gamma: float | None = 5.0
     preserve_share: float = 0.0  # pictures shown for each of the dataset's on which the base's own answer is the target
+    min_weight: float = 1.0  # LoRA weight that half of the pictures are trained at, the others at 1
     caption_dropout: float = 0.0
     shuffle_tags: bool = True
     keep_tags: int = 1
@@ -42,6 +43,8 @@ class TrainSettings:
             mistakes.append(f"train.min_snr_gamma must be above 0 or null, got {self.min_snr_gamma}")
         if not 0 <= self.preserve_share <= 4:
             mistakes.append(f"train.preserve_share must be from 0 (none) to 4, got {self.preserve_share}")
+        if not 0 < self.min_weight <= 1:
+            mistakes.append(f"train.min_weight must be above 0 and at most 1, got {self.min_weight}")
         if not 0 <= self.caption_dropout < 1:
             mistakes.append(f"train.caption_dropout must be 0 or more and below 1, got {self.caption_dropout}")
         if self.keep_tags < 0:

@@ -102,12 +102,13 @@ def test_weight_is_linear_and_per_sample(tiny_model: StableDiffusion, adapter: A
     x = x[0].repeat(3, 1, 1) if isinstance(layer.base, nn.Linear) else x.permute(0, 3, 1, 2).repeat(3, 1, 1, 1)
     with torch.no_grad():
         x = x[:1].repeat(3, *([1] * (x.dim() - 1)))
-        adapter.weights(torch.tensor([0.0, 0.5, 1.0]))
-        y = layer(x)
-        base = layer.base(x)
+        with adapter.weighted(torch.tensor([0.0, 0.5, 1.0])):
+            y = layer(x)
+        base, full = layer.base(x), layer(x)
     assert torch.allclose(y[0], base[0])
     assert torch.allclose(y[1] - base[1], (y[2] - base[2]) / 2, atol=1e-6)
     assert not torch.allclose(y[2], base[2])
+    assert torch.allclose(y[2], full[2], atol=1e-6)
 
 
 def test_two_slots_equal_two_single_runs(tiny_model: StableDiffusion) -> None:

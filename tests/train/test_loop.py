@@ -212,6 +212,37 @@ def test_what_is_preserved_is_shown_as_often_as_the_share_says(
         Stream(run, bench.dataset, tiny_model)
 
 
+def test_half_of_the_pictures_are_trained_at_the_lower_weight_and_preserved_at_full_weight(
+    tiny_model: StableDiffusion, folder: Path, tmp_path: Path
+) -> None:
+    bench = work(tiny_model, folder, tmp_path)
+    bench.adapter.detach()
+    run = replace(ADAMW, train=replace(preserving(0.5).train, min_weight=0.7))
+    stream = Stream(run, bench.dataset, tiny_model, class_pictures_of(bench))
+    shown = [stream.next_batch() for _ in range(run.optimizer_steps(len(bench.dataset.concepts)))]
+    drawn = Counter((flag, round(float(w), 4)) for b in shown for flag, w in zip(b.preserved, b.weights, strict=True))
+    assert set(drawn) == {(False, 0.7), (False, 1.0), (True, 1.0)}
+    assert min(drawn[False, 0.7], drawn[False, 1.0]) > 0.25 * 30
+
+
+def test_a_step_at_half_the_weight_is_a_step_at_half_the_alpha(
+    tiny_model: StableDiffusion, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = replace(ADAMW, train=replace(ADAMW.train, max_norm=None, epochs=1))
+    halved = replace(plain, adapter=LoRA(dim=2, alpha=1.0))
+    expected = train_all(work(tiny_model, folder, tmp_path), Assignment(halved))[-1]
+    whole = Stream.next_batch
+    monkeypatch.setattr(
+        Stream, "next_batch", lambda self: replace(b := whole(self), weights=torch.full_like(b.weights, 0.5))
+    )
+    weighted = replace(plain, adapter=LoRA(dim=2, alpha=2.0))
+    found = train_all(work(tiny_model, folder, tmp_path), Assignment(weighted))[-1]
+    assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
+    for key in found.state:
+        if not key.endswith("alpha"):
+            assert torch.allclose(found.state[key], expected.state[key], atol=1e-5)
+
+
 def test_a_run_that_preserves_nothing_is_what_it_was(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
     alone = train_all(work(tiny_model, folder, tmp_path), Assignment(ADAMW))[-1]
     again = work(tiny_model, folder, tmp_path)
