@@ -1,6 +1,6 @@
 """Judges the quickstart by the oracle on characters that nothing was tuned on.
 
-    python studies/quickstart_oracle.py --seeds 129 132 134 135 136
+    python studies/quickstart_oracle.py --seeds 137 138 139 140 141
 
 For each character: the guide recipe trained to its end, and the study; then, by the oracle and not by the score,
 how often pictures show the character with its trigger (likeness) and on the class word alone (bleed).
@@ -120,7 +120,8 @@ def judge_character(
     if code:
         raise SystemExit(f"the study of character {seed} ended with exit code {code}")
     result = json.loads((out / f"study-{seed}" / "result.json").read_text("utf-8"))
-    say(f"character {seed}: study took {time.perf_counter() - began:.0f} s")
+    seconds = time.perf_counter() - began
+    say(f"character {seed}: study took {seconds:.0f} s")
     model = load_model(cfg.model_settings(cfg.compose("train", [])))
     guide = bake_guide(folder, recipe, out, model)
     exported = read_lora(Path(result["export"]), model)
@@ -136,6 +137,7 @@ def judge_character(
                 rate = judge.rate(state, kind, weight)
                 row[f"{title} {kind} {weight:g}"] = rate.text()
                 row[f"{title} {kind} {weight:g} share"] = rate.hits / rate.count
+    row |= {"study seconds": round(seconds), "beside training": f"{1 - result['training_seconds'] / seconds:.0%}"}
     row |= {"verdict": result["verdict"], "recipe": result["best"]["recipe"], "step": result["best"]["step"]}
     strips = [judge.strip(None, 0), judge.strip(guide[-1], 1.0), judge.strip(exported, 1.0)]
     grid = Image.fromarray(np.concatenate(strips, axis=0))
@@ -166,7 +168,7 @@ def table(rows: list[dict[str, str | float]]) -> str:
 def main() -> None:
     """Judge every seed that has not been judged yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[129, 132, 134, 135, 136])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[137, 138, 139, 140, 141])
     parser.add_argument("--renders", type=int, default=200)
     parser.add_argument("--recipe", default="doll-adamw")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart-oracle"))

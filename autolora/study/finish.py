@@ -99,6 +99,7 @@ def _result(
     return {
         "study": plan.settings.name,
         "seconds": round(spent_seconds(study), 1),
+        "training_seconds": round(study.user_attrs.get("training_seconds", 0.0), 1),
         "trials": {"complete": states["COMPLETE"], "pruned": states["PRUNED"], "failed": states["FAIL"]},
         "best": {"trial": winner.trial.number, **winner.record.summary(winner.point)},
         "baselines": {
