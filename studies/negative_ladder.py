@@ -24,6 +24,7 @@ from PIL import Image, ImageEnhance
 from safetensors.torch import load_file, save_file
 
 from autolora import config as cfg
+from autolora.adapters.formats import scaled
 from autolora.adapters.lora import LoRA, State
 from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset, with_captions, without_triggers
@@ -101,11 +102,6 @@ def swapped(dataset: Dataset) -> Dataset:
         return join_tags([other if tag == names[number] else tag for tag in split_tags(caption)])
 
     return with_captions(dataset, change)
-
-
-def scaled(state: State, factor: float) -> State:
-    """The same LoRA at another strength."""
-    return {key: value * factor if key.endswith("lora_up.weight") else value for key, value in state.items()}
 
 
 def scrambled(state: State) -> State:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from negative_ladder import Judged, saturated, scaled, scrambled, swapped
+from negative_ladder import Judged, saturated, scrambled, swapped
 
 from autolora.data.concepts import DatasetSettings, load_dataset, without_triggers
 from autolora.scoring.intervals import Estimate
@@ -25,12 +25,6 @@ STATE = {
 def card(score: float, **constraints: float) -> Scorecard:
     one = Estimate(score, score, score)
     return Scorecard(one, 1.0, {}, {}, constraints, {}, {}, "", {})
-
-
-def test_strength_is_scaled_once() -> None:
-    more = scaled(STATE, 1.5)
-    assert torch.equal(more["a.lora_up.weight"], 1.5 * STATE["a.lora_up.weight"])
-    assert torch.equal(more["a.lora_down.weight"], STATE["a.lora_down.weight"])
 
 
 def test_a_random_lora_has_the_same_numbers_in_other_places() -> None:

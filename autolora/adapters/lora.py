@@ -236,8 +236,8 @@ class AdapterSet:
             raise ConfigError(f"the LoRA does not fit this model: {what}")
         self._dims[slot] = dim = max(dims)
         alphas = {float(state[f"{p}.alpha"]) if f"{p}.alpha" in state else None for p in paths}
-        alpha = alphas.pop() if len(alphas) == len(dims) == 1 else None  # mixed ones are folded into `up`
-        self._alphas[slot] = float(dim) if alpha is None else alpha
+        alpha = alphas.pop() if len(alphas) == len(dims) == 1 else None
+        self._alphas[slot] = alpha or float(dim)  # mixed ones, and zero, are folded into `up`
         self.routing.slot_scales[slot] = shared = self._alphas[slot] / dim
         with torch.no_grad():
             for path, layer in self.layers.items():

@@ -149,6 +149,17 @@ def test_state_round_trips(tiny_model: StableDiffusion, adapter: AdapterSet) -> 
     assert all(torch.equal(value, state[key]) for key, value in adapter.state(0).items())
 
 
+def test_an_adapter_of_alpha_zero_is_the_base(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
+    randomize(adapter, 0, 1)
+    state = adapter.state()
+    before = tiny_model.predict(*inputs(tiny_model))
+    adapter.load({key: torch.zeros(()) if key.endswith("alpha") else value for key, value in state.items()})
+    after = tiny_model.predict(*inputs(tiny_model))
+    with adapter.disabled():
+        base = tiny_model.predict(*inputs(tiny_model))
+    assert torch.equal(after, base) and not torch.allclose(before, base)
+
+
 def test_a_state_of_another_model_is_refused(adapter: AdapterSet) -> None:
     with pytest.raises(ConfigError, match="does not fit this model"):
         adapter.load(

@@ -97,6 +97,7 @@ def test_a_study_leaves_what_it_promises(finished: Path) -> None:
     run = finished / "run"
     result = json.loads((run / "result.json").read_text("utf-8"))
     assert sum(result["trials"].values()) == 3
+    assert 0 < result["training_seconds"] < result["seconds"]
     wanted = {"fidelity", "likeness", "editability", "bleed_class", "bleed_cross", "bleed_visible", "memorisation"}
     assert wanted <= set(result["best"]["terms"])
     best = result["best"]
