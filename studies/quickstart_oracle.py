@@ -43,6 +43,9 @@ from autolora.train.loop import Bench, train_one
 WEIGHTS = (0.7, 1.0)
 FIRST_SEED = 900_000  # apart from every probe of the score
 RESULTS = Path(__file__).parent / "results" / "quickstart"
+ASKED = """Asked of each: the guide's last checkpoint shows the character on the class word, at weight 1, at least 40 points
+above the base model; the export is at least 0.9 times as like it as the guide's best checkpoint, and bleeds at most 10
+points above the base model, both at weights 0.7 and 1."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,9 @@ def judge_character(
     judge = Judge(model, adapter, Oracle(), character, renders)
     few = Judge(model, adapter, judge.oracle, character, max(40, renders // 4))
     best = max(guide, key=lambda state: sum(few.rate(state, "trigger", w).hits for w in WEIGHTS))
-    row: dict[str, str | float] = {"seed": seed, "outfits": outfits, "base 1girl": judge.rate(None, "class", 0).text()}
+    base = judge.rate(None, "class", 0)
+    row: dict[str, str | float] = {"seed": seed, "outfits": outfits}
+    row |= {"base 1girl": base.text(), "base 1girl share": base.hits / base.count}
     for title, state in (("guide last", guide[-1]), ("guide best", best), ("export", exported)):
         for kind in ("trigger", "class"):
             for weight in WEIGHTS:
@@ -146,8 +151,22 @@ def judge_character(
     return row
 
 
+def holds(row: dict[str, str | float]) -> dict[str, bool]:
+    """What is asked of every character: that overcooking is real, and that the export is like it and does not bleed."""
+
+    def share(name: str) -> float:
+        return float(row[f"{name} share"])
+
+    base, weights = share("base 1girl"), [f"{weight:g}" for weight in WEIGHTS]
+    return {
+        "guide overcooks": share("guide last class 1") >= base + 0.4,
+        "likeness": all(share(f"export trigger {w}") >= 0.9 * share(f"guide best trigger {w}") for w in weights),
+        "no bleed": all(share(f"export class {w}") <= base + 0.1 for w in weights),
+    }
+
+
 def table(rows: list[dict[str, str | float]]) -> str:
-    """The rates as a Markdown table, one line a character and weight."""
+    """The rates as a Markdown table, one line a character and weight, then what holds for each."""
     names = ("guide last", "guide best", "export")
     lines = [
         "| character | weight | base: `1girl` | "
@@ -162,6 +181,10 @@ def table(rows: list[dict[str, str | float]]) -> str:
             best = float(row[f"guide best trigger {weight:g} share"])
             cells.append(f"{float(row[f'export trigger {weight:g} share']) / best:.0%}" if best else "")
             lines.append(f"| {about} | {weight:g} | {row['base 1girl']} | " + " | ".join(cells) + " |")
+    lines += ["", ASKED, ""]
+    for row in rows:
+        found = ", ".join(f"{name} {'yes' if met else 'NO'}" for name, met in holds(row).items())
+        lines.append(f"- {row['seed']} ({row['recipe']}, step {row['step']}, {row['study seconds']} s): {found}")
     return "\n".join(lines) + "\n"
 
 
