@@ -43,9 +43,9 @@ from autolora.train.loop import Bench, train_one
 WEIGHTS = (0.7, 1.0)
 FIRST_SEED = 900_000  # apart from every probe of the score
 RESULTS = Path(__file__).parent / "results" / "quickstart"
-ASKED = """Asked of each: the guide's last checkpoint shows the character on the class word, at weight 1, at least 40 points
-above the base model; the export is at least 0.9 times as like it as the guide's best checkpoint, and bleeds at most 10
-points above the base model, both at weights 0.7 and 1."""
+ASKED = """Asked of each: the guide's last checkpoint shows the character on the class word at least 40 points above
+the base model, at weight 1; the export is at least 0.9 times as like it as the guide's best checkpoint, and bleeds at
+most 10 points above the base model, both at weights 0.7 and 1."""
 
 
 @dataclass(frozen=True)
