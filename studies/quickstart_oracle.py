@@ -1,10 +1,10 @@
 """Judges the quickstart by the oracle on characters that nothing was tuned on.
 
-    python studies/quickstart_oracle.py --seeds 137 138 139 140 141
+    python studies/quickstart_oracle.py --seeds 142 143 144 145 147
 
 For each character: the guide recipe trained to its end, and the study; then, by the oracle and not by the score,
 how often pictures show the character with its trigger (likeness) and on the class word alone (bleed).
-A killed run continues; several processes may share the seeds before one is asked for the table of all. The study's
+A killed run continues; several processes may share the seeds, and the table is of all judged so far. The study's
 limit in minutes is lifted, so that what else the machine does changes nothing.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kept import keep, kept
 from PIL import Image
 from scipy.stats import binomtest
 
@@ -28,14 +29,11 @@ from autolora.adapters.lora import AdapterSet, LoRA, State
 from autolora.cli import main as autolora
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.export.read import read_lora
-from autolora.files import write_atomic
 from autolora.models import load_model
 from autolora.models.base import BaseModel
 from autolora.paperdoll.look import Character, novel_character
 from autolora.paperdoll.oracle import Oracle
-from autolora.paperdoll.weights import VERSION, weights_hash
 from autolora.paperdoll.world import write_dataset
-from autolora.provenance import provenance
 from autolora.sampling import Pictures, Shot, render
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Bench, train_one
@@ -43,6 +41,7 @@ from autolora.train.loop import Bench, train_one
 WEIGHTS = (0.7, 1.0)
 FIRST_SEED = 900_000  # apart from every probe of the score
 RESULTS = Path(__file__).parent / "results" / "quickstart"
+KEPT = RESULTS / "oracle"
 ASKED = """Asked of each: the guide's last checkpoint shows the character on the class word at least 40 points above
 the base model, at weight 1; the export is at least 0.9 times as like it as the guide's best checkpoint, and bleeds at
 most 10 points above the base model, both at weights 0.7 and 1."""
@@ -146,8 +145,8 @@ def judge_character(
     row |= {"verdict": result["verdict"], "recipe": result["best"]["recipe"], "step": result["best"]["step"]}
     strips = [judge.strip(None, 0), judge.strip(guide[-1], 1.0), judge.strip(exported, 1.0)]
     grid = Image.fromarray(np.concatenate(strips, axis=0))
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    grid.resize((grid.width * 2, grid.height * 2), Image.Resampling.NEAREST).save(RESULTS / f"character-{seed}.png")
+    KEPT.mkdir(parents=True, exist_ok=True)
+    grid.resize((grid.width * 2, grid.height * 2), Image.Resampling.NEAREST).save(KEPT / f"{seed}.png")
     return row
 
 
@@ -191,26 +190,20 @@ def table(rows: list[dict[str, str | float]]) -> str:
 def main() -> None:
     """Judge every seed that has not been judged yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[137, 138, 139, 140, 141])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[142, 143, 144, 145, 147])
     parser.add_argument("--renders", type=int, default=200)
     parser.add_argument("--recipe", default="doll-adamw")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart-oracle"))
     args = parser.parse_args()
-    rows = []
     for seed in args.seeds:
-        done = args.out / f"row-{seed}.json"
-        if not done.is_file():
-            row = judge_character(seed, args.out, args.renders, args.recipe, print)
-            write_atomic(done, json.dumps(row, indent=1))
-        rows.append(json.loads(done.read_text("utf-8")))
-    RESULTS.mkdir(parents=True, exist_ok=True)
+        if str(seed) not in kept(KEPT):
+            keep(KEPT, seed, judge_character(seed, args.out, args.renders, args.recipe, print))
+    rows = list(kept(KEPT).values())
     with (RESULTS / "oracle.csv").open("w", newline="") as handle:
         writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     (RESULTS / "oracle.md").write_text(table(rows))
-    facts = provenance() | {"weights": f"{VERSION} {weights_hash()}", "seeds": args.seeds}
-    (RESULTS / "oracle.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -106,6 +106,7 @@ class Stream:
         self.parts += [(beside[kind], count) for kind, count in steps.items()]
         self.pictures = [picture for pictures, _ in self.parts for picture in pictures]
         self.first_preserved = len(dataset.pictures)
+        self.droppable = self.first_preserved + (len(class_pictures) if steps else 0)
         self.generators = generators(run.train.seed)
         self.queue: list[int] = []  # pictures still to show in this epoch
 
@@ -131,9 +132,17 @@ class Stream:
         return [order[i] for i in torch.randperm(len(order), generator=self.generators["order"]).tolist()]
 
     def _caption(self, index: int) -> str:
+        """The caption as it is shown this time.
+
+        Class pictures are dropped from too: guidance leads away from what an empty caption draws, so if that became
+        the character alone, every other prompt would be led away from it. The pictures without triggers keep theirs.
+        """
         settings, generator, caption = self.run.train, self.generators["captions"], self.pictures[index].caption
-        droppable = index < self.first_preserved  # what is preserved is so under its own words
-        if settings.caption_dropout and droppable and torch.rand((), generator=generator) < settings.caption_dropout:
+        if (
+            settings.caption_dropout
+            and index < self.droppable
+            and torch.rand((), generator=generator) < settings.caption_dropout
+        ):
             return ""
         return shuffle_tags(caption, settings.keep_tags, generator) if settings.shuffle_tags else caption
 
