@@ -106,7 +106,7 @@ class Stream:
         self.parts += [(beside[kind], count) for kind, count in steps.items()]
         self.pictures = [picture for pictures, _ in self.parts for picture in pictures]
         self.first_preserved = len(dataset.pictures)
-        self.droppable = self.first_preserved + (len(class_pictures) if steps else 0)
+        self.first_without_triggers = self.first_preserved + len(class_pictures)
         self.generators = generators(run.train.seed)
         self.queue: list[int] = []  # pictures still to show in this epoch
 
@@ -138,11 +138,8 @@ class Stream:
         the character alone, every other prompt would be led away from it. The pictures without triggers keep theirs.
         """
         settings, generator, caption = self.run.train, self.generators["captions"], self.pictures[index].caption
-        if (
-            settings.caption_dropout
-            and index < self.droppable
-            and torch.rand((), generator=generator) < settings.caption_dropout
-        ):
+        chance = settings.caption_dropout if index < self.first_without_triggers else 0.0
+        if chance and torch.rand((), generator=generator) < chance:
             return ""
         return shuffle_tags(caption, settings.keep_tags, generator) if settings.shuffle_tags else caption
 
