@@ -101,36 +101,29 @@ def _embed(scorer: Scorer, pictures: Rendered) -> dict[float, dict[Probe, Array]
 
 
 def recommended_weight(by_weight: dict[str, dict[str, Estimate]], settings: ScoringSettings) -> float:
-    """The weight w that scores best at the settings' multiples of it (0.7 w and w) with half the bleed allowed at w.
+    """The smallest weight within the bleed limit whose fidelity is at least 95% of the best such weight's.
 
-    Where every weight bleeds more it is the smallest. Half, because bleed climbs steeply with the weight: development
-    character 9's LoRA bleeds in 6% of renders at weight 0.9, 14% at 1 and 25% at 1.1, by the oracle. Scores between the
-    weights measured are interpolated.
+    Where every weight bleeds more it is the smallest.
     """
-    weights = sorted(map(float, by_weight))
-    terms = [by_weight[f"{weight:g}"] for weight in weights]
-    scores = [float(_held_mean(np.asarray(t["fidelity"].value), np.asarray(t["editability"].value))) for t in terms]
-    calm = [w for w, t in zip(weights, terms, strict=True) if t["bleed_class"].high <= settings.bleed_limit / 2]
-
-    def at(weight: float) -> float:
-        return float(np.mean(np.interp(np.multiply(settings.weights, weight), weights, scores)))
-
-    return max(calm, key=at, default=weights[0])
+    weights = sorted(by_weight, key=float)
+    calm = [w for w in weights if by_weight[w]["bleed_class"].high <= settings.bleed_limit] or weights[:1]
+    best = max(by_weight[w]["fidelity"].value for w in calm)
+    return float(next(w for w in calm if by_weight[w]["fidelity"].value >= 0.95 * best - 1e-9))
 
 
 def broken_by(by_weight: dict[str, dict[str, Estimate]], settings: ScoringSettings) -> dict[str, float]:
     """Named constraints, above 0 where broken at any judged weight.
 
-    Class bleed, likeness and editability are held against the end of their interval that speaks against them; the
-    others are broken only where the whole interval is beyond the limit, as their samples are small.
+    Class bleed is held against the upper end of its interval; the others are broken only where the whole interval is
+    beyond the limit, as their samples are small and likeness and editability count in the score anyway.
     """
     every = list(by_weight.values())
     strongest = by_weight[max(by_weight, key=float)]
     low, high = settings.spread_limits
     found = {
         "bleed_class": max(terms["bleed_class"].high for terms in every) - settings.bleed_limit,
-        "editability": settings.editability_limit - min(terms["editability"].low for terms in every),
-        "undercooked": settings.likeness_limit - strongest["likeness"].low,
+        "editability": settings.editability_limit - min(terms["editability"].high for terms in every),
+        "undercooked": settings.likeness_limit - strongest["likeness"].high,
         "burn": max(terms["burn"].low for terms in every) - settings.burn_limit,
     }
     if "bleed_cross" in strongest:

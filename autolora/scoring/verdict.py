@@ -37,11 +37,6 @@ def verdict(
     values = {
         name: f"{min(term.value, 1):.0%}" if name in shares else f"{term.value:.2f}" for name, term in terms.items()
     }
-    if terms["likeness"].value >= settings.likeness_limit:
-        faults["undercooked"] = (
-            "undercooking not ruled out: {likeness} of renders with the trigger pass for the real pictures, "
-            f"perhaps {terms['likeness'].low:.0%}"
-        )
     for name, words in faults.items():
         if words and constraints.get(name, 0.0) > 0:
             return words.format(**values)

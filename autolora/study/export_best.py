@@ -38,7 +38,7 @@ def export_best(record: Record, best: Point, work: Workbench, folder: Path, stud
         preferred_weight=best.weight,
         description=f"LoRA of {dataset.trigger} by autolora, recipe {record.run.name}: {best.verdict}",
         step=best.step,
-        facts={"study": study, "score": best.words, "scale": f"{best.scale:g}", "base_hash": model.base_hash},
+        facts={"study": study, "score": best.words, "base_hash": model.base_hash},
     )
     picture = Image.fromarray(preview)
     return export_lora(state, record.run, dataset, model, folder, dataset.trigger, card=card, preview=picture)

@@ -12,8 +12,6 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from autolora.adapters.formats import scaled
-from autolora.adapters.lora import State
 from autolora.errors import StudyError
 from autolora.progress import Bars
 from autolora.scoring.encoders import load_second_encoder
@@ -95,7 +93,9 @@ def hold_finals(plan: Plan, found: Sequence[tuple[FrozenTrial, Record]], work: W
         for one in leaders
         if seeds
     }
-    return replace(conclude(scorer, [*field, *again], retrained), training_seconds=stage.training_seconds)
+    finals = conclude(scorer, [*field, *again], retrained)
+    swept = [stage.sweep(finals.winner), *finals.finalists[1:]]
+    return replace(finals, finalists=swept, training_seconds=stage.training_seconds)
 
 
 def conclude(scorer: Scorer, field: Sequence[Finalist], retrained: dict[int, list[Point]]) -> Finals:
@@ -184,7 +184,7 @@ class Stage:
     def _work_off(self, trial: Trial, asked: Asked) -> None:
         source, record, before, seed = asked
         if seed is None:
-            found: Point | None = self._judge(record.load(before), before)
+            found: Point | None = self._judge(record, before)
         else:
             found = self._train_again(self._record(asked), before.step, f"trial {source.number}, seed {seed}")
         for name, broken_by in (found.constraints if found else {"diverged": 1.0}).items():
@@ -195,16 +195,23 @@ class Stage:
             trial.set_user_attr("point", asdict(found))
         self.study.tell(trial, found.objective if found else DIVERGED)
 
-    def _judge(self, state: State, before: Point) -> Point:
-        """A checkpoint as it would be exported: scaled to the weight that the search's probes recommend."""
-        adapter = self.work.bench.adapter
-        adapter.load(state)
-        swept = self.work.score(self.search.at(*SWEEP_WEIGHTS), self.bars).by_weight
-        scale = recommended_weight(swept, self.search.settings)
-        adapter.load(scaled(state, scale))
-        found = judged(before, self.work.score(self.scorer, self.bars))
-        sweep = {f"{float(w) / scale:.3g}": {n: t.as_dict() for n, t in terms.items()} for w, terms in swept.items()}
-        return replace(found, weight=1.0, scale=scale, sweep=sweep)
+    def _judge(self, record: Record, before: Point) -> Point:
+        self.work.bench.adapter.load(record.load(before))
+        return judged(before, self.work.score(self.scorer, self.bars))
+
+    def sweep(self, one: Finalist) -> Finalist:
+        """The same with its terms at many weights, and the weight to recommend."""
+        key = f"sweep of {one.record.folder.name}@{one.point.step}"
+        found = self.study.user_attrs.get(key)
+        if found is None:
+            self.work.bench.adapter.load(one.record.load(one.point))
+            swept = self.work.score(self.search.at(*SWEEP_WEIGHTS), self.bars).by_weight
+            found = {
+                "weight": recommended_weight(swept, self.search.settings),
+                "sweep": {weight: {n: t.as_dict() for n, t in terms.items()} for weight, terms in swept.items()},
+            }
+            self.study.set_user_attr(key, found)
+        return replace(one, point=replace(one.point, **found))
 
     def _train_again(self, record: Record, step: int, words: str) -> Point | None:
         """Train a recipe up to a step and judge it there; None where it diverged."""
@@ -227,7 +234,8 @@ class Stage:
                 break
             if not record.curve:
                 blank = unrendered(checkpoint, self.work.base_losses)
-                record.add(checkpoint, self._judge(checkpoint.state, blank))
+                self.work.bench.adapter.load(checkpoint.state)
+                record.add(checkpoint, judged(blank, self.work.score(self.scorer, self.bars)))
         self.bars.remove(bar)
         return record.best()
 

@@ -11,7 +11,6 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from autolora.adapters.formats import scaled
 from autolora.adapters.lora import State
 from autolora.errors import StudyError
 from autolora.files import atomic_path, write_atomic
@@ -43,7 +42,6 @@ class Point:
     unmeasurable: dict[str, str] = field(default_factory=dict)  # why a term is missing
     second: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # by weight, by another encoder
     diverged: bool = False
-    scale: float = 1.0  # what the adapter as trained is multiplied by; judged and exported like that
     sweep: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # terms at more weights, by weight
 
     @property
@@ -52,11 +50,6 @@ class Point:
         if self.score is None:
             return self.verdict
         return "score {value:.3f} ({low:.3f} to {high:.3f}), ".format(**self.score) + self.verdict
-
-    @property
-    def scaling(self) -> str:
-        """What was done so that weight 1 is the right one; empty where nothing was."""
-        return f", times {self.scale:g} so that weight 1 is right" if self.scale != 1 else ""
 
     @property
     def broken(self) -> list[str]:
@@ -145,14 +138,14 @@ class Record:
         return candidates(self.curve)
 
     def load(self, p: Point) -> State:
-        """The adapter of a kept point, at the point's scale.
+        """The adapter of a kept point.
 
         Raises:
             StudyError: its file is missing or broken.
         """
         path = self._file(p)
         try:
-            return scaled(load_file(path), p.scale)
+            return dict(load_file(path))
         except (OSError, SafetensorError) as error:
             raise StudyError(
                 f"{path} cannot be read ({error}); delete {self.folder} and run the same command"
@@ -195,7 +188,6 @@ class Record:
             "recipe": self.run.name,
             "step": best.step,
             "weight": best.weight,
-            "scale": best.scale,
             "score": best.score,
             "terms": best.terms,
             "broken_constraints": best.broken,

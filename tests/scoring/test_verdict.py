@@ -42,12 +42,6 @@ def test_bleed_that_only_may_be_is_not_called_overcooked() -> None:
     assert said("bleed_class", bleed=0.4).startswith("bleed not ruled out")
 
 
-def test_likeness_that_only_may_be_low_is_not_called_undercooked() -> None:
-    terms = {name: Estimate(0.9, 0.3, 1.0) for name in NAMES}
-    constraints = {"bleed_class": -0.1, "undercooked": 0.2}
-    assert verdict(terms, constraints, {"1": 0.1}, SETTINGS).startswith("undercooking not ruled out")
-
-
 def test_nothing_broken_is_good_and_needs_no_remedy() -> None:
     assert said().startswith("good")
     assert remedy({"bleed_class": -0.1}) == ""
