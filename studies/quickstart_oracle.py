@@ -1,6 +1,6 @@
 """Judges the quickstart by the oracle on characters that nothing was tuned on.
 
-    python studies/quickstart_oracle.py --seeds 142 143 144 145 147
+    python studies/quickstart_oracle.py --seeds 141 146 148 149 150
 
 For each character: the guide recipe trained to its end, and the study; then, by the oracle and not by the score,
 how often pictures show the character with its trigger (likeness) and on the class word alone (bleed).
@@ -190,7 +190,7 @@ def table(rows: list[dict[str, str | float]]) -> str:
 def main() -> None:
     """Judge every seed that has not been judged yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[142, 143, 144, 145, 147])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[141, 146, 148, 149, 150])
     parser.add_argument("--renders", type=int, default=200)
     parser.add_argument("--recipe", default="doll-adamw")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart-oracle"))

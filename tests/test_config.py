@@ -81,6 +81,8 @@ def test_the_guide_is_written_down() -> None:
         (["train.epochz=1"], "did you mean `epochs`"),
         (["train.epochs=many"], "train.epochs: expected int, got 'many'"),
         (["train.epochs=0"], "at least 1, got 0"),
+        (["train.steps_main=-1"], "train.steps_main must be 0"),
+        (["train.preserve_dropout=1"], "train.preserve_dropout must be 0 or more and below 1, got 1"),
         (["recipe=nope"], "Could not find 'recipe/nope'"),
         (["optimizer.lr=-1"], "above 0"),
         (["justaword"], "key=value"),

@@ -163,7 +163,8 @@ def _base(model: BaseModel) -> dict[str, str]:
 def _pictures(run: Run, dataset: Dataset, model: BaseModel) -> dict[str, str]:
     """Folders, tags and sizes, as the programs that show a LoRA's tags expect them."""
     side, concepts = model.resolution, dataset.concepts
-    repeats = {c.name: max(1, round(run.train.steps_per_concept / len(c.pictures))) for c in concepts}
+    each = run.steps_of_each(len(concepts))
+    repeats = {c.name: max(1, round(each / len(c.pictures))) for c in concepts}
     names = {concept.name: f"{repeats[concept.name]}_{concept.name}" for concept in concepts}
     folders = {names[c.name]: {"n_repeats": repeats[c.name], "img_count": len(c.pictures)} for c in concepts}
     tags = {names[concept.name]: tag_frequency(concept) for concept in concepts}

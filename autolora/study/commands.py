@@ -37,8 +37,9 @@ def check(config: DictConfig, study: str | None, arguments: list[str]) -> int:
         runs = [cfg.build_run(config)]
     for run in runs:
         print(f"\n{run.name}: steps are images shown")
-        beside = run.steps_beside(len(dataset.concepts))
-        print(step_ledger(dataset, run.train.steps_per_concept, run.train.epochs, beside).text())
+        concepts = len(dataset.concepts)
+        ledger = step_ledger(dataset, run.steps_of_each(concepts), run.train.epochs, run.steps_beside(concepts))
+        print(ledger.text())
     model = load_model(cfg.model_settings(config))
     print(f"\nbase model: {model.name} ({model.architecture}, {model.resolution} px, weights {model.base_hash})")
     return 0

@@ -102,7 +102,8 @@ class Stream:
         steps = {kind: count for kind, count in run.steps_beside(len(dataset.concepts)).items() if count}
         if not all(beside[kind] for kind in steps):
             raise ValueError("train.preserve_share is above 0, but there are no class pictures")
-        self.parts = [(concept.pictures, run.train.steps_per_concept) for concept in dataset.concepts]
+        each = run.steps_of_each(len(dataset.concepts))
+        self.parts = [(concept.pictures, each) for concept in dataset.concepts]
         self.parts += [(beside[kind], count) for kind, count in steps.items()]
         self.pictures = [picture for pictures, _ in self.parts for picture in pictures]
         self.first_preserved = len(dataset.pictures)
@@ -134,11 +135,14 @@ class Stream:
     def _caption(self, index: int) -> str:
         """The caption as it is shown this time.
 
-        Class pictures are dropped from too: guidance leads away from what an empty caption draws, so if that became
-        the character alone, every other prompt would be led away from it. The pictures without triggers keep theirs.
+        Guidance leads away from what an empty caption draws. Where that becomes the character, every other prompt is
+        led away from it, so class pictures lose their captions too; where it stays the base model's, the trigger is
+        led too far and burns. The pictures without triggers keep their captions.
         """
         settings, generator, caption = self.run.train, self.generators["captions"], self.pictures[index].caption
-        chance = settings.caption_dropout if index < self.first_without_triggers else 0.0
+        chance = 0.0
+        if index < self.first_without_triggers:
+            chance = settings.caption_dropout if index < self.first_preserved else settings.preserve_dropout
         if chance and torch.rand((), generator=generator) < chance:
             return ""
         return shuffle_tags(caption, settings.keep_tags, generator) if settings.shuffle_tags else caption

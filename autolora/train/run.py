@@ -20,13 +20,15 @@ class TrainSettings:
 
     epochs: int = 8
     steps_per_concept: int = 1000  # per epoch and sub-concept
+    steps_main: int = 0  # per epoch of the main concept at least, which all sub-concepts together show
     batch_size: int = 4
     checkpoints_per_epoch: int = 1
     max_norm: float | None = None
     min_snr_gamma: float | None = 5.0
     preserve_share: float = 0.0  # pictures shown for each of the dataset's on which the base's own answer is the target
     min_weight: float = 1.0  # LoRA weight that half of the pictures are trained at, the others at 1
-    caption_dropout: float = 0.0
+    caption_dropout: float = 0.0  # share of the dataset's captions that are left empty
+    preserve_dropout: float = 0.0  # the same of class pictures: keeps the empty caption the base model's own
     shuffle_tags: bool = True
     keep_tags: int = 1
     seed: int = 0
@@ -37,6 +39,8 @@ class TrainSettings:
             for name in ("epochs", "steps_per_concept", "batch_size", "checkpoints_per_epoch")
             if getattr(self, name) < 1
         ]
+        if self.steps_main < 0:
+            mistakes.append(f"train.steps_main must be 0 (none) or more, got {self.steps_main}")
         if self.max_norm is not None and self.max_norm <= 0:
             mistakes.append(f"train.max_norm must be above 0 or null, got {self.max_norm}")
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
@@ -45,8 +49,11 @@ class TrainSettings:
             mistakes.append(f"train.preserve_share must be from 0 (none) to 4, got {self.preserve_share}")
         if not 0 < self.min_weight <= 1:
             mistakes.append(f"train.min_weight must be above 0 and at most 1, got {self.min_weight}")
-        if not 0 <= self.caption_dropout < 1:
-            mistakes.append(f"train.caption_dropout must be 0 or more and below 1, got {self.caption_dropout}")
+        mistakes += [
+            f"train.{name} must be 0 or more and below 1, got {getattr(self, name)}"
+            for name in ("caption_dropout", "preserve_dropout")
+            if not 0 <= getattr(self, name) < 1
+        ]
         if self.keep_tags < 0:
             mistakes.append(f"train.keep_tags must be 0 or more, got {self.keep_tags}")
         if mistakes:
@@ -69,9 +76,13 @@ class Run:
         text = json.dumps([kinds, dataclasses.asdict(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def steps_of_each(self, concepts: int) -> int:
+        """Images of each of so many sub-concepts shown in one epoch: few of them are shown oftener."""
+        return max(self.train.steps_per_concept, math.ceil(self.train.steps_main / concepts))
+
     def steps_per_epoch(self, concepts: int) -> int:
         """Images shown in one epoch, those beside the concepts included."""
-        return self.train.steps_per_concept * concepts + sum(self.steps_beside(concepts).values())
+        return self.steps_of_each(concepts) * concepts + sum(self.steps_beside(concepts).values())
 
     def steps_beside(self, concepts: int) -> dict[str, int]:
         """Images shown in one epoch beside the concepts, to keep the base model as it is, by kind.
@@ -79,7 +90,7 @@ class Run:
         Four of five are class pictures. The fifth is the dataset's own without its triggers: with class pictures alone
         the visible tags still call the character; with own pictures alone the trigger outgrows its guidance and burns.
         """
-        shown = round(self.train.steps_per_concept * concepts * self.train.preserve_share)
+        shown = round(self.steps_of_each(concepts) * concepts * self.train.preserve_share)
         own = shown // 5
         return {"class pictures": shown - own, "without triggers": own}
 

@@ -185,7 +185,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tiny_model: StableDiffusion, 
 
 
 def preserving(share: float) -> Run:
-    return replace(ADAMW, train=replace(ADAMW.train, preserve_share=share, caption_dropout=0.5))
+    return replace(ADAMW, train=replace(ADAMW.train, preserve_share=share, caption_dropout=0.5, preserve_dropout=0.5))
 
 
 def class_pictures_of(bench: Bench) -> tuple[Picture, ...]:
@@ -212,6 +212,22 @@ def test_what_is_preserved_is_shown_as_often_as_the_share_says(
     assert 0 < own.count("") < len(own) and all(trigger in caption for caption in own if caption)
     with pytest.raises(ValueError, match="no class pictures"):
         Stream(run, bench.dataset, tiny_model)
+
+
+@pytest.mark.parametrize(("steps_main", "each"), [(0, 5), (10, 5), (15, 8)])
+def test_few_concepts_are_shown_oftener_for_the_sake_of_the_main_one(
+    steps_main: int, each: int, tiny_model: StableDiffusion, folder: Path, tmp_path: Path
+) -> None:
+    bench = work(tiny_model, folder, tmp_path)
+    bench.adapter.detach()
+    run = replace(ADAMW, train=replace(preserving(0.5).train, steps_main=steps_main, epochs=1))
+    stream = Stream(run, bench.dataset, tiny_model, class_pictures_of(bench))
+    shown = [stream.next_batch() for _ in range(run.optimizer_steps(2))]
+    drawn = Counter(
+        picture.concept for b in shown for picture, kept in zip(b.pictures, b.preserved, strict=True) if not kept
+    )
+    assert drawn == {concept.name: each for concept in bench.dataset.concepts}
+    assert sum(run.steps_beside(2).values()) == round(each * 2 * 0.5)
 
 
 def test_half_of_the_pictures_are_trained_at_the_lower_weight_and_preserved_at_full_weight(
