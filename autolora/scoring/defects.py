@@ -1,4 +1,4 @@
-"""What likeness hides: outfits mixed up, training pictures copied, variety lost, colours and edges burnt."""
+"""What likeness hides: outfits mixed up, pictures copied, variety lost, the class word changed, colours burnt."""
 
 from __future__ import annotations
 
@@ -81,13 +81,34 @@ def spread(rendered: Array, base: Array, draws: int, seed: int) -> tuple[float, 
     Raises:
         ValueError: one seed a prompt.
     """
-    if rendered.shape[1] < 2:
+    return _ratio(_variances(rendered), _variances(base), draws, seed)
+
+
+def drift(rendered: Array, base: Array, draws: int, seed: int) -> tuple[float, Array]:
+    """How far renders have moved from the base model's of the same seed: 0 = the same, 1 = as far as from another seed.
+
+    Squared distances, as shares of those between the base model's renders of one prompt. It sees a class word that is
+    ruined where bleed sees none: guidance may lead it away from the character.
+
+    Args:
+        rendered: (prompts, seeds, D) embeddings, at least two seeds.
+        base: the base renders', of the same shape.
+
+    Raises:
+        ValueError: one seed a prompt.
+    """
+    return _ratio(((rendered - base) ** 2).sum(2), 2 * _variances(base), draws, seed)
+
+
+def _variances(rows: Array) -> Array:
+    """(prompts, 1) variances over the seeds of (prompts, seeds, D)."""
+    if rows.shape[1] < 2:
         raise ValueError("one seed a prompt, at least 2 are needed")
+    return np.asarray(((rows - rows.mean(1, keepdims=True)) ** 2).sum((1, 2)) / (rows.shape[1] - 1))[:, None]
 
-    def variance(rows: Array) -> Array:
-        return np.asarray(((rows - rows.mean(1, keepdims=True)) ** 2).sum((1, 2)) / (rows.shape[1] - 1))[:, None]
 
-    own, reference = variance(rendered), variance(base)
+def _ratio(own: Array, reference: Array, draws: int, seed: int) -> tuple[float, Array]:
+    """One mean over another, with its draws."""
     floor = 1e-9
     ratio = float(own.mean() / max(float(reference.mean()), floor))
     return ratio, bootstrap_means(own, draws, seed) / np.maximum(bootstrap_means(reference, draws, seed), floor)

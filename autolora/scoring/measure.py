@@ -136,14 +136,12 @@ def _defects(
         )
     except ValueError as error:
         missing["memorisation"] = str(error)
-    try:
-        found["spread"] = estimate(
-            *defects.spread(
-                np.stack([rows[p] for p in plain]), np.stack([scorer.base[p] for p in plain]), draws, seed=1
-            )
-        )
-    except ValueError as error:
-        missing["spread"] = str(error)
+    pair = np.stack([rows[p] for p in plain]), np.stack([scorer.base[p] for p in plain])
+    for name, of in (("spread", defects.spread), ("class_drift", defects.drift)):
+        try:
+            found[name] = estimate(*of(*pair, draws, seed=1))
+        except ValueError as error:
+            missing[name] = str(error)
     found["burn"] = estimate(
         *defects.burn(
             np.concatenate([pictures[p] for p in asked]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autolora.scoring.defects import burn, confusion, cross_bleed, memorisation, spread
+from autolora.scoring.defects import burn, confusion, cross_bleed, drift, memorisation, spread
 
 RNG = np.random.default_rng(0)
 
@@ -75,6 +75,19 @@ def test_spread_is_the_ratio_of_variances(share: float) -> None:
     value, draws = spread(center + np.sqrt(share) * (base - center), base, 200, 0)
     assert value == pytest.approx(share)
     assert draws.std() < 1e-6  # paired: what prompts differ by cancels
+
+
+@pytest.mark.parametrize(("moved", "expected"), [(0, 0.0), (1, 1.0)])
+def test_drift_is_nothing_for_the_base_and_one_for_other_seeds(moved: int, expected: float) -> None:
+    base = np.random.default_rng(0).normal(size=(40, 2, 8))
+    value, draws = drift(np.roll(base, moved, axis=1), base, 200, 0)
+    assert value == pytest.approx(expected)
+    assert draws.min() <= expected <= draws.max()
+
+
+def test_drift_sees_a_class_word_that_is_led_away() -> None:
+    base = np.random.default_rng(0).normal(size=(40, 2, 8))
+    assert drift(base + 3, base, 200, 0)[0] > 3
 
 
 def test_one_seed_has_no_spread() -> None:
