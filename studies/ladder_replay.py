@@ -29,7 +29,7 @@ from autolora.scoring.scorecard import Rendered
 from autolora.scoring.scorer import Scorer
 from autolora.study.finals import REPEATS
 from autolora.study.ladder import climb
-from autolora.study.trial import Point, candidates
+from autolora.study.trial import Point
 from autolora.train.run import Run
 
 RESULTS = Path(__file__).parent / "results" / "score"
@@ -90,14 +90,12 @@ def blank_point(row: Row, base_losses: Sequence[float]) -> Point:
 
 
 def finalists(points: Sequence[Point], rows: Sequence[Row]) -> list[int]:
-    """The best checkpoint of the best recipes, and the next best that cannot be told from it."""
+    """The best checkpoint of each of the best recipes."""
     by_recipe: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         by_recipe[row["recipe"]].append(i)
     best = {recipe: max(own, key=lambda i: points[i].objective) for recipe, own in by_recipe.items()}
-    chosen = sorted(best, key=lambda recipe: points[best[recipe]].objective, reverse=True)[:FINALISTS]
-    asked = [candidates([points[i] for i in by_recipe[recipe]]) for recipe in chosen]
-    return sorted(i for i, p in enumerate(points) for own in asked for one in own if p is one)
+    return sorted(sorted(best.values(), key=lambda i: points[i].objective, reverse=True)[:FINALISTS])
 
 
 def table(found: dict[str, dict[str, float]]) -> str:

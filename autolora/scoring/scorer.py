@@ -45,6 +45,10 @@ class Scorer:
         """The same at other weights."""
         return replace(self, settings=replace(self.settings, weights=weights))
 
+    def only(self, *groups: str) -> Scorer:
+        """The same with the probes of some groups."""
+        return replace(self, probes=tuple(self.of(*groups)), second=self.second and self.second.only(*groups))
+
     @property
     def renders(self) -> int:
         """How many pictures a checkpoint is asked for."""

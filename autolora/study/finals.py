@@ -1,6 +1,7 @@
 """The finals: the best checkpoints judged again with fresh seeds, the best recipes trained again with other seeds.
 
 Both are trials of a study of their own, `<study>/finals`, so that what was merely lucky in the search wins nothing.
+The winner alone is then asked what decides nothing: every group of probes, and more weights.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from autolora.adapters.lora import State
 from autolora.errors import StudyError
 from autolora.progress import Bars
 from autolora.scoring.encoders import load_second_encoder
-from autolora.scoring.scorecard import recommended_weight
+from autolora.scoring.probes import DECIDING_GROUPS
+from autolora.scoring.scorecard import Scorecard, recommended_weight
 from autolora.scoring.scorer import Scorer, with_encoder, with_fresh_probes
 from autolora.study.plan import Plan, study_storage
 from autolora.study.trial import DIVERGED, Point, Record, judged, ties, unrendered
@@ -45,8 +48,8 @@ class Finalist:
 class Finals:
     """How the finals went."""
 
-    scorer: Scorer | None
-    finalists: list[Finalist]  # the best checkpoint of each trial, the winner first
+    scorer: Scorer | None  # what decided
+    finalists: list[Finalist]  # the best checkpoint of each trial, the winner, with its last word, first
     retrained: dict[int, list[Point]]  # by trial, its recipe at several training seeds, its own first
     ties: list[int]  # numbers of the trials that cannot be told from the winner
     training_seconds: float = 0.0  # spent now on training again
@@ -80,11 +83,9 @@ def hold_finals(plan: Plan, found: Sequence[tuple[FrozenTrial, Record]], work: W
         raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
     ranked = sorted(found, key=lambda pair: pair[1].best_objective(), reverse=True)[: plan.settings.finalists]
     if work.scorer is None:
-        return Finals(None, [Finalist(trial, record, record.candidates()[0]) for trial, record in ranked], {}, [])
-    scorer = final_scorer(work.scorer, work, bars)
-    stage = Stage(plan, work.scorer, scorer, work, bars)
-    asked = [(trial, record, p, None) for trial, record in ranked for p in record.candidates()]
-    field = stage.judge(asked)
+        return Finals(None, [Finalist(trial, record, _best(record)) for trial, record in ranked], {}, [])
+    stage = Stage(plan, work, final_scorer(work.scorer, work, bars), bars)
+    field = stage.judge([(trial, record, _best(record), None) for trial, record in ranked])
     leaders = _by_trial(field)[:LEADERS]
     seeds = range(1, plan.settings.retrain_seeds + 1)
     again = stage.judge([(one.trial, one.record, one.point, seed) for one in leaders for seed in seeds])
@@ -93,9 +94,9 @@ def hold_finals(plan: Plan, found: Sequence[tuple[FrozenTrial, Record]], work: W
         for one in leaders
         if seeds
     }
-    finals = conclude(scorer, [*field, *again], retrained)
-    swept = [stage.sweep(finals.winner), *finals.finalists[1:]]
-    return replace(finals, finalists=swept, training_seconds=stage.training_seconds)
+    finals = conclude(stage.deciding, [*field, *again], retrained)
+    winner = stage.last_word(finals.winner)
+    return replace(finals, finalists=[winner, *finals.finalists[1:]], training_seconds=stage.training_seconds)
 
 
 def conclude(scorer: Scorer, field: Sequence[Finalist], retrained: dict[int, list[Point]]) -> Finals:
@@ -126,6 +127,12 @@ def seed_verdict(retrained: dict[int, list[Point]]) -> int | None:
     return b if gap > 0 else a
 
 
+def _best(record: Record) -> Point:
+    best = record.best()
+    assert best is not None
+    return best
+
+
 def _by_trial(field: Sequence[Finalist]) -> list[Finalist]:
     """The best checkpoint of each trial, the best trial first."""
     ranked = sorted(field, key=lambda one: (-one.point.objective, one.trial.number))
@@ -138,8 +145,9 @@ Asked = tuple[FrozenTrial, Record, Point, int | None]  # a checkpoint, or its re
 class Stage:
     """Works off the trials of the study `<study>/finals`, and continues what was interrupted."""
 
-    def __init__(self, plan: Plan, search: Scorer, scorer: Scorer, work: Workbench, bars: Bars) -> None:
-        self.plan, self.search, self.scorer, self.work, self.bars = plan, search, scorer, work, bars
+    def __init__(self, plan: Plan, work: Workbench, scorer: Scorer, bars: Bars) -> None:
+        self.plan, self.work, self.scorer, self.bars = plan, work, scorer, bars
+        self.deciding = scorer.only(*DECIDING_GROUPS)
         self.training_seconds = 0.0
         self.study = optuna.create_study(
             storage=study_storage(plan.folder),
@@ -184,7 +192,7 @@ class Stage:
     def _work_off(self, trial: Trial, asked: Asked) -> None:
         source, record, before, seed = asked
         if seed is None:
-            found: Point | None = self._judge(record, before)
+            found: Point | None = judged(before, self._score(record.load(before), self.deciding))
         else:
             found = self._train_again(self._record(asked), before.step, f"trial {source.number}, seed {seed}")
         for name, broken_by in (found.constraints if found else {"diverged": 1.0}).items():
@@ -195,23 +203,25 @@ class Stage:
             trial.set_user_attr("point", asdict(found))
         self.study.tell(trial, found.objective if found else DIVERGED)
 
-    def _judge(self, record: Record, before: Point) -> Point:
-        self.work.bench.adapter.load(record.load(before))
-        return judged(before, self.work.score(self.scorer, self.bars))
+    def _score(self, state: State, scorer: Scorer) -> Scorecard:
+        self.work.bench.adapter.load(state)
+        return self.work.score(scorer, self.bars)
 
-    def sweep(self, one: Finalist) -> Finalist:
-        """The same with its terms at many weights, and the weight to recommend."""
-        key = f"sweep of {one.record.folder.name}@{one.point.step}"
-        found = self.study.user_attrs.get(key)
-        if found is None:
-            self.work.bench.adapter.load(one.record.load(one.point))
-            swept = self.work.score(self.search.at(*SWEEP_WEIGHTS), self.bars).by_weight
-            found = {
-                "weight": recommended_weight(swept, self.search.settings),
-                "sweep": {weight: {n: t.as_dict() for n, t in terms.items()} for weight, terms in swept.items()},
-            }
-            self.study.set_user_attr(key, found)
-        return replace(one, point=replace(one.point, **found))
+    def last_word(self, one: Finalist) -> Finalist:
+        """The same with every term, the terms at many weights by the search's probes, and the weight to recommend."""
+        key = f"last word on {one.record.folder.name}@{one.point.step}"
+        known = self.study.user_attrs.get(key)
+        if known is not None:
+            return replace(one, point=Point(**known))
+        assert self.work.scorer is not None
+        state = one.record.load(one.point)
+        point = judged(one.point, self._score(state, self.scorer))
+        swept = self._score(state, self.work.scorer.at(*SWEEP_WEIGHTS)).by_weight
+        weight = recommended_weight(swept, self.scorer.settings)
+        sweep = {w: {name: term.as_dict() for name, term in terms.items()} for w, terms in swept.items()}
+        point = replace(point, weight=weight, sweep=sweep)
+        self.study.set_user_attr(key, asdict(point))
+        return replace(one, point=point)
 
     def _train_again(self, record: Record, step: int, words: str) -> Point | None:
         """Train a recipe up to a step and judge it there; None where it diverged."""
@@ -234,8 +244,7 @@ class Stage:
                 break
             if not record.curve:
                 blank = unrendered(checkpoint, self.work.base_losses)
-                self.work.bench.adapter.load(checkpoint.state)
-                record.add(checkpoint, judged(blank, self.work.score(self.scorer, self.bars)))
+                record.add(checkpoint, judged(blank, self._score(checkpoint.state, self.deciding)))
         self.bars.remove(bar)
         return record.best()
 

@@ -133,10 +133,6 @@ class Record:
         """The step of the last scored checkpoint; 0 before the first."""
         return self.curve[-1].step if self.curve else 0
 
-    def candidates(self) -> list[Point]:
-        """What the finals judge of this trial."""
-        return candidates(self.curve)
-
     def load(self, p: Point) -> State:
         """The adapter of a kept point.
 
@@ -158,9 +154,9 @@ class Record:
         with atomic_path(self._file(new)) as temporary:
             save_file({key: tensor.contiguous() for key, tensor in checkpoint.state.items()}, temporary)
         checkpoints.save(checkpoint, self.folder / "latest.pt")
-        kept = {self._file(p) for p in self.candidates()}
+        best = self.best()
         for path in (self.folder / "checkpoints").glob("*.safetensors"):
-            if path not in kept:
+            if best is None or path != self._file(best):
                 path.unlink()
 
     def _file(self, p: Point) -> Path:
@@ -201,16 +197,6 @@ class Record:
         calm = [float(w) for w, terms in p.by_weight.items() if terms["bleed_class"]["high"] <= _bleed_limit(p)]
         before = [one.step for one in self.curve if one.step < (self.overcooked_step() or 0)]
         return remedy(p.constraints, self.run.train.preserve_share, max(calm, default=None), max(before, default=None))
-
-
-def candidates(curve: Sequence[Point]) -> list[Point]:
-    """The best point of a run, and the next best where it breaks nothing and cannot be told from it.
-
-    The earliest of a tie is no candidate: with class pictures it is the worse choice, by the oracle in eight of nine
-    such pairs of development characters 8, 9, 10 and 11.
-    """
-    best, *rest = sorted(curve, key=lambda p: p.objective, reverse=True)[:2]
-    return [best, *(p for p in rest if not best.broken and not p.broken and ties(p, best))]
 
 
 def ties(one: Point, other: Point) -> bool:
