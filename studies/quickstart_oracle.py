@@ -168,8 +168,8 @@ def table(rows: list[dict[str, str | float]]) -> str:
     """The rates as a Markdown table, one line a character and weight, then what holds for each."""
     names = ("guide last", "guide best", "export")
     lines = [
-        "| character | weight | base: `1girl` | "
-        + " | ".join(f"{name}: trigger | `1girl`" for name in names)
+        "| character | weight | base: class word | "
+        + " | ".join(f"{name}: trigger | class word" for name in names)
         + " | export's likeness, of the guide's best |",
         "|" + "---|" * (4 + 2 * len(names)),
     ]
