@@ -46,6 +46,7 @@ def verdict(
 
 
 REMEDIES = {
+    "collapsed": "a lower learning rate (optimizer.lr, optimizer.d_coef)",
     "bleed_class": "more preservation (train.preserve_share), a lower weight, an earlier checkpoint",
     "memorisation": "fewer steps, more and more varied pictures",
     "burn": "a lower learning rate, train.max_norm=1",

@@ -119,19 +119,21 @@ def _result(
     }
 
 
+def _fate(record: Record) -> str:
+    """How an unchanged recipe ended, and what may help."""
+    last, step = record.curve[-1], record.overcooked_step()
+    said = f"at step {last.step} {last.verdict}"
+    if last.capture:
+        share = max(last.capture.values())
+        said = f"overcooked after step {step}" if step else "did not overcook"
+        said += f": without the trigger, {share:.0%} of renders show the character at step {last.step}"
+    advice = record.remedy(last)
+    return f"{record.run.name} {said}" + (f"; try {advice}" if advice else "")
+
+
 def _summary(found: list[tuple[FrozenTrial, Record]], finals: Finals, exported: Exported, page: Path) -> str:
     """The last words of a study."""
-    lines = []
-    for trial, record in found:
-        last = record.curve[-1]
-        if trial.user_attrs.get("baseline") and last.capture:
-            shares = max(last.capture.values())
-            step = record.overcooked_step()
-            fate = f"overcooked after step {step}" if step else "did not overcook"
-            lines.append(
-                f"{record.run.name} {fate}: without the trigger, {shares:.0%} of renders show the character "
-                f"at step {last.step}" + (f"; try {advice}" if (advice := record.remedy(last)) else "")
-            )
+    lines = [_fate(record) for trial, record in found if trial.user_attrs.get("baseline")]
     winner, p = finals.winner, finals.winner.point
     name = f"trial {winner.trial.number} ({winner.record.run.name})"
     lines.append(f"best: {name} at step {p.step}: {p.words}")

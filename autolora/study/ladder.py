@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from autolora.scoring.scorecard import Rendered, Scorecard, score
 from autolora.scoring.scorer import Scorer
 from autolora.scoring.settings import ScoringSettings
-from autolora.study.trial import Point, judged, undercooked_point
+from autolora.study.trial import Point, judged, unpromising_point
 
 ENOUGH = 5  # checkpoints that were likened to something, before validation loss may speak for others
 MARGIN = 1.05  # how far beyond the worst of them a validation loss must lie
@@ -26,7 +26,7 @@ def climb(blank: Point, seen: Sequence[Point], scorer: Scorer, render: Callable[
         render: renders a scorer's probes at its weights.
     """
     if predicted_undercooked(blank.val_ratios, seen, scorer.settings):
-        return undercooked_point(blank, scorer.settings.likeness_limit)
+        return unpromising_point(blank, scorer.settings.likeness_limit)
     *others, strongest = sorted(scorer.settings.weights)
     first = scorer.at(strongest)
     pictures = render(first)

@@ -74,11 +74,12 @@ def unmeasured_point(blank: Point, reason: str) -> Point:
     return replace(blank, objective=-loss, verdict=verdict, unmeasurable={"score": reason})
 
 
-def undercooked_point(blank: Point, likeness_limit: float) -> Point:
-    """A checkpoint whose validation loss says that it shows nothing yet."""
+def unpromising_point(blank: Point, likeness_limit: float) -> Point:
+    """A checkpoint whose validation loss says that it shows nothing yet, or nothing any more."""
     loss = sum(blank.val_ratios) / len(blank.val_ratios)
-    verdict = f"undercooked: validation loss still {loss:.0%} of the base model's, not rendered"
-    return replace(blank, objective=-likeness_limit, constraints={"undercooked": likeness_limit}, verdict=verdict)
+    fault, so = ("collapsed", "") if loss > 1 else ("undercooked", "still ")
+    verdict = f"{fault}: validation loss {so}{loss:.0%} of the base model's, not rendered"
+    return replace(blank, objective=-likeness_limit, constraints={fault: likeness_limit}, verdict=verdict)
 
 
 def judged(before: Point, card: Scorecard) -> Point:

@@ -9,8 +9,9 @@ from autolora.scoring.intervals import Estimate
 from autolora.scoring.scorecard import Rendered, Scorecard
 from autolora.scoring.scorer import Scorer
 from autolora.scoring.settings import ScoringSettings
+from autolora.scoring.verdict import remedy
 from autolora.study.ladder import ENOUGH, climb, predicted_undercooked, settled
-from autolora.study.trial import Point, undercooked_point
+from autolora.study.trial import Point, unpromising_point
 from tests.scoring.test_scorecard import made_up_scorer, renders
 
 SETTINGS = ScoringSettings(overrides=("a", "b"), likeness_limit=0.4, bleed_limit=0.6)
@@ -34,7 +35,7 @@ LIKENED = [rendered(0.4 + 0.02 * i, 0.9) for i in range(ENOUGH)]  # validation l
         (0.7, [*LIKENED, rendered(0.68, 0.2)], True),  # that one did not
         (
             0.7,
-            [*LIKENED, undercooked_point(Point(100, 0.1, 0.1, [0.9, 0.9]), 0.4)],
+            [*LIKENED, unpromising_point(Point(100, 0.1, 0.1, [0.9, 0.9]), 0.4)],
             True,
         ),  # what was only predicted tells nothing
     ],
@@ -96,3 +97,12 @@ def test_it_climbs_only_as_far_as_it_must(seen: list[Point], bleed: float, weigh
     assert set(point.by_weight) == {f"{weight:g}" for weight in weights}
     assert ("undercooked" in point.broken) == (not weights)
     assert ("bleed_class" in point.broken) == bool(bleed)
+
+
+@pytest.mark.parametrize(("loss", "fault"), [(0.9, "undercooked"), (1.4, "collapsed")])
+def test_a_checkpoint_worse_than_the_base_model_has_collapsed(loss: float, fault: str) -> None:
+    point = unpromising_point(Point(100, 0.1, 0.1, [loss, loss]), 0.4)
+    assert point.broken == [fault]
+    assert point.verdict.startswith(fault)
+    assert point.objective == -0.4
+    assert ("lower learning rate" in remedy(point.constraints)) == (fault == "collapsed")
