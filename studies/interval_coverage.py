@@ -70,7 +70,7 @@ def pool_scorer(work: Workbench) -> Scorer:
     renders = BaseRenders(bench.model, work.render_settings.search, work.renders.folder)
     plain = replace(bench.dataset, held_out=())
     pool = with_fresh_probes(replace(work.scorer, settings=settings), plain, renders, bench.adapter, 1)
-    return replace(pool, probes=tuple(pool.of(*SEARCH_GROUPS)))
+    return pool.only(*SEARCH_GROUPS)
 
 
 def sub_suites(pool: Scorer, count: int) -> Iterator[Scorer]:

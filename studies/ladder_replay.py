@@ -14,7 +14,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from score_validity import Row, picked, rank, read_rows
 
 from autolora.adapters.lora import LoRA
 from autolora.files import write_atomic
-from autolora.scoring.probes import SEARCH_GROUPS
+from autolora.scoring.probes import DECIDING_GROUPS, SEARCH_GROUPS
 from autolora.scoring.scorecard import Rendered
 from autolora.scoring.scorer import Scorer
 from autolora.study.finals import REPEATS
@@ -63,7 +63,7 @@ def replay(seed: int, out: Path, rows: Sequence[Row]) -> Replayed:
     """Work off the bank's checkpoints in the order of its recipes."""
     work = open_character(seed, out, [Run("ladder", LoRA(dim=16))])
     suite = whole_suite(work, work.render_settings.search)
-    search = replace(suite, probes=tuple(suite.of(*SEARCH_GROUPS)))
+    search, deciding = suite.only(*SEARCH_GROUPS), suite.only(*DECIDING_GROUPS)
     points: list[Point] = []
     spent = 0
     paths = [path for path, _, _ in checkpoints_of(seed, out) if path.with_suffix(".npz").is_file()]
@@ -76,10 +76,10 @@ def replay(seed: int, out: Path, rows: Sequence[Row]) -> Replayed:
             return {(p, w): stored[p, w] for p in rung.probes for w in rung.settings.weights}
 
         points.append(climb(blank_point(row, work.base_losses), points, search, render))
-    whole = suite.renders * REPEATS
+    whole, finals = suite.renders * REPEATS, deciding.renders * REPEATS
     field = finalists(points, rows)
     pick = max(field, key=lambda i: float(rows[i]["objective"]))
-    return Replayed(points, spent + whole * len(field), whole * len(rows), pick)
+    return Replayed(points, spent + finals * len(field) + whole, whole * len(rows), pick)  # the winner is asked all
 
 
 def blank_point(row: Row, base_losses: Sequence[float]) -> Point:

@@ -12,7 +12,7 @@ from autolora.scoring.settings import ScoringSettings
 
 SEARCH_GROUPS = ("trigger", "novel", "class_only")  # what every checkpoint of a study is asked: all that has a limit
 DECIDING_GROUPS = (*SEARCH_GROUPS, "style", "people")  # what finalists are asked: all that counts in the score
-ALL_GROUPS = (*SEARCH_GROUPS, "class_context", "style", "people", "visible", "neighbour", "unrelated")
+ALL_GROUPS = (*DECIDING_GROUPS, "class_context", "visible", "neighbour", "unrelated")
 CLASS_GROUPS = ("class_only", "class_context", "visible", "neighbour", "unrelated")  # without any trigger
 
 

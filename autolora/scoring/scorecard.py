@@ -153,11 +153,11 @@ def _mean(terms: list[Draws]) -> Draws:
 
 
 def _harmonic(a: Draws, b: Draws) -> Draws:
-    """`_held_mean` of two terms and of each of their draws."""
-    return Draws(float(_held_mean(np.asarray(a.value), np.asarray(b.value))), _held_mean(a.draws, b.draws))
+    """`held_mean` of two terms and of each of their draws."""
+    return Draws(float(held_mean(np.asarray(a.value), np.asarray(b.value))), held_mean(a.draws, b.draws))
 
 
-def _held_mean(a: Array, b: Array) -> Array:
+def held_mean(a: Array, b: Array) -> Array:
     """2ab / (a + b) of what is held within [0, 1], so that no excess of one buys off the other."""
     a, b = np.clip(a, 0, 1), np.clip(b, 0, 1)
     return np.asarray(2 * a * b / np.maximum(a + b, 1e-9))

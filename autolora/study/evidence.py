@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from optuna import Study
 from optuna.trial import FrozenTrial
 from PIL import Image
@@ -15,6 +16,7 @@ from autolora.report.page import write_report
 from autolora.sampling import Shot, render
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import Probe
+from autolora.scoring.scorecard import held_mean
 from autolora.study.finals import Finals, disagreement, seeds_in_words
 from autolora.study.plan import Plan
 from autolora.study.trial import Point, Record
@@ -70,8 +72,7 @@ def _sweep_points(best: Point) -> tuple[CurvePoint, ...]:
     found = []
     for weight, terms in sorted(best.sweep.items(), key=lambda pair: float(pair[0])):
         f, e, bleed = (terms[name]["value"] for name in ("fidelity", "editability", "bleed_class"))
-        held = min(max(f, 0.0), 1.0), min(max(e, 0.0), 1.0)
-        found.append(CurvePoint(float(weight), 2 * held[0] * held[1] / max(sum(held), 1e-9), f, e, bleed))
+        found.append(CurvePoint(float(weight), float(held_mean(np.asarray(f), np.asarray(e))), f, e, bleed))
     return tuple(found)
 
 

@@ -156,8 +156,9 @@ class Record:
             save_file({key: tensor.contiguous() for key, tensor in checkpoint.state.items()}, temporary)
         checkpoints.save(checkpoint, self.folder / "latest.pt")
         best = self.best()
+        assert best is not None
         for path in (self.folder / "checkpoints").glob("*.safetensors"):
-            if best is None or path != self._file(best):
+            if path != self._file(best):
                 path.unlink()
 
     def _file(self, p: Point) -> Path:
