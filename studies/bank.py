@@ -1,14 +1,14 @@
 """The replay bank: many recipes trained on evaluation characters, every checkpoint rendered and judged once.
 
-    python studies/bank.py train --seeds 110 111 112 113
-    python studies/bank.py render --seeds 110 111 112 113
+    python studies/bank.py fill --seeds 110 111 112 113
     python studies/bank.py measure --seeds 110 111 112 113
 
 What a score, a ladder or a rule of choice would have done is then replayed from the bank instead of trained again.
-`train` keeps each checkpoint as half-precision tensors under runs/bank, `render` the pictures of the whole suite of
-probes at every weight beside the oracle's figures, and `measure` writes one row a checkpoint to
-studies/results/bank/<weights>/<seed>.csv: images shown, seconds, losses, every term at every weight, the oracle's
-figures. All continue where they were left, so that the bank may grow a character at a time.
+`fill` trains one recipe after the other and keeps, under runs/bank, each checkpoint as half-precision tensors, its
+pictures of every probe that counts in the score, at every weight, and the oracle's figures. It continues where it was
+left, and several processes may share the work (`--part 1/2` and `--part 2/2`). `measure` writes one row a checkpoint to
+studies/results/bank/<weights>/<seed>.csv: images shown, seconds, losses, terms at every weight, the oracle's figures.
+The bank may grow a character at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-import torch
 from naive import clip_i, clip_t, kid
 from quickstart_oracle import Judge
 from safetensors.torch import load_file, save_file
@@ -40,6 +39,7 @@ from autolora.paperdoll.world import write_dataset
 from autolora.progress import Bars
 from autolora.provenance import provenance
 from autolora.sampling import BaseRenders, Shot, render
+from autolora.scoring.probes import DECIDING_GROUPS
 from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer, with_fresh_probes
 from autolora.study.plan import make_plan
@@ -103,33 +103,53 @@ def arguments_of(seed: int, out: Path) -> tuple[str, ...]:
     return (f"dataset.path={out / str(seed) / 'pictures'}", f"cache={out / 'cache'}")
 
 
-def train_character(seed: int, out: Path, count: int) -> None:
-    """Train every recipe that is not there yet; a recipe is there when its `facts.json` is."""
+def fill_character(seed: int, out: Path, count: int, renders: int, part: tuple[int, int]) -> None:
+    """Train and judge every recipe of this process's part that is not there yet; its `facts.json` is written last."""
     if seed < 100:
         raise StudyError(f"seed {seed} is a development seed; the bank holds evaluation characters, 100 and up")
     chosen = recipes(count, arguments_of(seed, out))
     work = open_character(seed, out, [recipe.run for recipe in chosen])
-    for recipe in chosen:
+    suite = kept_suite(work)
+    judge = Judge(work.bench.model, work.bench.adapter, Oracle(), character_of(seed), renders)
+    for recipe in chosen[part[0] - 1 :: part[1]]:
         folder = out / str(seed) / f"{recipe.number:02d}"
-        if (folder / "facts.json").is_file():
-            continue
-        facts = []
-        for checkpoint in train_one(recipe.run, work.bench):
-            half = {k: v.half() if v.dim() else v.float() for k, v in checkpoint.state.items()}
-            with atomic_path(folder / f"{checkpoint.step}.safetensors") as temporary:
-                save_file(half, temporary)
-            facts.append(
-                {
-                    "step": checkpoint.step,
-                    "seconds": round(checkpoint.seconds, 2),
-                    "train_loss": checkpoint.train_loss,
-                    "val_loss": checkpoint.val_loss,
-                    "val_losses": checkpoint.val_losses,
-                    "diverged": checkpoint.diverged,
-                }
-            )
-        write_atomic(folder / "facts.json", json.dumps({"values": recipe.values, "checkpoints": facts}, indent=1))
-        print(f"character {seed}, recipe {recipe.number}: {facts[-1]['step']} images", flush=True)
+        if not (folder / "facts.json").is_file():
+            facts = list(train_recipe(recipe, work, folder))
+            for fact in facts:
+                if not fact["diverged"]:
+                    judge_checkpoint(folder / str(fact["step"]), work, suite, judge)
+            write_atomic(folder / "facts.json", json.dumps({"values": recipe.values, "checkpoints": facts}, indent=1))
+            print(f"character {seed}, recipe {recipe.number}: {facts[-1]['step']} images", flush=True)
+
+
+def train_recipe(recipe: Recipe, work: Workbench, folder: Path) -> Iterator[dict[str, Any]]:
+    """Train a recipe to its end, keep every checkpoint, and give its training figures."""
+    for checkpoint in train_one(recipe.run, work.bench):
+        half = {k: v.half() if v.dim() else v.float() for k, v in checkpoint.state.items()}
+        with atomic_path(folder / f"{checkpoint.step}.safetensors") as temporary:
+            save_file(half, temporary)
+        yield {
+            "step": checkpoint.step,
+            "seconds": round(checkpoint.seconds, 2),
+            "train_loss": checkpoint.train_loss,
+            "val_loss": checkpoint.val_loss,
+            "val_losses": checkpoint.val_losses,
+            "diverged": checkpoint.diverged,
+        }
+
+
+def judge_checkpoint(path: Path, work: Workbench, suite: Scorer, judge: Judge) -> None:
+    """Keep a checkpoint's pictures of the suite, and what the oracle says of it."""
+    adapter = work.bench.adapter
+    adapter.load(load_file(path.with_suffix(".safetensors")))
+    pictures = render_probes(suite, work.bench.model, adapter)
+    with atomic_path(path.with_suffix(".npz")) as temporary:
+        np.savez_compressed(temporary, pictures=np.concatenate(list(pictures.values())))
+    figures: dict[str, float] = {}
+    for weight in suite.settings.weights:
+        found = oracle_figures(judge, work, weight)
+        figures |= {f"{name}@{weight:g}": value for name, value in found.items()}
+    write_atomic(path.with_suffix(".json"), json.dumps(figures))
 
 
 def oracle_figures(judge: Judge, work: Workbench, weight: float) -> dict[str, float]:
@@ -157,15 +177,20 @@ def oracle_figures(judge: Judge, work: Workbench, weight: float) -> dict[str, fl
 
 
 def whole_suite(work: Workbench, steps: RenderSettings) -> Scorer:
-    """Every group of probes at every weight, with seeds that no study uses, rendered in the search's steps."""
+    """Every group of probes at every weight, with seeds that no study uses."""
     assert work.scorer is not None, work.unmeasured
     bench = work.bench
     renders = BaseRenders(bench.model, steps, work.renders.folder)
     return with_fresh_probes(work.scorer, bench.dataset, renders, bench.adapter, 1)
 
 
+def kept_suite(work: Workbench) -> Scorer:
+    """What the bank keeps pictures of: all that counts in the score, in the search's steps."""
+    return whole_suite(work, work.render_settings.search).only(*DECIDING_GROUPS)
+
+
 def checkpoints_of(seed: int, out: Path) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any]]]:
-    """Every trained checkpoint that did not diverge: its path without a suffix, its recipe and its training figures."""
+    """Every checkpoint that did not diverge: its path without a suffix, its recipe and its training figures."""
     for path in sorted((out / str(seed)).glob("*/facts.json")):
         facts = json.loads(path.read_text("utf-8"))
         for fact in facts["checkpoints"]:
@@ -173,29 +198,8 @@ def checkpoints_of(seed: int, out: Path) -> Iterator[tuple[Path, dict[str, Any],
                 yield path.parent / str(fact["step"]), facts["values"], fact
 
 
-def render_character(seed: int, out: Path, renders: int) -> None:
-    """Render the whole suite of every checkpoint, and ask the oracle."""
-    work = open_character(seed, out, [Run("bank", LoRA(dim=16))])
-    adapter, scorer = work.bench.adapter, whole_suite(work, work.render_settings.search)
-    judge = Judge(work.bench.model, adapter, Oracle(), character_of(seed), renders)
-    adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
-    for path, _, _ in checkpoints_of(seed, out):
-        if path.with_suffix(".json").is_file():
-            continue
-        adapter.load(load_file(path.with_suffix(".safetensors")))
-        pictures = render_probes(scorer, work.bench.model, adapter)
-        with atomic_path(path.with_suffix(".npz")) as temporary:
-            np.savez_compressed(temporary, pictures=np.concatenate(list(pictures.values())))
-        figures: dict[str, float] = {}
-        for weight in scorer.settings.weights:
-            found = oracle_figures(judge, work, weight)
-            figures |= {f"{name}@{weight:g}": value for name, value in found.items()}
-        write_atomic(path.with_suffix(".json"), json.dumps(figures))
-        print(f"character {seed}, {path.parent.name}, step {path.name}: {figures}", flush=True)
-
-
 def load_pictures(scorer: Scorer, path: Path) -> Rendered:
-    """A checkpoint's pictures of the whole suite, as `render_probes` gave them."""
+    """A checkpoint's pictures of the kept suite, as `render_probes` gave them."""
     keys = [(probe, weight) for probe in scorer.probes for weight in scorer.settings.weights]
     stored = np.load(path.with_suffix(".npz"))["pictures"]
     return dict(zip(keys, np.split(stored, np.cumsum([len(p.seeds) for p, _ in keys])[:-1]), strict=True))
@@ -226,14 +230,13 @@ def naive_figures(scorer: Scorer, pictures: Rendered) -> dict[str, float]:
 
 
 def measure_character(seed: int, out: Path) -> Iterator[dict[str, Any]]:
-    """Every rendered checkpoint's row."""
+    """Every checkpoint's row."""
     work = open_character(seed, out, [Run("bank", LoRA(dim=16))])
-    scorer = whole_suite(work, work.render_settings.search)
+    scorer = kept_suite(work)
     for path, recipe, fact in checkpoints_of(seed, out):
-        if path.with_suffix(".json").is_file():
-            figures = json.loads(path.with_suffix(".json").read_text("utf-8"))
-            pictures = load_pictures(scorer, path)
-            yield row_of(seed, recipe, fact, score(scorer, pictures)) | naive_figures(scorer, pictures) | figures
+        figures = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        pictures = load_pictures(scorer, path)
+        yield row_of(seed, recipe, fact, score(scorer, pictures)) | naive_figures(scorer, pictures) | figures
 
 
 def write_rows(seed: int, rows: list[dict[str, Any]]) -> None:
@@ -248,20 +251,20 @@ def write_rows(seed: int, rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Train or measure what is missing."""
+    """Fill in what is missing, or measure what is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "render", "measure"])
+    parser.add_argument("what", choices=["fill", "measure"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[110, 111, 112, 113])
     parser.add_argument("--recipes", type=int, default=48)
-    parser.add_argument("--renders", type=int, default=40, help="the oracle's renders per rate and weight")
+    parser.add_argument("--renders", type=int, default=32, help="the oracle's renders per rate and weight")
+    parser.add_argument("--part", default="1/1", help="which part of the recipes this process fills in, such as 1/2")
     parser.add_argument("--out", type=Path, default=Path("runs/bank"))
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    part, parts = map(int, args.part.split("/"))
     for seed in args.seeds:
-        if args.what == "train":
-            train_character(seed, args.out, args.recipes)
-        elif args.what == "render":
-            render_character(seed, args.out, args.renders)
+        if args.what == "fill":
+            fill_character(seed, args.out, args.recipes, args.renders, (part, parts))
         else:
             write_rows(seed, list(measure_character(seed, args.out)))
 

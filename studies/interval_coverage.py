@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bank import checkpoints_of, load_pictures, open_character, whole_suite
+from bank import checkpoints_of, kept_suite, load_pictures, open_character
 from kept import keep, kept
 from safetensors.torch import load_file
 
@@ -102,8 +102,8 @@ def estimates(card: Scorecard) -> dict[str, Estimate]:
 
 def chosen_checkpoints(seed: int, out: Path, work: Workbench) -> list[Path]:
     """The checkpoints at some ranks of the bank's score."""
-    suite = whole_suite(work, work.render_settings.search)
-    found = [path for path, _, _ in checkpoints_of(seed, out) if path.with_suffix(".npz").is_file()]
+    suite = kept_suite(work)
+    found = [path for path, _, _ in checkpoints_of(seed, out)]
     ranked = sorted(found, key=lambda path: score(suite, load_pictures(suite, path)).score.value)
     return [ranked[round(rank * (len(ranked) - 1))] for rank in RANKS]
 

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from bank import checkpoints_of, load_pictures, open_character, whole_suite
+from bank import checkpoints_of, kept_suite, load_pictures, open_character, whole_suite
 from kept import keep, kept
 from score_validity import Row, picked, rank, read_rows
 
 from autolora.adapters.lora import LoRA
 from autolora.files import write_atomic
-from autolora.scoring.probes import DECIDING_GROUPS, SEARCH_GROUPS
+from autolora.scoring.probes import SEARCH_GROUPS
 from autolora.scoring.scorecard import Rendered
 from autolora.scoring.scorer import Scorer
 from autolora.study.finals import REPEATS
@@ -62,13 +62,13 @@ class Replayed:
 def replay(seed: int, out: Path, rows: Sequence[Row]) -> Replayed:
     """Work off the bank's checkpoints in the order of its recipes."""
     work = open_character(seed, out, [Run("ladder", LoRA(dim=16))])
-    suite = whole_suite(work, work.render_settings.search)
-    search, deciding = suite.only(*SEARCH_GROUPS), suite.only(*DECIDING_GROUPS)
+    deciding = kept_suite(work)
+    search = deciding.only(*SEARCH_GROUPS)
     points: list[Point] = []
     spent = 0
-    paths = [path for path, _, _ in checkpoints_of(seed, out) if path.with_suffix(".npz").is_file()]
+    paths = [path for path, _, _ in checkpoints_of(seed, out)]
     for row, path in zip(rows, paths, strict=True):
-        stored = load_pictures(suite, path)
+        stored = load_pictures(deciding, path)
 
         def render(rung: Scorer, stored: Rendered = stored) -> Rendered:
             nonlocal spent
@@ -76,7 +76,7 @@ def replay(seed: int, out: Path, rows: Sequence[Row]) -> Replayed:
             return {(p, w): stored[p, w] for p in rung.probes for w in rung.settings.weights}
 
         points.append(climb(blank_point(row, work.base_losses), points, search, render))
-    whole, finals = suite.renders * REPEATS, deciding.renders * REPEATS
+    whole, finals = (one.renders * REPEATS for one in (whole_suite(work, work.render_settings.search), deciding))
     field = finalists(points, rows)
     pick = max(field, key=lambda i: float(rows[i]["objective"]))
     return Replayed(points, spent + finals * len(field) + whole, whole * len(rows), pick)  # the winner is asked all

@@ -54,7 +54,7 @@ def read_rows() -> dict[str, list[Row]]:
         with path.open(newline="") as handle:
             found[path.stem] = list(csv.DictReader(handle))
     if not found:
-        raise StudyError(f"{BANK} holds no rows yet: run studies/bank.py train, render and measure first")
+        raise StudyError(f"{BANK} holds no rows yet: run studies/bank.py fill and measure first")
     return found
 
 
