@@ -38,6 +38,9 @@ class Picture:
     width: int
     height: int
     sha256: str
+    repeats: int = 1  # how often an epoch shows it, as its folder or dataset file says; recipes go by steps instead
+    mask: Path | None = None  # white where the loss counts
+    frame: tuple[int, int] | None = None  # width and height it is trained at; None: the model's own square
 
 
 def read_folder(root: Path) -> list[Picture]:
