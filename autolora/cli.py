@@ -14,7 +14,9 @@ from autolora import __version__
 from autolora.errors import AutoloraError, ConfigError
 
 COMMANDS = {
-    "check": "read the pictures and a study's recipes; show problems, concepts and the step ledger; train nothing",
+    "check": "show what would be trained and its cost: problems, concepts, ledger, buckets, captions, triggers",
+    "tag": "caption pictures that have no caption: dataset.path=FOLDER tagger.path=FOLDER tagger.prefix=[1girl, mona]",
+    "captions": "show how captions are edited (captions.prune=all ...); out=FOLDER writes an edited copy",
     "train": "train one recipe, score every checkpoint and export the best",
     "tune": "run a study: many recipes, each checkpoint scored, the best LoRA exported with a report",
     "score": "score LoRA files made anywhere: lora=FILE, or lora=FOLDER to rank them",
@@ -134,13 +136,14 @@ def _paperdoll(rest: list[str]) -> int:
     dataset.add_argument("--seed", type=int, default=0, help="0-99 for development, 100 and up for evaluation")
     dataset.add_argument("--outfits", type=int, default=2, help="1 to 4")
     dataset.add_argument("--images", type=int, default=14, help="pictures of each outfit")
+    dataset.add_argument("--full", action="store_true", help="captions with everything that is seen, as by a tagger")
     try:
         given = parser.parse_args(rest)
     except SystemExit as stop:
         return int(stop.code or 0)
     from autolora.paperdoll.world import write_dataset
 
-    character = write_dataset(given.out.expanduser(), given.seed, given.outfits, given.images)
+    character = write_dataset(given.out.expanduser(), given.seed, given.outfits, given.images, full=given.full)
     outfits = ", ".join(outfit.trigger for outfit in character.outfits)
     print(f"wrote {given.out}: character `{character.trigger}`, outfits {outfits}")
     return 0

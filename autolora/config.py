@@ -22,12 +22,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from autolora.adapters.lora import LoRA
+from autolora.data.buckets import BucketSettings
+from autolora.data.caption_recipe import CaptionRecipe
 from autolora.data.concepts import DatasetSettings
 from autolora.errors import ConfigError
 from autolora.models.base import ModelSettings, RenderSettings
 from autolora.optim.optimizers import OPTIMIZERS
 from autolora.optim.schedules import SCHEDULES
 from autolora.paperdoll.weights import QUICKSTART
+from autolora.prepare.tagger import TaggerSettings
 from autolora.scoring.settings import ScoringSettings
 from autolora.train.run import Run, TrainSettings
 
@@ -36,6 +39,7 @@ ROOT = (
     PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 )  # a wheel carries conf/ and studies/ inside the package
 T = TypeVar("T")
+_FREE_KEY = re.compile(r"^(train\.steps_of\.)")  # keys of a dataset's own words, which no config can list
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +101,7 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
     Raises:
         ConfigError: a key or a group that does not exist, or a value that cannot be read.
     """
-    overrides = [quote(argument) for argument in arguments]
+    overrides = [_FREE_KEY.sub(r"++\1", quote(argument)) for argument in arguments]
     for argument in overrides:
         if "=" not in argument and not argument.startswith("~"):
             raise ConfigError(f"`{argument}` is not understood; overrides are written key=value")
@@ -189,6 +193,10 @@ def _convert(annotation: str, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: expected a list such as [a, b], got {value!r}")
         inner = base[len("tuple[") :].split(",")[0]
         return tuple(_convert(inner, item, where) for item in value)
+    if base.startswith("Mapping["):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: expected keys with values such as {{a: 1}}, got {value!r}")
+        return value
     wanted = {"int": (int,), "float": (int, float), "str": (str, int, float), "bool": (bool,)}.get(base)
     if wanted is None:
         return build(_NESTED[base], value, where) if base in _NESTED else value
@@ -197,7 +205,7 @@ def _convert(annotation: str, value: Any, where: str) -> Any:
     return {"float": float, "str": str}.get(base, lambda v: v)(value)
 
 
-_NESTED: dict[str, type[Any]] = {"RenderSettings": RenderSettings}
+_NESTED: dict[str, type[Any]] = {"RenderSettings": RenderSettings, "BucketSettings": BucketSettings}
 
 
 def build_run(config: DictConfig) -> Run:
@@ -213,7 +221,8 @@ def build_run(config: DictConfig) -> Run:
         if kind not in table:
             raise ConfigError(f"{name}.kind={kind} is unknown; expected one of {', '.join(table)}")
         parts[name] = build(table[kind], config[name], name)
-    return Run(config.recipe_name, **parts, train=build(TrainSettings, config.train, "train"))
+    train, captions = build(TrainSettings, config.train, "train"), build(CaptionRecipe, config.captions, "captions")
+    return Run(config.recipe_name, **parts, train=train, captions=captions)
 
 
 def dataset_settings(config: DictConfig) -> DatasetSettings:
@@ -230,6 +239,11 @@ def model_settings(config: DictConfig) -> ModelSettings:
 def scoring_settings(config: DictConfig) -> ScoringSettings:
     """The scoring part."""
     return build(ScoringSettings, config.scoring, "scoring")
+
+
+def tagger_settings(config: DictConfig) -> TaggerSettings:
+    """The tagger's part."""
+    return build(TaggerSettings, config.tagger, "tagger")
 
 
 def study_settings(config: DictConfig) -> StudySettings:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from autolora.adapters.lora import AdapterSet, LoRALayer
 from autolora.files import atomic_path
-from autolora.models.base import BaseModel, RenderSettings
+from autolora.models.base import BaseModel, RenderSettings, stack_contexts
 
 Pictures = NDArray[np.uint8]  # (N, H, W, 3)
 Advance = Callable[[int], None]  # hears how many more pictures are ready
@@ -108,7 +108,7 @@ def _contexts(
     if new:
         with _weighted(adapter if trained else None, [weight for _, weight in new], model):
             known.update(zip(new, model.encode_prompts([prompt for prompt, _ in new]), strict=True))
-    return torch.stack([known[key] for key in keys])
+    return stack_contexts([known[key] for key in keys])
 
 
 def _denoise(model: BaseModel, batch: Sequence[Shot], context: Tensor, settings: RenderSettings) -> Tensor:

@@ -5,10 +5,11 @@
 
 What a score, a ladder or a rule of choice would have done is then replayed from the bank instead of trained again.
 `fill` trains one recipe after the other and keeps, under runs/bank, each checkpoint as half-precision tensors, its
-pictures of every probe that counts in the score, at every weight, and the oracle's figures. It continues where it was
-left, and several processes may share the work (`--part 1/2` and `--part 2/2`). `measure` writes one row a checkpoint to
-studies/results/bank/<weights>/<seed>.csv: images shown, seconds, losses, terms at every weight, the oracle's figures.
-The bank may grow a character at a time.
+pictures of every probe that counts in the score, at every weight, and the oracle's figures. `measure` writes one row a
+checkpoint to studies/results/bank/<weights>/<seed>.csv: images shown, seconds, losses, terms at every weight, what
+each rung of the ladder sees, the oracle's figures. Rows need nothing of runs/bank any more, so `fill` leaves out the
+recipes that have theirs: the bank may grow a few recipes at a time, and several processes may share the work
+(`--part 1/2` and `--part 2/2`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from autolora.paperdoll.world import write_dataset
 from autolora.progress import Bars
 from autolora.provenance import provenance
 from autolora.sampling import BaseRenders, Shot, render
-from autolora.scoring.probes import DECIDING_GROUPS
+from autolora.scoring.probes import DECIDING_GROUPS, SEARCH_GROUPS
 from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer, with_fresh_probes
 from autolora.study.plan import make_plan
@@ -50,6 +51,7 @@ from autolora.train.run import Run
 
 CHECKPOINTS = 6
 FIRST_SEED = 950_000  # apart from every probe of the score
+RUNG_TERMS = ("likeness", "bleed_class")  # what the ladder decides by, besides score and constraints
 RESULTS = Path(__file__).parent / "results" / "bank" / VERSION
 
 
@@ -111,9 +113,10 @@ def fill_character(seed: int, out: Path, count: int, renders: int, part: tuple[i
     work = open_character(seed, out, [recipe.run for recipe in chosen])
     suite = kept_suite(work)
     judge = Judge(work.bench.model, work.bench.adapter, Oracle(), character_of(seed), renders)
+    known = {int(row["number"]) for row in rows_of(seed)}
     for recipe in chosen[part[0] - 1 :: part[1]]:
         folder = out / str(seed) / f"{recipe.number:02d}"
-        if not (folder / "facts.json").is_file():
+        if recipe.number not in known and not (folder / "facts.json").is_file():
             facts = list(train_recipe(recipe, work, folder))
             for fact in facts:
                 if not fact["diverged"]:
@@ -205,15 +208,32 @@ def load_pictures(scorer: Scorer, path: Path) -> Rendered:
     return dict(zip(keys, np.split(stored, np.cumsum([len(p.seeds) for p, _ in keys])[:-1]), strict=True))
 
 
-def row_of(seed: int, recipe: dict[str, Any], fact: dict[str, Any], card: Scorecard) -> dict[str, Any]:
+def row_of(seed: int, path: Path, recipe: dict[str, Any], fact: dict[str, Any], card: Scorecard) -> dict[str, Any]:
     """One CSV row, without the oracle's figures."""
-    row = {"weights": f"{VERSION} {weights_hash()}", "character": seed, "recipe": json.dumps(recipe), **fact}
+    row = {"character": seed, "number": int(path.parent.name), "recipe": json.dumps(recipe), **fact}
     row |= {"score": card.score.value, "score_low": card.score.low, "score_high": card.score.high}
     row |= {"objective": card.objective, "weight": card.weight, "broken": " ".join(card.broken)}
     for weight, terms in card.by_weight.items():
         for name, term in terms.items():
             row |= {f"{name}{end}@{weight}": getattr(term, end[1:] or "value") for end in ("", "_low", "_high")}
-    return row
+    return {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
+
+
+def rungs(suite: Scorer, pictures: Rendered) -> dict[str, str]:
+    """What the ladder sees of a checkpoint on each of its rungs with renders, as far as its decisions ask."""
+    search, found = suite.only(*SEARCH_GROUPS), {}
+    for weights in ([max(search.settings.weights)], search.settings.weights):
+        card = score(search.at(*weights), pictures)
+        seen = {w: {n: terms[n].as_dict() for n in RUNG_TERMS} for w, terms in card.by_weight.items()}
+        constraints = {name: round(value, 4) for name, value in card.constraints.items()}
+        content = {"score": card.score.as_dict(), "constraints": constraints, "by_weight": seen}
+        found[rung_name(weights)] = json.dumps(content)
+    return found
+
+
+def rung_name(weights: Sequence[float]) -> str:
+    """The column of the ladder's rung at some weights."""
+    return "rung@" + "+".join(f"{weight:g}" for weight in weights)
 
 
 def naive_figures(scorer: Scorer, pictures: Rendered) -> dict[str, float]:
@@ -229,25 +249,42 @@ def naive_figures(scorer: Scorer, pictures: Rendered) -> dict[str, float]:
     return found
 
 
-def measure_character(seed: int, out: Path) -> Iterator[dict[str, Any]]:
-    """Every checkpoint's row."""
+def measure_character(seed: int, out: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Every checkpoint's row, and what is the same for all of them: renders asked for, the base model's losses."""
     work = open_character(seed, out, [Run("bank", LoRA(dim=16))])
-    scorer = kept_suite(work)
+    suite = kept_suite(work)
+    rows = []
     for path, recipe, fact in checkpoints_of(seed, out):
         figures = json.loads(path.with_suffix(".json").read_text("utf-8"))
-        pictures = load_pictures(scorer, path)
-        yield row_of(seed, recipe, fact, score(scorer, pictures)) | naive_figures(scorer, pictures) | figures
+        pictures = load_pictures(suite, path)
+        row = row_of(seed, path, recipe, fact, score(suite, pictures))
+        rows.append(row | rungs(suite, pictures) | naive_figures(suite, pictures) | figures)
+    whole = whole_suite(work, work.render_settings.search)
+    renders = {"search": suite.only(*SEARCH_GROUPS).at(1.0).renders, "deciding": suite.renders, "whole": whole.renders}
+    return rows, {"renders": renders, "base_losses": work.base_losses}
 
 
-def write_rows(seed: int, rows: list[dict[str, Any]]) -> None:
-    """A character's rows as a CSV file, and beside it how they were made."""
-    names = list(dict.fromkeys(name for row in rows for name in row))  # some terms need two outfits
-    RESULTS.mkdir(parents=True, exist_ok=True)
+def rows_of(seed: int) -> list[dict[str, str]]:
+    """A character's rows so far; none where they are of other weights."""
+    path = RESULTS / f"{seed}.csv"
+    if not path.is_file() or json.loads(path.with_suffix(".json").read_text("utf-8"))["weights"] != weights_hash():
+        return []
+    with path.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def write_rows(seed: int, rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Put a character's new rows in the place of their recipes' old ones, and beside them how they were made."""
+    new = {row["number"] for row in rows}
+    merged: list[dict[str, Any]] = [row for row in rows_of(seed) if int(row["number"]) not in new]
+    merged = sorted([*merged, *rows], key=lambda row: (int(row["number"]), int(row["step"])))
+    names = list(dict.fromkeys(name for row in merged for name in row))  # some terms need two outfits
     with atomic_path(RESULTS / f"{seed}.csv") as temporary, temporary.open("w", newline="") as handle:
         writer = csv.DictWriter(handle, fieldnames=names)
         writer.writeheader()
-        writer.writerows(rows)
-    write_atomic(RESULTS / f"{seed}.json", json.dumps(provenance() | {"rows": len(rows)}, indent=2) + "\n")
+        writer.writerows(merged)
+    facts = provenance() | {"weights": weights_hash(), "rows": len(merged)} | facts
+    write_atomic(RESULTS / f"{seed}.json", json.dumps(facts, indent=2) + "\n")
 
 
 def main() -> None:
@@ -266,7 +303,7 @@ def main() -> None:
         if args.what == "fill":
             fill_character(seed, args.out, args.recipes, args.renders, (part, parts))
         else:
-            write_rows(seed, list(measure_character(seed, args.out)))
+            write_rows(seed, *measure_character(seed, args.out))
 
 
 if __name__ == "__main__":

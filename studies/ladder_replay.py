@@ -1,6 +1,6 @@
 """What does the ladder save, and does it cost anything? Replayed from the bank.
 
-    python studies/ladder_replay.py --out runs/bank
+    python studies/ladder_replay.py
 
 The bank's recipes of a character are worked off as one study, once with the ladder and its finals, once with the whole
 suite of the finals on every checkpoint. Compared are the renders, the order of the checkpoints, and what the oracle
@@ -10,27 +10,26 @@ Writes studies/results/score/ladder.md, of all characters replayed so far, and e
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from bank import checkpoints_of, kept_suite, load_pictures, open_character, whole_suite
+from bank import rung_name
 from kept import keep, kept
-from score_validity import Row, picked, rank, read_rows
+from score_validity import BANK, Row, picked, rank, read_rows
 
-from autolora.adapters.lora import LoRA
+from autolora import config as cfg
 from autolora.files import write_atomic
-from autolora.scoring.probes import SEARCH_GROUPS
-from autolora.scoring.scorecard import Rendered
-from autolora.scoring.scorer import Scorer
+from autolora.scoring.intervals import Estimate
+from autolora.scoring.scorecard import Scorecard
+from autolora.scoring.settings import ScoringSettings
 from autolora.study.finals import REPEATS
 from autolora.study.ladder import climb
 from autolora.study.trial import Point
-from autolora.train.run import Run
 
 RESULTS = Path(__file__).parent / "results" / "score"
 KEPT = RESULTS / "ladder"
@@ -59,27 +58,36 @@ class Replayed:
         }
 
 
-def replay(seed: int, out: Path, rows: Sequence[Row]) -> Replayed:
-    """Work off the bank's checkpoints in the order of its recipes."""
-    work = open_character(seed, out, [Run("ladder", LoRA(dim=16))])
-    deciding = kept_suite(work)
-    search = deciding.only(*SEARCH_GROUPS)
+def replay(rows: Sequence[Row], facts: dict[str, Any], settings: ScoringSettings) -> Replayed:
+    """Work off the bank's checkpoints in the order of its recipes.
+
+    Args:
+        rows: of one character.
+        facts: what is the same for all of them.
+        settings: the limits that the ladder decides by.
+    """
     points: list[Point] = []
-    spent = 0
-    paths = [path for path, _, _ in checkpoints_of(seed, out)]
-    for row, path in zip(rows, paths, strict=True):
-        stored = load_pictures(deciding, path)
+    renders, spent = facts["renders"], 0
+    for row in rows:
+        asked: set[float] = set()
 
-        def render(rung: Scorer, stored: Rendered = stored) -> Rendered:
-            nonlocal spent
-            spent += rung.renders
-            return {(p, w): stored[p, w] for p in rung.probes for w in rung.settings.weights}
+        def judge(at: Sequence[float], row: Row = row, asked: set[float] = asked) -> Scorecard:
+            asked.update(at)
+            return seen_card(json.loads(row[rung_name(at)]))
 
-        points.append(climb(blank_point(row, work.base_losses), points, search, render))
-    whole, finals = (one.renders * REPEATS for one in (whole_suite(work, work.render_settings.search), deciding))
+        points.append(climb(blank_point(row, facts["base_losses"]), points, settings, judge))
+        spent += len(asked) * renders["search"]
     field = finalists(points, rows)
     pick = max(field, key=lambda i: float(rows[i]["objective"]))
-    return Replayed(points, spent + finals * len(field) + whole, whole * len(rows), pick)  # the winner is asked all
+    finals = renders["deciding"] * REPEATS * len(field) + renders["whole"] * REPEATS  # the winner is asked all
+    return Replayed(points, spent + finals, renders["whole"] * REPEATS * len(rows), pick)
+
+
+def seen_card(content: dict[str, Any]) -> Scorecard:
+    """A scorecard as far as the bank keeps it for the ladder."""
+    by_weight = {w: {n: Estimate(**term) for n, term in terms.items()} for w, terms in content["by_weight"].items()}
+    last = by_weight[max(by_weight, key=float)]
+    return Scorecard(Estimate(**content["score"]), 1.0, last, by_weight, content["constraints"], {}, {}, "", {})
 
 
 def blank_point(row: Row, base_losses: Sequence[float]) -> Point:
@@ -122,14 +130,10 @@ def table(found: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
     """Replay every character of the bank and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[110, 111, 112, 113])
-    parser.add_argument("--out", type=Path, default=Path("runs/bank"))
-    args = parser.parse_args()
-    rows = read_rows()
-    for seed in args.seeds:
-        own = rows[str(seed)]
-        keep(KEPT, seed, replay(seed, args.out, own).figures(own))
+    settings = cfg.scoring_settings(cfg.compose("tune", [], "quickstart"))
+    for name, own in read_rows().items():
+        facts = json.loads((BANK / f"{name}.json").read_text("utf-8"))
+        keep(KEPT, name, replay(own, facts, settings).figures(own))
     found = kept(KEPT)
     write_atomic(RESULTS / "ladder.md", table(found))
     print(table(found))

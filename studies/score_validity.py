@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 
 from autolora.errors import StudyError
 from autolora.files import write_atomic
-from autolora.paperdoll.weights import VERSION
+from autolora.paperdoll.weights import VERSION, weights_hash
 from autolora.provenance import provenance
 from autolora.scoring.intervals import Array
 
@@ -144,7 +144,8 @@ def main() -> None:
     chosen["the guide's last epoch"] = picks([last_epoch(own) for own in by_character.values()])
     text += table("the oracle's score of the pick, of the best there was", names, chosen)
     write_atomic(RESULTS / "validity.md", text)
-    facts = provenance() | {"checkpoints": len(rows), "characters": list(by_character), "weights": rows[0]["weights"]}
+    facts = provenance() | {"checkpoints": len(rows), "characters": list(by_character)}
+    facts |= {"weights": f"{VERSION} {weights_hash()}"}
     write_atomic(RESULTS / "validity.json", json.dumps(facts, indent=2) + "\n")
     print(text)
 

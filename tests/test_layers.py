@@ -18,6 +18,7 @@ LAYERS = [
     ("train",),
     ("sampling",),
     ("scoring",),
+    ("prepare",),
     ("export",),
     ("report",),
     ("config",),

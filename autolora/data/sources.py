@@ -1,30 +1,44 @@
-"""Reads folders of captioned pictures; every problem is found in one pass and named with its remedy."""
+"""Reads captioned pictures in every layout people have; every problem is found in one pass, with its remedy.
+
+What a path is taken for:
+- a `.toml` file: the dataset file of sd-scripts;
+- a `.json`, `.jsonl` or `.csv` file: kohya metadata, or an imagefolder's;
+- a folder with such a file: the same, its captions win over those beside the pictures; two such files are a problem;
+- else a folder with kohya folders `N_class tokens` in it, or a plain folder of pictures with captions beside them.
+
+A picture's concept is the class tokens of the kohya folder it lies in. Elsewhere it is the `class_tokens` of its subset
+or the subset's folder in a TOML file, else the name of the whole folder.
+"""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import io
-import re
-import struct
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
-
-from autolora.data.captions import split_tags
+from autolora.data.images import READING_THREADS, decode, difference_hash, load_image, load_pixels, measure
+from autolora.data.layouts import Listing, Record, list_folder, merge, shown
+from autolora.data.metadata_layout import METADATA_SUFFIXES, dataset_files, list_metadata
+from autolora.data.toml_layout import list_toml
 from autolora.errors import DatasetError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-CAPTION_SUFFIXES = (".txt", ".caption")
-READING_THREADS = 4  # Pillow decodes without Python's lock
-_NOT_YET_READ = (".avif", ".jxl", ".gif", ".tif", ".tiff", ".heic", ".heif")
-_REPEATS_FOLDER = re.compile(r"^(\d+)_(.*)$", re.DOTALL)
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+__all__ = [
+    "READING_THREADS",
+    "Picture",
+    "Source",
+    "list_problems",
+    "load_image",
+    "load_pixels",
+    "read_folder",
+    "read_source",
+]
+
+_FILE_SUFFIXES = (".toml", *METADATA_SUFFIXES)
+_MASK_TOLERANCE = 0.01  # by how much a mask's aspect ratio may differ: sides are whole pixels
 _LISTED = 40  # problems shown in full; whoever has more sees the pattern by then
 
 
@@ -41,37 +55,54 @@ class Picture:
     repeats: int = 1  # how often an epoch shows it, as its folder or dataset file says; recipes go by steps instead
     mask: Path | None = None  # white where the loss counts
     frame: tuple[int, int] | None = None  # width and height it is trained at; None: the model's own square
+    look: int | None = None  # its `difference_hash`, by which near-duplicates are known
 
 
-def read_folder(root: Path) -> list[Picture]:
-    """Read a kohya-style folder (`N_class tokens/`; N is not used) or a plain folder of captioned pictures.
+@dataclass(frozen=True)
+class Source:
+    """What was read: pictures to train on and for regularization, by folder, then file name; notes for the user."""
 
-    A caption is the `.txt` or `.caption` file with the picture's name, UTF-8; its lines count as one caption.
-    Hidden files, files of other kinds and folders whose name starts with `_` are ignored.
-    Sorted by folder, then by file name.
+    pictures: tuple[Picture, ...]
+    regularization: tuple[Picture, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_source(path: Path, regularization: Path | None = None) -> Source:
+    """Read a dataset in any layout, and a folder of regularization pictures, whose captions may be missing.
+
+    A caption file is a picture's `.txt` or `.caption`, UTF-8; its lines count as one caption. A kohya folder without
+    any is captioned with its class tokens. A mask is `NAME.mask.png` or `NAME-masklabel.png` beside the picture, or
+    `masks/NAME.png`. Hidden files, files of other kinds and folders whose name starts with `_` are ignored.
 
     Raises:
         DatasetError: every problem found, a line each: file, problem, remedy.
     """
-    root = root.expanduser()
-    if not root.is_dir():
-        raise DatasetError(_not_a_folder(root))
+    path = Path(os.path.expanduser(path))  # which leaves ~nobody as it is
     try:
-        folders, problems = _concept_folders(root)
-        images = [(path, concept) for folder, concept in folders for path in _files(folder, IMAGE_SUFFIXES)]
-        problems += [
-            f"{path.relative_to(root)}: {path.suffix} pictures cannot be read yet: save it as .png"
-            for folder, _ in folders
-            for path in _files(folder, _NOT_YET_READ)
-        ]
+        listing = merge([_list(path), _list_regularization(regularization)])
+        root = path if os.path.isdir(path) else path.parent
+        both = {record.path for record in listing.records} & {record.path for record in listing.regularization}
+        problems = [*listing.problems, *(f"{shown(p, root)}: both trained and regularization" for p in sorted(both))]
+        records = sorted(listing.records, key=_place)
+        aside = sorted(listing.regularization, key=_place)
         with ThreadPoolExecutor(READING_THREADS) as pool:
-            found = list(pool.map(lambda image: _read_picture(image[0], image[1], root), images))
+            found = list(pool.map(lambda record: _read_picture(record, root), [*records, *aside]))
     except PermissionError as error:
         raise DatasetError(f"{error.filename}: permission denied: make it readable for your user") from error
     problems += [problem for problem in found if isinstance(problem, str)]
     if problems:
-        raise DatasetError(list_problems(str(root), problems))
-    return [picture for picture in found if isinstance(picture, Picture)]
+        raise DatasetError(list_problems(str(path), problems))
+    pictures = [picture for picture in found if isinstance(picture, Picture)]
+    return Source(tuple(pictures[: len(records)]), tuple(pictures[len(records) :]), listing.notes)
+
+
+def read_folder(root: Path) -> list[Picture]:
+    """The pictures to train on that `read_source` finds.
+
+    Raises:
+        DatasetError: as `read_source`.
+    """
+    return list(read_source(root).pictures)
 
 
 def list_problems(where: str, problems: Iterable[str]) -> str:
@@ -83,143 +114,81 @@ def list_problems(where: str, problems: Iterable[str]) -> str:
     return "\n  ".join([f"{where}: {len(lines)} problems", *lines[:_LISTED], *more])
 
 
-def load_image(path: Path) -> Image.Image:
-    """The picture upright (EXIF), RGB, transparency flattened on white; the first frame of an animation.
-
-    Raises:
-        DatasetError: the file is gone or broken.
-    """
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits a pixel: convert() would clip them instead of scaling
-                image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
-    except _DECODE_ERRORS as error:
-        raise DatasetError(f"{path}: cannot be read any more ({error}): restore the file and run again") from error
+def _list(path: Path) -> Listing:
+    """What a path holds, in whatever layout."""
+    if os.path.isfile(path) and path.suffix.lower() in _FILE_SUFFIXES:
+        return list_toml(path) if path.suffix.lower() == ".toml" else list_metadata(path)
+    if not os.path.isdir(path):
+        raise DatasetError(_not_a_source(path))
+    files, notes = dataset_files(path)
+    if len(files) > 1:
+        names = " and ".join(file.name for file in files)
+        raise DatasetError(f"{path}: {names} both list its pictures: give dataset.path={files[0]}, or remove one")
+    return merge([list_metadata(files[0]) if files else list_folder(path), Listing(notes=tuple(notes))])
 
 
-def load_pixels(path: Path, width: int, height: int | None = None) -> NDArray[np.uint8]:
-    """The picture as (height, width, 3) uint8 RGB: resized to cover the frame, then cropped at its centre.
-
-    Without a height the frame is square.
-
-    Raises:
-        DatasetError: the file is gone or broken.
-    """
-    frame = (width, width if height is None else height)
-    return np.array(ImageOps.fit(load_image(path), frame, Image.Resampling.LANCZOS))
-
-
-def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The visible files of some kinds in a folder, sorted by name on every system alike."""
-    visible = (p for p in folder.iterdir() if not p.name.startswith("."))
-    return sorted((p for p in visible if p.suffix.lower() in suffixes and p.is_file()), key=lambda p: p.name)
+def _list_regularization(path: Path | None) -> Listing:
+    if path is None:
+        return Listing()
+    path = Path(os.path.expanduser(path))
+    if not os.path.isdir(path):
+        return Listing(problems=(f"{path}: no such folder of pictures: correct dataset.regularization",))
+    listing = list_folder(path, optional=True)
+    problems = tuple(f"{path}: {problem}" for problem in listing.problems)
+    return replace(listing, records=(), regularization=listing.records, problems=problems)
 
 
-def _concept_folders(root: Path) -> tuple[list[tuple[Path, str]], list[str]]:
-    """The folders to read with their concept's name, and what is wrong with the layout."""
-    subfolders = sorted((p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "_"))), key=str)
-    numbered = {p: " ".join(match[2].split()) for p in subfolders if (match := _REPEATS_FOLDER.match(p.name))}
-    loose = _files(root, IMAGE_SUFFIXES)
-    others = [p for p in subfolders if p not in numbered and _files(p, IMAGE_SUFFIXES)]
-    problems = [
-        f"{p.name}: a folder of pictures without a number, so its concept would be missed: rename it to "
-        f"`1_{p.name}`, or to `_{p.name}` to leave it out"
-        for p in others
-    ]
-    if not numbered:
-        if not loose and not problems:
-            problems.append(_no_images(root))
-        elif not loose:
-            problems.append("no pictures in the folder itself and no folder `N_class tokens` in it")
-        return ([(root, root.resolve().name)] if loose else []), problems
-    problems += [f"{p.name}: lies beside the concept folders: move it into one of them" for p in loose]
-    for folder, concept in numbered.items():
-        if not concept:
-            problems.append(f"{folder.name}: no class tokens after the number: rename it, such as `{folder.name}mona`")
-        elif not _files(folder, IMAGE_SUFFIXES) and not _files(folder, _NOT_YET_READ):
-            problems.append(f"{folder.name}: no images: add pictures with captions or remove the folder")
-    return list(numbered.items()), problems
+def _place(record: Record) -> tuple[str, str]:
+    return str(record.path.parent), record.path.name
 
 
-def _no_images(root: Path) -> str:
-    """What to do about a folder without pictures; kohya users often name the folder above the right one."""
-    strange = _files(root, _NOT_YET_READ)
-    if strange:
-        return f"no images that can be read: {strange[0].name} and its like must be saved as .png first"
-    for below in sorted(p for p in root.iterdir() if p.is_dir()):
-        if any(p.is_dir() and _REPEATS_FOLDER.match(p.name) for p in below.iterdir()):
-            return f"no images here, but there are in `{below.name}`: give dataset.path={below}"
-    return (
-        f"no images: put {', '.join(s[1:] for s in IMAGE_SUFFIXES)} files with captions (same name, .txt) "
-        "into the folder, or into one folder for each outfit, such as `10_mona dress`"
-    )
-
-
-def _not_a_folder(root: Path) -> str:
-    """Why the path is not a folder of pictures, with the closest name that exists."""
-    if root.exists():
-        return f"{root}: is a file: dataset.path takes a folder of pictures with captions"
-    missing = root
-    while not missing.parent.is_dir() and missing.parent != missing:
+def _not_a_source(path: Path) -> str:
+    """Why the path is no folder of pictures and no file that lists them, with the closest name that exists."""
+    if os.path.exists(path):
+        return f"{path}: is a file: dataset.path takes a folder of pictures, or a {', '.join(_FILE_SUFFIXES)} file"
+    missing = path
+    while not os.path.isdir(missing.parent) and missing.parent != missing:
         missing = missing.parent
     try:
-        names = [p.name for p in missing.parent.iterdir() if p.is_dir()]
+        names = [p.name for p in missing.parent.iterdir() if p.is_dir() or p.suffix.lower() in _FILE_SUFFIXES]
     except OSError:
         names = []
     near = difflib.get_close_matches(missing.name, names, 1, cutoff=0.5)
     hint = f"did you mean {missing.parent / near[0]}?" if near else "give dataset.path=FOLDER with captioned pictures"
-    return f"{root}: no such folder: {hint}"
+    return f"{path}: no such {'file' if path.suffix.lower() in _FILE_SUFFIXES else 'folder'}: {hint}"
 
 
-def _read_caption(path: Path) -> tuple[str, str]:
-    """The caption of a picture and what is wrong with it; one of the two is empty."""
-    beside = [p for suffix in CAPTION_SUFFIXES for p in (path.with_suffix(suffix), path.with_suffix(suffix.upper()))]
-    # one file answers to both spellings where the file system ignores case
-    texts: dict[str, str] = {}
-    for file in beside:
-        if not file.is_file():
-            continue
-        try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError:
-            return "", f"its caption {file.name} is not UTF-8 text: save it as UTF-8"
-        except OSError as error:
-            return "", f"its caption {file.name} cannot be read ({error.strerror}): make it readable"
-        caption = ", ".join(stripped for line in lines if (stripped := line.strip(" \t,")))
-        texts.setdefault(caption, file.name)
-    if not texts:
-        return "", f"no caption: write its tags into {path.stem}.txt beside it"
-    if len({split_tags(text) for text in texts}) > 1:
-        return "", f"{' and '.join(texts.values())} say different things: keep one of them"
-    caption = next(iter(texts))
-    if not split_tags(caption):
-        return "", f"its caption {texts[caption]} is empty: write its tags into it"
-    return caption, ""
-
-
-def _read_picture(path: Path, concept: str, root: Path) -> Picture | str:
+def _read_picture(record: Record, root: Path) -> Picture | str:
     """The picture, or its problems with their remedies in one line."""
-    caption, trouble = _read_caption(path)
-    problems = [trouble] if trouble else []
+    problems = [record.problem] if record.problem else []
     width = height = 0
-    digest = ""
+    digest, look = "", 0
     try:
-        content = path.read_bytes()
+        content = record.path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        with Image.open(io.BytesIO(content)) as image:
-            width, height = ImageOps.exif_transpose(image).size  # decodes the whole picture
-    except UnidentifiedImageError:
-        kind = "an empty file" if path.stat().st_size == 0 else "broken, or no picture at all"
-        problems.append(f"{kind}: replace or remove it")
-    except _DECODE_ERRORS as error:
-        problems.append(
-            f"broken ({str(error).splitlines()[0] if str(error) else 'not decodable'}): replace or remove it"
-        )
+        image = decode(content)
+        width, height, look = *image.size, difference_hash(image)
+    except DatasetError as error:
+        problems.append(str(error))
+    except OSError as error:
+        problems.append(f"cannot be read ({error.strerror}): make it readable")
+    if record.mask and width:
+        problems += _mask_problems(record.mask, width, height)
     if problems:
-        return f"{path.relative_to(root)}: {'; '.join(problems)}"
-    return Picture(path, caption, concept, width, height, digest)
+        return f"{shown(record.path, root)}: {'; '.join(problems)}"
+    seen = (width, height, digest, record.repeats, record.mask)
+    return Picture(record.path, record.caption, record.concept, *seen, look=look)
+
+
+def _mask_problems(mask: Path, width: int, height: int) -> list[str]:
+    """What is wrong with the mask of a picture so many pixels wide and high."""
+    try:
+        mask_width, mask_height = measure(mask.read_bytes())
+    except DatasetError as error:
+        return [f"its mask {mask.name} is {error}"]
+    except OSError as error:
+        return [f"its mask {mask.name} cannot be read ({error.strerror}): make it readable"]
+    if abs(mask_width * height / (mask_height * width) - 1) <= _MASK_TOLERANCE:
+        return []
+    sizes = f"{mask_width}x{mask_height}, the picture {width}x{height}"
+    return [f"its mask {mask.name} has another shape ({sizes}): cut it like the picture"]

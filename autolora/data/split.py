@@ -5,39 +5,34 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from autolora.data.sources import READING_THREADS, Picture, list_problems, load_image
+from autolora.data.images import difference_hash, load_image
+from autolora.data.sources import Picture, list_problems
 from autolora.errors import DatasetError
 
-HASH_SIDE = 8
 # Measured on 8 paper-doll characters: nine in ten JPEG, half-size and brighter copies differ in at most 3 of
 # 64 bits (2%-cropped ones in at most 6), different drawings in at least 5 but for one pair in a hundred. The
 # largest group is then 4 of 24 pictures (at 8 bits: 18). Captions are not asked: copies have different ones.
 NEAR_DUPLICATE_BITS = 4
 FEWEST_PICTURES = 3
+_BLOCK_ROWS = 64
 
 Split = tuple[dict[str, tuple[Picture, ...]], tuple[Picture, ...]]
 
 
-def difference_hash(picture: Picture) -> NDArray[np.bool_]:
-    """A perceptual hash, (64,) bool: is a cell of the grey 9 x 8 thumbnail darker than the next?"""
-    grey = load_image(picture.path).convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.LANCZOS)
-    levels = np.asarray(grey, dtype=np.int16)
-    return np.asarray(levels[:, 1:] > levels[:, :-1]).ravel()
+def difference_hashes(pictures: Sequence[Picture]) -> NDArray[np.bool_]:
+    """The hashes of pictures, (n, 64) bool; of one that does not know its own the file is read.
 
-
-def hash_distances(pictures: Sequence[Picture]) -> NDArray[np.int16]:
-    """Bits in which the pictures' hashes differ, (n, n); -1 where the files are the same byte for byte."""
-    with ThreadPoolExecutor(READING_THREADS) as pool:
-        hashes = np.stack(list(pool.map(difference_hash, pictures)))
-    distances = np.stack([(hashes != row).sum(axis=1, dtype=np.int16) for row in hashes])
-    files = np.array([picture.sha256 for picture in pictures])
-    return np.where(files[:, None] == files[None, :], np.int16(-1), distances)
+    Raises:
+        DatasetError: a file is gone or broken.
+    """
+    looks = [difference_hash(load_image(p.path)) if p.look is None else p.look for p in pictures]
+    return np.unpackbits(np.array(looks, dtype=">u8").view(np.uint8).reshape(-1, 8), axis=1).astype(np.bool_)
 
 
 def wanted_held_out(pictures: int, share: float, minimum: int) -> int:
@@ -66,10 +61,11 @@ def split_held_out(concepts: Mapping[str, Sequence[Picture]], share: float, mini
     everything = [picture for pictures in concepts.values() for picture in pictures]
     names = [name for name, pictures in concepts.items() for _ in pictures]
     wanted = {name: wanted_held_out(len(pictures), share, minimum) for name, pictures in concepts.items()}
-    distances = hash_distances(everything)
+    hashes = difference_hashes(everything)
+    files = [picture.sha256 for picture in everything]
     bits = dict.fromkeys(concepts, NEAR_DUPLICATE_BITS)
     while True:
-        groups = _groups(distances, np.array([bits[name] for name in names]))
+        groups = _groups(hashes, files, np.array([bits[name] for name in names]))
         held_out = _choose(groups, names, wanted, seed)
         counts = Counter(names[i] for i in held_out)
         stuck = [name for name in concepts if counts[name] == 0]
@@ -87,13 +83,25 @@ def split_held_out(concepts: Mapping[str, Sequence[Picture]], share: float, mini
     return train, tuple(p for i, p in enumerate(everything) if i in held_out)
 
 
-def _groups(distances: NDArray[np.int16], bits: NDArray[np.int_]) -> list[list[int]]:
-    """Indices, chains of near-duplicates grouped; a pair takes the stricter of its concepts' thresholds."""
-    near = distances <= np.minimum(bits[:, None], bits[None, :])
-    labels = np.arange(len(distances))
-    for i in np.flatnonzero(near.sum(axis=1) > 1):
-        labels[np.isin(labels, labels[near[i]])] = labels[i]
-    return [np.flatnonzero(labels == label).tolist() for label in dict.fromkeys(labels.tolist())]
+def _groups(hashes: NDArray[np.bool_], files: Sequence[str], bits: NDArray[np.int_]) -> list[list[int]]:
+    """Indices, chains of near-duplicates grouped; a pair takes the stricter of its concepts' thresholds.
+
+    The same file twice is always one group. Rows of distances are met in blocks, never as a whole (n, n) matrix.
+    """
+    labels = np.unique(files, return_inverse=True)[1]
+    signs = np.where(hashes, np.float32(1), np.float32(-1))  # product of two: equal bits less different bits
+    for start in range(0, len(signs), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        distances = (hashes.shape[1] - signs[block] @ signs[start:].T) / 2
+        near = distances <= np.minimum(bits[block, None], bits[start:])
+        rows, columns = np.nonzero(near & (labels[block, None] != labels[start:]))
+        ends = (labels[start + rows], labels[start + columns])
+        pairs = coo_array((np.ones(len(rows), np.bool_), ends), (len(labels), len(labels)))
+        labels = connected_components(pairs, directed=False)[1][labels]
+    groups: dict[int, list[int]] = {}
+    for index, label in enumerate(labels.tolist()):
+        groups.setdefault(label, []).append(index)
+    return list(groups.values())
 
 
 def _choose(groups: list[list[int]], names: Sequence[str], wanted: Mapping[str, int], seed: int) -> set[int]:

@@ -6,9 +6,11 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from autolora.data.captions import split_tags, tag_key
 from autolora.data.sources import Picture
+from autolora.data.split import FEWEST_PICTURES
 from autolora.errors import DatasetError
 
 CLASS_WORDS = (
@@ -108,6 +110,51 @@ def check_trigger(pictures: Sequence[Picture], trigger: str) -> str:
     listed = ", ".join(spelling[tag] for tag in near or [tag for tag, _ in counts.most_common(3)])
     kind = "close to it" if near else "most frequent"
     raise DatasetError(f"dataset.trigger={trigger} is in no caption ({kind}: {listed}): name a tag of the captions")
+
+
+def concepts_by_tag(
+    pictures: Sequence[Picture], tags: Sequence[str] | None, trigger: str, class_word: str
+) -> tuple[Picture, ...]:
+    """The pictures of one folder with the sub-concept that their tags tell; of several folders as they are.
+
+    A picture belongs to the first of `tags` that it carries, else it stays with its folder. Without any given, tags of
+    uncommon words that never meet are taken where at least two of them, in three pictures or more each, leave none or
+    at least three pictures over.
+
+    Raises:
+        DatasetError: a given tag is in no caption, or the folders say already what the concepts are.
+    """
+    counts, spelling = _tag_counts(pictures), _spellings(pictures)
+    if len({picture.concept for picture in pictures}) > 1:
+        if tags:
+            raise DatasetError("dataset.concepts is for pictures in one folder, but there are several: remove it")
+        return tuple(pictures)
+    unknown = [tag for tag in tags or () if tag_key(tag) not in counts]
+    if unknown:
+        raise DatasetError(f"dataset.concepts: {', '.join(unknown)} in no caption: name tags of the captions")
+    chosen = [tag_key(tag) for tag in tags] if tags is not None else _exclusive_tags(pictures, trigger, class_word)
+    found = []
+    for picture in pictures:
+        own = {tag_key(tag) for tag in split_tags(picture.caption)}
+        concept = next((spelling[tag] for tag in chosen if tag in own), picture.concept)
+        found.append(replace(picture, concept=concept))
+    return tuple(found)
+
+
+def _exclusive_tags(pictures: Sequence[Picture], trigger: str, class_word: str) -> list[str]:
+    """Uncommon tags that never meet and, together, are in nearly all captions; none where there are not two."""
+    known = (tag_key(trigger), tag_key(class_word))
+    rows = [{tag_key(tag) for tag in split_tags(picture.caption)} for picture in pictures]
+    counts = _tag_counts(pictures)
+    chosen: list[str] = []
+    for tag, count in counts.most_common():
+        if count < FEWEST_PICTURES or tag in known or _is_common(tag):
+            continue
+        if not any(tag in row and row.intersection(chosen) for row in rows):
+            chosen.append(tag)
+    left = sum(not row.intersection(chosen) for row in rows)
+    enough = len(chosen) > 1 and (left == 0 or FEWEST_PICTURES <= left <= len(rows) / 5)
+    return chosen if enough else []
 
 
 def own_trigger(members: Sequence[Picture], others: Sequence[Picture], trigger: str, class_word: str) -> str:

@@ -109,9 +109,8 @@ def tag_frequency(concept: Concept) -> dict[str, int]:
 
 def _training(run: Run, dataset: Dataset, name: str, card: Card, made: datetime) -> dict[str, str]:
     """Recipe and length; kohya's steps are optimizer steps."""
-    settings, concepts = run.train, len(dataset.concepts)
-    per_epoch = run.steps_per_epoch(concepts)
-    optimizer_steps = run.optimizer_steps(concepts)
+    settings = run.train
+    per_epoch, optimizer_steps = run.steps_per_epoch(dataset), run.optimizer_steps(dataset)
     optimizer = ", ".join(f"{key}={value}" for key, value in dataclasses.asdict(run.optimizer).items())
     found = {
         "output_name": name,
@@ -163,16 +162,23 @@ def _base(model: BaseModel) -> dict[str, str]:
 def _pictures(run: Run, dataset: Dataset, model: BaseModel) -> dict[str, str]:
     """Folders, tags and sizes, as the programs that show a LoRA's tags expect them."""
     side, concepts = model.resolution, dataset.concepts
-    each = run.steps_of_each(len(concepts))
-    repeats = {c.name: max(1, round(each / len(c.pictures))) for c in concepts}
+    repeats = {
+        concept.name: max(1, round(steps / len(concept.pictures)))
+        for concept, steps in zip(concepts, run.steps_of(dataset), strict=True)
+    }
     names = {concept.name: f"{repeats[concept.name]}_{concept.name}" for concept in concepts}
     folders = {names[c.name]: {"n_repeats": repeats[c.name], "img_count": len(c.pictures)} for c in concepts}
     tags = {names[concept.name]: tag_frequency(concept) for concept in concepts}
-    bucket = {"resolution": [side, side], "count": run.steps_per_epoch(len(concepts))}
+    counts: dict[tuple[int, int], float] = {}
+    for concept, steps in zip(concepts, run.steps_of(dataset), strict=True):
+        for picture in concept.pictures:
+            frame = picture.frame or (side, side)
+            counts[frame] = counts.get(frame, 0.0) + steps / len(concept.pictures)
+    buckets = {str(i): {"resolution": list(f), "count": round(shown)} for i, (f, shown) in enumerate(counts.items())}
     return {
         "ss_dataset_dirs": json.dumps(folders, ensure_ascii=False),
         "ss_tag_frequency": json.dumps(tags, ensure_ascii=False),
-        "ss_bucket_info": json.dumps({"buckets": {"0": bucket}, "mean_img_ar_error": 0.0}),
+        "ss_bucket_info": json.dumps({"buckets": buckets}),
         "ss_resolution": f"({side}, {side})",
         "ss_num_reg_images": "0",
         "ss_reg_dataset_dirs": "{}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from autolora.errors import ConfigError
 
+MOST_CHUNKS = 3  # windows of the text encoder that a prompt may fill: 225 tokens of CLIP's 75
 MOST_STEPS = 500  # denoising steps; schedulers cannot take more than they have training timesteps
 
 
@@ -65,6 +67,16 @@ class ModelSettings:
             raise ConfigError(f"model.class_pictures must be at least 4, got {self.class_pictures}")
 
 
+def stack_contexts(contexts: Sequence[Tensor]) -> Tensor:
+    """Contexts of several lengths, each (tokens, dim), as one (B, tokens, dim).
+
+    Each is repeated to a common multiple of the lengths: cross-attention over repeated keys is that over the keys
+    themselves, so no prompt depends on what it is stacked with, as it would if it were padded.
+    """
+    length = math.lcm(*(len(context) for context in contexts))
+    return torch.stack([context.repeat(length // len(context), 1) for context in contexts])
+
+
 class BaseModel(Protocol):
     """A frozen latent diffusion model in evaluation mode.
 
@@ -78,6 +90,7 @@ class BaseModel(Protocol):
     resolution: int  # pixels; pictures are square
     latent_shape: tuple[int, int, int]  # (C, h, w)
     train_timesteps: int
+    prompt_tokens: int  # a prompt's own that the model reads: 75 for CLIP
     prediction_type: str  # "epsilon" or "v_prediction"
     device: torch.device
     dtype: torch.dtype
@@ -96,7 +109,14 @@ class BaseModel(Protocol):
         ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts to context, cut at the model's number of tokens; differentiable, so that callers choose."""
+        """Prompts to context, differentiable, so that callers choose.
+
+        A prompt longer than the text encoder's window is encoded in up to MOST_CHUNKS windows side by side.
+        """
+        ...
+
+    def tokens(self, prompt: str) -> list[str]:
+        """A prompt as the model reads it, without the tokens that begin, end and fill it; never cut."""
         ...
 
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from autolora.errors import ConfigError, ModelError
-from autolora.models.base import ModelSettings
+from autolora.models.base import MOST_CHUNKS, ModelSettings, stack_contexts
 from autolora.models.folders import AGAIN, check_sd1_folder, folder_hash, weight_files
 from autolora.paperdoll.weights import BASE
 
@@ -40,6 +40,7 @@ class StableDiffusion:
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         positions = self.text_encoder.config.max_position_embeddings
         self.max_tokens = min(self.tokenizer.model_max_length, positions)
+        self.prompt_tokens = self.max_tokens - 2  # one begins, one ends
         self._take_schedule(folder)
         self._take_size(resolution)
 
@@ -85,16 +86,34 @@ class StableDiffusion:
         return pixels
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """N prompts -> (N, tokens, dim), cut at the model's number of tokens."""
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.max_tokens,
-            truncation=True,
-            return_tensors="pt",
-        )
-        hidden: Tensor = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
-        return hidden
+        """N prompts -> (N, tokens, dim), long ones in several windows of the text encoder."""
+        windows = [self._windows(prompt) for prompt in prompts]
+        ids = torch.tensor([window for own in windows for window in own], device=self.device)
+        hidden: Tensor = self.text_encoder(ids).last_hidden_state
+        parts = torch.split(hidden, [len(own) for own in windows])
+        return stack_contexts([part.flatten(0, 1) for part in parts])
+
+    def _windows(self, prompt: str) -> list[list[int]]:
+        """A prompt's token ids, each window begun, ended and padded; cut after a comma where one is near its end.
+
+        A1111 cuts at the last comma of a window's last 20 tokens, too, so that no tag is torn apart.
+        """
+        room, rest = self.max_tokens - 2, self.tokenizer(prompt, add_special_tokens=False).input_ids
+        (comma,) = self.tokenizer(",", add_special_tokens=False).input_ids[-1:]
+        begin, end, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        windows: list[list[int]] = []
+        while len(windows) < MOST_CHUNKS and (rest or not windows):
+            cut = room
+            if len(rest) > room:
+                cut = next((i for i in range(room, room - 20, -1) if rest[i - 1] == comma), room)
+            own, rest = rest[:cut], rest[cut:]
+            windows.append([begin, *own, end, *[pad] * (room - len(own))])
+        return windows
+
+    def tokens(self, prompt: str) -> list[str]:
+        """The tokenizer's own pieces of a prompt, uncut; a piece that ends a word ends in `</w>`."""
+        pieces: list[str] = self.tokenizer.tokenize(prompt)
+        return pieces
 
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """The UNet's output for noisy latents."""

@@ -14,15 +14,23 @@ from autolora.paperdoll.look import Character, Look, Outfit, character_look, nov
 STEPS_PER_FOLDER = 100  # the repeats in a folder's name are chosen to come near this
 
 
-def caption(look: Look, character: Character, outfit: Outfit) -> str:
-    """A caption as the guide writes it: class word, triggers, then only what should stay changeable."""
-    v = look.values
-    words = dict.fromkeys([v["count"], character.trigger, outfit.trigger, v["expression"], v["pose"], v["background"]])
-    return ", ".join(words)
+def caption(look: Look, character: Character, outfit: Outfit, full: bool = False) -> str:
+    """A caption as the guide writes it: class word, triggers, then only what should stay changeable.
+
+    A full one is as a tagger writes it: everything that is seen, the character's own traits and marks too.
+    """
+    count, *seen = look.tags()
+    if not full:
+        seen = [look.values[group] for group in ("expression", "pose", "background")]
+    return ", ".join(dict.fromkeys([count, character.trigger, outfit.trigger, *seen]))
 
 
-def write_dataset(out: Path, seed: int, outfits: int = 2, images_per_outfit: int = 14, size: int = 64) -> Character:
+def write_dataset(
+    out: Path, seed: int, outfits: int = 2, images_per_outfit: int = 14, size: int = 64, full: bool = False
+) -> Character:
     """Write the novel character of a seed as `N_trigger outfit/` folders of PNG pictures with .txt captions.
+
+    Full captions name everything that is seen, for recipes that prune them themselves.
 
     Raises:
         ConfigError: impossible numbers.
@@ -45,5 +53,5 @@ def write_dataset(out: Path, seed: int, outfits: int = 2, images_per_outfit: int
             buffer = io.BytesIO()
             draw(look, rng, size).save(buffer, "PNG")
             write_atomic(folder / f"{index + 1:03d}.png", buffer.getvalue())
-            write_atomic(folder / f"{index + 1:03d}.txt", caption(look, character, outfit) + "\n")
+            write_atomic(folder / f"{index + 1:03d}.txt", caption(look, character, outfit, full) + "\n")
     return character

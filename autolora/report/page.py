@@ -36,44 +36,62 @@ def write_report(report: Report, path: Path) -> Path:
 
 def render_page(report: Report) -> str:
     """The whole page as HTML."""
-    environment = Environment(
+    best = report.trial(report.best)
+    return (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            report=report,
+            best=best,
+            rows=ranked(report),
+            compared=compared(report),
+            curves=[
+                (trial, name, charts.learning_curve(trial, report.bleed_limit)) for name, trial in _leading(report)
+            ],
+            other_curves=[
+                (trial, trial.recipe, charts.learning_curve(trial, report.bleed_limit))
+                for trial in report.trials
+                if len(trial.curve) > 1 and trial.number not in {t.number for _, t in _leading(report)}
+            ],
+            sweep=charts.weight_sweep(report.sweep, report.weight, report.bleed_limit) if report.sweep else "",
+            overview=charts.overview(report.trials, report.best, report.baselines.values()),
+            legend=charts.legend(),
+            interval=charts.interval,
+            parameters=parameters,
+            terms=TERM_NAMES,
+            series=charts.SERIES,
+            counts={
+                state: count
+                for state in ("complete", "pruned", "failed", "running")
+                if (count := _count(report, state))
+            },
+            style=style(),
+        )
+    )
+
+
+def environment() -> Environment:
+    """What renders the templates, with the filters that they use."""
+    made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "duration": duration,
         "number": number,
         "data_uri": data_uri,
         "pixelated": lambda image: max(image.size) <= LOSSLESS_UP_TO,
         "constraint": lambda name: CONSTRAINT_NAMES.get(name, name.replace("_", " ")),
     }
-    best = report.trial(report.best)
-    return environment.get_template("page.html.jinja").render(
-        report=report,
-        best=best,
-        rows=ranked(report),
-        compared=compared(report),
-        curves=[(trial, name, charts.learning_curve(trial, report.bleed_limit)) for name, trial in _leading(report)],
-        other_curves=[
-            (trial, trial.recipe, charts.learning_curve(trial, report.bleed_limit))
-            for trial in report.trials
-            if len(trial.curve) > 1 and trial.number not in {t.number for _, t in _leading(report)}
-        ],
-        sweep=charts.weight_sweep(report.sweep, report.weight, report.bleed_limit) if report.sweep else "",
-        overview=charts.overview(report.trials, report.best, report.baselines.values()),
-        legend=charts.legend(),
-        interval=charts.interval,
-        parameters=parameters,
-        terms=TERM_NAMES,
-        series=charts.SERIES,
-        counts={
-            state: count for state in ("complete", "pruned", "failed", "running") if (count := _count(report, state))
-        },
-        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
-    )
+    return made
+
+
+def style() -> Markup:
+    """The style sheet of every page."""
+    return Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
 
 
 def ranked(report: Report) -> list[TrialRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,11 @@ from torch.nn import functional as F
 from autolora.errors import ConfigError
 from autolora.models.base import BaseModel
 from autolora.scoring.intervals import Array
+
+REMEDY = (
+    "run once with HF_HUB_OFFLINE=0 in the environment to have it downloaded, or give the folder of one that is on "
+    "this machine: scoring.encoder=local-dir:FOLDER"
+)
 
 
 class Encoder(Protocol):
@@ -38,10 +44,15 @@ class OpenClip:
     def __init__(self, name: str, weights: str | None = None) -> None:
         import open_clip
 
+        logging.disable(logging.ERROR)  # it logs what it raises
         try:
             self.model, _, _ = open_clip.create_model_and_transforms(name, pretrained=weights)
         except Exception as error:  # open_clip raises whatever its hub client, its registry or its reader does
-            raise ConfigError(f"open_clip cannot load {name} {weights or ''}: {str(error).splitlines()[0]}") from error
+            raise ConfigError(
+                f"open_clip cannot load {name} {weights or ''} ({str(error).splitlines()[0]}): {REMEDY}"
+            ) from error
+        finally:
+            logging.disable(logging.NOTSET)
         self.model.eval().requires_grad_(False)
         self.tokenizer = open_clip.get_tokenizer(name)
         self.name = name
@@ -75,7 +86,7 @@ class Timm:
         try:
             self.model = timm.create_model(name, pretrained=True, num_classes=0).eval().requires_grad_(False)
         except Exception as error:  # timm raises whatever its hub client, its registry or its reader does
-            raise ConfigError(f"timm cannot load {name}: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"timm cannot load {name} ({str(error).splitlines()[0]}): {REMEDY}") from error
         config = timm.data.resolve_model_data_config(self.model)
         self.name = f"timm:{name}"
         self.side: tuple[int, int] = config["input_size"][-2:]

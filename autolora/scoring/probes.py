@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from autolora.data.captions import join_tags, split_tags
@@ -32,12 +32,21 @@ def of_groups(probes: Iterable[Probe], *groups: str, concept: str | None = None)
     return [p for p in probes if p.group in groups and concept in (None, p.concept)]
 
 
+def trigger_words(dataset: Dataset) -> list[str]:
+    """The words of triggers that are made of several, such as `mona` and `taco` of `Mona_Taco`."""
+    return _parts(dataset, lambda parts: parts if len(parts) > 1 else [])
+
+
 def neighbours(dataset: Dataset) -> list[str]:
     """What a prompt may hold by chance of the triggers: a word of several, else the first half of the only one."""
+    return _parts(dataset, lambda parts: parts if len(parts) > 1 else [p[: (len(p) + 1) // 2] for p in parts])
+
+
+def _parts(dataset: Dataset, choose: Callable[[list[str]], list[str]]) -> list[str]:
+    """What is chosen of each trigger's words, none of it a trigger or the class word itself."""
     triggers = dict.fromkeys([dataset.trigger, *(concept.trigger for concept in dataset.concepts)])
-    words = [re.findall(r"[^\W_]+", trigger) for trigger in triggers]
-    near = [word for parts in words for word in (parts if len(parts) > 1 else [p[: (len(p) + 1) // 2] for p in parts])]
-    return [word for word in dict.fromkeys(near) if word not in triggers and word != dataset.class_word]
+    chosen = [word for trigger in triggers for word in choose(re.findall(r"[^\W_]+", trigger))]
+    return [word for word in dict.fromkeys(chosen) if word not in triggers and word != dataset.class_word]
 
 
 def build_probes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -145,7 +145,11 @@ def _between(own: Array, siblings: Array) -> tuple[Cut, Array] | None:
 
 @torch.inference_mode()
 def decode(model: BaseModel, latents: LatentCache, pictures: Sequence[Picture]) -> Pictures:
-    """(N, H, W, 3) pictures passed through the VAE, else a margin would learn `drawn or decoded`."""
+    """(N, H, W, 3) pictures passed through the VAE, else a margin would learn `drawn or decoded`.
+
+    They are cropped to the model's own square whatever frame they are trained at: renders are square too.
+    """
+    pictures = [replace(picture, frame=None) for picture in pictures]
     found = []
     for start in range(0, len(pictures), 16):
         pixels = model.decode_latents(latents.latents(pictures[start : start + 16]))

@@ -9,11 +9,17 @@ import optuna
 from omegaconf import DictConfig
 
 from autolora import config as cfg
-from autolora.data.concepts import describe, load_dataset, step_ledger
-from autolora.errors import UNMEASURED_EXIT_CODE, ConfigError, StudyError
+from autolora.data.caption_recipe import apply_captions, caption_changes
+from autolora.data.captions_copy import write_copy
+from autolora.data.concepts import load_dataset, with_frames
+from autolora.errors import UNMEASURED_EXIT_CODE, ConfigError, DatasetError, StudyError
 from autolora.files import atomic_path, write_atomic
 from autolora.models import load_model
+from autolora.prepare.tag_folder import tag_folder, untagged
+from autolora.prepare.tagger import load_tagger
 from autolora.progress import Bars
+from autolora.report.sections import as_dict, print_sections, write_page
+from autolora.study.check import caption_sections, dataset_sections, measured_sections, recipe_section
 from autolora.study.export_best import export_best
 from autolora.study.finish import finish, study_report
 from autolora.study.lora_files import find_files, grid, print_table, read_files, score_files
@@ -27,21 +33,58 @@ from autolora.train.run import Run
 
 
 def check(config: DictConfig, study: str | None, arguments: list[str]) -> int:
-    """Show what would be trained; nothing is trained or written."""
-    dataset = load_dataset(cfg.dataset_settings(config))
-    print(describe(dataset))
+    """Show what would be trained and what it costs; `check.json` and a page go into the run's folder."""
+    settings = cfg.dataset_settings(config)
+    dataset = load_dataset(settings)
+    plan = None
     if study:
         plan, own = make_plan(config, study, arguments)
         runs = [plan.run(recipe, values) for recipe, values in own.items()]
     else:
         runs = [cfg.build_run(config)]
-    for run in runs:
-        print(f"\n{run.name}: steps are images shown")
-        concepts = len(dataset.concepts)
-        ledger = step_ledger(dataset, run.steps_of_each(concepts), run.train.epochs, run.steps_beside(concepts))
-        print(ledger.text())
     model = load_model(cfg.model_settings(config))
-    print(f"\nbase model: {model.name} ({model.architecture}, {model.resolution} px, weights {model.base_hash})")
+    dataset = with_frames(dataset, settings, model.resolution)
+    sections = [*dataset_sections(dataset), *caption_sections(dataset, model)]
+    sections += [recipe_section(run, dataset) for run in runs]
+    with Bars() as bars:
+        sections += measured_sections(config, runs, dataset, model, plan.settings.trials if plan else None, bars)
+    folder = plan.folder if plan else cfg.run_folder(config, runs[0].name)
+    facts = [f"{model.name} ({model.architecture}, {model.resolution} px, weights {model.base_hash})"]
+    print(f"{dataset.name} on {facts[0]}")
+    print_sections(sections)
+    write_atomic(folder / "check.json", json.dumps(as_dict(sections), indent=2))
+    print(f"\n{folder / 'check.json'}\n{write_page(dataset.name, facts, sections, folder / 'check.html')}")
+    return 0
+
+
+def tag(config: DictConfig, study: str | None, arguments: list[str]) -> int:
+    """Write a caption beside every picture that has none; captions that are there stay as they are."""
+    settings, path = cfg.tagger_settings(config), cfg.dataset_settings(config).path
+    if not path.strip():
+        raise DatasetError("no pictures given: add dataset.path=FOLDER")
+    paths = untagged(Path(path).expanduser())
+    tagger = load_tagger(settings.path) if paths else None
+    with Bars() as bars, bars.task("tagging", len(paths)) as advance:
+        if tagger:
+            tag_folder(paths, tagger, settings, advance)
+    print(f"wrote {len(paths)} captions; `autolora check dataset.path={path}` shows what they say")
+    return 0
+
+
+def captions(config: DictConfig, study: str | None, arguments: list[str]) -> int:
+    """Show what the caption recipe changes; with `out=FOLDER` write the pictures with their new captions there."""
+    dataset = load_dataset(cfg.dataset_settings(config))
+    run = cfg.build_run(config)
+    edited = apply_captions(run.captions, dataset, run.train.seed, run.train.keep_tags, held_out=True)
+    changes = caption_changes(dataset, edited)
+    for picture, old, new in changes:
+        print(f"{picture.concept}/{picture.path.name}\n  - {old}\n  + {new}")
+    print(f"{len(changes)} of {len(edited.pictures) + len(edited.held_out)} captions change")
+    if not config.out:
+        print("nothing is written: add out=FOLDER for a copy of the pictures with these captions")
+        return 0
+    out = Path(str(config.out)).expanduser()
+    print(f"wrote {write_copy(edited, out)} pictures with captions to {out}")
     return 0
 
 
@@ -133,7 +176,7 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     waiting = iter([Assignment(run, latest)])
     with Bars() as bars:
         work = open_workbench(config, [run], bars)
-        bar = bars.add(run.name, run.steps_per_epoch(len(work.bench.dataset.concepts)) * run.train.epochs)
+        bar = bars.add(run.name, run.steps_per_epoch(work.bench.dataset) * run.train.epochs)
         for ready in train_rounds(lambda: next(waiting, None), work.bench, lambda slot: bars.set(bar, slot.step)):
             checkpoint = ready[0].checkpoint
             assert checkpoint is not None

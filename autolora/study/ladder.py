@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from autolora.scoring.scorecard import Rendered, Scorecard, score
-from autolora.scoring.scorer import Scorer
+from autolora.scoring.scorecard import Scorecard
 from autolora.scoring.settings import ScoringSettings
 from autolora.study.trial import Point, judged, unpromising_point
 
@@ -13,7 +12,9 @@ ENOUGH = 5  # checkpoints that were likened to something, before validation loss
 MARGIN = 1.05  # how far beyond the worst of them a validation loss must lie
 
 
-def climb(blank: Point, seen: Sequence[Point], scorer: Scorer, render: Callable[[Scorer], Rendered]) -> Point:
+def climb(
+    blank: Point, seen: Sequence[Point], settings: ScoringSettings, judge: Callable[[Sequence[float]], Scorecard]
+) -> Point:
     """A checkpoint judged only as far up as it must be.
 
     By its validation loss where that says enough, by renders at the strongest weight where they settle it, else by
@@ -22,17 +23,15 @@ def climb(blank: Point, seen: Sequence[Point], scorer: Scorer, render: Callable[
     Args:
         blank: the checkpoint as its losses show it.
         seen: the points of the study so far, this trial's among them.
-        scorer: the search's score.
-        render: renders a scorer's probes at its weights.
+        settings: weights and limits.
+        judge: renders and scores at some weights; what it rendered before it need not render again.
     """
-    if predicted_undercooked(blank.val_ratios, seen, scorer.settings):
-        return unpromising_point(blank, scorer.settings.likeness_limit)
-    *others, strongest = sorted(scorer.settings.weights)
-    first = scorer.at(strongest)
-    pictures = render(first)
-    card = score(first, pictures)
-    if others and not settled(card, max(seen, key=lambda p: p.objective, default=None), scorer.settings):
-        card = score(scorer, {**pictures, **render(scorer.at(*others))})
+    if predicted_undercooked(blank.val_ratios, seen, settings):
+        return unpromising_point(blank, settings.likeness_limit)
+    card = judge([max(settings.weights)])
+    best = max(seen, key=lambda p: p.objective, default=None)
+    if len(settings.weights) > 1 and not settled(card, best, settings):
+        card = judge(settings.weights)
     return judged(blank, card)
 
 

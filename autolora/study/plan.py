@@ -35,15 +35,23 @@ class Plan:
     def own_values(self, recipe: str) -> dict[str, Any]:
         """A recipe's own value of every key that the study varies."""
         composed = cfg.compose("tune", [f"recipe={recipe}", *self.arguments], self.study_name)
-        values = {}
-        for key in self.space[recipe]:
-            node: Any = composed
-            for part in key.split("."):
-                if not isinstance(node, DictConfig) or part not in node:
-                    raise ConfigError(f"study.recipes.{recipe}.{key}: recipe {recipe} has no key `{key}`")
-                node = node[part]
-            values[key] = node
-        return values
+        return {key: _value(composed, recipe, key) for key in self.space[recipe]}
+
+
+def _value(config: DictConfig, recipe: str, key: str) -> Any:
+    """A key's value in a recipe's config; the steps of a concept that has none of its own are those of each.
+
+    Raises:
+        ConfigError: there is no such key.
+    """
+    if key.startswith("train.steps_of."):
+        return config.train.steps_of.get(key.removeprefix("train.steps_of."), config.train.steps_per_concept)
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node:
+            raise ConfigError(f"study.recipes.{recipe}.{key}: recipe {recipe} has no key `{key}`")
+        node = node[part]
+    return node
 
 
 def make_plan(config: DictConfig, study_name: str, arguments: Sequence[str]) -> tuple[Plan, dict[str, dict[str, Any]]]:

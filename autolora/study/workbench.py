@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from autolora import config as cfg
-from autolora.data.captions import join_tags, split_tags
-from autolora.data.concepts import Dataset, load_dataset, strip_triggers
-from autolora.data.sources import Picture
+from autolora.data.concepts import load_dataset, with_frames
 from autolora.errors import StudyError, Unmeasurable
 from autolora.models import load_model
 from autolora.models.base import RenderSettings
+from autolora.prepare.regularization import class_pictures, class_prompts
 from autolora.progress import Bars
-from autolora.sampling import BaseRenders
+from autolora.sampling import BaseRenders, Pictures
 from autolora.scoring.encoders import load_encoder
 from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, of_groups
 from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
@@ -60,7 +58,14 @@ class Workbench:
         blank = unrendered(checkpoint, self.base_losses)
         if self.scorer is None:
             return unmeasured_point(blank, self.unmeasured)
-        return climb(blank, seen, self.scorer, lambda rung: self.render(rung, bars))
+        scorer, pictures = self.scorer, dict[tuple[Probe, float], Pictures]()
+
+        def judge(weights: Sequence[float]) -> Scorecard:
+            rendered = {weight for _, weight in pictures}
+            pictures.update(self.render(scorer.at(*(w for w in weights if w not in rendered)), bars))
+            return score(scorer.at(*weights), pictures)
+
+        return climb(blank, seen, scorer.settings, judge)
 
     def score(self, scorer: Scorer, bars: Bars) -> Scorecard:
         """Score what is in the adapter's slot 0 by all of a scorer's probes."""
@@ -72,37 +77,6 @@ class Workbench:
             return render_probes(scorer, self.bench.model, self.bench.adapter, advance)
 
 
-def class_prompts(dataset: Dataset, class_tags: Sequence[str], count: int) -> list[str]:
-    """What `count` class pictures show: three of four the class word alone, the others with tags beside it.
-
-    The tags are the model's `class_tags`, or the training captions' visible ones where it has none. Without any the
-    prompts are no longer followed; with more of them likeness suffers, as the trigger has all of them against it.
-    (On development character 9 all, 3/4, 1/4 alone: likeness .78, .79, .59, bleed .04, .06, .19 by the oracle,
-    editability .49, .83, .91.)
-    """
-    captions = [strip_triggers(picture.caption, dataset) for picture in dataset.pictures]
-    tagged = [join_tags([dataset.class_word, *split_tags(tags)]) for tags in class_tags] or captions
-    return [tagged[i // 4 % len(tagged)] if i % 4 == 3 else dataset.class_word for i in range(count)]
-
-
-def class_pictures(
-    prompts: Sequence[str], renders: BaseRenders, first_seed: int, advance: Callable[[int], None] | None = None
-) -> tuple[Picture, ...]:
-    """The prompts as the base model draws them, as training pictures.
-
-    Their seeds lie apart from every probe's, so that bleed is not judged on what was trained.
-    """
-    shots = [(prompt, first_seed + i) for i, prompt in enumerate(prompts)]
-    renders.render(shots, advance)
-    found = []
-    for prompt, seed in shots:
-        path = renders.path(prompt, seed)
-        size = renders.model.resolution
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        found.append(Picture(path, prompt, "", size, size, digest))
-    return tuple(found)
-
-
 def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench:
     """Load model and pictures, encode, render and embed what is not cached yet.
 
@@ -112,14 +86,19 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
     kinds = {(run.adapter.targets, run.adapter.text_encoder) for run in runs}
     if len(kinds) > 1:
         raise StudyError("all recipes of a study must adapt the same layers (adapter.targets, adapter.text_encoder)")
-    dataset = load_dataset(cfg.dataset_settings(config))
+    source = cfg.dataset_settings(config)
+    dataset = load_dataset(source)
+    for run in runs:
+        run.steps_of(run.with_captions(dataset))  # what cannot be is refused before anything loads
     scoring, settings = cfg.scoring_settings(config), cfg.model_settings(config)
     encoder = load_encoder(scoring.encoder)
     model = load_model(settings)
+    dataset = with_frames(dataset, source, model.resolution)
     cache = Path(str(config.cache)).expanduser()
     latents, renders = LatentCache(model, cache / "latents"), BaseRenders(model, settings.render, cache / "renders")
     with bars.task("encoding pictures", len(dataset.pictures) + len(dataset.held_out)) as advance:
-        latents.latents([*dataset.pictures, *dataset.held_out], advance)
+        for picture in (*dataset.pictures, *dataset.held_out):
+            latents.latents([picture], advance=advance)
     with bars.task("rendering the base model", None) as advance:
         search = BaseRenders(model, settings.render.search, cache / "renders")
         scorer, unmeasured = None, ""
@@ -128,11 +107,11 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
         except Unmeasurable as error:
             unmeasured = str(error)
             bars.say(f"{unmeasured}; going on by validation loss alone")
-    shown: tuple[Picture, ...] = ()
-    if any(run.train.preserve_share for run in runs):
+    shown = dataset.regularization
+    if not shown and any(run.train.preserve_share or run.train.regularization_share for run in runs):
         with bars.task("rendering class pictures", settings.class_pictures) as advance:
             prompts = class_prompts(dataset, settings.class_tags, settings.class_pictures)
-            shown = class_pictures(prompts, renders, scoring.first_seed + 700_000, advance)
+            shown = class_pictures(prompts, renders, scoring.first_seed, advance)
     adapter = runs[0].adapter.attach(model.modules, slots=1, max_dim=max(run.adapter.dim for run in runs))
     bench = Bench(model, adapter, dataset, latents, PromptCache(model), shown)
     losses = validation_losses(model, dataset, latents, bench.prompts, adapter)

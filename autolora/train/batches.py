@@ -5,22 +5,26 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from autolora.data.captions import shuffle_tags
-from autolora.data.concepts import Dataset, epoch_order, without_triggers
-from autolora.data.sources import Picture, load_pixels
+from autolora.data.buckets import load_framed, load_mask
+from autolora.data.captions import drop_tags, shuffle_tags
+from autolora.data.concepts import Dataset, without_triggers
+from autolora.data.ledger import epoch_order
+from autolora.data.sources import Picture
 from autolora.files import atomic_path
-from autolora.models.base import BaseModel
+from autolora.models.base import BaseModel, stack_contexts
 from autolora.train.run import Run
 
-PURPOSES = ("adapter", "order", "captions", "noise", "timesteps", "weights")
+PURPOSES = ("adapter", "order", "captions", "noise", "timesteps", "weights", "flips")
 
 
 def generators(seed: int) -> dict[str, torch.Generator]:
@@ -29,33 +33,80 @@ def generators(seed: int) -> dict[str, torch.Generator]:
     return {purpose: torch.Generator().manual_seed(value) for purpose, value in seeds.items()}
 
 
+def latent_shape(model: BaseModel, frame: tuple[int, int] | None) -> tuple[int, int, int]:
+    """(C, h, w) of the latents of a picture in a frame; None is the model's own square."""
+    channels, side, _ = model.latent_shape
+    width, height = frame or (model.resolution, model.resolution)
+    return channels, height * side // model.resolution, width * side // model.resolution
+
+
 class LatentCache:
-    """Latents by picture content, kept in memory and on disk."""
+    """Latents and loss masks by picture content and frame, kept in memory and on disk."""
 
     def __init__(self, model: BaseModel, folder: Path) -> None:
         self.model, self.folder = model, folder
         self._memory: dict[str, Tensor] = {}
+        self._mask_hashes: dict[Path, str] = {}
 
-    def latents(self, pictures: Sequence[Picture], advance: Callable[[int], None] | None = None) -> Tensor:
-        """(N, C, h, w) scaled latents; what is not cached is encoded and kept."""
-        for picture in pictures:
-            if picture.sha256 not in self._memory:
-                self._memory[picture.sha256] = self._load(picture)
+    def latents(
+        self,
+        pictures: Sequence[Picture],
+        flips: Sequence[bool] = (),
+        advance: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """(N, C, h, w) scaled latents of pictures of one frame, mirrored where asked; what is new is encoded and kept.
+
+        A mirrored picture is encoded as such: a VAE does not commute with mirroring.
+        """
+        found = []
+        for picture, flip in zip(pictures, flips or [False] * len(pictures), strict=True):
+            found.append(self._known(self._key(picture, flip), partial(self._encode, picture, flip)))
             if advance:
                 advance(1)
-        return torch.stack([self._memory[p.sha256] for p in pictures]).to(self.model.device)
+        return torch.stack(found).to(self.model.device)
+
+    def masks(self, pictures: Sequence[Picture], flips: Sequence[bool]) -> Tensor | None:
+        """(N, 1, h, w) loss masks from 0 to 1 in the latents' cells, 1 for a picture without; None if none has one."""
+        if not any(picture.mask for picture in pictures):
+            return None
+        found = []
+        for picture, flip in zip(pictures, flips, strict=True):
+            found.append(self._known(f"{self._key(picture, flip)}-mask", partial(self._mask, picture, flip)))
+        return torch.stack(found).to(self.model.device)
+
+    def _known(self, key: str, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor from memory, from its file, or made and kept."""
+        if key not in self._memory:
+            path = self.folder / f"{key}.npy"
+            if path.is_file():
+                self._memory[key] = torch.from_numpy(np.load(path))
+            else:
+                self._memory[key] = make()
+                with atomic_path(path) as temporary:
+                    np.save(temporary, self._memory[key].numpy())
+        return self._memory[key]
+
+    def _framed(self, picture: Picture) -> Picture:
+        return picture if picture.frame else replace(picture, frame=(self.model.resolution, self.model.resolution))
+
+    def _key(self, picture: Picture, flip: bool) -> str:
+        width, height = self._framed(picture).frame or (0, 0)
+        parts = [picture.sha256[:32], self.model.base_hash, f"{width}x{height}"]
+        if picture.mask:  # it decides where the picture is cropped
+            if picture.mask not in self._mask_hashes:
+                self._mask_hashes[picture.mask] = hashlib.sha256(picture.mask.read_bytes()).hexdigest()[:16]
+            parts.append(self._mask_hashes[picture.mask])
+        return "-".join([*parts, *["mirrored"] * flip])
+
+    def _mask(self, picture: Picture, flip: bool) -> Tensor:
+        pixels = torch.from_numpy(load_mask(self._framed(picture), flip).copy())[None]
+        return F.adaptive_avg_pool2d(pixels, latent_shape(self.model, picture.frame)[1:])
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _load(self, picture: Picture) -> Tensor:
-        path = self.folder / f"{picture.sha256[:32]}-{self.model.base_hash}-{self.model.resolution}.npy"
-        if path.is_file():
-            return torch.from_numpy(np.load(path))
-        pixels = torch.from_numpy(load_pixels(picture.path, self.model.resolution).copy()).permute(2, 0, 1)
-        latent = self.model.encode_images(pixels[None].float() / 127.5 - 1)[0].cpu()
-        with atomic_path(path) as temporary:
-            np.save(temporary, latent.numpy())
-        return latent
+    def _encode(self, picture: Picture, flip: bool) -> Tensor:
+        pixels = torch.from_numpy(load_framed(self._framed(picture), flip).copy()).permute(2, 0, 1)
+        return self.model.encode_images(pixels[None].float() / 127.5 - 1)[0].cpu()
 
 
 class PromptCache:
@@ -75,7 +126,7 @@ class PromptCache:
                     self._known[caption] = self.model.encode_prompts([caption])[0]
         for caption in captions:
             self._known.move_to_end(caption)
-        found = torch.stack([self._known[c] for c in captions])
+        found = stack_contexts([self._known[c] for c in captions])
         while len(self._known) > self.size:
             self._known.popitem(last=False)
         return found
@@ -83,7 +134,7 @@ class PromptCache:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step of one run shows: B pictures, captions and flags, noise (B, C, h, w), timesteps and weights (B)."""
+    """What one step of one run shows: B pictures of one frame, their noise (B, C, h, w), timesteps and weights (B)."""
 
     pictures: tuple[Picture, ...]
     captions: tuple[str, ...]
@@ -91,6 +142,46 @@ class Batch:
     timesteps: Tensor
     preserved: tuple[bool, ...]  # where the base model's own prediction is the target
     weights: Tensor  # the LoRA weight that each is trained at
+    flips: tuple[bool, ...]  # which are mirrored
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pictures of one kind, and how many of them an epoch shows."""
+
+    pictures: tuple[Picture, ...]
+    steps: int
+    caption_dropout: float = 0.0
+    preserved: bool = False  # the base model's own prediction is the target
+    own: bool = False  # the dataset's: its tags are dropped, and it may be trained at the smaller weight
+
+
+def epoch_parts(run: Run, dataset: Dataset, class_pictures: Sequence[Picture]) -> list[Part]:
+    """What an epoch of a run shows: each concept's pictures, then what is shown beside them.
+
+    Guidance leads away from what an empty caption draws. Where that becomes the character, every other prompt is led
+    away from it, so class pictures lose their captions too; where it stays the base model's, the trigger is led too far
+    and burns. The pictures without triggers keep their captions.
+
+    Raises:
+        ValueError: class pictures are needed, but there are none.
+    """
+    settings, beside = run.train, run.steps_beside(dataset)
+    shown = tuple(class_pictures[: settings.class_pictures])
+    if not shown and (beside["class pictures"] or beside["regularization"]):
+        raise ValueError(
+            "train.preserve_share or train.regularization_share is above 0, but there are no class pictures"
+        )
+    parts = [
+        Part(concept.pictures, steps, settings.caption_dropout, own=True)
+        for concept, steps in zip(dataset.concepts, run.steps_of(dataset), strict=True)
+    ]
+    parts += [
+        Part(shown, beside["class pictures"], settings.preserve_dropout, preserved=True),
+        Part(without_triggers(dataset).pictures, beside["without triggers"], preserved=True),
+        Part(shown, beside["regularization"], settings.preserve_dropout),
+    ]
+    return [part for part in parts if part.steps]
 
 
 class Stream:
@@ -98,53 +189,55 @@ class Stream:
 
     def __init__(self, run: Run, dataset: Dataset, model: BaseModel, class_pictures: Sequence[Picture] = ()) -> None:
         self.run, self.model = run, model
-        beside = {"class pictures": tuple(class_pictures), "without triggers": without_triggers(dataset).pictures}
-        steps = {kind: count for kind, count in run.steps_beside(len(dataset.concepts)).items() if count}
-        if not all(beside[kind] for kind in steps):
-            raise ValueError("train.preserve_share is above 0, but there are no class pictures")
-        each = run.steps_of_each(len(dataset.concepts))
-        self.parts = [(concept.pictures, each) for concept in dataset.concepts]
-        self.parts += [(beside[kind], count) for kind, count in steps.items()]
-        self.pictures = [picture for pictures, _ in self.parts for picture in pictures]
-        self.first_preserved = len(dataset.pictures)
-        self.first_without_triggers = self.first_preserved + len(class_pictures)
+        self.parts = epoch_parts(run, run.with_captions(dataset), class_pictures)
+        self.pictures = [(picture, part) for part in self.parts for picture in part.pictures]
         self.generators = generators(run.train.seed)
-        self.queue: list[int] = []  # pictures still to show in this epoch
+        self.queue: list[list[int]] = []  # batches still to show in this epoch
 
     def next_batch(self) -> Batch:
-        """What the next step shows; an epoch's last batch may be short."""
-        settings = self.run.train
+        """What the next step shows; batches at the end of an epoch may be short."""
         if not self.queue:
-            self.queue = self._epoch()
-        picks, self.queue = self.queue[: settings.batch_size], self.queue[settings.batch_size :]
-        captions = tuple(self._caption(i) for i in picks)
-        noise = torch.randn(len(picks), *self.model.latent_shape, generator=self.generators["noise"])
+            self.queue = self._epoch(self.generators["order"])
+        picks = self.queue.pop(0)
+        chosen = [self.pictures[i] for i in picks]
+        captions = tuple(self._caption(picture.caption, part) for picture, part in chosen)
+        shape = latent_shape(self.model, chosen[0][0].frame)
+        noise = torch.randn(len(picks), *shape, generator=self.generators["noise"])
         steps = torch.randint(0, self.model.train_timesteps, (len(picks),), generator=self.generators["timesteps"])
-        preserved = tuple(i >= self.first_preserved for i in picks)
+        preserved = tuple(part.preserved for _, part in chosen)
         weak = torch.rand(len(picks), generator=self.generators["weights"]) < 0.5
-        weights = torch.where(weak & ~torch.tensor(preserved), settings.min_weight, 1.0)
-        return Batch(tuple(self.pictures[i] for i in picks), captions, noise, steps, preserved, weights)
+        weights = torch.where(weak & torch.tensor([part.own for _, part in chosen]), self.run.train.min_weight, 1.0)
+        mirrored = torch.rand(len(picks), generator=self.generators["flips"]) < 0.5
+        flips = tuple(bool(flip) and self.run.train.flip for flip in mirrored)
+        return Batch(tuple(p for p, _ in chosen), captions, noise, steps, preserved, weights, flips)
 
-    def _epoch(self) -> list[int]:
+    def optimizer_steps(self) -> int:
+        """Batches of the whole run from its start; they depend on which pictures the last pass of an epoch draws."""
+        order = generators(self.run.train.seed)["order"]
+        return sum(len(self._epoch(order)) for _ in range(self.run.train.epochs))
+
+    def _epoch(self, generator: torch.Generator) -> list[list[int]]:
+        """The batches of an epoch: a batch is shown when as many pictures of its frame have come up as it holds."""
         order, first = [], 0
-        for pictures, steps in self.parts:
-            order += [first + i for i in epoch_order(len(pictures), steps, self.generators["order"])]
-            first += len(pictures)
-        return [order[i] for i in torch.randperm(len(order), generator=self.generators["order"]).tolist()]
+        for part in self.parts:
+            order += [first + i for i in epoch_order(len(part.pictures), part.steps, generator)]
+            first += len(part.pictures)
+        batches: list[list[int]] = []
+        waiting: dict[tuple[int, int] | None, list[int]] = {}
+        for i in torch.randperm(len(order), generator=generator).tolist():
+            frame = self.pictures[order[i]][0].frame
+            waiting.setdefault(frame, []).append(order[i])
+            if len(waiting[frame]) == self.run.train.batch_size:
+                batches.append(waiting.pop(frame))
+        return [*batches, *waiting.values()]
 
-    def _caption(self, index: int) -> str:
-        """The caption as it is shown this time.
-
-        Guidance leads away from what an empty caption draws. Where that becomes the character, every other prompt is
-        led away from it, so class pictures lose their captions too; where it stays the base model's, the trigger is
-        led too far and burns. The pictures without triggers keep their captions.
-        """
-        settings, generator, caption = self.run.train, self.generators["captions"], self.pictures[index].caption
-        chance = 0.0
-        if index < self.first_without_triggers:
-            chance = settings.caption_dropout if index < self.first_preserved else settings.preserve_dropout
-        if chance and torch.rand((), generator=generator) < chance:
+    def _caption(self, caption: str, part: Part) -> str:
+        """The caption as it is shown this time."""
+        settings, generator = self.run.train, self.generators["captions"]
+        if part.caption_dropout and torch.rand((), generator=generator) < part.caption_dropout:
             return ""
+        if part.own and settings.tag_dropout:
+            caption = drop_tags(caption, settings.keep_tags, settings.tag_dropout, generator)
         return shuffle_tags(caption, settings.keep_tags, generator) if settings.shuffle_tags else caption
 
     def state(self) -> dict[str, Any]:

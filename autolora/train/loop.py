@@ -18,7 +18,7 @@ from autolora.models.base import BaseModel
 from autolora.train.batches import Batch, LatentCache, PromptCache, Stream
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.loss import diffusion_loss, validation_losses
-from autolora.train.run import Run
+from autolora.train.run import Run, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,9 @@ class Slot:
         self.norms: NormStats | None = None
         self.stopped = False
         self.losses: list[Tensor] = []
-        concepts = len(bench.dataset.concepts)
-        self.epoch_steps = self.run.steps_per_epoch(concepts)
+        self.epoch_steps = self.run.steps_per_epoch(bench.dataset)
         self.total_steps = self.epoch_steps * self.run.train.epochs
-        self.total_optimizer_steps = self.run.optimizer_steps(concepts)
+        self.total_optimizer_steps = self.stream.optimizer_steps()
         per_epoch = self.run.train.checkpoints_per_epoch
         self.marks = [round(self.epoch_steps * i / per_epoch) for i in range(1, self.run.train.epochs * per_epoch + 1)]
         self.checkpoint: Checkpoint | None = assignment.resume
@@ -172,19 +171,36 @@ def train_one(run: Run, bench: Bench) -> Iterator[Checkpoint]:
 
 
 def train_step(bench: Bench, active: dict[int, Slot]) -> None:
-    """One forward and backward of the base for all slots, then each slot's own optimizer step.
+    """A forward and backward of the base for all slots, then each slot's own optimizer step.
 
-    The batch is one segment a slot, padded to the longest; padding and empty slots carry no loss.
+    Slots whose batches have different frames take one after the other.
     """
     batches = {index: slot.stream.next_batch() for index, slot in active.items()}
+    losses: dict[int, Tensor] = {}
+    bench.adapter.clear_grads()
+    for frame in dict.fromkeys(batch.pictures[0].frame for batch in batches.values()):
+        together = {index: batch for index, batch in batches.items() if batch.pictures[0].frame == frame}
+        losses |= _backward(bench, together, {index: active[index].run.train for index in together})
+    bench.adapter.gather_grads()
+    for index, slot in active.items():
+        slot.advance(len(batches[index].pictures), losses[index])
+
+
+def _backward(bench: Bench, batches: dict[int, Batch], settings: dict[int, TrainSettings]) -> dict[int, Tensor]:
+    """The losses of batches of one frame by slot, after their backward pass.
+
+    What the model sees is one segment a slot, padded to the longest; padding and other slots carry no loss.
+    """
     longest = max(len(batch.pictures) for batch in batches.values())
     filler = next(iter(batches.values()))
     segments = [_padded(batches.get(index, filler), longest) for index in range(bench.adapter.slots)]
     pictures = [picture for segment in segments for picture in segment.pictures]
+    flips = [flip for segment in segments for flip in segment.flips]
     captions = [caption for segment in segments for caption in segment.captions]
     preserved = [i for i, flag in enumerate(flag for segment in segments for flag in segment.preserved) if flag]
     device = bench.model.device
-    clean = bench.latents.latents(pictures)
+    clean = bench.latents.latents(pictures, flips)
+    masks = bench.latents.masks(pictures, flips)
     noise = torch.cat([segment.noise for segment in segments]).to(device)
     timesteps = torch.cat([segment.timesteps for segment in segments]).to(device)
     noisy = bench.model.add_noise(clean, noise, timesteps)
@@ -195,16 +211,16 @@ def train_step(bench: Bench, active: dict[int, Slot]) -> None:
     if preserved:
         own = base_prediction(bench, noisy[preserved], timesteps[preserved], [captions[i] for i in preserved])
         target = target.index_copy(0, torch.tensor(preserved, device=device), own)
-    losses: list[Tensor] = []
-    for index, slot in active.items():
-        part = slice(index * longest, (index + 1) * longest)
-        each = diffusion_loss(bench.model, predicted[part], target[part], timesteps[part], slot.run.train.min_snr_gamma)
-        losses.append(each[: len(batches[index].pictures)].mean())
-    bench.adapter.clear_grads()
-    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-    bench.adapter.gather_grads()
-    for (index, slot), loss in zip(active.items(), losses, strict=True):
-        slot.advance(len(batches[index].pictures), loss.detach())
+    losses: dict[int, Tensor] = {}
+    for index, recipe in settings.items():
+        part = slice(index * longest, index * longest + len(batches[index].pictures))
+        weights = None if masks is None else masks[part] + (1 - masks[part]) * recipe.unmasked_weight
+        each = diffusion_loss(
+            bench.model, predicted[part], target[part], timesteps[part], recipe.min_snr_gamma, weights
+        )
+        losses[index] = each.mean()
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    return {index: loss.detach() for index, loss in losses.items()}
 
 
 @torch.no_grad()
@@ -229,4 +245,5 @@ def _padded(batch: Batch, length: int) -> Batch:
         batch.timesteps[order],
         tuple(batch.preserved[i] for i in order),
         batch.weights[order],
+        tuple(batch.flips[i] for i in order),
     )

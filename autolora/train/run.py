@@ -6,9 +6,13 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from autolora.adapters.lora import LoRA
+from autolora.data.caption_recipe import CaptionRecipe, apply_captions
+from autolora.data.captions import tag_key
+from autolora.data.concepts import Dataset
 from autolora.errors import ConfigError
 from autolora.optim.optimizers import AdamW, Prodigy
 from autolora.optim.schedules import Constant, Schedule
@@ -19,25 +23,36 @@ class TrainSettings:
     """How long and on what a run trains; steps are images shown."""
 
     epochs: int = 8
-    steps_per_concept: int = 1000  # per epoch and sub-concept
+    steps_per_concept: int | None = 1000  # per epoch and sub-concept; None: pictures x repeats, as the folders say
+    steps_of: Mapping[str, int] = field(default_factory=dict)  # the same of single sub-concepts, by name or trigger
     steps_main: int = 0  # per epoch of the main concept at least, which all sub-concepts together show
     batch_size: int = 4
     checkpoints_per_epoch: int = 1
     max_norm: float | None = None
     min_snr_gamma: float | None = 5.0
     preserve_share: float = 0.0  # pictures shown for each of the dataset's on which the base's own answer is the target
+    regularization_share: float = 0.0  # class pictures shown for each of the dataset's, trained on as they are
+    class_pictures: int | None = None  # how many different ones both of these use; None: all there are
     min_weight: float = 1.0  # LoRA weight that half of the pictures are trained at, the others at 1
     caption_dropout: float = 0.0  # share of the dataset's captions that are left empty
     preserve_dropout: float = 0.0  # the same of class pictures: keeps the empty caption the base model's own
     shuffle_tags: bool = True
+    tag_dropout: float = 0.0  # share of the tags after the kept ones that are left out, drawn at every showing
     keep_tags: int = 1
+    flip: bool = False  # half of the showings mirrored; not for what is lopsided
+    unmasked_weight: float = 0.1  # of the loss outside a picture's mask, where it has one
     seed: int = 0
 
     def __post_init__(self) -> None:
         mistakes = [
             f"train.{name} must be at least 1, got {getattr(self, name)}"
-            for name in ("epochs", "steps_per_concept", "batch_size", "checkpoints_per_epoch")
-            if getattr(self, name) < 1
+            for name in ("epochs", "steps_per_concept", "batch_size", "checkpoints_per_epoch", "class_pictures")
+            if getattr(self, name) is not None and getattr(self, name) < 1
+        ]
+        mistakes += [
+            f"train.steps_of.{name} must be a whole number of at least 1, got {steps!r}"
+            for name, steps in self.steps_of.items()
+            if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1
         ]
         if self.steps_main < 0:
             mistakes.append(f"train.steps_main must be 0 (none) or more, got {self.steps_main}")
@@ -45,13 +60,18 @@ class TrainSettings:
             mistakes.append(f"train.max_norm must be above 0 or null, got {self.max_norm}")
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
             mistakes.append(f"train.min_snr_gamma must be above 0 or null, got {self.min_snr_gamma}")
-        if not 0 <= self.preserve_share <= 4:
-            mistakes.append(f"train.preserve_share must be from 0 (none) to 4, got {self.preserve_share}")
+        mistakes += [
+            f"train.{name} must be from 0 (none) to 4, got {getattr(self, name)}"
+            for name in ("preserve_share", "regularization_share")
+            if not 0 <= getattr(self, name) <= 4
+        ]
+        if not 0 <= self.unmasked_weight <= 1:
+            mistakes.append(f"train.unmasked_weight must be from 0 to 1, got {self.unmasked_weight}")
         if not 0 < self.min_weight <= 1:
             mistakes.append(f"train.min_weight must be above 0 and at most 1, got {self.min_weight}")
         mistakes += [
             f"train.{name} must be 0 or more and below 1, got {getattr(self, name)}"
-            for name in ("caption_dropout", "preserve_dropout")
+            for name in ("caption_dropout", "preserve_dropout", "tag_dropout")
             if not 0 <= getattr(self, name) < 1
         ]
         if self.keep_tags < 0:
@@ -69,6 +89,7 @@ class Run:
     optimizer: AdamW | Prodigy = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Constant)
     train: TrainSettings = field(default_factory=TrainSettings)
+    captions: CaptionRecipe = field(default_factory=CaptionRecipe)
 
     def fingerprint(self) -> str:
         """16 hex digits that change with anything in the run."""
@@ -76,24 +97,59 @@ class Run:
         text = json.dumps([kinds, dataclasses.asdict(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def steps_of_each(self, concepts: int) -> int:
-        """Images of each of so many sub-concepts shown in one epoch: few of them are shown oftener."""
-        return max(self.train.steps_per_concept, math.ceil(self.train.steps_main / concepts))
+    def with_captions(self, dataset: Dataset) -> Dataset:
+        """The dataset with the captions that the run trains with.
 
-    def steps_per_epoch(self, concepts: int) -> int:
-        """Images shown in one epoch, those beside the concepts included."""
-        return self.steps_of_each(concepts) * concepts + sum(self.steps_beside(concepts).values())
-
-    def steps_beside(self, concepts: int) -> dict[str, int]:
-        """Images shown in one epoch beside the concepts, to keep the base model as it is, by kind.
-
-        Four of five are class pictures. The fifth is the dataset's own without its triggers: with class pictures alone
-        the visible tags still call the character; with own pictures alone the trigger outgrows its guidance and burns.
+        Raises:
+            DatasetError: its recipe cannot be applied to these captions.
         """
-        shown = round(self.steps_of_each(concepts) * concepts * self.train.preserve_share)
-        own = shown // 5
-        return {"class pictures": shown - own, "without triggers": own}
+        return apply_captions(self.captions, dataset, self.train.seed, self.train.keep_tags)
 
-    def optimizer_steps(self, concepts: int) -> int:
-        """Optimizer steps of the whole run."""
-        return self.train.epochs * math.ceil(self.steps_per_epoch(concepts) / self.train.batch_size)
+    def steps_of(self, dataset: Dataset) -> tuple[int, ...]:
+        """Images of each sub-concept shown in one epoch: few of them are shown oftener, to reach `steps_main`.
+
+        Raises:
+            ConfigError: steps are set for a sub-concept that the dataset does not have.
+        """
+        least = math.ceil(self.train.steps_main / len(dataset.concepts))
+        own = _steps_by_concept(self.train.steps_of, dataset)
+        found = []
+        for concept in dataset.concepts:
+            usual = self.train.steps_per_concept or sum(picture.repeats for picture in concept.pictures)
+            found.append(own.get(concept.name, max(usual, least)))
+        return tuple(found)
+
+    def steps_per_epoch(self, dataset: Dataset) -> int:
+        """Images shown in one epoch, those beside the concepts included."""
+        return sum(self.steps_of(dataset)) + sum(self.steps_beside(dataset).values())
+
+    def steps_beside(self, dataset: Dataset) -> dict[str, int]:
+        """Images shown in one epoch beside the concepts, against bleed, by kind.
+
+        Of those that keep the base model as it is four of five are class pictures. The fifth is the dataset's own
+        without its triggers: with class pictures alone the visible tags still call the character; with own pictures
+        alone the trigger outgrows its guidance and burns.
+        """
+        own = sum(self.steps_of(dataset))
+        preserved = round(own * self.train.preserve_share)
+        without = preserved // 5
+        regularization = round(own * self.train.regularization_share)
+        return {"class pictures": preserved - without, "without triggers": without, "regularization": regularization}
+
+    def optimizer_steps(self, dataset: Dataset) -> int:
+        """Optimizer steps of the whole run; somewhat more where pictures of several frames leave batches short."""
+        return self.train.epochs * math.ceil(self.steps_per_epoch(dataset) / self.train.batch_size)
+
+
+def _steps_by_concept(steps_of: Mapping[str, int], dataset: Dataset) -> dict[str, int]:
+    """`train.steps_of` by the concepts' names; a concept is called by its name, `_` for spaces, or by its trigger."""
+    names = {_plain(name): c.name for c in dataset.concepts for name in (c.name, c.trigger) if name != dataset.trigger}
+    unknown = [name for name in steps_of if _plain(name) not in names]
+    if unknown:
+        known = ", ".join(names) or "none that has a trigger of its own"
+        raise ConfigError(f"train.steps_of.{unknown[0]}: the dataset has no such sub-concept; it has {known}")
+    return {names[_plain(name)]: steps for name, steps in steps_of.items()}
+
+
+def _plain(name: str) -> str:
+    return tag_key(name).replace(" ", "_")

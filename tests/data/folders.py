@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,6 +42,38 @@ def write_zorak(root: Path, pictures: int = 8) -> Path:
             for fit in ("fit_a", "fit_b")
         },
     )
+
+
+def write_layouts(root: Path, out: Path) -> dict[str, Path]:
+    """A kohya-style or plain folder in every layout, by its name: what to give as the dataset's path.
+
+    Metadata lists the pictures backwards and no caption files lie beside them.
+    """
+    paths = {"folder": root}
+    images = [path.relative_to(root) for path in sorted(root.rglob("*.png"), reverse=True)]
+    captions = {image.as_posix(): (root / image).with_suffix(".txt").read_text(encoding="utf-8") for image in images}
+    for name in ("metadata.jsonl", "metadata.csv", "meta_cap.json", "kohya.jsonl"):
+        paths[name] = out / name / root.name
+        shutil.copytree(root, paths[name], ignore=shutil.ignore_patterns("*.txt"))
+
+    def write_lines(name: str, rows: Sequence[Mapping[str, object]]) -> None:
+        text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        (paths[name] / name).write_text(text, encoding="utf-8")
+
+    write_lines("metadata.jsonl", [{"file_name": image, "text": text} for image, text in captions.items()])
+    write_lines("kohya.jsonl", [{"image_path": image, "caption": text} for image, text in captions.items()])
+    with (paths["metadata.csv"] / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("file_name", "text"), *captions.items()])
+    entries = {}
+    for image, text in captions.items():  # absolute, without suffix, and split into caption and tags
+        caption, _, tags = text.partition(", ")
+        entries[str(paths["meta_cap.json"].absolute() / image)[:-4]] = {"caption": caption, "tags": tags}
+    (paths["meta_cap.json"] / "meta_cap.json").write_text(json.dumps(entries), encoding="utf-8")
+    folders = dict.fromkeys((root / image).parent for image in images)
+    subsets = [f"[[datasets.subsets]]\nimage_dir = {json.dumps(str(folder.absolute()))}" for folder in folders]
+    paths["toml"] = out / "dataset.toml"
+    paths["toml"].write_text("\n".join(["[[datasets]]", *subsets]), encoding="utf-8")
+    return paths
 
 
 def pictures_of(captions: Sequence[str], concept: str = "zorak") -> list[Picture]:

@@ -8,12 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autolora.data.captions import (
+    booru_key,
+    count_tags,
     drop_tags,
     escape_tag,
     has_tag,
+    is_sentence,
     join_tags,
+    mentions,
     replace_tag,
+    replace_trigger,
     shuffle_tags,
+    spell_tags,
     split_tags,
     strip_tag,
     tag_key,
@@ -99,3 +105,63 @@ def test_escapes_are_undone_and_never_doubled(tag: str) -> None:
     assert unescape_tag(escape_tag(tag)) == tag
     assert escape_tag(escape_tag(tag)) == escape_tag(tag)
     assert escape_tag("mona (game)") == r"mona \(game\)"
+
+
+@pytest.mark.parametrize(
+    ("caption", "sentence"),
+    [
+        ("a photo of sks man", True),
+        ("a photo of a woman, smiling", True),  # opens with an article
+        ("Zorak stands on the beach at night. She smiles, waving at the viewer.", True),
+        (
+            "zorak, fit_a, a girl with long hair stands on the beach and waves at someone",
+            True,
+        ),  # few commas, many words
+        ("1girl, zorak, looking at viewer, hair over one eye, holding another's wrist", False),
+        ("1girl, zorak, fit_a, smile, city, a girl waving at someone", False),  # tags with one phrase
+        ("1girl", False),
+        ("long_hair, looking_at_viewer_over_the_shoulder", False),
+        ("hair over one eye, 1girl, solo", False),  # long, but no article
+        ("", False),
+        (" , ", False),
+    ],
+)
+def test_sentences_are_told_from_tags(caption: str, sentence: bool) -> None:
+    assert is_sentence(caption) is sentence
+
+
+def test_a_trigger_is_found_and_replaced_in_sentences() -> None:
+    caption = "a photo of Zorak  \\(game\\) on a beach, zorak (game) waves, zoraks"
+    assert is_sentence(caption)
+    assert mentions(caption, "zorak (game)")
+    assert mentions(caption, r"ZORAK \(game\)")
+    assert not mentions(caption, "zora")
+    assert not mentions(caption, "each")
+    assert (
+        replace_trigger(caption, "zorak (game)", "blue hair, a beach, red eyes")
+        == "a photo of blue hair, red eyes on a beach, waves, zoraks"
+    )
+    assert replace_trigger(caption, "zora", "x") == caption
+    assert replace_trigger("a photo of zorak in the city", "zorak", "") == "a photo of in the city"
+    assert replace_trigger("1girl, zorak", "zorak", "red eyes, 1girl") == "1girl, red eyes"
+    assert mentions("1girl, Zorak", "zorak")
+    assert not mentions("1girl, zorak dress", "zorak")  # another tag
+
+
+def test_tags_are_counted_once_a_caption_in_all_spellings() -> None:
+    captions = ["long_hair, smile, Long hair", "long hair", "a photo of a girl with long hair", "long hair, ^_^"]
+    assert count_tags(captions) == {"long hair": 3, "smile": 1, "^ ^": 1}
+    assert list(count_tags(captions)) == ["long hair", "smile", "^ ^"]
+    assert spell_tags(captions) == {"long hair": "long hair", "smile": "smile", "^ ^": "^_^"}
+    assert booru_key(r"Mona_\(game\)") == "mona (game)"
+    assert booru_key("_") == "_"
+
+
+@quick
+@given(CAPTIONS, st.sampled_from(["a", "Z", "é"]))
+def test_a_replaced_trigger_is_gone(caption: str, trigger: str) -> None:
+    replaced = replace_trigger(caption, trigger, "new")
+    assert ("new" in replaced) == mentions(caption, trigger)
+    if is_sentence(replaced) == is_sentence(caption):  # a sentence may be too short for one afterwards
+        assert not mentions(replaced, trigger)
+    assert mentions(caption, trigger) or split_tags(replaced) == split_tags(caption)

@@ -1,19 +1,18 @@
-"""Triggers, class words, the step ledger and the order of an epoch."""
+"""Triggers, class words, sub-concepts by folder or tag, and the frames of a dataset."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from autolora.data import Concept, Dataset, DatasetSettings, describe, epoch_order, load_dataset, step_ledger
+from autolora.data.buckets import BucketSettings
+from autolora.data.concepts import DatasetSettings, load_dataset, with_frames
 from autolora.data.triggers import check_trigger, find_class_word, find_trigger, own_trigger
 from autolora.errors import ConfigError, DatasetError
-from tests.data.folders import pictures_of, write_concepts, write_zorak
+from tests.data.folders import noise_image, pictures_of, write_concepts, write_zorak
 
 
 def test_a_kohya_folder_becomes_a_dataset(tmp_path: Path) -> None:
@@ -26,10 +25,6 @@ def test_a_kohya_folder_becomes_a_dataset(tmp_path: Path) -> None:
     assert len(dataset.pictures) == 10
     assert Counter(p.concept for p in dataset.held_out) == {"zorak fit_a": 3, "zorak fit_b": 3}
     assert not {p.path for p in dataset.pictures} & {p.path for p in dataset.held_out}
-    text = describe(dataset)
-    assert "zorak-data: 10 pictures to train on, 6 held out" in text
-    assert "trigger: zorak (in 10 of 10 captions)" in text
-    assert "zorak fit_b  fit_b           5         3  24x24" in text
 
 
 def test_home_and_odd_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,67 +101,70 @@ def test_settings_are_checked() -> None:
         DatasetSettings("x", trigger="a, b", held_out_share=0.9, held_out_min=0)
 
 
-def _dataset(*concepts: tuple[str, list[str]]) -> Dataset:
-    made = tuple(Concept(f"zorak {t}", t, tuple(pictures_of(c, f"zorak {t}"))) for t, c in concepts)
-    return Dataset("zorak", Path(), "zorak", "1girl", made, ())
+def _one_folder(root: Path, left_over: int = 0) -> DatasetSettings:
+    """A plain folder of one character, whose two outfits only the tags tell."""
+    captions = [f"1girl, zorak, {fit}, {place}" for fit in ("fita", "fitb") for place in ("beach", "city", "sky") * 2]
+    return DatasetSettings(str(write_concepts(root / "mona", {"": captions + ["1girl, zorak, beach"] * left_over})))
 
 
-def test_the_ledger_counts_overlap() -> None:
-    dataset = _dataset(*((f, [f"1girl, zorak, {f}"] * n) for f, n in (("a", 50), ("b", 100), ("c", 8))))
-    ledger = step_ledger(dataset, 500, 8)
-    assert [(r.repeats, r.steps_per_epoch, r.steps_total, r.overlap) for r in ledger.concepts] == [
-        (10, 500, 4000, 1),
-        (5, 500, 4000, 1),
-        (62.5, 500, 4000, 1),
+def test_outfits_in_one_folder_are_told_by_tags_that_never_meet(tmp_path: Path) -> None:
+    dataset = load_dataset(_one_folder(tmp_path))
+    assert [(c.name, c.trigger, len(c.pictures)) for c in dataset.concepts] == [
+        ("fita", "fita", 3),
+        ("fitb", "fitb", 3),
     ]
-    character = ledger.character
-    assert (character.concept, character.images, character.steps_total) == ("zorak", 158, 12000)
-    assert character.overlap == 3
-    assert (ledger.steps_per_epoch, ledger.steps_total) == (1500, 12000)
-    assert ledger.text().splitlines()[0].split() == ["images", "repeats", "steps/epoch", "steps", "overlap"]
-    assert ledger.text().splitlines()[-1].split() == ["zorak", "158", "9.5", "1500", "12000", "x3"]
 
 
-def test_captions_without_the_trigger_do_not_train_it() -> None:
-    dataset = _dataset(("a", ["zorak, a"] * 5 + ["a"] * 5), ("b", ["zorak, b"] * 4))
-    assert step_ledger(dataset, 100, 2).character.overlap == 1.5
-    shared = Dataset(
-        "x",
-        Path(),
-        "zorak",
-        "1girl",
-        tuple(Concept(c.name, "zorak", c.pictures) for c in dataset.concepts),
-        (),
-    )
-    assert [row.overlap for row in step_ledger(shared, 100, 2).rows] == [1.5, 1.5, 1.5]
+def test_outfits_are_not_guessed_where_much_is_left_over_but_can_be_named(tmp_path: Path) -> None:
+    settings = _one_folder(tmp_path, left_over=6)
+    assert [c.name for c in load_dataset(settings).concepts] == ["mona"]
+    named = load_dataset(replace(settings, concepts=("fitb",)))
+    assert {c.name: len(c.pictures) + sum(p.concept == c.name for p in named.held_out) for c in named.concepts} == {
+        "mona": 12,
+        "fitb": 6,
+    }
+    with pytest.raises(DatasetError, match=r"dataset\.concepts: fitc in no caption"):
+        load_dataset(replace(settings, concepts=("fita", "fitc")))
+    several = str(write_zorak(tmp_path / "several"))
+    with pytest.raises(DatasetError, match=r"dataset\.concepts is for pictures in one folder"):
+        load_dataset(DatasetSettings(several, concepts=("fit_a",)))
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.integers(1, 300), st.integers(1, 9))
-def test_ledger_and_epoch_order_agree(sizes: list[int], steps: int, epochs: int) -> None:
-    dataset = _dataset(*((f"f{i}", [f"zorak, f{i}"] * n) for i, n in enumerate(sizes)))
-    ledger = step_ledger(dataset, steps, epochs)
-    generator = torch.Generator().manual_seed(1)
-    shown = 0
-    for concept, row in zip(dataset.concepts, ledger.concepts, strict=True):
-        for _ in range(epochs):
-            order = epoch_order(len(concept.pictures), steps, generator)
-            shown += len(order)
-            counts = Counter(order)
-            assert all(abs(counts[i] - row.repeats) < 1 for i in range(row.images))
-            assert set(order) <= set(range(row.images))
-    assert shown == ledger.steps_total == ledger.character.steps_total
-    assert ledger.character.overlap == pytest.approx(len(sizes))
+def test_regularization_pictures_are_each_there_once_and_never_a_training_picture(tmp_path: Path) -> None:
+    root, others = write_zorak(tmp_path / "zorak"), tmp_path / "reg"
+    write_concepts(others, {"1_1girl": ["1girl"] * 3}, first_seed=100)
+    for copy, original in (("again.png", others / "1_1girl" / "000.png"), ("own.png", next(root.rglob("*.png")))):
+        (others / "1_1girl" / copy).write_bytes(original.read_bytes())
+    dataset = load_dataset(DatasetSettings(str(root), regularization=str(others)))
+    assert len(dataset.regularization) == 3 and {p.caption for p in dataset.regularization} == {"1girl"}
+    assert dataset.notes == ("2 regularization pictures are copies of others or of training pictures and left out",)
 
 
-def test_epoch_order_is_seeded_shuffled_and_checked() -> None:
-    def order(seed: int) -> list[int]:
-        return epoch_order(10, 25, torch.Generator().manual_seed(seed))
+def test_every_picture_gets_its_frame(tmp_path: Path) -> None:
+    root = write_zorak(tmp_path / "zorak")
+    for number, size in enumerate(((60, 30), (62, 31), (30, 60), (64, 64))):
+        noise_image(50 + number, size).save(root / "10_zorak fit_a" / f"00{number}.png")
+    settings = DatasetSettings(str(root), buckets=BucketSettings(count=3, step=8))
+    framed = with_frames(load_dataset(settings), settings, 32)
+    shapes = {(p.width > p.height) - (p.width < p.height): p.frame for p in (*framed.pictures, *framed.held_out)}
+    assert shapes[0] == (32, 32) and len(set(shapes.values())) == 3
+    assert all(w * h <= 32 * 32 and w % 8 == h % 8 == 0 for w, h in shapes.values() if w and h)
+    square = with_frames(load_dataset(settings), replace(settings, buckets=BucketSettings(count=1, step=8)), 32)
+    assert {p.frame for p in (*square.pictures, *square.held_out)} == {(32, 32)}
 
-    assert order(1) == order(1) != order(2)
-    assert order(1)[:10] != order(1)[10:20]
-    assert sorted(order(1)[:10]) == sorted(order(1)[10:20]) == list(range(10))
-    for images, steps in ((0, 3), (3, -1)):
-        with pytest.raises(ValueError, match="at least one image"):
-            epoch_order(images, steps, torch.Generator())
-    assert epoch_order(3, 0, torch.Generator()) == []
+
+def test_small_pictures_are_left_out_where_nothing_may_be_enlarged(tmp_path: Path) -> None:
+    root = write_zorak(tmp_path / "zorak")  # 24 px
+    for path in sorted((root / "10_zorak fit_a").glob("*.png"))[2:]:
+        noise_image(ord(path.stem[-1]), (40, 40)).save(path)
+    for path in (root / "10_zorak fit_b").glob("*.png"):
+        noise_image(200 + ord(path.stem[-1]), (40, 40)).save(path)
+    settings = DatasetSettings(str(root), upscale=False, buckets=BucketSettings(step=8))
+    dataset = load_dataset(settings)
+    framed = with_frames(dataset, settings, 32)
+    small = [p.path.name for p in dataset.pictures if p.width == 24]
+    assert small and framed.notes == tuple(f"{name}: smaller than its bucket and left out" for name in small)
+    assert {p.width for p in framed.pictures} == {40}
+    assert len(with_frames(dataset, replace(settings, upscale=True), 32).pictures) == len(dataset.pictures)
+    with pytest.raises(DatasetError, match=r"smaller than what is trained on and dataset\.upscale is false"):
+        with_frames(dataset, settings, 64)

@@ -7,11 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from autolora.data.sources import load_image, load_pixels, read_folder
+from autolora.data.sources import read_folder, read_source
 from autolora.errors import DatasetError
 from tests.data.folders import noise_image, write_concepts, write_zorak
 
@@ -30,12 +28,12 @@ def test_kohya_folders_in_a_fixed_order(tmp_path: Path) -> None:
 def test_plain_folder_is_one_concept_and_every_image_kind_is_read(tmp_path: Path) -> None:
     root = tmp_path / "mona"
     root.mkdir()
-    for i, suffix in enumerate(("png", "jpg", "JPEG", "webp", "bmp")):
+    for i, suffix in enumerate(("png", "jpg", "JPEG", "webp", "bmp", "avif")):
         noise_image(i).save(root / f"{suffix}.{suffix}")
         (root / f"{suffix}.{'caption' if i % 2 else 'txt'}").write_text(f"mona, {suffix}")
     pictures = read_folder(root)
     assert {p.concept for p in pictures} == {"mona"}
-    assert {p.caption for p in pictures} == {f"mona, {s}" for s in ("png", "jpg", "JPEG", "webp", "bmp")}
+    assert {p.caption for p in pictures} == {f"mona, {s}" for s in ("png", "jpg", "JPEG", "webp", "bmp", "avif")}
 
 
 def test_junk_is_ignored_and_captions_are_read_as_written(tmp_path: Path) -> None:
@@ -94,8 +92,8 @@ def _zero_bytes(root: Path) -> None:
     (root / "3_mona" / "000.png").write_bytes(b"")
 
 
-def _avif(root: Path) -> None:
-    (root / "3_mona" / "x.avif").write_bytes(b"x")
+def _unread_kind(root: Path) -> None:
+    (root / "3_mona" / "x.jxl").write_bytes(b"x")
 
 
 def _empty_concept(root: Path) -> None:
@@ -114,6 +112,28 @@ def _loose(root: Path) -> None:
     noise_image(0).save(root / "loose.png")
 
 
+def _no_repeats(root: Path) -> None:
+    write_concepts(root, {"0_dress": ["a"]})
+
+
+def _mask(root: Path, size: tuple[int, int] = (24, 24), name: str = "000.mask.png") -> None:
+    (root / "3_mona" / "masks").mkdir(exist_ok=True)
+    noise_image(0, size).save(root / "3_mona" / name)
+
+
+def _two_masks(root: Path) -> None:
+    _mask(root)
+    _mask(root, name="masks/000.png")
+
+
+def _mask_of_another_shape(root: Path) -> None:
+    _mask(root, (48, 49))
+
+
+def _no_mask(root: Path) -> None:
+    (root / "3_mona" / "000-masklabel.png").write_bytes(b"x")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -125,11 +145,15 @@ def _loose(root: Path) -> None:
         (_truncated_jpeg, "000.jpg: broken (image file is truncated"),
         (_no_picture, "000.png: broken, or no picture at all: replace or remove it"),
         (_zero_bytes, "000.png: an empty file: replace or remove it"),
-        (_avif, "x.avif: .avif pictures cannot be read yet: save it as .png"),
+        (_unread_kind, "x.jxl: .jxl pictures cannot be read yet: save it as .png"),
         (_empty_concept, "5_mona dress: no images: add pictures with captions or remove the folder"),
         (_nameless_concept, "5_: no class tokens after the number: rename it, such as `5_mona`"),
         (_number_forgotten, "dress: a folder of pictures without a number"),
         (_loose, "loose.png: lies beside the concept folders: move it into one of them"),
+        (_no_repeats, "0_dress: 0 repeats: rename it to `1_dress`, or to `_dress` to leave it out"),
+        (_two_masks, f"000.png: 000.mask.png and {Path('masks/000.png')} are both its mask: keep one of them"),
+        (_mask_of_another_shape, "000.png: its mask 000.mask.png has another shape (48x49, the picture 24x24): cut it"),
+        (_no_mask, "000.png: its mask 000-masklabel.png is broken, or no picture at all: replace or remove it"),
     ],
 )
 def test_each_mistake_is_one_line_with_file_and_remedy(
@@ -148,7 +172,7 @@ def test_each_mistake_is_one_line_with_file_and_remedy(
 
 def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
     root = write_concepts(tmp_path, {"3_mona": ["mona"] * 60})
-    for spoil in (_avif, _empty_concept, _loose):
+    for spoil in (_unread_kind, _empty_concept, _loose):
         spoil(root)
     (root / "3_mona" / "007.png").write_bytes(b"")
     (root / "3_mona" / "007.txt").write_text("")
@@ -158,9 +182,9 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
     assert lines[0] == f"{root}: 4 problems"
     assert len(lines) == 5
     assert any("007.png" in line and "empty:" in line and "an empty file" in line for line in lines)
-    for caption in (root / "3_mona").glob("*.txt"):
+    for caption in sorted((root / "3_mona").glob("*.txt"))[1:]:
         caption.unlink()
-    with pytest.raises(DatasetError, match=r"63 problems[\s\S]*\.\.\. and 23 more$"):
+    with pytest.raises(DatasetError, match=r"62 problems[\s\S]*\.\.\. and 22 more$"):
         read_folder(root)
 
 
@@ -168,12 +192,16 @@ def test_a_path_that_is_no_folder_of_pictures(tmp_path: Path) -> None:
     write_concepts(tmp_path / "Zorak", {"img/3_mona": ["a"]})
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.zip").write_text("")
+    (tmp_path / "dataset.toml").write_text("")
     write_concepts(tmp_path / "unnumbered", {"fit_a": ["a"], "fit_b": ["b"]})
     cases = {
         "zorak ": f"no such folder: did you mean {tmp_path / 'Zorak'}?",
         "Zorrak/img/3_mona": f"no such folder: did you mean {tmp_path / 'Zorak'}?",
         "qqqqqqqqq": "no such folder: give dataset.path=FOLDER",
-        "a.zip": "is a file: dataset.path takes a folder",
+        "a.zip": "is a file: dataset.path takes a folder of pictures, or a .toml, .json, .jsonl, .csv file",
+        "x" * 999: "no such folder: give",
+        "qqqqqqqqq.csv": "no such file: give dataset.path=FOLDER",
+        "dataset.tml": f"no such folder: did you mean {tmp_path / 'dataset.toml'}?",
         "empty": "no images: put png, jpg",
         "Zorak": f"no images here, but there are in `img`: give dataset.path={tmp_path / 'Zorak' / 'img'}",
         "unnumbered": "rename it to `1_fit_b`",
@@ -196,39 +224,71 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
         read_folder(root)
 
 
-def test_pixels_are_upright_covered_cropped_and_on_white(tmp_path: Path) -> None:
-    wide = Image.new("RGB", (30, 10), "red")
-    wide.paste("blue", (10, 0, 20, 10))
-    wide.save(tmp_path / "wide.png")
-    assert load_pixels(tmp_path / "wide.png", 10).shape == (10, 10, 3)
-    assert (load_pixels(tmp_path / "wide.png", 10) == (0, 0, 255)).all()  # the middle, unscaled
-    assert load_pixels(tmp_path / "wide.png", 12, 20).shape == (20, 12, 3)
-
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn right to see it upright
-    turned = Image.new("RGB", (30, 10), "red")
-    turned.paste("blue", (0, 0, 15, 10))
-    turned.save(tmp_path / "turned.png", exif=exif)
-    assert load_image(tmp_path / "turned.png").size == (10, 30)
-    (tmp_path / "turned.txt").write_text("a")
-    (tmp_path / "wide.txt").write_text("a")
-    assert {(p.width, p.height) for p in read_folder(tmp_path)} == {(10, 30), (30, 10)}
-    assert (load_pixels(tmp_path / "turned.png", 10, 30)[0] == (0, 0, 255)).all()
-
-    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    clear.putpixel((0, 0), (255, 0, 0, 128))
-    for name in ("clear.png", "clear.webp"):
-        clear.save(tmp_path / name, lossless=True)
-        pixels = load_pixels(tmp_path / name, 4)
-        assert (pixels[1:] == 255).all()
-        assert np.abs(pixels[0, 0].astype(int) - (255, 127, 127)).max() <= 1
-    clear.convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png", transparency=0)
-    assert load_image(tmp_path / "palette.png").mode == "RGB"
+def test_folder_names_tell_repeats_and_concept(tmp_path: Path) -> None:
+    root = write_concepts(tmp_path / "zorak", {"10_zorak fit_a": ["a"], "2_zorak": ["b"]})
+    assert [(p.concept, p.repeats) for p in read_folder(root)] == [("zorak fit_a", 10), ("zorak", 2)]
+    assert [(p.concept, p.repeats) for p in read_folder(root / "10_zorak fit_a")] == [("zorak fit_a", 10)]
 
 
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
-    grey = np.full((4, 4), 32768, dtype=np.uint16)
-    Image.fromarray(grey).save(tmp_path / "deep.png")
-    assert (load_pixels(tmp_path / "deep.png", 4) == 128).all()
-    with pytest.raises(DatasetError, match="cannot be read any more"):
-        load_pixels(tmp_path / "gone.png", 4)
+def test_class_tokens_are_the_caption_only_where_a_folder_has_none(tmp_path: Path) -> None:
+    root = write_concepts(tmp_path, {"1_mona": ["a"] * 2, "2_mona dress": ["b"] * 2})
+    for file in (root / "2_mona dress").glob("*.txt"):
+        file.unlink()
+    source = read_source(root)
+    assert [p.caption for p in source.pictures] == ["a", "a", "mona dress", "mona dress"]
+    assert source.notes == ("2_mona dress: no caption files, so every picture is captioned `mona dress`",)
+    (root / "2_mona dress" / "001.txt").write_text("b")
+    with pytest.raises(DatasetError, match=r"000.png: no caption: write its tags into 000.txt"):
+        read_source(root)
+
+
+def test_masks_are_found_by_name_and_are_no_pictures(tmp_path: Path) -> None:
+    root = write_concepts(tmp_path, {"3_mona": ["mona"] * 4})
+    for name, size in (("000.mask.png", (24, 24)), ("001-masklabel.png", (48, 48)), ("masks/002.png", (240, 241))):
+        _mask(root, size, name)
+    (root / "3_mona" / "_stray.mask.png").write_bytes(b"never read")
+    source = read_source(root)
+    masks = [p.mask.name if p.mask else None for p in source.pictures]
+    assert masks == ["000.mask.png", "001-masklabel.png", "002.png", None]
+    assert source.notes == ("3_mona: taken for masks, but of no picture: _stray.mask.png",)
+
+
+def test_a_folder_of_masks_is_no_concept(tmp_path: Path) -> None:
+    root = write_concepts(tmp_path, {"": ["mona"]})
+    (root / "masks").mkdir()
+    noise_image(0).save(root / "masks" / "000.png")
+    assert [p.mask for p in read_folder(root)] == [root / "masks" / "000.png"]
+
+
+def test_regularization_needs_no_captions(tmp_path: Path) -> None:
+    root = write_zorak(tmp_path / "zorak", 1)
+    numbered = write_concepts(tmp_path / "reg", {"1_1girl": ["1girl, solo", "x"]})
+    (numbered / "1_1girl" / "001.txt").unlink()
+    plain = write_concepts(tmp_path / "a_red dress", {"": ["x"]})
+    (plain / "000.txt").unlink()
+    source = read_source(root, numbered)
+    assert [p.caption for p in source.regularization] == ["1girl, solo", "1girl"]
+    assert {p.concept for p in source.regularization} == {"1girl"}
+    assert source.pictures == tuple(read_folder(root))
+    assert [p.caption for p in read_source(root, plain).regularization] == ["a red dress"]
+
+
+def test_problems_of_regularization_come_with_the_others(tmp_path: Path) -> None:
+    root = write_zorak(tmp_path / "zorak", 1)
+    (root / "10_zorak fit_a" / "000.png").write_bytes(b"")
+    reg = write_concepts(tmp_path / "reg", {"": ["a"]})
+    (reg / "000.png").write_bytes(b"")
+    with pytest.raises(DatasetError) as caught:
+        read_source(root, reg)
+    assert f"{reg / '000.png'}: an empty file" in str(caught.value) and "fit_a" in str(caught.value)
+    with pytest.raises(DatasetError, match=r"no such folder of pictures: correct dataset.regularization"):
+        read_source(root, tmp_path / "nothing")
+    with pytest.raises(DatasetError, match="both trained and regularization"):
+        read_source(root, root)
+
+
+def test_nothing_is_written(tmp_path: Path) -> None:
+    root = write_zorak(tmp_path, 2)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    read_source(root)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before

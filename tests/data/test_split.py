@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from unittest.mock import patch
@@ -10,17 +11,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from autolora.data import split
 from autolora.data.sources import Picture, read_folder
-from autolora.data.split import NEAR_DUPLICATE_BITS, hash_distances, split_held_out, wanted_held_out
+from autolora.data.split import NEAR_DUPLICATE_BITS, difference_hashes, split_held_out, wanted_held_out
 from autolora.errors import DatasetError
 from tests.data.folders import noise_image, write_concepts
 
 
 def _by_concept(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
     return {name: [p for p in pictures if p.concept == name] for name in dict.fromkeys(p.concept for p in pictures)}
+
+
+def _distances(hashes: NDArray[np.bool_]) -> NDArray[np.int_]:
+    """In how many bits any two differ, (n, n)."""
+    return (hashes[:, None] != hashes[None, :]).sum(axis=2)
 
 
 def _check(concepts: Mapping[str, Sequence[Picture]], seed: int = 0) -> tuple[Picture, ...]:
@@ -78,7 +85,7 @@ def test_near_duplicates_stay_on_one_side(tmp_path: Path) -> None:
         kept = {p.path.name[0] for p in concepts["a"] if p not in held_out}
         assert not held & kept
     original = [p for p in concepts["a"] if p.path.stem == p.path.name[0]]
-    distances = hash_distances(original)
+    distances = _distances(difference_hashes(original))
     assert distances[~np.eye(len(original), dtype=bool)].min() > NEAR_DUPLICATE_BITS
 
 
@@ -106,10 +113,9 @@ def test_alike_pictures_can_still_be_split_but_copies_cannot(tmp_path: Path) -> 
 
 def test_a_chain_of_near_duplicates_stays_on_one_side() -> None:
     pictures = [Picture(Path(str(i)), "", "a", 8, 8, str(i)) for i in range(9)]
-    places = np.array([8, 0, 12, 4, 100, 200, 300, 400, 500])  # each of 0, 4, 8, 12 is near the next one only
-    distances = np.abs(places[:, None] - places[None, :]).astype(np.int16)
-    np.fill_diagonal(distances, -1)
-    with patch.object(split, "hash_distances", return_value=distances):
+    places = np.array([8, 0, 12, 4, 20, 30, 40, 50, 60])  # each of 0, 4, 8, 12 is near the next one only
+    hashes = np.arange(64) < places[:, None]  # bits that differ: how far two places lie apart
+    with patch.object(split, "difference_hashes", return_value=hashes):
         for seed in range(10):
             _, held_out = split_held_out({"a": pictures}, 0.15, 3, seed)
             assert not set(pictures[:4]) & set(held_out)  # four together are more than the three wanted
@@ -142,9 +148,8 @@ def test_no_training_picture_is_near_a_held_out_one(
         for c, numbers in enumerate(drawn)
     }
     flat = np.array([n for numbers in drawn for n in numbers])
-    distances = np.where(flat[:, None] == flat[None, :], 4, 5).astype(np.int16)
-    np.fill_diagonal(distances, -1)
-    with patch.object(split, "hash_distances", return_value=distances):
+    looks = np.random.default_rng(0).random((200, 64)) < 0.5  # far apart
+    with patch.object(split, "difference_hashes", return_value=looks[flat]):
         train, held_out = split_held_out(concepts, share, minimum, seed)
     number = dict(zip((p.path for c in concepts.values() for p in c), flat.tolist(), strict=True))
     kept = [p for pictures in train.values() for p in pictures]
@@ -154,3 +159,36 @@ def test_no_training_picture_is_near_a_held_out_one(
         assert train[name]
         held = sum(p.concept == name for p in held_out)
         assert 1 <= held <= wanted_held_out(len(pictures), share, minimum)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 40), st.sampled_from([0.01, 0.03, 0.06]), st.integers(1, 50), st.integers(0, 999))
+def test_blocks_group_as_the_whole_matrix_would(pictures: int, noise: float, block: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    looks = rng.random((5, 64)) < 0.5
+    hashes = looks[rng.integers(0, 5, pictures)] ^ (rng.random((pictures, 64)) < noise)
+    files, bits = rng.integers(0, 2 * pictures, pictures), rng.integers(-1, 5, pictures)
+    hashes = np.stack([hashes[list(files).index(file)] for file in files])  # the same file looks the same
+    distances = np.where(files[:, None] == files[None, :], -1, _distances(hashes))
+    near = distances <= np.minimum(bits[:, None], bits[None, :])
+    expected: list[list[int]] = []
+    while left := sorted(set(range(pictures)) - {i for group in expected for i in group}):
+        group = {left[0]}
+        while (grown := set(np.flatnonzero(near[sorted(group)].any(axis=0)).tolist())) > group:
+            group = grown
+        expected.append(sorted(group))
+    with patch.object(split, "_BLOCK_ROWS", block):
+        assert split._groups(hashes, [str(file) for file in files], bits) == expected
+
+
+def test_many_pictures_are_grouped_in_little_memory() -> None:
+    """Also where nothing or everything is alike: less than the whole matrix at two bytes a pair."""
+    pictures = 3_000
+    files, bits = [str(i) for i in range(pictures)], np.full(pictures, NEAR_DUPLICATE_BITS)
+    different = np.random.default_rng(0).random((pictures, 64)) < 0.5
+    for hashes, groups in ((different, pictures), (np.zeros_like(different), 1)):
+        tracemalloc.start()
+        assert len(split._groups(hashes, files, bits)) == groups
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < pictures**2 * 2

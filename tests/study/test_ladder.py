@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from autolora.scoring.intervals import Estimate
-from autolora.scoring.scorecard import Rendered, Scorecard
-from autolora.scoring.scorer import Scorer
+from autolora.scoring.scorecard import Scorecard, score
 from autolora.scoring.settings import ScoringSettings
 from autolora.scoring.verdict import remedy
 from autolora.study.ladder import ENOUGH, climb, predicted_undercooked, settled
@@ -44,9 +45,9 @@ def test_validation_loss_speaks_only_beyond_what_was_rendered(loss: float, seen:
     assert predicted_undercooked([loss, loss], seen, SETTINGS) is needless
 
 
-def card(score: Estimate, likeness: Estimate, bleed: Estimate) -> Scorecard:
+def card(value: Estimate, likeness: Estimate, bleed: Estimate) -> Scorecard:
     terms = {"likeness": likeness, "bleed_class": bleed}
-    return Scorecard(score, 1.0, terms, {"1": terms}, {}, {}, {}, "", {})
+    return Scorecard(value, 1.0, terms, {"1": terms}, {}, {}, {}, "", {})
 
 
 FAIR, HIGH, LOW = Estimate(0.5, 0.3, 0.7), Estimate(0.9, 0.8, 1.0), Estimate(0.1, 0.0, 0.2)
@@ -79,22 +80,22 @@ BLANK = Point(100, 0.1, 0.1, [0.9, 0.9])
     ("seen", "bleed", "weights"),
     [
         ([LIKENED[0]] * ENOUGH, 0.0, []),  # its validation loss says enough
-        ([], 1.0, [1.0]),  # bleeds at the strongest weight
-        ([], 0.0, [1.0, 0.7]),  # may be the best
+        ([], 1.0, [(1.0,)]),  # bleeds at the strongest weight
+        ([], 0.0, [(1.0,), (0.7, 1.0)]),  # may be the best
     ],
 )
-def test_it_climbs_only_as_far_as_it_must(seen: list[Point], bleed: float, weights: list[float]) -> None:
+def test_it_climbs_only_as_far_as_it_must(seen: list[Point], bleed: float, weights: list[tuple[float, ...]]) -> None:
     noise = np.random.default_rng(0)
     scorer, asked = made_up_scorer(noise), []
     everything = renders(scorer, noise, likeness=0.9, follows=0.9, bleed=bleed)
 
-    def render(rung: Scorer) -> Rendered:
-        asked.extend(rung.settings.weights)
-        return {(p, w): everything[p, w] for p in rung.probes for w in rung.settings.weights}
+    def judge(at: Sequence[float]) -> Scorecard:
+        asked.append(tuple(at))
+        return score(scorer.at(*at), everything)
 
-    point = climb(BLANK, seen, scorer, render)
+    point = climb(BLANK, seen, scorer.settings, judge)
     assert asked == weights
-    assert set(point.by_weight) == {f"{weight:g}" for weight in weights}
+    assert set(point.by_weight) == ({f"{weight:g}" for weight in weights[-1]} if weights else set())
     assert ("undercooked" in point.broken) == (not weights)
     assert ("bleed_class" in point.broken) == bool(bleed)
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from autolora.adapters.lora import LoRA
-from autolora.data.concepts import DatasetSettings, load_dataset, step_ledger
+from autolora.data.concepts import DatasetSettings, load_dataset
+from autolora.data.ledger import step_ledger
 from autolora.data.sources import Picture
 from autolora.errors import StudyError
 from autolora.models import StableDiffusion
@@ -119,9 +120,9 @@ def test_the_ledger_is_what_is_shown(tiny_model: StableDiffusion, folder: Path, 
     bench = work(tiny_model, folder, tmp_path)
     bench.adapter.detach()
     stream, shown = Stream(ADAMW, bench.dataset, tiny_model), Counter[str]()
-    for _ in range(ADAMW.optimizer_steps(len(bench.dataset.concepts))):
+    for _ in range(ADAMW.optimizer_steps(bench.dataset)):
         shown.update(picture.concept for picture in stream.next_batch().pictures)
-    ledger = step_ledger(bench.dataset, ADAMW.train.steps_per_concept, ADAMW.train.epochs)
+    ledger = step_ledger(bench.dataset, ADAMW.steps_of(bench.dataset), ADAMW.train.epochs)
     assert shown == {row.concept: row.steps_total for row in ledger.concepts}
     assert sum(shown.values()) == ledger.steps_total
 
@@ -197,14 +198,14 @@ def test_what_is_preserved_is_shown_as_often_as_the_share_says(
 ) -> None:
     bench = work(tiny_model, folder, tmp_path)
     bench.adapter.detach()
-    run, concepts, trigger = preserving(0.5), len(bench.dataset.concepts), bench.dataset.trigger
+    run, trigger = preserving(0.5), bench.dataset.trigger
     stream = Stream(run, bench.dataset, tiny_model, class_pictures_of(bench))
-    shown = [stream.next_batch() for _ in range(run.optimizer_steps(concepts))]
+    shown = [stream.next_batch() for _ in range(run.optimizer_steps(bench.dataset))]
     flagged = [(c, p) for batch in shown for c, p in zip(batch.captions, batch.preserved, strict=True)]
     kept, own = [c for c, flag in flagged if flag], [c for c, flag in flagged if not flag]
     plain = [c for c in kept if c in ("1girl", "")]
-    ledger = step_ledger(bench.dataset, 5, 3, run.steps_beside(concepts))
-    assert ledger.beside == {"class pictures": 4, "without triggers": 1}
+    ledger = step_ledger(bench.dataset, (5, 5), 3, run.steps_beside(bench.dataset))
+    assert ledger.beside == {"class pictures": 4, "without triggers": 1, "regularization": 0}
     assert len(flagged) == ledger.steps_total == 3 * (10 + 5)
     assert len(plain) == 3 * 4 and 0 < plain.count("") < len(plain)  # class pictures lose their caption as own ones do
     assert len(kept) == 3 * 5  # and those without triggers never
@@ -222,12 +223,12 @@ def test_few_concepts_are_shown_oftener_for_the_sake_of_the_main_one(
     bench.adapter.detach()
     run = replace(ADAMW, train=replace(preserving(0.5).train, steps_main=steps_main, epochs=1))
     stream = Stream(run, bench.dataset, tiny_model, class_pictures_of(bench))
-    shown = [stream.next_batch() for _ in range(run.optimizer_steps(2))]
+    shown = [stream.next_batch() for _ in range(run.optimizer_steps(bench.dataset))]
     drawn = Counter(
         picture.concept for b in shown for picture, kept in zip(b.pictures, b.preserved, strict=True) if not kept
     )
     assert drawn == {concept.name: each for concept in bench.dataset.concepts}
-    assert sum(run.steps_beside(2).values()) == round(each * 2 * 0.5)
+    assert sum(run.steps_beside(bench.dataset).values()) == round(each * 2 * 0.5)
 
 
 def test_half_of_the_pictures_are_trained_at_the_lower_weight_and_preserved_at_full_weight(
@@ -237,7 +238,7 @@ def test_half_of_the_pictures_are_trained_at_the_lower_weight_and_preserved_at_f
     bench.adapter.detach()
     run = replace(ADAMW, train=replace(preserving(0.5).train, min_weight=0.7))
     stream = Stream(run, bench.dataset, tiny_model, class_pictures_of(bench))
-    shown = [stream.next_batch() for _ in range(run.optimizer_steps(len(bench.dataset.concepts)))]
+    shown = [stream.next_batch() for _ in range(run.optimizer_steps(bench.dataset))]
     drawn = Counter((flag, round(float(w), 4)) for b in shown for flag, w in zip(b.preserved, b.weights, strict=True))
     assert set(drawn) == {(False, 0.7), (False, 1.0), (True, 1.0)}
     assert min(drawn[False, 0.7], drawn[False, 1.0]) > 0.25 * 30

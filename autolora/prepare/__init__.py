@@ -1,0 +1,1 @@
+"""What prepares a dataset with the help of models: taggers and the trigger audit."""

@@ -1,0 +1,258 @@
+"""Tags pictures: WD14-type taggers through onnxruntime, and the one of the embedded world."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from autolora.data.captions import escape_tag, join_tags, tag_key
+from autolora.errors import ConfigError
+
+Pictures = Sequence[Image.Image | NDArray[np.uint8]] | NDArray[np.uint8]  # arrays are (H, W, 3); sizes may differ
+
+MODEL_FILE, TAGS_FILE = "model.onnx", "selected_tags.csv"
+COLUMNS = ("name", "category")  # of selected_tags.csv; `tag_id` and `count` are not needed
+CATEGORIES = {"0": "general", "4": "character", "9": "rating"}  # Danbooru's numbers, as in selected_tags.csv
+USUAL_SIDE = 448  # pixels, where the model leaves its input's size open
+_TWO_LETTERS = re.compile(r"[^\W_]{2}")
+
+
+class Tagger(Protocol):
+    """What reads tags off pictures."""
+
+    @property
+    def categories(self) -> Mapping[str, str]:
+        """Every tag it knows, spelt as in its own list: `general`, `character` or `rating`."""
+        ...
+
+    def tag(self, pictures: Pictures) -> list[dict[str, float]]:
+        """The probability of every tag it knows, for each picture of one batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaggerSettings:
+    """Which tagger, and what of its findings becomes a caption; the thresholds are WD14 taggers' usual ones."""
+
+    path: str = "paperdoll"  # a folder with model.onnx and selected_tags.csv, or OWNER/NAME in the hub's cache
+    prefix: tuple[str, ...] = ()  # tags in front of every caption, such as 1girl and the trigger
+    general_threshold: float = 0.35
+    character_threshold: float = 0.85
+    underscores: bool = False  # `long_hair` as it is; kaomojis such as ^_^ keep theirs anyway
+    escape_brackets: bool = False  # `mona \(game\)`, as prompt boxes want it
+    exclude: tuple[str, ...] = ()  # tags never written, in any spelling
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        mistakes = []
+        for name in ("general_threshold", "character_threshold"):
+            if not 0 < getattr(self, name) <= 1:
+                mistakes.append(f"tagger.{name} must be above 0 and at most 1, got {getattr(self, name)}")
+        if self.batch_size < 1:
+            mistakes.append(f"tagger.batch_size must be at least 1, got {self.batch_size}")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
+
+
+@dataclass(frozen=True)
+class TagScore:
+    """A tag, spelt as it would be written, with its probability."""
+
+    tag: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Tagging:
+    """What a tagger found in one picture: characters first, then general tags, each by falling probability."""
+
+    tags: tuple[TagScore, ...]
+    rating: TagScore | None  # the likeliest; none where the tagger has no ratings
+
+    @property
+    def caption(self) -> str:
+        """The tags as a caption; the rating is never part of it."""
+        return join_tags(found.tag for found in self.tags)
+
+
+class Wd14Tagger:
+    """A WD14-type tagger in an onnxruntime session, on the CPU."""
+
+    def __init__(self, session: Any, categories: dict[str, str]) -> None:
+        self.session, self.categories = session, categories
+        source = session.get_inputs()[0]
+        batch, *rest = source.shape
+        self.channels_first = rest[0] == 3 and rest[-1] != 3
+        side = rest[-1] if self.channels_first else rest[0]
+        self.side = side if isinstance(side, int) else USUAL_SIDE
+        self.batch: int | None = batch if isinstance(batch, int) else None  # some exports take no other
+        self.input, self.output = source.name, session.get_outputs()[0].name
+
+    def tag(self, pictures: Pictures) -> list[dict[str, float]]:
+        """The probability of every tag, for each picture.
+
+        Raises:
+            ConfigError: the model's outputs are no probabilities.
+        """
+        step = self.batch or max(len(pictures), 1)
+        found: list[dict[str, float]] = []
+        for start in range(0, len(pictures), step):
+            inputs = np.stack([prepare(picture, self.side) for picture in pictures[start : start + step]])
+            count = len(inputs)
+            if count < step:
+                inputs = np.concatenate([inputs, np.zeros((step - count, *inputs.shape[1:]), np.float32)])
+            if self.channels_first:
+                inputs = np.ascontiguousarray(inputs.transpose(0, 3, 1, 2))
+            rows = self.session.run([self.output], {self.input: inputs})[0][:count]
+            if not (rows.min() >= 0 and rows.max() <= 1):
+                raise ConfigError(
+                    f"the tagger's outputs go from {rows.min():.3g} to {rows.max():.3g}, expected probabilities: "
+                    "choose a WD14-type model, such as SmilingWolf/wd-vit-tagger-v3"
+                )
+            found += [dict(zip(self.categories, row, strict=True)) for row in rows.tolist()]
+        return found
+
+
+def prepare(picture: Image.Image | NDArray[np.uint8], side: int) -> NDArray[np.float32]:
+    """A picture as WD14 taggers were trained to see it: (side, side, 3) from 0 to 255, blue first."""
+    return np.ascontiguousarray(squared(picture, side)[..., ::-1], np.float32)
+
+
+def squared(picture: Image.Image | NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """A picture padded to a square and resized, (side, side, 3) in RGB.
+
+    Transparency and padding are white, the resize is bicubic, as in the WD14 authors' own demo (SmilingWolf/wd-tagger).
+    """
+    image = (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).convert("RGBA")
+    longest = max(image.size)
+    square = Image.new("RGBA", (longest, longest), (255, 255, 255, 255))
+    square.alpha_composite(image, ((longest - image.width) // 2, (longest - image.height) // 2))
+    return np.asarray(square.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
+
+
+def load_tagger(path: str | Path) -> Tagger:
+    """Load a tagger: a folder, OWNER/NAME from the hub's cache (nothing is downloaded), or `paperdoll`.
+
+    Raises:
+        ConfigError: files are missing or do not fit each other, or the extra `tagger` is not installed.
+    """
+    if str(path) == "paperdoll":
+        from autolora.prepare.doll_tagger import load_doll_tagger  # it needs this module's `squared`
+
+        return load_doll_tagger()
+    model, tags = _find_files(str(path))
+    try:
+        runtime = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise ConfigError(f"tagger.path={path}: install autolora[tagger] (onnxruntime is missing)") from error
+    categories = read_tags(tags)
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what matters is raised
+    try:
+        session = runtime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises whatever its own reader does
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"{model} cannot be loaded ({reason}): copy or download it again") from error
+    shape, size = session.get_inputs()[0].shape, session.get_outputs()[0].shape[-1]
+    if len(shape) != 4 or 3 not in (shape[1], shape[-1]):
+        raise ConfigError(f"{model}: its input is of shape {shape}, expected (N, side, side, 3) or (N, 3, side, side)")
+    if isinstance(size, int) and size != len(categories):
+        raise ConfigError(
+            f"{model} gives {size} tags, {tags.name} lists {len(categories)}: take both files from the same model"
+        )
+    return Wd14Tagger(session, categories)
+
+
+def _find_files(path: str) -> tuple[Path, Path]:
+    """Where the model and its list of tags lie."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        missing = [name for name in (MODEL_FILE, TAGS_FILE) if not (folder / name).is_file()]
+        if missing:
+            raise ConfigError(f"tagger.path={path}: {' and '.join(missing)} missing there: add what is missing")
+        return folder / MODEL_FILE, folder / TAGS_FILE
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        raise ConfigError(
+            f"tagger.path={path}: no such folder; expected one with {MODEL_FILE} and {TAGS_FILE}, `paperdoll`, or "
+            "a name such as SmilingWolf/wd-vit-tagger-v3"
+        )
+    from huggingface_hub import try_to_load_from_cache
+
+    files = [try_to_load_from_cache(path, name) for name in (MODEL_FILE, TAGS_FILE)]
+    model, tags = (Path(file) if isinstance(file, str) else None for file in files)
+    if model is None or tags is None:
+        raise ConfigError(
+            f"tagger.path={path}: {MODEL_FILE} and {TAGS_FILE} are not both in the hub's cache: run "
+            f"`hf download {path} {MODEL_FILE} {TAGS_FILE}`, or put both into a folder and give that"
+        )
+    return model, tags
+
+
+def read_tags(path: Path) -> dict[str, str]:
+    """The tags of a selected_tags.csv in the order of the model's outputs, each with its category.
+
+    Raises:
+        ConfigError: a column is missing, a category is unknown, or a tag comes twice.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns, rows = reader.fieldnames or [], list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): copy or download it again") from error
+    if not set(COLUMNS) <= set(columns):
+        raise ConfigError(f"{path}: columns {', '.join(columns) or 'none'}; expected tag_id, name, category, count")
+    tags: dict[str, str] = {}
+    for line, row in enumerate(rows, start=2):
+        name, number = row["name"], row["category"]
+        if number not in CATEGORIES or not name or name in tags:
+            raise ConfigError(
+                f"{path}, line {line}: got name {name!r} of category {number!r}; expected a name not listed before and "
+                "category 0 (general), 4 (character) or 9 (rating): take the file that came with the model"
+            )
+        tags[name] = CATEGORIES[number]
+    return tags
+
+
+def tag_pictures(
+    tagger: Tagger, pictures: Pictures, settings: TaggerSettings, advance: Callable[[int], None] | None = None
+) -> list[Tagging]:
+    """Tag pictures in batches, and keep what is probable enough; `advance` hears of every finished batch."""
+    found: list[Tagging] = []
+    for start in range(0, len(pictures), settings.batch_size):
+        batch = pictures[start : start + settings.batch_size]
+        found += [choose_tags(scores, tagger.categories, settings) for scores in tagger.tag(batch)]
+        if advance:
+            advance(len(batch))
+    return found
+
+
+def choose_tags(scores: Mapping[str, float], categories: Mapping[str, str], settings: TaggerSettings) -> Tagging:
+    """What of a picture's probabilities becomes its tags, by the thresholds of their categories."""
+    limits = {"character": settings.character_threshold, "general": settings.general_threshold}
+    excluded = {tag_key(tag.replace("_", " ")) for tag in settings.exclude}
+    ordered = sorted(scores.items(), key=lambda item: -item[1])
+    chosen = [
+        TagScore(spell(tag, settings), score)
+        for category, limit in limits.items()
+        for tag, score in ordered
+        if categories[tag] == category and score >= limit and tag_key(tag.replace("_", " ")) not in excluded
+    ]
+    ratings = [TagScore(spell(tag, settings), score) for tag, score in ordered if categories[tag] == "rating"]
+    return Tagging(tuple(chosen), ratings[0] if ratings else None)
+
+
+def spell(tag: str, settings: TaggerSettings) -> str:
+    """A tag as it is written into captions; one without two letters in a row is a kaomoji and keeps its underscore."""
+    if not settings.underscores and _TWO_LETTERS.search(tag):
+        tag = tag.replace("_", " ")
+    return escape_tag(tag) if settings.escape_brackets else tag

@@ -1,0 +1,184 @@
+"""What a study would train, before it trains: pictures, captions, ledger, buckets, triggers and what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from autolora import config as cfg
+from autolora.data.bucket_report import bucket_picture, bucket_table
+from autolora.data.caption_recipe import clean_report
+from autolora.data.captions import split_tags
+from autolora.data.concepts import Dataset
+from autolora.data.ledger import step_ledger
+from autolora.data.tag_report import RISKS, TagRow, suggest_pruning, tag_ledger, tag_rows
+from autolora.errors import ConfigError
+from autolora.models.base import MOST_CHUNKS, BaseModel
+from autolora.prepare.trigger_audit import AuditSettings, audit_shots, audit_trigger, suggest_triggers
+from autolora.progress import Bars
+from autolora.report.sections import Cell, Section
+from autolora.sampling import BaseRenders
+from autolora.scoring.encoders import load_encoder
+from autolora.scoring.probes import SEARCH_GROUPS, build_probes
+from autolora.scoring.settings import ScoringSettings
+from autolora.study.speed import Speed, measure_speed
+from autolora.train.batches import LatentCache, PromptCache
+from autolora.train.loop import Bench
+from autolora.train.run import Run
+
+
+def dataset_sections(dataset: Dataset) -> list[Section]:
+    """The pictures by concept, what is odd about them, and what is cut off in their buckets."""
+    rows = []
+    for concept in dataset.concepts:
+        held_out = [picture for picture in dataset.held_out if picture.concept == concept.name]
+        sizes = sorted({(p.width * p.height, f"{p.width}x{p.height}") for p in (*concept.pictures, *held_out)})
+        masks = sum(picture.mask is not None for picture in (*concept.pictures, *held_out))
+        ends = " to ".join(dict.fromkeys([sizes[0][1], sizes[-1][1]]))
+        rows.append((concept.name, concept.trigger, len(concept.pictures), len(held_out), masks, ends))
+    words = [f"trigger {dataset.trigger}, class word {dataset.class_word}", *dataset.notes]
+    if dataset.regularization:
+        words.append(f"{len(dataset.regularization)} regularization pictures of your own")
+    columns = ("concept", "trigger", "training", "held out", "masks", "sizes")
+    pictures = Section("Pictures", columns, tuple(rows), tuple(words))
+    everything = [*dataset.pictures, *dataset.held_out]
+    buckets = tuple(
+        (f"{r.frame[0]}x{r.frame[1]}", r.pictures, r.mean_cropped, r.worst_cropped, r.mean_scale, r.worst_scale)
+        for r in bucket_table(everything)
+    )
+    columns = ("bucket", "pictures", "cut off", "at worst", "resized", "at most")
+    lost = any(row[3] > 0.005 or row[5] > 1 for row in buckets)
+    sheet = bucket_picture(everything) if lost else None
+    said = "the pictures that lose most, with what is cut off dimmed" if lost else "nothing is cut off or enlarged"
+    return [pictures, Section("Buckets", columns, buckets, (said,), sheet)]
+
+
+def caption_sections(dataset: Dataset, model: BaseModel) -> list[Section]:
+    """What cleaning takes out, what the captions carry, what the triggers could absorb, what is too long."""
+    removed = tuple((one.tag, one.reason, one.count) for one in clean_report(dataset))
+    cleaned = Section("Cleaned away", ("tag", "why", "captions"), removed, () if removed else ("nothing",))
+    names = [concept.name for concept in dataset.concepts]
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (row.tag, row.kind, row.count, *(f"{row.shares[name]:.0%}" for name in names), _always(row, names))
+        for row in tag_rows(dataset)
+    )
+    advice = tuple(
+        f"captions.prune={level}: {trigger} absorbs {', '.join(tags)}"
+        for level, found in suggest_pruning(dataset).items()
+        for trigger, tags in found.items()
+    )
+    tags = Section("Tags", ("tag", "kind", "captions", *names, "always in"), rows, advice)
+    room = MOST_CHUNKS * model.prompt_tokens
+    long = tuple(
+        (picture.path.name, count, " ".join(model.tokens(picture.caption)[room:]))
+        for picture in (*dataset.pictures, *dataset.held_out)
+        if (count := len(model.tokens(picture.caption))) > room
+    )
+    said = f"{len(long) or 'no'} captions are longer than the {room} tokens that the text encoder is shown"
+    return [cleaned, tags, Section("Too long", ("picture", "tokens", "cut off"), long, (said,))]
+
+
+def _always(row: TagRow, names: Sequence[str]) -> str:
+    """The concepts whose every caption has a tag."""
+    return "all" if len(row.absorbed) == len(names) else ", ".join(row.absorbed)
+
+
+def recipe_section(run: Run, dataset: Dataset) -> Section:
+    """The step ledger of a recipe, with the captions it trains with, and the tags at risk."""
+    edited, steps = run.with_captions(dataset), run.steps_of(dataset)
+    ledger = step_ledger(edited, steps, run.train.epochs, run.steps_beside(dataset))
+    rows: list[tuple[Cell, ...]] = [
+        (row.concept, row.images, row.repeats, row.steps_per_epoch, row.steps_total, row.overlap, row.risk)
+        for row in ledger.rows
+    ]
+    rows += [
+        (kind, None, None, count, count * ledger.epochs, None, None) for kind, count in ledger.beside.items() if count
+    ]
+    by_concept = {concept.name: count for concept, count in zip(dataset.concepts, steps, strict=True)}
+    risks: dict[str, list[str]] = {}
+    kept = sum(ledger.beside.values()) > 0  # class pictures teach the class word something else
+    for tag in tag_ledger(edited, by_concept, run.train.epochs):
+        if tag.risk and not (kept and tag.risk == "capture"):
+            risks.setdefault(tag.risk, []).append(f"{tag.tag} {tag.steps_total:.0f}")
+    words = tuple(f"{risk} ({', '.join(tags)} steps): {RISKS[risk]}" for risk, tags in risks.items())
+    columns = ("", "pictures", "repeats", "steps/epoch", "steps", "overlap", "risk")
+    return Section(f"Recipe {run.name}: steps are images shown", columns, tuple(rows), words)
+
+
+def cost_section(runs: Sequence[Run], dataset: Dataset, renders: int, speed: Speed, trials: int | None) -> Section:
+    """What each recipe costs on this machine, and the study at most.
+
+    Args:
+        runs: the recipes as they are.
+        dataset: what they train on.
+        renders: pictures that judge one checkpoint.
+        speed: as measured.
+        trials: of the study; None for a single run.
+    """
+    rows, minutes = [], []
+    for run in runs:
+        images = run.steps_per_epoch(dataset) * run.train.epochs
+        checkpoints = run.train.epochs * run.train.checkpoints_per_epoch
+        minutes.append((images * speed.seconds_per_image + checkpoints * renders * speed.seconds_per_render) / 60)
+        rows.append((run.name, images, run.optimizer_steps(dataset), checkpoints, checkpoints * renders, minutes[-1]))
+    words = [
+        f"measured here: {speed.seconds_per_image:.3g} s for an image trained on, {speed.seconds_per_render:.3g} s for "
+        f"one rendered, {speed.memory_gib:.1f} GiB of {speed.memory_of}",
+        "rendered is what judges every checkpoint in full; a study spends less, as most are settled by a part of it",
+    ]
+    if trials:
+        total = trials * sum(minutes) / len(minutes)
+        words.append(f"{trials} trials like these take at most {math.ceil(total)} min, those that overcook less")
+    columns = ("recipe", "steps", "optimizer steps", "checkpoints", "renders", "minutes")
+    return Section("Cost", columns, tuple(rows), tuple(words))
+
+
+def measured_sections(
+    config: DictConfig, runs: Sequence[Run], dataset: Dataset, model: BaseModel, trials: int | None, bars: Bars
+) -> list[Section]:
+    """What only the base model can tell: what the triggers' words draw, and what training and rendering cost."""
+    settings, scoring = cfg.model_settings(config), cfg.scoring_settings(config)
+    cache = Path(str(config.cache)).expanduser()
+    audit = trigger_section(dataset, BaseRenders(model, settings.render.search, cache / "renders"), scoring, bars)
+    probes = build_probes(dataset, scoring, SEARCH_GROUPS)
+    renders = len(scoring.weights) * sum(len(probe.seeds) for probe in probes)
+    with bars.task("timing training and rendering", None):
+        adapter = runs[0].adapter.attach(model.modules, 1)
+        standing_in = dataset.regularization or dataset.pictures[:4]  # for class pictures: they cost the same
+        latents = LatentCache(model, cache / "latents")
+        bench = Bench(model, adapter, dataset, latents, PromptCache(model), standing_in)
+        speed = measure_speed(runs[0], bench, settings.render.search)
+        adapter.detach()
+    return [audit, cost_section(runs, dataset, renders, speed, trials)]
+
+
+def trigger_section(dataset: Dataset, renders: BaseRenders, scoring: ScoringSettings, bars: Bars) -> Section:
+    """What the base model draws for each trigger and its words before anything is trained, with better triggers."""
+    triggers = list(dict.fromkeys([dataset.trigger, *(concept.trigger for concept in dataset.concepts)]))
+    title, columns = "Triggers", ("trigger", "word", "tokens", "own", "low", "high", "nearest")
+    rows: tuple[tuple[Cell, ...], ...]
+    try:
+        encoder = load_encoder(scoring.encoder)
+    except ConfigError as error:
+        rows = tuple((word, word, len(renders.model.tokens(word)), None, None, None, "") for word in triggers)
+        return Section(title, columns, rows, (f"not looked at: {error}",))
+    words = [tag for context in (*scoring.contexts, *scoring.overrides) for tag in split_tags(context)]
+    known = sorted({tag for tag in words if tag not in triggers})
+    settings = AuditSettings()
+    shots = [len(audit_shots(trigger, dataset.class_word, settings)) for trigger in triggers]
+    with bars.task("drawing what the triggers mean to the base model", sum(shots)) as advance:
+        audits = [audit_trigger(t, renders, encoder, dataset.class_word, known, settings, advance) for t in triggers]
+    rows = tuple(
+        (audit.trigger, one.word, len(one.tokens), one.own.value, one.own.low, one.own.high, ", ".join(one.nearest))
+        for audit in audits
+        for one in audit.words
+    )
+    said = [audit.verdict for audit in audits]
+    if any(audit.flagged for audit in audits):
+        free = suggest_triggers(renders.model, 5, 0, [*triggers, *known])
+        said.append(f"words that mean little to it: {', '.join(free)}")
+    said.append(f"own: 0 = what a meaningless word draws, 1 = always one picture; above {settings.limit} is a warning")
+    return Section(title, columns, rows, tuple(said))

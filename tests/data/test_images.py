@@ -1,0 +1,163 @@
+"""Every kind of picture is decoded upright, RGB and on white, or refused with its reason."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, UnidentifiedImageError, features
+
+from autolora.data.images import load_image, load_pixels, measure
+from autolora.errors import DatasetError
+from tests.data.folders import noise_image
+
+
+def _png(width: int, height: int, depth: int, colour_type: int, pixels: np.ndarray[Any, Any]) -> bytes:
+    """A PNG file of kinds that Pillow reads but does not write; big-endian pixels, (height, width * channels)."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_frames_are_covered_and_cropped_at_the_centre(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (30, 10), "red")
+    wide.paste("blue", (10, 0, 20, 10))
+    wide.save(tmp_path / "wide.png")
+    assert load_pixels(tmp_path / "wide.png", 10).shape == (10, 10, 3)
+    assert (load_pixels(tmp_path / "wide.png", 10) == (0, 0, 255)).all()  # the middle, unscaled
+    assert load_pixels(tmp_path / "wide.png", 12, 20).shape == (20, 12, 3)
+    with pytest.raises(DatasetError, match="cannot be read any more"):
+        load_pixels(tmp_path / "gone.png", 4)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "avif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lying = Image.new("RGB", (48, 16), "red")
+    lying.paste("blue", (0, 0, 24, 16))
+    path = tmp_path / f"a.{suffix}"
+    lying.save(path, exif=exif)
+    size = (48, 16) if orientation < 5 else (16, 48)
+    assert load_image(path).size == measure(path.read_bytes()) == size
+    first = load_image(path).getpixel((4, 4))
+    assert isinstance(first, tuple)
+    assert (first[2] > 200) == (orientation in (1, 4, 5, 6)), "blue lies left, or at the top of an upright one"
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "avif"])
+def test_transparency_is_flattened_on_white(tmp_path: Path, suffix: str) -> None:
+    clear = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    clear.paste((255, 0, 0, 128), (0, 0, 16, 8))
+    clear.save(tmp_path / f"a.{suffix}", lossless=True, quality=100)
+    pixels = load_pixels(tmp_path / f"a.{suffix}", 16)
+    assert np.abs(pixels[10:].astype(int) - 255).max() <= 2
+    assert np.abs(pixels[:6].astype(int) - (255, 127, 127)).max() <= 3
+
+
+def test_transparent_grey_palette_and_colour_key(tmp_path: Path) -> None:
+    grey = Image.new("LA", (4, 4), (0, 0))
+    grey.putpixel((0, 0), (0, 255))
+    grey.save(tmp_path / "grey.png")
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([10, 20, 30, 0, 0, 0])
+    palette.putpixel((0, 0), 0)
+    palette.save(tmp_path / "palette.png", transparency=1)
+    palette.save(tmp_path / "levels.png", transparency=bytes((255, 0)))
+    key = Image.new("RGB", (4, 4), (0, 0, 0))
+    key.putpixel((0, 0), (10, 20, 30))
+    key.save(tmp_path / "key.png", transparency=(0, 0, 0))
+    for name, colour in (("grey", (0, 0, 0)), *((name, (10, 20, 30)) for name in ("palette", "levels", "key"))):
+        pixels = load_pixels(tmp_path / f"{name}.png", 4)
+        assert (pixels[0, 0] == colour).all(), name
+        assert (pixels[1:] == 255).all(), name
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "colour", "expected"),
+    [
+        ("CMYK", "a.jpg", (0, 255, 255, 0), (255, 0, 0)),
+        ("L", "a.jpg", 77, (77, 77, 77)),
+        ("P", "a.png", 0, (10, 20, 30)),
+        ("P", "a.bmp", 0, (10, 20, 30)),
+        ("1", "a.png", 1, (255, 255, 255)),
+        ("1", "a.bmp", 0, (0, 0, 0)),
+    ],
+)
+def test_other_colour_modes_become_rgb(
+    tmp_path: Path, mode: str, name: str, colour: Any, expected: tuple[int, int, int]
+) -> None:
+    image = Image.new(mode, (16, 16), colour)
+    if mode == "P":
+        image.putpalette([10, 20, 30])
+    image.save(tmp_path / name)
+    assert measure((tmp_path / name).read_bytes()) == (16, 16)
+    assert np.abs(load_pixels(tmp_path / name, 16).astype(int) - expected).max() <= 3
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 32768, dtype=np.uint16)).save(tmp_path / "grey.png")
+    assert (load_pixels(tmp_path / "grey.png", 4) == 128).all()
+    colour = np.tile(np.array([65535, 32768, 256], dtype=">u2"), (4, 4))
+    (tmp_path / "colour.png").write_bytes(_png(4, 4, 16, 2, colour))
+    assert (load_pixels(tmp_path / "colour.png", 4) == (255, 128, 1)).all()
+    half_clear = np.tile(np.array([0, 32896], dtype=">u2"), (4, 4))  # black, 128 of 255 opaque
+    (tmp_path / "clear.png").write_bytes(_png(4, 4, 16, 4, half_clear))
+    assert (load_pixels(tmp_path / "clear.png", 4) == 127).all()
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.avif"])
+def test_of_an_animation_the_first_frame(tmp_path: Path, name: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+    with Image.open(tmp_path / name) as image:
+        assert getattr(image, "n_frames", 1) == 2
+    assert np.abs(load_pixels(tmp_path / name, 16).astype(int) - (255, 0, 0)).max() <= 5
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp", "avif"])
+def test_a_suffix_may_lie(tmp_path: Path, kind: str) -> None:
+    noise_image(0).save(tmp_path / "a.png", format=kind)
+    assert measure((tmp_path / "a.png").read_bytes()) == (24, 24)
+    assert load_image(tmp_path / "a.png").size == (24, 24)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "bmp", "avif"])
+def test_truncated_files_are_refused(kind: str) -> None:
+    buffer = io.BytesIO()
+    noise_image(0, (90, 90)).save(buffer, format=kind)
+    content = buffer.getvalue()
+    assert measure(content) == (90, 90)
+    with pytest.raises(DatasetError, match=r"^broken.*: replace or remove it$"):
+        measure(content[: len(content) * 2 // 3])
+
+
+def test_empty_files_and_other_things_are_refused() -> None:
+    with pytest.raises(DatasetError, match=r"^an empty file: replace"):
+        measure(b"")
+    with pytest.raises(DatasetError, match=r"^broken, or no picture at all: replace"):
+        measure(b"<html>404</html>")
+
+
+def test_avif_without_its_decoder_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    noise_image(0).save(buffer, format="avif")
+
+    def refuse(*_: object) -> None:
+        raise UnidentifiedImageError
+
+    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(features, "check", lambda name: name != "avif")
+    with pytest.raises(DatasetError, match=r"pillow 11.3 or newer: install it, or save the picture as .png"):
+        measure(buffer.getvalue())

@@ -1,0 +1,152 @@
+"""What a step shows: one frame a batch, mirrored or masked pictures, and captions as the recipe has them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from autolora.data.buckets import BucketSettings, load_framed
+from autolora.data.caption_recipe import CaptionRecipe
+from autolora.data.concepts import Dataset, DatasetSettings, load_dataset, with_frames
+from autolora.models import StableDiffusion
+from autolora.train.batches import Batch, LatentCache, Stream, latent_shape
+from autolora.train.loop import Assignment, train
+from autolora.train.loss import diffusion_loss
+from autolora.train.run import Run, TrainSettings
+from tests.data.folders import noise_image, write_zorak
+from tests.train.test_loop import work
+
+RUN = Run("test", train=TrainSettings(epochs=2, steps_per_concept=11, batch_size=4, shuffle_tags=False))
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Dataset:
+    """Two outfits, tall and wide pictures among square ones, in frames for a model of 32 px."""
+    root = write_zorak(tmp_path / "zorak", 12)
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        noise_image(number, [(48, 48), (32, 64), (64, 32)][number % 3]).save(path)
+    settings = DatasetSettings(str(root), buckets=BucketSettings(count=3, step=8))
+    return with_frames(load_dataset(settings), settings, 32)
+
+
+def shown(run: Run, dataset: Dataset, model: StableDiffusion, others: tuple[object, ...] = ()) -> list[Batch]:
+    stream = Stream(run, dataset, model, others)  # type: ignore[arg-type]
+    return [stream.next_batch() for _ in range(stream.optimizer_steps())]
+
+
+def test_batches_are_of_one_frame_and_the_ledger_holds(tiny_model: StableDiffusion, mixed: Dataset) -> None:
+    batches = shown(RUN, mixed, tiny_model)
+    frames = [{picture.frame for picture in batch.pictures} for batch in batches]
+    assert all(len(own) == 1 for own in frames) and len(set.union(*frames)) == 3
+    counts = Counter(picture.concept for batch in batches for picture in batch.pictures)
+    assert counts == dict.fromkeys(("zorak fit_a", "zorak fit_b"), 22)
+    for batch in batches:
+        assert tuple(batch.noise.shape[1:]) == latent_shape(tiny_model, batch.pictures[0].frame)
+    assert len(batches) > RUN.optimizer_steps(mixed) - 1
+
+
+def test_frames_come_in_an_order_of_the_seed(tiny_model: StableDiffusion, mixed: Dataset) -> None:
+    def order(seed: int) -> list[object]:
+        run = replace(RUN, train=replace(RUN.train, seed=seed))
+        return [batch.pictures[0].frame for batch in shown(run, mixed, tiny_model)]
+
+    assert order(1) == order(1) != order(2)
+
+
+def test_mixed_frames_train_to_the_end_in_one_slot_and_in_two(
+    tiny_model: StableDiffusion, mixed: Dataset, tmp_path: Path
+) -> None:
+    """Slots whose frames differ at a step take turns, and each becomes what it becomes alone."""
+    other = replace(RUN, name="other", train=replace(RUN.train, seed=5))
+
+    def trained(*runs: Run) -> dict[str, dict[str, torch.Tensor]]:
+        bench = replace(work(tiny_model, mixed.root, tmp_path, RUN, slots=len(runs)), dataset=mixed)
+        queue, found = iter([Assignment(run) for run in runs]), {}
+        try:
+            for ready in train(lambda: next(queue, None), bench):
+                found |= {slot.run.name: slot.checkpoint.state for slot in ready if slot.checkpoint}
+        finally:
+            bench.adapter.detach()
+        return found
+
+    together = trained(RUN, other)
+    for run in (RUN, other):
+        alone = trained(run)[run.name]
+        assert all(torch.allclose(alone[key], together[run.name][key], atol=1e-5) for key in alone)
+
+
+def test_mirrored_pictures_have_latents_of_their_own(
+    tiny_model: StableDiffusion, mixed: Dataset, tmp_path: Path
+) -> None:
+    plain, flipped = RUN, replace(RUN, train=replace(RUN.train, flip=True))
+    assert not any(flip for batch in shown(plain, mixed, tiny_model) for flip in batch.flips)
+    flips = [flip for batch in shown(flipped, mixed, tiny_model) for flip in batch.flips]
+    assert 0.25 < np.mean(flips) < 0.75
+    cache, picture = LatentCache(tiny_model, tmp_path / "latents"), mixed.pictures[0]
+    latents = cache.latents([picture, picture], [False, True])
+    mirrored = torch.from_numpy(load_framed(picture)[:, ::-1].copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    assert not torch.equal(latents[0], latents[1])
+    assert torch.allclose(latents[1], tiny_model.encode_images(mirrored)[0], atol=1e-5)
+    assert len(list((tmp_path / "latents").iterdir())) == 2
+
+
+def masked(picture: Path, mixed: Dataset) -> Dataset:
+    """The dataset with the left half of one picture masked out."""
+    width, height = Image.open(picture).size
+    levels = np.zeros((height, width), np.uint8)
+    levels[:, width // 2 :] = 255
+    Image.fromarray(levels).save(picture.with_suffix(".mask.png"))
+    settings = DatasetSettings(str(mixed.root), buckets=BucketSettings(count=1, step=8))
+    return with_frames(load_dataset(settings), settings, 32)
+
+
+def test_a_mask_is_cut_as_its_picture_and_weighs_the_loss(
+    tiny_model: StableDiffusion, mixed: Dataset, tmp_path: Path
+) -> None:
+    path = next(p.path for p in mixed.pictures if p.width == p.height)
+    dataset = masked(path, mixed)
+    picture = next(p for p in dataset.pictures if p.path == path)
+    others = [p for p in dataset.pictures if p.mask is None][:1]
+    cache = LatentCache(tiny_model, tmp_path / "latents")
+    assert cache.masks(others, [False]) is None
+    masks = cache.masks([picture, picture, *others], [False, True, False])
+    assert masks is not None and masks.shape == (3, 1, 8, 8)
+    # the crop is square and the picture too, so the mask's middle moves nothing
+    assert masks[0, 0, :, :3].max() < 0.1 and masks[0, 0, :, 5:].min() > 0.9
+    assert torch.allclose(masks[1], masks[0].flip(-1), atol=1e-6) and masks[2].min() == 1
+    target, inside, outside = (torch.zeros(1, 4, 8, 8) for _ in range(3))
+    inside[..., 5:], outside[..., :3] = 1.0, 1.0
+    steps = torch.tensor([10])
+    one, none = (float(diffusion_loss(tiny_model, p, target, steps, None, masks[:1])) for p in (inside, outside))
+    assert one > 0.5 and none < 0.01
+    everywhere = torch.ones(1, 4, 8, 8)
+    assert float(diffusion_loss(tiny_model, everywhere, target, steps, None, masks[:1])) == pytest.approx(1, rel=1e-4)
+
+
+def test_captions_are_edited_by_the_recipe_and_tags_dropped_from_own_pictures(
+    tiny_model: StableDiffusion, mixed: Dataset
+) -> None:
+    run = replace(RUN, captions=CaptionRecipe(drop=("beach",)))
+    seen = {caption for batch in shown(run, mixed, tiny_model) for caption in batch.captions}
+    assert seen and not any("beach" in caption for caption in seen)
+    dropped = replace(RUN, train=replace(RUN.train, tag_dropout=0.5, keep_tags=2))
+    captions = [caption for batch in shown(dropped, mixed, tiny_model) for caption in batch.captions]
+    assert all(caption.startswith("1girl, zorak") for caption in captions)
+    assert 0 < sum("fit_" in caption for caption in captions) < len(captions)
+
+
+def test_regularization_pictures_are_trained_as_they_are(tiny_model: StableDiffusion, mixed: Dataset) -> None:
+    others = tuple(replace(p, caption="1girl", concept="", sha256=str(i)) for i, p in enumerate(mixed.held_out))
+    run = replace(RUN, train=replace(RUN.train, regularization_share=0.5, class_pictures=2))
+    batches = shown(run, mixed, tiny_model, others)
+    drawn = Counter(p.sha256 for batch in batches for p in batch.pictures if not p.concept)
+    assert set(drawn) == {"0", "1"} and sum(drawn.values()) == 22  # half as many as of the 44 others, of two
+    assert abs(drawn["0"] - drawn["1"]) <= 2
+    assert not any(flag for batch in batches for flag in batch.preserved)
+    assert {float(w) for batch in batches for w in batch.weights} == {1.0}
