@@ -84,6 +84,9 @@ def test_the_guide_is_written_down() -> None:
         (["train.epochs=0"], "at least 1, got 0"),
         (["train.steps_main=-1"], "train.steps_main must be 0"),
         (["train.preserve_dropout=1"], "train.preserve_dropout must be 0 or more and below 1, got 1"),
+        (["train.steps_of=5"], r"train.steps_of: expected keys with values"),
+        (["train.steps_of.dress=few"], "train.steps_of.dress must be a whole number of at least 1, got 'few'"),
+        (["captions.prune=some", "captions.decouple_share=2"], "captions.prune=some: .*; captions.decouple_share=2"),
         (["recipe=nope"], "Could not find 'recipe/nope'"),
         (["optimizer.lr=-1"], "above 0"),
         (["justaword"], "key=value"),
@@ -111,6 +114,24 @@ def test_recipe_outside_its_own_range(tmp_path: Path) -> None:
     composed = config.compose("tune", [], str(study))
     with pytest.raises(ConfigError, match=r"own 0\.003 is outside log"):
         make_plan(composed, str(study), [])
+
+
+def test_steps_of_a_concept_and_captions_are_searched_like_any_key(tmp_path: Path) -> None:
+    study = tmp_path / "mine" / "outfits.yaml"
+    study.parent.mkdir()
+    study.write_text(
+        "# @package _global_\nstudy: {name: outfits, recipes: {doll-adamw: {train.steps_of.dress: {int: [100, 400]}, "
+        "captions.prune: {choice: [none, marks, all]}, captions.decouple_share: {linear: [0, 0.5]}}}}\n"
+    )
+    plan, own = make_plan(config.compose("tune", [], str(study)), str(study), [])
+    assert own["doll-adamw"] == {"train.steps_of.dress": 200, "captions.prune": "none", "captions.decouple_share": 0.0}
+    drawn = {"train.steps_of.dress": 300, "captions.prune": "all", "captions.decouple_share": 0.25}
+    run = plan.run("doll-adamw", drawn)
+    assert run.train.steps_of == {"dress": 300}
+    assert (run.captions.prune, run.captions.decouple_share) == ("all", 0.25)
+    assert config.build_run(config.compose("train", ["train.steps_of.mona_dress=7"])).train.steps_of == {
+        "mona_dress": 7
+    }
 
 
 def test_unknown_study_lists_the_known() -> None:

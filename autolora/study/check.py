@@ -17,10 +17,16 @@ from autolora.data.ledger import step_ledger
 from autolora.data.tag_report import RISKS, TagRow, suggest_pruning, tag_ledger, tag_rows
 from autolora.errors import ConfigError
 from autolora.models.base import MOST_CHUNKS, BaseModel
-from autolora.prepare.trigger_audit import AuditSettings, audit_shots, audit_trigger, suggest_triggers
+from autolora.prepare.trigger_audit import (
+    AuditSettings,
+    TriggerAudit,
+    audit_shots,
+    audit_trigger,
+    suggest_triggers,
+)
 from autolora.progress import Bars
 from autolora.report.sections import Cell, Section
-from autolora.sampling import BaseRenders
+from autolora.sampling import Advance, BaseRenders
 from autolora.scoring.encoders import load_encoder
 from autolora.scoring.probes import SEARCH_GROUPS, build_probes
 from autolora.scoring.settings import ScoringSettings
@@ -28,6 +34,8 @@ from autolora.study.speed import Speed, measure_speed
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Bench
 from autolora.train.run import Run
+
+SUGGESTED = 3  # better triggers named where one is flagged
 
 
 def dataset_sections(dataset: Dataset) -> list[Section]:
@@ -169,16 +177,25 @@ def trigger_section(dataset: Dataset, renders: BaseRenders, scoring: ScoringSett
     known = sorted({tag for tag in words if tag not in triggers})
     settings = AuditSettings()
     shots = [len(audit_shots(trigger, dataset.class_word, settings)) for trigger in triggers]
+
+    def audit(trigger: str, advance: Advance | None = None) -> TriggerAudit:
+        return audit_trigger(trigger, renders, encoder, dataset.class_word, known, settings, advance)
+
     with bars.task("drawing what the triggers mean to the base model", sum(shots)) as advance:
-        audits = [audit_trigger(t, renders, encoder, dataset.class_word, known, settings, advance) for t in triggers]
+        audits = [audit(trigger, advance) for trigger in triggers]
     rows = tuple(
-        (audit.trigger, one.word, len(one.tokens), one.own.value, one.own.low, one.own.high, ", ".join(one.nearest))
-        for audit in audits
-        for one in audit.words
+        (
+            *(found.trigger, one.word, len(one.tokens), one.own.value, one.own.low, one.own.high),
+            ", ".join(one.nearest if one.flagged else ()),
+        )
+        for found in audits
+        for one in found.words
     )
-    said = [audit.verdict for audit in audits]
-    if any(audit.flagged for audit in audits):
-        free = suggest_triggers(renders.model, 5, 0, [*triggers, *known])
-        said.append(f"words that mean little to it: {', '.join(free)}")
+    said = [found.verdict for found in audits]
+    if any(found.flagged for found in audits):
+        with bars.task("looking for better triggers", None):
+            taken = [*triggers, *known]
+            free = suggest_triggers(renders.model, SUGGESTED, 0, taken, lambda word: not audit(word).flagged)
+        said.append(f"words that mean nothing to it: {', '.join(free)}")
     said.append(f"own: 0 = what a meaningless word draws, 1 = always one picture; above {settings.limit} is a warning")
     return Section(title, columns, rows, tuple(said))

@@ -20,6 +20,7 @@ from autolora.data.captions import drop_tags, shuffle_tags
 from autolora.data.concepts import Dataset, without_triggers
 from autolora.data.ledger import epoch_order
 from autolora.data.sources import Picture
+from autolora.errors import ConfigError
 from autolora.files import atomic_path
 from autolora.models.base import BaseModel, stack_contexts
 from autolora.train.run import Run
@@ -34,10 +35,17 @@ def generators(seed: int) -> dict[str, torch.Generator]:
 
 
 def latent_shape(model: BaseModel, frame: tuple[int, int] | None) -> tuple[int, int, int]:
-    """(C, h, w) of the latents of a picture in a frame; None is the model's own square."""
+    """(C, h, w) of the latents of a picture in a frame; None is the model's own square.
+
+    Raises:
+        ConfigError: a side is no whole number of latent cells.
+    """
     channels, side, _ = model.latent_shape
+    cell = model.resolution // side
     width, height = frame or (model.resolution, model.resolution)
-    return channels, height * side // model.resolution, width * side // model.resolution
+    if width % cell or height % cell:
+        raise ConfigError(f"a bucket of {width}x{height} px: dataset.buckets.step must be a multiple of {cell} here")
+    return channels, height // cell, width // cell
 
 
 class LatentCache:

@@ -70,7 +70,7 @@ def test_check_without_an_encoder_says_so_and_goes_on(
     printed = capsys.readouterr().out
     assert "not looked at" in printed and "Cost" in printed
     assert "masterpiece" in printed.split("Cleaned away")[1].split("Tags")[0]
-    assert "80x48" in printed and "captions.prune=marks: zorak absorbs gold horns" in printed
+    assert "96x32" in printed and "captions.prune=marks: zorak absorbs gold horns" in printed
 
 
 def test_captions_shows_changes_and_writes_a_copy_only_when_asked(

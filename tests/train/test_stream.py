@@ -14,6 +14,9 @@ from PIL import Image
 from autolora.data.buckets import BucketSettings, load_framed
 from autolora.data.caption_recipe import CaptionRecipe
 from autolora.data.concepts import Dataset, DatasetSettings, load_dataset, with_frames
+from autolora.data.ledger import step_ledger
+from autolora.data.tag_report import tag_ledger
+from autolora.errors import ConfigError
 from autolora.models import StableDiffusion
 from autolora.train.batches import Batch, LatentCache, Stream, latent_shape
 from autolora.train.loop import Assignment, train
@@ -49,6 +52,12 @@ def test_batches_are_of_one_frame_and_the_ledger_holds(tiny_model: StableDiffusi
     for batch in batches:
         assert tuple(batch.noise.shape[1:]) == latent_shape(tiny_model, batch.pictures[0].frame)
     assert len(batches) > RUN.optimizer_steps(mixed) - 1
+
+
+def test_a_frame_is_whole_latent_cells(tiny_model: StableDiffusion) -> None:
+    assert latent_shape(tiny_model, (24, 40)) == (4, 10, 6) and latent_shape(tiny_model, None) == (4, 8, 8)
+    with pytest.raises(ConfigError, match=r"a bucket of 30x32 px: dataset\.buckets\.step must be a multiple of 4"):
+        latent_shape(tiny_model, (30, 32))
 
 
 def test_frames_come_in_an_order_of_the_seed(tiny_model: StableDiffusion, mixed: Dataset) -> None:
@@ -139,6 +148,22 @@ def test_captions_are_edited_by_the_recipe_and_tags_dropped_from_own_pictures(
     captions = [caption for batch in shown(dropped, mixed, tiny_model) for caption in batch.captions]
     assert all(caption.startswith("1girl, zorak") for caption in captions)
     assert 0 < sum("fit_" in caption for caption in captions) < len(captions)
+
+
+def test_the_ledger_counts_what_decoupling_leaves_of_the_trigger(tiny_model: StableDiffusion, mixed: Dataset) -> None:
+    """Steps that are whole passes: what is expected is what is shown."""
+    recipe = CaptionRecipe(decouple_share=0.4, describe=("blue hair", "gold horns"))
+    each = len(mixed.concepts[0].pictures)
+    run = replace(RUN, train=replace(RUN.train, steps_per_concept=3 * each), captions=recipe)
+    captions = [caption for batch in shown(run, mixed, tiny_model) for caption in batch.captions]
+    ledger = step_ledger(run.with_captions(mixed), run.steps_of(mixed), run.train.epochs)
+    coupled = sum("zorak" in caption for caption in captions)
+    assert coupled == ledger.character.steps_total == len(captions) - sum("blue hair" in c for c in captions)
+    assert ledger.character.overlap == pytest.approx(2 * (each - round(0.4 * each)) / each)
+    tags = {row.tag: row.steps_total for row in tag_ledger(run.with_captions(mixed), dict.fromkeys(
+        (c.name for c in mixed.concepts), 3 * each), run.train.epochs)}  # fmt: skip
+    assert tags["zorak"] == coupled and tags["gold horns"] == sum("gold horns" in c for c in captions)
+    assert tags["beach"] == sum("beach" in caption for caption in captions)
 
 
 def test_regularization_pictures_are_trained_as_they_are(tiny_model: StableDiffusion, mixed: Dataset) -> None:
