@@ -13,6 +13,7 @@ class ScoringSettings:
 
     encoder: str = "paperdoll"  # an open_clip model: `local-dir:FOLDER`, or `paperdoll` for the packaged one
     second_encoder: str | None = None  # asked too about finalists: `timm:MODEL`, `vae`, or any name as above
+    tagger: str | None = None  # sees the winner's bleed as tags: a folder, a name in the hub's cache, or `paperdoll`
     weights: tuple[float, ...] = (0.7, 1.0)
     contexts: tuple[str, ...] = ()  # what changes around the character: scene, expression, pose
     overrides: tuple[str, ...] = ()  # what contradicts it: another outfit, another accessory

@@ -17,7 +17,7 @@ from autolora.sampling import Shot, render
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import Probe
 from autolora.scoring.scorecard import held_mean
-from autolora.study.finals import Finals, disagreement, seeds_in_words
+from autolora.study.finals import Finals, disagreement, seeds_in_words, tags_in_words
 from autolora.study.plan import Plan
 from autolora.study.trial import Point, Record
 from autolora.study.tune import spent_seconds
@@ -45,7 +45,11 @@ def report_study(
         if t.user_attrs.get("uid")
     )
     dataset = work.bench.dataset
-    notes = [seeds_in_words(finals), disagreement(finals, work.scoring.second_encoder)]
+    notes = [
+        seeds_in_words(finals),
+        disagreement(finals, work.scoring.second_encoder),
+        tags_in_words(best, dataset.class_word),
+    ]
     content = Report(
         study=plan.settings.name,
         verdict=best.verdict,

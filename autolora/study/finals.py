@@ -18,7 +18,7 @@ from autolora.errors import StudyError
 from autolora.progress import Bars
 from autolora.scoring.encoders import load_second_encoder
 from autolora.scoring.probes import DECIDING_GROUPS
-from autolora.scoring.scorecard import Scorecard, recommended_weight
+from autolora.scoring.scorecard import Scorecard, recommended_weight, score
 from autolora.scoring.scorer import Scorer, with_encoder, with_fresh_probes
 from autolora.study.plan import Plan, study_storage
 from autolora.study.trial import DIVERGED, Point, Record, judged, ties, unrendered
@@ -215,11 +215,14 @@ class Stage:
             return replace(one, point=Point(**known))
         assert self.work.scorer is not None
         state = one.record.load(one.point)
-        point = judged(one.point, self._score(state, self.scorer))
+        self.work.bench.adapter.load(state)
+        pictures = self.work.render(self.scorer, self.bars)
+        point = judged(one.point, score(self.scorer, pictures))
+        tags, tag_bleed = self.work.tag_bleed(self.scorer, pictures)
         swept = self._score(state, self.work.scorer.at(*SWEEP_WEIGHTS)).by_weight
         weight = recommended_weight(swept, self.scorer.settings)
         sweep = {w: {name: term.as_dict() for name, term in terms.items()} for w, terms in swept.items()}
-        point = replace(point, weight=weight, sweep=sweep)
+        point = replace(point, weight=weight, sweep=sweep, tags=tags, tag_bleed=tag_bleed)
         self.study.set_user_attr(key, asdict(point))
         return replace(one, point=point)
 
@@ -273,6 +276,17 @@ def disagreement(finals: Finals, encoder: str | None) -> str:
             reason = "more like the character" if closer else "less bleed"
             return f"the second encoder ({encoder}) disagrees: it sees {reason} in trial {one.trial.number}"
     return ""
+
+
+def tags_in_words(winner: Point, class_word: str) -> str:
+    """What a tagger sees of the character on the class word alone; empty where none was asked."""
+    shown = [
+        f"{found['value']:+.0%} ({found['low']:+.0%} to {found['high']:+.0%}) at weight {weight}"
+        for weight, found in winner.tag_bleed.items()
+    ]
+    if not shown:
+        return ""
+    return f"on `{class_word}` alone a tagger sees {', '.join(winner.tags)} oftener by {' and '.join(shown)}"
 
 
 def seeds_in_words(finals: Finals) -> str:

@@ -114,6 +114,7 @@ def _result(
         "ties": finals.ties,
         "training_seeds": {number: [p.score for p in points] for number, points in finals.retrained.items()},
         "sweep": winner.point.sweep,
+        "tag_bleed": {"tags": winner.point.tags, **winner.point.tag_bleed},
         "verdict": winner.point.verdict,
         "export": str(exported.path),
     }

@@ -43,6 +43,8 @@ class Point:
     second: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # by weight, by another encoder
     diverged: bool = False
     sweep: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # terms at more weights, by weight
+    tags: list[str] = field(default_factory=list)  # of the character, as a tagger sees it
+    tag_bleed: dict[str, dict[str, float]] = field(default_factory=dict)  # how much oftener without trigger, by weight
 
     @property
     def words(self) -> str:

@@ -14,6 +14,8 @@ from autolora.errors import StudyError, Unmeasurable
 from autolora.models import load_model
 from autolora.models.base import RenderSettings
 from autolora.prepare.regularization import class_pictures, class_prompts
+from autolora.prepare.tag_bleed import character_tags, tag_bleed
+from autolora.prepare.tagger import Tagger, load_tagger
 from autolora.progress import Bars
 from autolora.sampling import BaseRenders, Pictures
 from autolora.scoring.encoders import load_encoder
@@ -42,6 +44,7 @@ class Workbench:
     scorer: Scorer | None  # None where nothing can be measured
     unmeasured: str  # why; empty where it can
     base_losses: tuple[float, ...]  # the base model's validation losses by timestep bucket
+    tagger: Tagger | None = None
 
     def of(self, *groups: str) -> list[Probe]:
         """The probes of some groups."""
@@ -67,6 +70,21 @@ class Workbench:
 
         return climb(blank, seen, scorer.settings, judge)
 
+    def tag_bleed(self, scorer: Scorer, pictures: Rendered) -> tuple[list[str], dict[str, dict[str, float]]]:
+        """The character's tags, and by weight how much oftener a tagger sees them on the class word alone.
+
+        Both are empty without a tagger, or where it sees no trait of the character's.
+        """
+        tags = character_tags(self.tagger, self.bench.dataset.pictures) if self.tagger else ()
+        if not self.tagger or not tags:
+            return [], {}
+        found, probes = {}, scorer.of("class_only")
+        base = [scorer.base_pictures[probe] for probe in probes]
+        for weight in scorer.settings.weights:
+            shown = [pictures[probe, weight] for probe in probes]
+            found[f"{weight:g}"] = tag_bleed(self.tagger, tags, base, shown, scorer.settings.bootstrap).as_dict()
+        return list(tags), found
+
     def score(self, scorer: Scorer, bars: Bars) -> Scorecard:
         """Score what is in the adapter's slot 0 by all of a scorer's probes."""
         return score(scorer, self.render(scorer, bars))
@@ -91,7 +109,7 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
     for run in runs:
         run.steps_of(run.with_captions(dataset))  # what cannot be is refused before anything loads
     scoring, settings = cfg.scoring_settings(config), cfg.model_settings(config)
-    encoder = load_encoder(scoring.encoder)
+    encoder, tagger = load_encoder(scoring.encoder), load_tagger(scoring.tagger) if scoring.tagger else None
     model = load_model(settings)
     dataset = with_frames(dataset, source, model.resolution)
     cache = Path(str(config.cache)).expanduser()
@@ -116,4 +134,4 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
     bench = Bench(model, adapter, dataset, latents, PromptCache(model), shown)
     losses = validation_losses(model, dataset, latents, bench.prompts, adapter)
     probes = build_probes(dataset, scoring, ALL_GROUPS)
-    return Workbench(bench, renders, settings.render, scoring, probes, scorer, unmeasured, losses)
+    return Workbench(bench, renders, settings.render, scoring, probes, scorer, unmeasured, losses, tagger)
