@@ -10,7 +10,7 @@ import numpy as np
 from autolora.adapters.lora import AdapterSet
 from autolora.models.base import BaseModel
 from autolora.sampling import Pictures, Shot, render
-from autolora.scoring.intervals import Array, Estimate
+from autolora.scoring.intervals import Array, Estimate, estimate
 from autolora.scoring.measure import Draws, Measured, measure, measure_likeness
 from autolora.scoring.probes import Probe
 from autolora.scoring.scorer import Scorer
@@ -78,8 +78,10 @@ def score(scorer: Scorer, pictures: Rendered) -> Scorecard:
     strongest = parts[max(weights)]
     constraints = broken_by(by_weight, scorer.settings)
     capture = {f"{weight:g}": _capture(scorer, at[weight]) for weight in weights}
+    whole = _mean([_harmonic(part.fidelity, part.editability) for part in parts.values()])
+    wide = estimate(whole.value, whole.draws, fewest_prompts(scorer))
     return Scorecard(
-        score=_mean([_harmonic(part.fidelity, part.editability) for part in parts.values()]).estimate(),
+        score=Estimate(wide.value, max(wide.low, 0.0), min(wide.high, 1.0)),
         weight=recommended_weight(by_weight, scorer.settings),
         terms=_overall(list(parts.values())),
         by_weight=by_weight,
@@ -89,6 +91,12 @@ def score(scorer: Scorer, pictures: Rendered) -> Scorecard:
         verdict=verdict(strongest.terms, constraints, capture, scorer.settings),
         second=second,
     )
+
+
+def fewest_prompts(scorer: Scorer) -> int:
+    """How many prompts the less asked of the score's two halves is drawn from; fidelity asks each concept."""
+    asked = [len(scorer.of("trigger", concept=concept.name)) for concept in scorer.references.concepts]
+    return min(*asked, len(scorer.of("novel", "style", "people")))
 
 
 def _embed(scorer: Scorer, pictures: Rendered) -> dict[float, dict[Probe, Array]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autolora.errors import ConfigError
-from autolora.scoring.intervals import bootstrap_means, estimate
+from autolora.scoring.intervals import bootstrap_means, estimate, expansion
 from autolora.scoring.settings import ScoringSettings
 from autolora.scoring.terms import cross_fit, editability, fit_margin, relative_position
 
@@ -86,3 +86,16 @@ def test_same_seed_same_interval() -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ScoringSettings(**{"overrides": ("a", "b"), **wrong})  # type: ignore[arg-type]
+
+
+def test_intervals_of_few_prompts_hold_as_often_as_they_say() -> None:
+    """Means of five normal draws: percentiles alone hold the truth in five of six cases."""
+    noise, plain, wide = np.random.default_rng(0), 0, 0
+    for _ in range(400):
+        values = noise.normal(size=(5, 1))
+        draws = bootstrap_means(values, 400, 0)
+        one, other = estimate(float(values.mean()), draws), estimate(float(values.mean()), draws, 5)
+        plain += one.low <= 0 <= one.high
+        wide += other.low <= 0 <= other.high
+    assert plain < 0.87 * 400 and 0.92 * 400 < wide < 0.98 * 400
+    assert expansion(10_000) == pytest.approx(1, abs=0.001) and expansion(1) == 1

@@ -103,7 +103,8 @@ def test_a_study_leaves_what_it_promises(finished: Path) -> None:
     best = result["best"]
     assert best["weight"] in SWEEP_WEIGHTS
     assert set(result["sweep"]) == {f"{weight:g}" for weight in SWEEP_WEIGHTS}
-    assert result["tag_bleed"]["tags"] and -1 <= result["tag_bleed"]["1"]["low"] <= result["tag_bleed"]["1"]["high"] <= 1
+    seen = result["tag_bleed"]
+    assert seen["tags"] and -1 <= seen["1"]["low"] <= seen["1"]["high"] <= 1
     assert "doll-adamw" in result["baselines"]
     study = optuna.load_study(study_name="small", storage=f"sqlite:///{run / 'study.db'}")
     assert all(set(trial.constraints) == CONSTRAINTS for trial in study.trials)
