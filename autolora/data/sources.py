@@ -55,7 +55,7 @@ class Picture:
     repeats: int = 1  # how often an epoch shows it, as its folder or dataset file says; recipes go by steps instead
     mask: Path | None = None  # white where the loss counts
     frame: tuple[int, int] | None = None  # width and height it is trained at; None: the model's own square
-    look: int | None = None  # its `difference_hash`, by which near-duplicates are known
+    perceptual_hash: int | None = None  # its `difference_hash`, by which near-duplicates are known
 
 
 @dataclass(frozen=True)
@@ -162,12 +162,12 @@ def _read_picture(record: Record, root: Path) -> Picture | str:
     """The picture, or its problems with their remedies in one line."""
     problems = [record.problem] if record.problem else []
     width = height = 0
-    digest, look = "", 0
+    digest, perceptual_hash = "", 0
     try:
         content = record.path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         image = decode(content)
-        width, height, look = *image.size, difference_hash(image)
+        width, height, perceptual_hash = *image.size, difference_hash(image)
     except DatasetError as error:
         problems.append(str(error))
     except OSError as error:
@@ -176,8 +176,17 @@ def _read_picture(record: Record, root: Path) -> Picture | str:
         problems += _mask_problems(record.mask, width, height)
     if problems:
         return f"{shown(record.path, root)}: {'; '.join(problems)}"
-    seen = (width, height, digest, record.repeats, record.mask)
-    return Picture(record.path, record.caption, record.concept, *seen, look=look)
+    return Picture(
+        path=record.path,
+        caption=record.caption,
+        concept=record.concept,
+        width=width,
+        height=height,
+        sha256=digest,
+        repeats=record.repeats,
+        mask=record.mask,
+        perceptual_hash=perceptual_hash,
+    )
 
 
 def _mask_problems(mask: Path, width: int, height: int) -> list[str]:

@@ -31,8 +31,8 @@ def difference_hashes(pictures: Sequence[Picture]) -> NDArray[np.bool_]:
     Raises:
         DatasetError: a file is gone or broken.
     """
-    looks = [difference_hash(load_image(p.path)) if p.look is None else p.look for p in pictures]
-    return np.unpackbits(np.array(looks, dtype=">u8").view(np.uint8).reshape(-1, 8), axis=1).astype(np.bool_)
+    hashes = [difference_hash(load_image(p.path)) if p.perceptual_hash is None else p.perceptual_hash for p in pictures]
+    return np.unpackbits(np.array(hashes, dtype=">u8").view(np.uint8).reshape(-1, 8), axis=1).astype(np.bool_)
 
 
 def wanted_held_out(pictures: int, share: float, minimum: int) -> int:
