@@ -168,7 +168,8 @@ def _pictures(run: Run, dataset: Dataset, model: BaseModel) -> dict[str, str]:
     }
     names = {concept.name: f"{repeats[concept.name]}_{concept.name}" for concept in concepts}
     folders = {names[c.name]: {"n_repeats": repeats[c.name], "img_count": len(c.pictures)} for c in concepts}
-    tags = {names[concept.name]: tag_frequency(concept) for concept in concepts}
+    tags = {names[concept.name]: tag_frequency(concept) for concept in run.with_captions(dataset).concepts}
+    beside = run.steps_beside(dataset)
     counts: dict[tuple[int, int], float] = {}
     for concept, steps in zip(concepts, run.steps_of(dataset), strict=True):
         for picture in concept.pictures:
@@ -180,7 +181,7 @@ def _pictures(run: Run, dataset: Dataset, model: BaseModel) -> dict[str, str]:
         "ss_tag_frequency": json.dumps(tags, ensure_ascii=False),
         "ss_bucket_info": json.dumps({"buckets": buckets}),
         "ss_resolution": f"({side}, {side})",
-        "ss_num_reg_images": "0",
+        "ss_num_reg_images": str(beside["class pictures"] + beside["regularization"]),  # an epoch, as num_train_images
         "ss_reg_dataset_dirs": "{}",
     }
 

@@ -116,7 +116,8 @@ def recommended_weight(by_weight: dict[str, dict[str, Estimate]], settings: Scor
     weights = sorted(by_weight, key=float)
     calm = [w for w in weights if by_weight[w]["bleed_class"].high <= settings.bleed_limit] or weights[:1]
     best = max(by_weight[w]["fidelity"].value for w in calm)
-    return float(next(w for w in calm if by_weight[w]["fidelity"].value >= 0.95 * best - 1e-9))
+    enough = best - 0.05 * abs(best) - 1e-9  # nothing learnt may be slightly below 0
+    return float(next(w for w in calm if by_weight[w]["fidelity"].value >= enough))
 
 
 def broken_by(by_weight: dict[str, dict[str, Estimate]], settings: ScoringSettings) -> dict[str, float]:

@@ -35,7 +35,8 @@ def verdict(
     }
     shares = ("likeness", "memorisation", "bleed_cross")
     values = {
-        name: f"{min(term.value, 1):.0%}" if name in shares else f"{term.value:.2f}" for name, term in terms.items()
+        name: f"{min(max(term.value, 0.0), 1.0):.0%}" if name in shares else f"{term.value:.2f}"
+        for name, term in terms.items()
     }
     for name, words in faults.items():
         if words and constraints.get(name, 0.0) > 0:

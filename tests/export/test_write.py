@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from autolora.adapters.lora import LoRA, State
+from autolora.data.caption_recipe import CaptionRecipe
 from autolora.errors import ExportError, StorageError
 from autolora.export.metadata import Card
 from autolora.export.read import read_lora, read_metadata
@@ -97,6 +98,27 @@ def test_json_metadata(exported: Exported) -> None:
     assert tags == {"1girl": 4, "fit_b": 4, "röd \\(x\\)": 4, "zorak": 4}
     assert json.loads(found["ss_bucket_info"])["buckets"]["0"] == {"resolution": [32, 32], "count": 20}
     assert json.loads(found["autolora.settings"])["train"]["max_norm"] == 1.0
+
+
+def test_metadata_tell_what_the_recipe_made_of_the_pictures(
+    state: State, tiny_model: StableDiffusion, tmp_path: Path
+) -> None:
+    """Captions as they were trained, both frames, and what was shown beside them."""
+    plain = run(SPEC)
+    edited = replace(
+        plain,
+        captions=CaptionRecipe(drop=("röd (x)",)),
+        train=replace(plain.train, preserve_share=0.5, regularization_share=0.2),
+    )
+    first, second = dataset().concepts
+    wide = replace(second, pictures=tuple(replace(p, frame=(48, 16)) for p in second.pictures))
+    mixed = replace(dataset(), concepts=(first, wide))
+    path = export_lora(state, edited, mixed, tiny_model, tmp_path, "mona", card=CARD, preview=None, made=MADE).path
+    found = read_metadata(path)
+    assert json.loads(found["ss_tag_frequency"])["2_zorak fit_b"] == {"1girl": 4, "fit_b": 4, "zorak": 4}
+    buckets = json.loads(found["ss_bucket_info"])["buckets"].values()
+    assert [(b["resolution"], b["count"]) for b in buckets] == [([32, 32], 10), ([48, 16], 10)]
+    assert found["ss_num_reg_images"] == "12"  # eight to preserve, four to train on
 
 
 def test_hashes_are_those_of_the_written_bytes(exported: Exported) -> None:

@@ -178,6 +178,7 @@ def test_the_recommended_weight_does_not_bleed() -> None:
         ([0.0, 0.5, 0.9, 0.1], [0.0, 0.0, 0.0, 0.0], 1.0),
         ([0.0, 0.5, 0.9, 0.9], [0.0, 0.1, 0.31, 0.4], 0.7),
         ([0.0, 0.5, 0.9, 0.9], [0.4, 0.4, 0.4, 0.4], 0.49),
+        ([-0.4, -0.3, -0.2, -0.1], [0.0, 0.0, 0.0, 0.0], 1.3),  # nothing learnt
     ],
 )
 def test_the_recommended_weight_is_the_smallest_that_is_as_good_and_within_the_limit(

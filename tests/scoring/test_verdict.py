@@ -33,6 +33,12 @@ def test_every_constraint_has_words_and_a_remedy(name: str) -> None:
     assert remedy({name: 0.1}) == REMEDIES[name]
 
 
+def test_shares_are_said_as_shares() -> None:
+    terms = {name: Estimate(-0.02, -0.1, 0.0) for name in NAMES}
+    words = verdict(terms, {"bleed_class": -0.1, "undercooked": 0.1}, {"1": 0.0}, SETTINGS)
+    assert "only 0% of renders" in words
+
+
 def test_the_gravest_fault_is_named() -> None:
     assert said("undercooked", "bleed_class").startswith("overcooked")
     assert "63% at weight 1, 12% at weight 0.7" in said("bleed_class")
