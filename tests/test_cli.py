@@ -73,3 +73,9 @@ def test_an_image_size_that_is_no_model_is_told_apart(tmp_path: Path, capsys: py
     (tmp_path / "folder").mkdir()
     assert main(["train", "dataset=quickstart", f"model.path={tmp_path / 'folder'}"]) == 4
     assert "model_index.json" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m autolora.cli tune quickstart --cfg job; echo code $? >&2"
+    found = subprocess.run(["bash", "-c", f"({command}) | true"], capture_output=True, text=True, check=False)
+    assert "code 0" in found.stderr and "Traceback" not in found.stderr and "BrokenPipe" not in found.stderr

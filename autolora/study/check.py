@@ -150,7 +150,8 @@ def measured_sections(
     """What only the base model can tell: what the triggers' words draw, and what training and rendering cost."""
     settings, scoring = cfg.model_settings(config), cfg.scoring_settings(config)
     cache = Path(str(config.cache)).expanduser()
-    audit = trigger_section(dataset, BaseRenders(model, settings.render.search, cache / "renders"), scoring, bars)
+    base = BaseRenders(model, settings.render.search, cache / "renders")
+    audit = trigger_section(dataset, base, scoring, bars, bool(config.audit))
     probes = build_probes(dataset, scoring, SEARCH_GROUPS)
     renders = len(scoring.weights) * sum(len(probe.seeds) for probe in probes)
     with bars.task("timing training and rendering", None):
@@ -163,26 +164,35 @@ def measured_sections(
     return [audit, cost_section(runs, dataset, renders, speed, trials)]
 
 
-def trigger_section(dataset: Dataset, renders: BaseRenders, scoring: ScoringSettings, bars: Bars) -> Section:
-    """What the base model draws for each trigger and its words before anything is trained, with better triggers."""
+def trigger_section(
+    dataset: Dataset, renders: BaseRenders, scoring: ScoringSettings, bars: Bars, audit: bool = True
+) -> Section:
+    """What the base model draws for each trigger and its words before anything is trained, with better triggers.
+
+    Without an audit, or an encoder, it is tokens only.
+    """
     triggers = list(dict.fromkeys([dataset.trigger, *(concept.trigger for concept in dataset.concepts)]))
     title, columns = "Triggers", ("trigger", "word", "tokens", "own", "low", "high", "nearest")
     rows: tuple[tuple[Cell, ...], ...]
-    try:
-        encoder = load_encoder(scoring.encoder)
-    except ConfigError as error:
+    encoder, reason = None, "audit=false"
+    if audit:
+        try:
+            encoder = load_encoder(scoring.encoder)
+        except ConfigError as error:
+            reason = str(error)
+    if encoder is None:
         rows = tuple((word, word, len(renders.model.tokens(word)), None, None, None, "") for word in triggers)
-        return Section(title, columns, rows, (f"not looked at: {error}",))
+        return Section(title, columns, rows, (f"not looked at: {reason}",))
     words = [tag for context in (*scoring.contexts, *scoring.overrides) for tag in split_tags(context)]
     known = sorted({tag for tag in words if tag not in triggers})
     settings = AuditSettings()
     shots = [len(audit_shots(trigger, dataset.class_word, settings)) for trigger in triggers]
 
-    def audit(trigger: str, advance: Advance | None = None) -> TriggerAudit:
+    def look(trigger: str, advance: Advance | None = None) -> TriggerAudit:
         return audit_trigger(trigger, renders, encoder, dataset.class_word, known, settings, advance)
 
     with bars.task("drawing what the triggers mean to the base model", sum(shots)) as advance:
-        audits = [audit(trigger, advance) for trigger in triggers]
+        audits = [look(trigger, advance) for trigger in triggers]
     rows = tuple(
         (
             *(found.trigger, one.word, len(one.tokens), one.own.value, one.own.low, one.own.high),
@@ -195,7 +205,7 @@ def trigger_section(dataset: Dataset, renders: BaseRenders, scoring: ScoringSett
     if any(found.flagged for found in audits):
         with bars.task("looking for better triggers", None):
             taken = [*triggers, *known]
-            free = suggest_triggers(renders.model, SUGGESTED, 0, taken, lambda word: not audit(word).flagged)
+            free = suggest_triggers(renders.model, SUGGESTED, 0, taken, lambda word: not look(word).flagged)
         said.append(f"words that mean nothing to it: {', '.join(free)}")
     said.append(f"own: 0 = what a meaningless word draws, 1 = always one picture; above {settings.limit} is a warning")
     return Section(title, columns, rows, tuple(said))

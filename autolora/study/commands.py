@@ -50,10 +50,11 @@ def check(config: DictConfig, study: str | None, arguments: list[str]) -> int:
         sections += measured_sections(config, runs, dataset, model, plan.settings.trials if plan else None, bars)
     folder = plan.folder if plan else cfg.run_folder(config, runs[0].name)
     facts = [f"{model.name} ({model.architecture}, {model.resolution} px, weights {model.base_hash})"]
+    write_atomic(folder / "check.json", json.dumps(as_dict(sections), indent=2))
+    page = write_page(dataset.name, facts, sections, folder / "check.html")
     print(f"{dataset.name} on {facts[0]}")
     print_sections(sections)
-    write_atomic(folder / "check.json", json.dumps(as_dict(sections), indent=2))
-    print(f"\n{folder / 'check.json'}\n{write_page(dataset.name, facts, sections, folder / 'check.html')}")
+    print(f"\n{folder / 'check.json'}\n{page}")
     return 0
 
 

@@ -73,6 +73,16 @@ def test_check_without_an_encoder_says_so_and_goes_on(
     assert "96x32" in printed and "captions.prune=marks: zorak absorbs gold horns" in printed
 
 
+def test_triggers_are_only_counted_where_no_audit_is_wanted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [f"dataset.path={folder}", f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
+    assert main(["check", *places, "audit=false", "model.render.search_steps=1"]) == 0
+    found = json.loads((tmp_path / "run" / "check.json").read_text("utf-8"))["Triggers"]
+    assert [row["trigger"] for row in found["rows"]] == ["zorak", "fita", "fitb"] and found["rows"][0]["tokens"] > 0
+    assert found["words"] == ["not looked at: audit=false"]
+
+
 def test_captions_shows_changes_and_writes_a_copy_only_when_asked(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
