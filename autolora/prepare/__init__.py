@@ -1,1 +1,1 @@
-"""What prepares a dataset with the help of models: taggers and the trigger audit."""
+"""What a base model, an encoder or a tagger says of a dataset before training; and class pictures for it."""

@@ -57,7 +57,7 @@ def dataset_sections(dataset: Dataset) -> list[Section]:
         (f"{r.frame[0]}x{r.frame[1]}", r.pictures, r.mean_cropped, r.worst_cropped, r.mean_scale, r.worst_scale)
         for r in bucket_table(everything)
     )
-    columns = ("bucket", "pictures", "cut off", "at worst", "resized", "at most")
+    columns = ("bucket", "pictures", "share cut off", "worst share", "scale", "largest scale")
     lost = any(row[3] > 0.005 or row[5] > 1 for row in buckets)
     sheet = bucket_picture(everything) if lost else None
     said = "the pictures that lose most, with what is cut off dimmed" if lost else "nothing is cut off or enlarged"
