@@ -23,7 +23,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageChops
 
-from autolora.data.buckets import BucketSettings, assign_frames, bucket_table, choose_frames, potential_frames
+from autolora.data.bucket_report import bucket_table
+from autolora.data.buckets import BucketSettings, assign_frames, choose_frames, potential_frames
 from autolora.data.sources import Picture, read_folder
 from autolora.data.split import split_held_out
 from autolora.provenance import provenance
