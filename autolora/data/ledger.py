@@ -11,6 +11,7 @@ from autolora.data.captions import mentions
 from autolora.data.concepts import Dataset
 
 OVERLAP_RISK = 2.0  # from here on what concepts share overcooks before any of them is done
+OVERCOOKS = "overcooks before the outfits are done"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class LedgerRow:
     @property
     def risk(self) -> str:
         """What the overlap may lead to, in words; empty where there is none."""
-        return "overcooks before the outfits are done" if self.overlap >= OVERLAP_RISK else ""
+        return OVERCOOKS if self.overlap >= OVERLAP_RISK else ""
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from autolora.data.caption_recipe import LEVELS, CaptionRecipe, apply_captions, pruned_tags, trigger_keys
 from autolora.data.captions import booru_key, count_tags, is_sentence, mentions, spell_tags, tag_key
 from autolora.data.concepts import Concept, Dataset
-from autolora.data.ledger import OVERLAP_RISK
+from autolora.data.ledger import OVERCOOKS, OVERLAP_RISK
 from autolora.data.vocabulary import kind_of
 from autolora.errors import ConfigError
 
 ABSORBED_SHARE = 0.9  # of the captions: a tag this frequent cannot be told from the trigger
 RISKS = {
     "capture": "every caption shows the class word, so it learns the character: add regularization images",
-    "overcooks before the outfits are done": "the outfits share the main trigger: decouple, or fewer steps",
+    OVERCOOKS: "the outfits share the main trigger: decouple, or fewer steps",
     "absorbed": "nearly every caption shows it, so it becomes a part of the trigger, or takes a part of it",
 }
 
@@ -112,7 +112,7 @@ def _risk(row: TagRow, overlap: float, dataset: Dataset) -> str:
         return "capture" if share == 1 else ""
     if row.kind == "trigger":
         main = tag_key(row.tag) == tag_key(dataset.trigger)
-        return "overcooks before the outfits are done" if main and overlap >= OVERLAP_RISK else ""
+        return OVERCOOKS if main and overlap >= OVERLAP_RISK else ""
     return "absorbed" if share >= ABSORBED_SHARE else ""
 
 

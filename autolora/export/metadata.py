@@ -162,20 +162,17 @@ def _base(model: BaseModel) -> dict[str, str]:
 def _pictures(run: Run, dataset: Dataset, model: BaseModel) -> dict[str, str]:
     """Folders, tags and sizes, as the programs that show a LoRA's tags expect them."""
     side, concepts = model.resolution, dataset.concepts
-    repeats = {
-        concept.name: max(1, round(steps / len(concept.pictures)))
-        for concept, steps in zip(concepts, run.steps_of(dataset), strict=True)
-    }
+    shown = {c.name: steps / len(c.pictures) for c, steps in zip(concepts, run.steps_of(dataset), strict=True)}
+    repeats = {name: max(1, round(each)) for name, each in shown.items()}
     names = {concept.name: f"{repeats[concept.name]}_{concept.name}" for concept in concepts}
     folders = {names[c.name]: {"n_repeats": repeats[c.name], "img_count": len(c.pictures)} for c in concepts}
     tags = {names[concept.name]: tag_frequency(concept) for concept in run.with_captions(dataset).concepts}
     beside = run.steps_beside(dataset)
     counts: dict[tuple[int, int], float] = {}
-    for concept, steps in zip(concepts, run.steps_of(dataset), strict=True):
-        for picture in concept.pictures:
-            frame = picture.frame or (side, side)
-            counts[frame] = counts.get(frame, 0.0) + steps / len(concept.pictures)
-    buckets = {str(i): {"resolution": list(f), "count": round(shown)} for i, (f, shown) in enumerate(counts.items())}
+    for picture in dataset.pictures:
+        frame = picture.frame or (side, side)
+        counts[frame] = counts.get(frame, 0.0) + shown[picture.concept]
+    buckets = {str(i): {"resolution": list(f), "count": round(count)} for i, (f, count) in enumerate(counts.items())}
     return {
         "ss_dataset_dirs": json.dumps(folders, ensure_ascii=False),
         "ss_tag_frequency": json.dumps(tags, ensure_ascii=False),

@@ -41,6 +41,7 @@ class StableDiffusion:
         positions = self.text_encoder.config.max_position_embeddings
         self.max_tokens = min(self.tokenizer.model_max_length, positions)
         self.prompt_tokens = self.max_tokens - 2  # one begins, one ends
+        self._comma = self.tokenizer(",", add_special_tokens=False).input_ids[-1]
         self._take_schedule(folder)
         self._take_size(resolution)
 
@@ -98,14 +99,13 @@ class StableDiffusion:
 
         A1111 cuts at the last comma of a window's last 20 tokens, too, so that no tag is torn apart.
         """
-        room, rest = self.max_tokens - 2, self.tokenizer(prompt, add_special_tokens=False).input_ids
-        (comma,) = self.tokenizer(",", add_special_tokens=False).input_ids[-1:]
+        room, rest = self.prompt_tokens, self.tokenizer(prompt, add_special_tokens=False).input_ids
         begin, end, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         windows: list[list[int]] = []
         while len(windows) < MOST_CHUNKS and (rest or not windows):
             cut = room
             if len(rest) > room:
-                cut = next((i for i in range(room, room - 20, -1) if rest[i - 1] == comma), room)
+                cut = next((i for i in range(room, room - 20, -1) if rest[i - 1] == self._comma), room)
             own, rest = rest[:cut], rest[cut:]
             windows.append([begin, *own, end, *[pad] * (room - len(own))])
         return windows

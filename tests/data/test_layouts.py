@@ -75,15 +75,6 @@ def test_metadata_of_kohya_folders_has_their_repeats_and_may_be_given_itself(tmp
         assert source.notes == ()
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Two pictures without captions."""
-    root = write_concepts(tmp_path / "mona", {"": ["x"] * 2})
-    for file in root.glob("*.txt"):
-        file.unlink()
-    return root
-
-
 def _write(path: Path, *rows: object) -> None:
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
 

@@ -16,15 +16,6 @@ from autolora.errors import DatasetError
 from tests.data.folders import noise_image, write_concepts
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Two pictures without captions."""
-    root = write_concepts(tmp_path / "mona", {"": ["x"] * 2})
-    for file in root.glob("*.txt"):
-        file.unlink()
-    return root
-
-
 def _toml(root: Path, text: str) -> Path:
     (root / "dataset.toml").write_text(text, encoding="utf-8")
     return root / "dataset.toml"
