@@ -17,6 +17,7 @@ from autolora.data.ledger import step_ledger
 from autolora.data.tag_report import RISKS, TagRow, suggest_pruning, tag_ledger, tag_rows
 from autolora.errors import ConfigError
 from autolora.models.base import MOST_CHUNKS, BaseModel
+from autolora.prepare.drawn_tags import DrawnSettings, absorbed_tags, drawn_shots, drawn_tags, suggest_level
 from autolora.prepare.trigger_audit import (
     AuditSettings,
     TriggerAudit,
@@ -27,7 +28,7 @@ from autolora.prepare.trigger_audit import (
 from autolora.progress import Bars
 from autolora.report.sections import Cell, Section
 from autolora.sampling import Advance, BaseRenders
-from autolora.scoring.encoders import load_encoder
+from autolora.scoring.encoders import Encoder, load_encoder
 from autolora.scoring.probes import SEARCH_GROUPS, build_probes
 from autolora.scoring.settings import ScoringSettings
 from autolora.study.speed import Speed, measure_speed
@@ -151,7 +152,8 @@ def measured_sections(
     settings, scoring = cfg.model_settings(config), cfg.scoring_settings(config)
     cache = Path(str(config.cache)).expanduser()
     base = BaseRenders(model, settings.render.search, cache / "renders")
-    audit = trigger_section(dataset, base, scoring, bars, bool(config.audit))
+    encoder = _encoder(bool(config.audit), scoring)
+    looked = [trigger_section(dataset, base, encoder, scoring, bars), pruning_section(dataset, base, encoder, bars)]
     probes = build_probes(dataset, scoring, SEARCH_GROUPS)
     renders = len(scoring.weights) * sum(len(probe.seeds) for probe in probes)
     with bars.task("timing training and rendering", None):
@@ -161,28 +163,60 @@ def measured_sections(
         bench = Bench(model, adapter, dataset, latents, PromptCache(model), standing_in)
         speed = measure_speed(runs[0], bench, settings.render.search)
         adapter.detach()
-    return [audit, cost_section(runs, dataset, renders, speed, trials)]
+    return [*looked, cost_section(runs, dataset, renders, speed, trials)]
+
+
+def _encoder(audit: bool, scoring: ScoringSettings) -> Encoder | str:
+    """What looks at the base model's pictures, or why nothing does."""
+    if not audit:
+        return "audit=false"
+    try:
+        return load_encoder(scoring.encoder)
+    except ConfigError as error:
+        return str(error)
+
+
+def pruning_section(dataset: Dataset, renders: BaseRenders, encoder: Encoder | str, bars: Bars) -> Section:
+    """Which of the tags that the triggers could absorb the base model can draw, and how far to prune for that."""
+    levels = suggest_pruning(dataset)
+    carried = {tag: (word, level) for level in reversed(levels) for word, tags in levels[level].items() for tag in tags}
+    title, columns = "Pruning", ("tag", "trigger", "level", "response", "low", "high", "drawn")
+    if isinstance(encoder, str) or not carried:
+        reason = f"not looked at: {encoder}" if carried else "no tag is frequent enough"
+        return Section(title, columns, (), (reason,))
+    tags, settings = tuple(carried), DrawnSettings()
+    shots = drawn_shots(tags, dataset.class_word, settings)
+    with bars.task("drawing what the triggers could absorb", len(shots)) as advance:
+        found = drawn_tags(tags, renders, encoder, dataset.class_word, settings, advance)
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (*(one.tag, *carried[one.tag]), *one.response.as_dict().values(), "yes" if one.drawn else "no") for one in found
+    )
+    level = suggest_level(levels, found)
+    absorbed = absorbed_tags(levels, level)
+    price = [one.tag for one in found if one.drawn and one.tag in absorbed]
+    left = [one.tag for one in found if not one.drawn and one.tag not in absorbed]
+    words = [f"suggested: captions.prune={level}: only a trigger can carry what the base model cannot draw by its tag"]
+    if left:
+        words.append(f"captions.drop=[{','.join(left)}] leaves the rest of that to the trigger too")
+    if price:
+        words.append(f"its price: the base model can draw {', '.join(price)}, which will be harder to change")
+    words.append(f"response: how far pictures follow the tag, 0 = not at all; from {settings.limit:g} on it is drawn")
+    return Section(title, columns, rows, tuple(words))
 
 
 def trigger_section(
-    dataset: Dataset, renders: BaseRenders, scoring: ScoringSettings, bars: Bars, audit: bool = True
+    dataset: Dataset, renders: BaseRenders, encoder: Encoder | str, scoring: ScoringSettings, bars: Bars
 ) -> Section:
     """What the base model draws for each trigger and its words before anything is trained, with better triggers.
 
-    Without an audit, or an encoder, it is tokens only.
+    Without an encoder, given why there is none, it is tokens only.
     """
     triggers = list(dict.fromkeys([dataset.trigger, *(concept.trigger for concept in dataset.concepts)]))
     title, columns = "Triggers", ("trigger", "word", "tokens", "own", "low", "high", "nearest")
     rows: tuple[tuple[Cell, ...], ...]
-    encoder, reason = None, "audit=false"
-    if audit:
-        try:
-            encoder = load_encoder(scoring.encoder)
-        except ConfigError as error:
-            reason = str(error)
-    if encoder is None:
+    if isinstance(encoder, str):
         rows = tuple((word, word, len(renders.model.tokens(word)), None, None, None, "") for word in triggers)
-        return Section(title, columns, rows, (f"not looked at: {reason}",))
+        return Section(title, columns, rows, (f"not looked at: {encoder}",))
     words = [tag for context in (*scoring.contexts, *scoring.overrides) for tag in split_tags(context)]
     known = sorted({tag for tag in words if tag not in triggers})
     settings = AuditSettings()

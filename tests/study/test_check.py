@@ -48,6 +48,11 @@ def test_check_shows_everything_before_a_step_is_trained(
     assert [row["steps"] for row in ledger] == [800, 800, 1600]
     assert [row["overlap"] for row in ledger] == [1, 1, 2] and ledger[2]["risk"]
     assert {row["tokens"] for row in found["Triggers"]["rows"]} and found["Triggers"]["words"]
+    pruning = {row["tag"]: row for row in found["Pruning"]["rows"]}
+    assert {row["level"] for row in pruning.values()} == {"marks", "all"} and {"yes", "no"} >= {
+        str(row["drawn"]) for row in pruning.values()
+    }
+    assert str(found["Pruning"]["words"][0]).startswith("suggested: captions.prune=")
     cost = {row["recipe"]: row for row in found["Cost"]["rows"]}
     assert set(cost) == {"doll-adamw", "doll-prodigy", "doll-preserve"}
     assert cost["doll-adamw"]["steps"] == 1600 and cost["doll-adamw"]["optimizer steps"] == 400
