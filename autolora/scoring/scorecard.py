@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Scorecard:
     unmeasurable: dict[str, str]  # why a term is missing
     verdict: str
     second: dict[str, dict[str, Estimate]]  # by weight: likeness and bleed as another encoder sees them
+    leaks: dict[str, float] = field(default_factory=dict)  # at the strongest: share with the character, by prompt
 
     @property
     def broken(self) -> list[str]:
@@ -90,6 +91,7 @@ def score(scorer: Scorer, pictures: Rendered) -> Scorecard:
         unmeasurable=strongest.unmeasurable,
         verdict=verdict(strongest.terms, constraints, capture, scorer.settings),
         second=second,
+        leaks=_leaks(scorer, at[max(weights)]),
     )
 
 
@@ -176,3 +178,12 @@ def _capture(scorer: Scorer, rows: Mapping[Probe, Array]) -> float:
     """Share of class-only renders that pass for the character."""
     shown = scorer.references.bleed
     return float(np.mean([shown.passes(rows[p]) > 0.5 for p in scorer.of("class_only")]))
+
+
+def _leaks(scorer: Scorer, rows: Mapping[Probe, Array]) -> dict[str, float]:
+    """How often each class word and neighbour of the trigger yields the character; the class word itself first."""
+    by_prompt: dict[str, list[float]] = {}
+    for probe in scorer.of("class_only", "neighbour"):
+        shown = scorer.references.bleed.passes(rows[probe]) > 0.5
+        by_prompt.setdefault(probe.prompt, []).append(float(shown.mean()))
+    return {prompt: round(float(np.mean(shares)), 4) for prompt, shares in by_prompt.items()}

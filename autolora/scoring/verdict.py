@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.settings import ScoringSettings
@@ -58,28 +58,16 @@ REMEDIES = {
 }
 
 
-def remedy(
-    constraints: Mapping[str, float],
-    preserve_share: float | None = None,
-    weight: float | None = None,
-    stop_step: int | None = None,
-) -> str:
+def remedy(constraints: Mapping[str, float], against_bleed: Sequence[str] = ()) -> str:
     """What may help against the gravest broken constraint; empty where none is broken.
 
     The others wait: what helps against one often feeds another (more steps, fewer steps).
 
     Args:
         constraints: above 0 where broken.
-        preserve_share: as it was trained, where that is known.
-        weight: a LoRA weight at which it does not bleed, where there is one.
-        stop_step: the last step before it overcooked, where there is one.
+        against_bleed: what is known of the run to help against class bleed, the best first.
     """
     gravest = next((name for name in REMEDIES if constraints.get(name, 0.0) > 0), None)
     if gravest is None:
         return ""
-    if gravest != "bleed_class" or preserve_share is None:
-        return REMEDIES[gravest]
-    known = [f"train.preserve_share={max(0.4, 2 * preserve_share):g} (the base model's own pictures beside yours)"]
-    known += [f"use weight {weight:g}"] if weight is not None else []
-    known += [f"stop at step {stop_step}"] if stop_step is not None else []
-    return ", or ".join(known)
+    return ", or ".join(against_bleed) if gravest == "bleed_class" and against_bleed else REMEDIES[gravest]

@@ -18,6 +18,7 @@ from autolora.adapters.lora import LoRA, State
 from autolora.errors import ConfigError, ExportError, Unmeasurable
 from autolora.export.read import lora_of, read_lora
 from autolora.models import load_model
+from autolora.prepare.regularization import suggest_regularization
 from autolora.progress import Bars
 from autolora.sampling import Pictures
 from autolora.scoring.probes import Probe
@@ -40,6 +41,11 @@ class Scored:
     card: Scorecard
     pictures: Pictures
 
+    @property
+    def remedy(self) -> str:
+        """What may help against its gravest fault."""
+        return remedy(self.card.constraints, [suggest_regularization(self.card.leaks).words])
+
     def as_dict(self) -> dict[str, Any]:
         """The schema of `result.json`'s `best`."""
         card = self.card
@@ -52,8 +58,9 @@ class Scored:
             "terms": {name: term.as_dict() for name, term in card.terms.items()},
             "broken_constraints": card.broken,
             "verdict": card.verdict,
-            "remedy": remedy(card.constraints),
+            "remedy": self.remedy,
             "unmeasurable": card.unmeasurable,
+            "leaks": card.leaks,
         }
 
 
@@ -156,7 +163,6 @@ def print_table(found: Sequence[Scored], refused: Mapping[Path, str]) -> None:
         table.add_row(str(place), one.path.name, interval, *terms, f"{one.card.weight:g}")
     Console().print(table)
     for one in found:
-        advice = remedy(one.card.constraints)
-        print(f"{one.path.name}: {one.card.verdict}" + (f". Try {advice}" if advice else ""))
+        print(f"{one.path.name}: {one.card.verdict}" + (f". Try {one.remedy}" if one.remedy else ""))
     for reason in refused.values():
         print(f"not scored: {reason}")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from autolora.adapters.lora import State
 from autolora.errors import StudyError
 from autolora.files import atomic_path, write_atomic
+from autolora.prepare.regularization import suggest_regularization
 from autolora.scoring.scorecard import Scorecard
 from autolora.scoring.verdict import remedy
 from autolora.train import checkpoint as checkpoints
@@ -38,6 +39,7 @@ class Point:
     by_weight: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     constraints: dict[str, float] = field(default_factory=dict)
     capture: dict[str, float] = field(default_factory=dict)
+    leaks: dict[str, float] = field(default_factory=dict)  # share with the character, by prompt without its trigger
     verdict: str = ""
     unmeasurable: dict[str, str] = field(default_factory=dict)  # why a term is missing
     second: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # by weight, by another encoder
@@ -95,6 +97,7 @@ def judged(before: Point, card: Scorecard) -> Point:
         by_weight={w: {n: t.as_dict() for n, t in terms.items()} for w, terms in card.by_weight.items()},
         constraints=card.constraints,
         capture=card.capture,
+        leaks=card.leaks,
         verdict=card.verdict,
         unmeasurable=card.unmeasurable,
         second={w: {n: t.as_dict() for n, t in terms.items()} for w, terms in card.second.items()},
@@ -194,13 +197,21 @@ class Record:
             "verdict": best.verdict,
             "remedy": self.remedy(best),
             "unmeasurable": best.unmeasurable,
+            "leaks": best.leaks,
         }
 
     def remedy(self, p: Point) -> str:
         """What may help against what is wrong with a point of this trial."""
+        trained = self.run.train
+        own = self.scored_step() / (1 + trained.preserve_share + trained.regularization_share)
+        options = [f"train.preserve_share={max(0.4, 2 * trained.preserve_share):g}"]
+        if p.leaks:
+            options.insert(0, suggest_regularization(p.leaks, trained.regularization_share, round(own)).words)
         calm = [float(w) for w, terms in p.by_weight.items() if terms["bleed_class"]["high"] <= _bleed_limit(p)]
         before = [one.step for one in self.curve if one.step < (self.overcooked_step() or 0)]
-        return remedy(p.constraints, self.run.train.preserve_share, max(calm, default=None), max(before, default=None))
+        options += [f"use weight {max(calm):g}"] if calm else []
+        options += [f"stop at step {max(before)}"] if before else []
+        return remedy(p.constraints, options)
 
 
 def ties(one: Point, other: Point) -> bool:

@@ -62,5 +62,5 @@ def test_no_level_is_right_for_more_tags_than_the_suggested_one(drawn: list[bool
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ConfigError, match="at least 3 seeds.*got 2"):
+    with pytest.raises(ConfigError, match="at least 3 seeds"):
         DrawnSettings(seeds=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autolora.data.concepts import Concept, Dataset
 from autolora.models import RenderSettings, StableDiffusion
-from autolora.prepare.regularization import FIRST_SEED, class_pictures, class_prompts
+from autolora.prepare.regularization import FEWEST, FIRST_SEED, class_pictures, class_prompts, suggest_regularization
 from autolora.sampling import BaseRenders
 from tests.data.folders import pictures_of
 
@@ -33,3 +33,16 @@ def test_each_picture_is_different_and_drawn_once(tiny_model: StableDiffusion, t
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert class_pictures(["1girl", "1girl", "city"], renders, 1000) == found
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+
+def test_more_bleed_asks_for_more_pictures_and_names_what_leaks() -> None:
+    mild = suggest_regularization({"1girl": 0.2, "1girl, mon": 0.0}, own_steps=9600)
+    grave = suggest_regularization({"1girl": 0.63, "1girl, mon": 0.4, "solo": 0.1}, own_steps=9600)
+    assert (mild.share, mild.count, mild.prompts) == (0.25, 96, ("1girl",))
+    assert (grave.share, grave.count, grave.prompts) == (0.5, 192, ("1girl", "1girl, mon"))
+    assert grave.words == (
+        "192 regularization images of `1girl`, `1girl, mon` (train.regularization_share=0.5 model.class_pictures=192)"
+    )
+    assert suggest_regularization({"1girl": 0.2}, share=0.5, own_steps=100).share == 0.75
+    assert suggest_regularization({"1girl": 0.2}, own_steps=100).count == FEWEST
+    assert suggest_regularization({"1girl": 0.2, "solo": 0.9}).prompts == ("1girl", "solo")

@@ -57,9 +57,7 @@ def test_advice_does_not_contradict_itself() -> None:
     assert remedy({"undercooked": 0.1, "editability": 0.1}) == REMEDIES["undercooked"]
 
 
-def test_advice_against_bleed_knows_how_it_was_trained() -> None:
-    advice = remedy({"bleed_class": 0.1}, preserve_share=0.0, weight=0.7, stop_step=800)
-    assert "train.preserve_share=0.4" in advice
-    assert "weight 0.7" in advice
-    assert "step 800" in advice
-    assert "train.preserve_share=2" in remedy({"bleed_class": 0.1}, preserve_share=1.0)
+def test_what_is_known_of_the_run_is_advised_against_bleed_and_nothing_else() -> None:
+    known = ["48 pictures", "stop at step 800"]
+    assert remedy({"bleed_class": 0.1}, known) == "48 pictures, or stop at step 800"
+    assert remedy({"burn": 0.1}, known) == REMEDIES["burn"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,22 @@ def test_hopeless_where_it_surely_bleeds_and_more_and_more() -> None:
     assert not record(surer).hopelessly_overcooked(patience=2)
     assert not record(mild, surer).hopelessly_overcooked(patience=2)
     assert not record(surer, sure).hopelessly_overcooked(patience=2)  # it gets better
+
+
+def test_advice_against_bleed_knows_how_it_was_trained() -> None:
+    calm, leaking = point(600, 0.5, (0.1, 0.2)), point(1200, 0.1, (0.1, 0.7))
+    leaking = replace(leaking, leaks={"1girl": 0.7, "1girl, taco": 0.6, "1girl, bell": 0.1})
+    known = record(calm, leaking)
+    assert known.remedy(calm) == ""
+    assert known.remedy(leaking).split(", or ") == [
+        "48 regularization images of `1girl`, `1girl, taco` (train.regularization_share=0.5 model.class_pictures=48)",
+        "train.preserve_share=0.4",
+        "use weight 0.7",
+        "stop at step 600",
+    ]
+    trained = replace(known.run, train=replace(known.run.train, preserve_share=1.0, regularization_share=0.5))
+    advice = Record(known.folder, trained, known.curve).remedy(leaking)
+    assert "train.regularization_share=1 " in advice and "train.preserve_share=2" in advice
 
 
 def test_the_best_is_the_earliest_of_equals() -> None:
