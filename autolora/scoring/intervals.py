@@ -48,6 +48,14 @@ def expansion(samples: int) -> float:
     return float(np.sqrt(samples / (samples - 1)) * t.ppf(0.975, samples - 1) / norm.ppf(0.975))
 
 
+def ruled_out(rate: Estimate, renders: int) -> Estimate:
+    """A rate whose upper end is at least what so many renders without a single hit can rule out.
+
+    1 - .025^(1/n), the exact (Clopper and Pearson 1934) bound at no hit: a bootstrap of no hits says exactly 0.
+    """
+    return Estimate(rate.value, rate.low, max(rate.high, 1 - 0.025 ** (1 / renders)))
+
+
 def bootstrap_means(values: Array, draws: int, seed: int) -> Array:
     """Means of `draws` resamples of a (prompts, seeds) table: prompts drawn first, then seeds within each.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from autolora.sampling import Pictures
 from autolora.scoring import defects
-from autolora.scoring.intervals import Array, Estimate, estimate
+from autolora.scoring.intervals import Array, Estimate, estimate, ruled_out
 from autolora.scoring.probes import Probe
 from autolora.scoring.references import Reference
 from autolora.scoring.scorer import Scorer
@@ -78,7 +78,7 @@ def measure_likeness(scorer: Scorer, rows: Mapping[Probe, Array]) -> dict[str, E
     return {
         "fidelity": _fidelity(scorer, rows).estimate(),
         "likeness": _position(scorer, references.character, scorer.of("trigger"), rows).estimate(),
-        "bleed_class": _position(scorer, references.bleed, scorer.of(*BLEED_GROUPS["bleed_class"]), rows).estimate(),
+        "bleed_class": _bleed(scorer, scorer.of(*BLEED_GROUPS["bleed_class"]), rows),
     }
 
 
@@ -98,6 +98,11 @@ def _position(scorer: Scorer, reference: Reference, probes: list[Probe], rows: M
     rendered = np.stack([reference.passes(rows[p]) for p in probes])
     base = np.stack([reference.passes(scorer.base[p]) for p in probes])
     return Draws(*relative_position(rendered, base, reference.real, scorer.settings.bootstrap, seed=1))
+
+
+def _bleed(scorer: Scorer, probes: list[Probe], rows: Mapping[Probe, Array]) -> Estimate:
+    rate = _position(scorer, scorer.references.bleed, probes, rows).estimate()
+    return ruled_out(rate, sum(len(probe.seeds) for probe in probes))
 
 
 def _editability(scorer: Scorer, rows: Mapping[Probe, Array]) -> Draws:
@@ -121,7 +126,7 @@ def _defects(
     for name, groups in BLEED_GROUPS.items():
         probes = scorer.of(*groups)
         if probes:
-            found[name] = _position(scorer, scorer.references.bleed, probes, rows).estimate()
+            found[name] = _bleed(scorer, probes, rows)
     concepts, alike = scorer.references.concepts, scorer.references.alike
     if alike:
         missing["concepts"] = f"{scorer.encoder.name} cannot tell {'; '.join(alike)} apart"

@@ -17,14 +17,14 @@ class ScoringSettings:
     weights: tuple[float, ...] = (0.7, 1.0)
     contexts: tuple[str, ...] = ()  # what changes around the character: scene, expression, pose
     overrides: tuple[str, ...] = ()  # what contradicts it: another outfit, another accessory
-    class_alone: int = 4  # class-only probes of the class word and nothing else
+    class_alone: int = 8  # class-only probes of the class word and nothing else
     class_contexts: tuple[str, ...] = ()  # the class word with these tags, without the trigger
     extra_bleed: tuple[str, ...] = ()  # the user's own prompts that must not show it either
     styles: tuple[str, ...] = ()  # how it is drawn, for the final word
     people: tuple[str, ...] = ()  # somebody beside it, for the final word
     unrelated: tuple[str, ...] = ()  # whole prompts of scenes without it, for the final word
     trigger_seeds: int = 1  # seeds per trigger and novel prompt
-    class_seeds: int = 2  # seeds per class-only probe
+    class_seeds: int = 3  # seeds per class-only probe; too few renders can never rule bleed out
     contrast: int = 64  # base renders that the margins are fitted against
     first_seed: int = 1000
     bootstrap: int = 400
