@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from naive import clip_i, clip_t, kid
 from quickstart_oracle import Judge
 from safetensors.torch import load_file, save_file
 
@@ -43,6 +42,7 @@ from autolora.sampling import BaseRenders, Shot, render
 from autolora.scoring.probes import DECIDING_GROUPS, SEARCH_GROUPS
 from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer, with_fresh_probes
+from autolora.scoring.usual import usual_figures
 from autolora.study.plan import make_plan
 from autolora.study.space import suggest
 from autolora.study.workbench import Workbench, open_workbench
@@ -236,19 +236,6 @@ def rung_name(weights: Sequence[float]) -> str:
     return "rung@" + "+".join(f"{weight:g}" for weight in weights)
 
 
-def naive_figures(scorer: Scorer, pictures: Rendered) -> dict[str, float]:
-    """What others choose by, of renders with the trigger: likeness to the training pictures, to the prompt, KID."""
-    found = {}
-    for weight in scorer.settings.weights:
-        asked = [(p, scorer.encoder.images(pictures[p, weight])) for p in scorer.of("trigger", "novel")]
-        rows = np.concatenate([own for _, own in asked])
-        texts = np.concatenate([np.repeat(scorer.texts[p][None], len(own), 0) for p, own in asked])
-        found[f"clip_i@{weight:g}"] = clip_i(rows, scorer.references.training)
-        found[f"clip_t@{weight:g}"] = clip_t(rows, texts)
-        found[f"kid@{weight:g}"] = kid(rows, scorer.references.training)
-    return found
-
-
 def measure_character(seed: int, out: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Every checkpoint's row, and what is the same for all of them: renders asked for, the base model's losses."""
     work = open_character(seed, out, [Run("bank", LoRA(dim=16))])
@@ -258,7 +245,10 @@ def measure_character(seed: int, out: Path) -> tuple[list[dict[str, Any]], dict[
         figures = json.loads(path.with_suffix(".json").read_text("utf-8"))
         pictures = load_pictures(suite, path)
         row = row_of(seed, path, recipe, fact, score(suite, pictures))
-        rows.append(row | rungs(suite, pictures) | naive_figures(suite, pictures) | figures)
+        for weight in suite.settings.weights:
+            usual = usual_figures(suite, pictures, weight)
+            row |= {f"{name}@{weight:g}": value for name, value in usual.items()}
+        rows.append(row | rungs(suite, pictures) | figures)
     whole = whole_suite(work, work.render_settings.search)
     renders = {"search": suite.only(*SEARCH_GROUPS).at(1.0).renders, "deciding": suite.renders, "whole": whole.renders}
     return rows, {"renders": renders, "base_losses": work.base_losses}

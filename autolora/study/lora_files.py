@@ -24,6 +24,7 @@ from autolora.sampling import Pictures
 from autolora.scoring.probes import Probe
 from autolora.scoring.scorecard import Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer
+from autolora.scoring.usual import usual_figures
 from autolora.scoring.verdict import remedy
 from autolora.study.finals import final_scorer
 from autolora.study.workbench import open_workbench
@@ -40,6 +41,7 @@ class Scored:
     path: Path
     card: Scorecard
     pictures: Pictures
+    usual: dict[str, float]  # what others choose by, at the recommended weight; nothing is decided by it
 
     @property
     def remedy(self) -> str:
@@ -61,6 +63,7 @@ class Scored:
             "remedy": self.remedy,
             "unmeasurable": card.unmeasurable,
             "leaks": card.leaks,
+            "usual": self.usual,
         }
 
 
@@ -125,7 +128,7 @@ def score_files(config: DictConfig, states: Mapping[Path, State]) -> tuple[list[
                 pictures = render_probes(scorer, work.bench.model, work.bench.adapter, advance)
             card = score(scorer, pictures)
             row = np.stack([pictures[probe, card.weight][0] for probe in shown])
-            found.append(Scored(path, card, row))
+            found.append(Scored(path, card, row, usual_figures(scorer, pictures, card.weight)))
     base = np.stack([scorer.base_pictures[probe][0] for probe in shown])
     return sorted(found, key=lambda one: one.card.objective, reverse=True), base
 
@@ -163,6 +166,8 @@ def print_table(found: Sequence[Scored], refused: Mapping[Path, str]) -> None:
         table.add_row(str(place), one.path.name, interval, *terms, f"{one.card.weight:g}")
     Console().print(table)
     for one in found:
+        usual = ", ".join(f"{name} {value:.3f}" for name, value in one.usual.items())
         print(f"{one.path.name}: {one.card.verdict}" + (f". Try {one.remedy}" if one.remedy else ""))
+        print(f"  what others choose by: {usual}")
     for reason in refused.values():
         print(f"not scored: {reason}")

@@ -148,6 +148,7 @@ def test_the_exported_file_can_be_scored(finished: Path, capsys: pytest.CaptureF
     assert main([*command, *small]) == 0
     scored = json.loads((finished / "score.json").read_text("utf-8"))
     assert set(scored) >= {"recipe", "weight", "score", "terms", "broken_constraints"}
+    assert set(scored["usual"]) >= {"clip_i", "clip_t", "kid"} and next(iter(scored["leaks"])) in ("1girl", "1boy")
     assert scored["score"]["value"] == pytest.approx(result["best"]["score"]["value"], abs=0.005)
 
 
@@ -165,7 +166,11 @@ def test_a_folder_of_files_is_ranked(finished: Path, tmp_path: Path, capsys: pyt
     assert zero["terms"]["bleed_class"]["value"] == pytest.approx(0, abs=1e-6)
     assert Image.open(tmp_path / "score.png").size == (8 * 64, 3 * (64 + 14))
     printed = capsys.readouterr().out
-    assert "not scored: broken.safetensors" in printed and "yes.safetensors" in printed
+    assert (
+        "not scored: broken.safetensors" in printed
+        and "what others choose by: clip_i" in printed
+        and "yes.safetensors" in printed
+    )
 
 
 def test_a_folder_without_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

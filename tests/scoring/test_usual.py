@@ -1,13 +1,17 @@
-"""The naive scores on embeddings whose answer is known."""
+"""What others choose by, on embeddings whose answer is known."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from naive import clip_i, clip_t, kid
 from torch import Tensor
 from torchmetrics.functional.multimodal import clip_score
+from torchvision.models import alexnet
+
+from autolora.scoring.usual import clip_i, clip_t, kid, lpips, lpips_weights
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -58,3 +62,14 @@ def test_clip_t_is_clip_score_of_torchmetrics() -> None:
     pictures = [torch.from_numpy(row)[None, None] for row in rendered]
     theirs = clip_score(pictures, [str(i) for i in range(len(ROWS))], lambda: (Embedded(), Embedded()))
     assert clip_t(rendered, ROWS) == pytest.approx(float(theirs) / 100)
+
+
+def test_lpips_is_asked_where_its_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert not lpips_weights().is_file()
+    lpips_weights().parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(alexnet(weights=None).state_dict(), lpips_weights())
+    same = np.full((3, 32, 32, 3), 90, np.uint8)
+    varied = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
+    assert lpips(same) == pytest.approx(0, abs=1e-6) and lpips(varied) > 0.01
