@@ -40,7 +40,7 @@ from autolora.progress import Bars
 from autolora.provenance import provenance
 from autolora.sampling import BaseRenders, Shot, render
 from autolora.scoring.probes import DECIDING_GROUPS, SEARCH_GROUPS
-from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
+from autolora.scoring.scorecard import Rendered, Scorecard, embed, render_probes, score
 from autolora.scoring.scorer import Scorer, with_fresh_probes
 from autolora.scoring.usual import usual_figures
 from autolora.study.plan import make_plan
@@ -244,9 +244,10 @@ def measure_character(seed: int, out: Path) -> tuple[list[dict[str, Any]], dict[
     for path, recipe, fact in checkpoints_of(seed, out):
         figures = json.loads(path.with_suffix(".json").read_text("utf-8"))
         pictures = load_pictures(suite, path)
-        row = row_of(seed, path, recipe, fact, score(suite, pictures))
+        embedded = embed(suite, pictures)
+        row = row_of(seed, path, recipe, fact, score(suite, pictures, embedded))
         for weight in suite.settings.weights:
-            usual = usual_figures(suite, pictures, weight)
+            usual = usual_figures(suite, pictures, embedded, weight)
             row |= {f"{name}@{weight:g}": value for name, value in usual.items()}
         rows.append(row | rungs(suite, pictures) | figures)
     whole = whole_suite(work, work.render_settings.search)

@@ -6,33 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autolora.data.caption_recipe import LEVELS
-from autolora.data.captions import join_tags
-from autolora.errors import ConfigError
+from autolora.prepare.trigger_audit import AuditSettings, beside
 from autolora.sampling import Advance, BaseRenders
 from autolora.scoring.encoders import Encoder
 from autolora.scoring.intervals import Estimate, bootstrap_means, estimate
 
-# `DrawnTag.response` from which a tag counts as drawn. On the packaged model 27 of 30 tags of its vocabulary lie above
-# (`twintails` and `ponytail` not, which its CLIP hardly tells from other hair), and 16 of 17 made of words or things
-# that it has never seen drawn below (0.12 on average: of `red horns` it draws the red).
+# From which response on a tag counts as drawn. On the packaged model 27 of 30 tags of its vocabulary lie above (not
+# `twintails` and `ponytail`, which its CLIP hardly tells from other hair, and `purple eyes`), and 16 of 17 of things
+# that it has never seen below: there it is 0.1 on average, since of `red horns` the red is drawn.
 LIMIT = 0.25
-
-
-@dataclass(frozen=True)
-class DrawnSettings:
-    """How closely a tag is looked at; every tag costs `seeds` renders."""
-
-    seeds: int = 8
-    first_seed: int = 60_000  # away from the probes', so that nothing is chosen on what later judges it
-    limit: float = LIMIT
-    bootstrap: int = 400
-
-    def __post_init__(self) -> None:
-        if self.seeds < 3 or self.bootstrap < 1 or not 0 < self.limit < 1:
-            raise ConfigError(
-                "drawn tags need at least 3 seeds, 1 bootstrap draw and a limit between 0 and 1, got "
-                f"{self.seeds}, {self.bootstrap} and {self.limit}"
-            )
+DRAWN = AuditSettings(first_seed=60_000, limit=LIMIT)
 
 
 @dataclass(frozen=True)
@@ -44,10 +27,9 @@ class DrawnTag:
     drawn: bool
 
 
-def drawn_shots(tags: Sequence[str], class_word: str, settings: DrawnSettings) -> list[tuple[str, int]]:
+def drawn_shots(tags: Sequence[str], class_word: str, settings: AuditSettings = DRAWN) -> list[tuple[str, int]]:
     """Every (prompt, seed) that `drawn_tags` renders: the class word alone first, then with each tag."""
-    seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
-    return [(prompt, seed) for prompt in _prompts(tags, class_word) for seed in seeds]
+    return settings.shots(beside(class_word, ["", *tags]))
 
 
 def drawn_tags(
@@ -55,7 +37,7 @@ def drawn_tags(
     renders: BaseRenders,
     encoder: Encoder,
     class_word: str,
-    settings: DrawnSettings | None = None,
+    settings: AuditSettings = DRAWN,
     advance: Advance | None = None,
 ) -> tuple[DrawnTag, ...]:
     """Compare the class word's pictures with and without each tag, on the same seeds.
@@ -70,10 +52,9 @@ def drawn_tags(
         settings: how closely to look.
         advance: hears of finished renders, `len(drawn_shots(...))` in all.
     """
-    settings = settings or DrawnSettings()
     embedded = encoder.images(renders.render(drawn_shots(tags, class_word, settings), advance))
     rows = embedded.reshape(-1, settings.seeds, embedded.shape[1])
-    texts = encoder.texts(_prompts(tags, class_word))
+    texts = encoder.texts(beside(class_word, ["", *tags]))
     found = []
     for tag, row, text in zip(tags, rows[1:], texts[1:], strict=True):
         way = text - texts[0]
@@ -105,8 +86,3 @@ def suggest_level(levels: Mapping[str, Mapping[str, Sequence[str]]], found: Sequ
 def absorbed_tags(levels: Mapping[str, Mapping[str, Sequence[str]]], level: str) -> set[str]:
     """What all triggers together absorb at a level."""
     return {tag for tags in levels.get(level, {}).values() for tag in tags}
-
-
-def _prompts(tags: Sequence[str], class_word: str) -> list[str]:
-    """The class word alone, then with each tag; a class word that is the tag itself stands once."""
-    return [join_tags(dict.fromkeys(word for word in (class_word, tag) if word)) for tag in ("", *tags)]

@@ -25,7 +25,7 @@ LIMIT = 0.3
 
 @dataclass(frozen=True)
 class AuditSettings:
-    """How closely a trigger is looked at; every word costs `seeds` renders."""
+    """How closely the base model is looked at; every word costs `seeds` renders."""
 
     seeds: int = 8
     first_seed: int = 50_000  # away from the probes', so that nothing is chosen on what later judges it
@@ -43,6 +43,11 @@ class AuditSettings:
             mistakes.append("audit.nearest must be at least 0 and audit.bootstrap at least 1")
         if mistakes:
             raise ConfigError("; ".join(mistakes))
+
+    def shots(self, prompts: Sequence[str]) -> list[tuple[str, int]]:
+        """Every prompt at every seed."""
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        return [(prompt, seed) for prompt in prompts for seed in seeds]
 
 
 @dataclass(frozen=True)
@@ -103,10 +108,12 @@ def split_words(trigger: str) -> tuple[str, ...]:
 
 def audit_shots(trigger: str, class_word: str, settings: AuditSettings) -> list[tuple[str, int]]:
     """Every (prompt, seed) that `audit_trigger` renders, for the total of a progress bar and for the cost."""
-    seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
-    words = [*_audited(trigger, class_word), "", *MEANINGLESS]
-    prompts = [join_tags(dict.fromkeys(word for word in (class_word, word) if word)) for word in words]
-    return [(prompt, seed) for prompt in prompts for seed in seeds]
+    return settings.shots(beside(class_word, [*_audited(trigger, class_word), "", *MEANINGLESS]))
+
+
+def beside(class_word: str, words: Sequence[str]) -> list[str]:
+    """A prompt for each word, beside the class word; what is empty, or the same, stands once or not at all."""
+    return [join_tags(dict.fromkeys(part for part in (class_word, word) if part)) for word in words]
 
 
 def audit_trigger(

@@ -49,6 +49,7 @@ class Scorecard:
 
 
 Rendered = Mapping[tuple[Probe, float], Pictures]  # by probe and weight, one picture a seed
+Embedded = Mapping[float, Mapping[Probe, Array]]  # by weight and probe, one row a seed
 
 
 def render_probes(
@@ -68,11 +69,11 @@ def render_probes(
     return found
 
 
-def score(scorer: Scorer, pictures: Rendered) -> Scorecard:
-    """Score rendered probes."""
-    weights, at, second = scorer.settings.weights, _embed(scorer, pictures), {}
+def score(scorer: Scorer, pictures: Rendered, embedded: Embedded | None = None) -> Scorecard:
+    """Score rendered probes; `embedded` is what `embed` made of them, where that is known already."""
+    weights, at, second = scorer.settings.weights, embedded or embed(scorer, pictures), {}
     if scorer.second:
-        seen = _embed(scorer.second, pictures)
+        seen = embed(scorer.second, pictures)
         second = {f"{weight:g}": measure_likeness(scorer.second, seen[weight]) for weight in weights}
     parts = {w: measure(scorer, at[w], {probe: pictures[probe, w] for probe in scorer.probes}) for w in weights}
     by_weight = {f"{weight:g}": part.terms for weight, part in parts.items()}
@@ -101,7 +102,7 @@ def fewest_prompts(scorer: Scorer) -> int:
     return min(*asked, len(scorer.of("novel", "style", "people")))
 
 
-def _embed(scorer: Scorer, pictures: Rendered) -> dict[float, dict[Probe, Array]]:
+def embed(scorer: Scorer, pictures: Rendered) -> Embedded:
     """By weight, the (seeds, D) embeddings of each probe's renders."""
     keys = list(pictures)
     embedded = scorer.encoder.images(np.concatenate([pictures[key] for key in keys]))
@@ -176,14 +177,18 @@ def held_mean(a: Array, b: Array) -> Array:
 
 def _capture(scorer: Scorer, rows: Mapping[Probe, Array]) -> float:
     """Share of class-only renders that pass for the character."""
-    shown = scorer.references.bleed
-    return float(np.mean([shown.passes(rows[p]) > 0.5 for p in scorer.of("class_only")]))
+    return float(np.mean([share for _, share in _shown(scorer, rows, "class_only")]))
 
 
 def _leaks(scorer: Scorer, rows: Mapping[Probe, Array]) -> dict[str, float]:
     """How often each class word and neighbour of the trigger yields the character; the class word itself first."""
     by_prompt: dict[str, list[float]] = {}
-    for probe in scorer.of("class_only", "neighbour"):
-        shown = scorer.references.bleed.passes(rows[probe]) > 0.5
-        by_prompt.setdefault(probe.prompt, []).append(float(shown.mean()))
+    for prompt, share in _shown(scorer, rows, "class_only", "neighbour"):
+        by_prompt.setdefault(prompt, []).append(share)
     return {prompt: round(float(np.mean(shares)), 4) for prompt, shares in by_prompt.items()}
+
+
+def _shown(scorer: Scorer, rows: Mapping[Probe, Array], *groups: str) -> list[tuple[str, float]]:
+    """Each probe's prompt and the share of its renders that pass for the character."""
+    passes = scorer.references.bleed.passes
+    return [(probe.prompt, float((passes(rows[probe]) > 0.5).mean())) for probe in scorer.of(*groups)]

@@ -12,24 +12,25 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from autolora.sampling import Pictures
 from autolora.scoring.intervals import Array
-from autolora.scoring.scorecard import Rendered
+from autolora.scoring.scorecard import Embedded, Rendered
 from autolora.scoring.scorer import Scorer
 
 LPIPS_SIDE = 64  # pixels; AlexNet's pooling leaves nothing of less than half of that
 
 
-def usual_figures(scorer: Scorer, pictures: Rendered, weight: float) -> dict[str, float]:
+def usual_figures(scorer: Scorer, pictures: Rendered, embedded: Embedded, weight: float) -> dict[str, float]:
     """CLIP-I, CLIP-T and KID of the renders with the trigger, on embeddings of the score's encoder; LPIPS if it can be.
 
     Args:
         scorer: the prepared score.
         pictures: its rendered probes.
+        embedded: what `embed` made of them.
         weight: of the LoRA.
     """
     probes = scorer.of("trigger", "novel")
-    asked = [(p, scorer.encoder.images(pictures[p, weight])) for p in probes]
-    rows = np.concatenate([own for _, own in asked])
-    texts = np.concatenate([np.repeat(scorer.texts[p][None], len(own), 0) for p, own in asked])
+    asked = [embedded[weight][p] for p in probes]
+    rows = np.concatenate(asked)
+    texts = np.repeat(np.stack([scorer.texts[p] for p in probes]), [len(own) for own in asked], axis=0)
     training = scorer.references.training
     found = {"clip_i": clip_i(rows, training), "clip_t": clip_t(rows, texts), "kid": kid(rows, training)}
     if lpips_weights().is_file():

@@ -17,7 +17,7 @@ from autolora.data.ledger import step_ledger
 from autolora.data.tag_report import RISKS, TagRow, suggest_pruning, tag_ledger, tag_rows
 from autolora.errors import ConfigError
 from autolora.models.base import MOST_CHUNKS, BaseModel
-from autolora.prepare.drawn_tags import DrawnSettings, absorbed_tags, drawn_shots, drawn_tags, suggest_level
+from autolora.prepare.drawn_tags import DRAWN, absorbed_tags, drawn_shots, drawn_tags, suggest_level
 from autolora.prepare.trigger_audit import (
     AuditSettings,
     TriggerAudit,
@@ -184,10 +184,10 @@ def pruning_section(dataset: Dataset, renders: BaseRenders, encoder: Encoder | s
     if isinstance(encoder, str) or not carried:
         reason = f"not looked at: {encoder}" if carried else "no tag is frequent enough"
         return Section(title, columns, (), (reason,))
-    tags, settings = tuple(carried), DrawnSettings()
-    shots = drawn_shots(tags, dataset.class_word, settings)
+    tags = tuple(carried)
+    shots = drawn_shots(tags, dataset.class_word)
     with bars.task("drawing what the triggers could absorb", len(shots)) as advance:
-        found = drawn_tags(tags, renders, encoder, dataset.class_word, settings, advance)
+        found = drawn_tags(tags, renders, encoder, dataset.class_word, advance=advance)
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (*(one.tag, *carried[one.tag]), *one.response.as_dict().values(), "yes" if one.drawn else "no") for one in found
     )
@@ -200,7 +200,7 @@ def pruning_section(dataset: Dataset, renders: BaseRenders, encoder: Encoder | s
         words.append(f"captions.drop=[{','.join(left)}] leaves the rest of that to the trigger too")
     if price:
         words.append(f"its price: the base model can draw {', '.join(price)}, which will be harder to change")
-    words.append(f"response: how far pictures follow the tag, 0 = not at all; from {settings.limit:g} on it is drawn")
+    words.append(f"response: how far pictures follow the tag, 0 = not at all; from {DRAWN.limit:g} on it is drawn")
     return Section(title, columns, rows, tuple(words))
 
 

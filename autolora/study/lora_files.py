@@ -22,7 +22,7 @@ from autolora.prepare.regularization import suggest_regularization
 from autolora.progress import Bars
 from autolora.sampling import Pictures
 from autolora.scoring.probes import Probe
-from autolora.scoring.scorecard import Scorecard, render_probes, score
+from autolora.scoring.scorecard import Scorecard, embed, render_probes, score
 from autolora.scoring.scorer import Scorer
 from autolora.scoring.usual import usual_figures
 from autolora.scoring.verdict import remedy
@@ -126,9 +126,10 @@ def score_files(config: DictConfig, states: Mapping[Path, State]) -> tuple[list[
             work.bench.adapter.load(state)
             with bars.task(f"rendering {path.name}", scorer.renders) as advance:
                 pictures = render_probes(scorer, work.bench.model, work.bench.adapter, advance)
-            card = score(scorer, pictures)
+            embedded = embed(scorer, pictures)
+            card = score(scorer, pictures, embedded)
             row = np.stack([pictures[probe, card.weight][0] for probe in shown])
-            found.append(Scored(path, card, row, usual_figures(scorer, pictures, card.weight)))
+            found.append(Scored(path, card, row, usual_figures(scorer, pictures, embedded, card.weight)))
     base = np.stack([scorer.base_pictures[probe][0] for probe in shown])
     return sorted(found, key=lambda one: one.card.objective, reverse=True), base
 

@@ -204,9 +204,10 @@ class Record:
         """What may help against what is wrong with a point of this trial."""
         trained = self.run.train
         own = self.scored_step() / (1 + trained.preserve_share + trained.regularization_share)
-        options = [f"train.preserve_share={max(0.4, 2 * trained.preserve_share):g}"]
+        options = []
         if p.leaks:
-            options.insert(0, suggest_regularization(p.leaks, trained.regularization_share, round(own)).words)
+            options.append(suggest_regularization(p.leaks, trained.regularization_share, round(own)).words)
+        options.append(f"train.preserve_share={max(0.4, 2 * trained.preserve_share):g}")
         calm = [float(w) for w, terms in p.by_weight.items() if terms["bleed_class"]["high"] <= _bleed_limit(p)]
         before = [one.step for one in self.curve if one.step < (self.overcooked_step() or 0)]
         options += [f"use weight {max(calm):g}"] if calm else []

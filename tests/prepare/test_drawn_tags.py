@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from autolora.errors import ConfigError
 from autolora.models import ModelSettings, RenderSettings, load_model
-from autolora.prepare.drawn_tags import DrawnSettings, DrawnTag, absorbed_tags, drawn_shots, drawn_tags, suggest_level
+from autolora.prepare.drawn_tags import DRAWN, DrawnTag, absorbed_tags, drawn_shots, drawn_tags, suggest_level
 from autolora.sampling import BaseRenders
 from autolora.scoring.encoders import load_encoder
 from autolora.scoring.intervals import Estimate
@@ -25,7 +26,7 @@ def found(**drawn: bool) -> tuple[DrawnTag, ...]:
 def test_the_packaged_model_draws_its_vocabulary_and_no_mark(tmp_path: Path) -> None:
     renders = BaseRenders(load_model(ModelSettings()), RenderSettings(steps=8), tmp_path)
     tags, heard = ("green hair", "yellow eyes", "glasses", "teal halo", "violet antlers"), []
-    settings = DrawnSettings(seeds=5)
+    settings = replace(DRAWN, seeds=5)
     result = drawn_tags(tags, renders, load_encoder("paperdoll"), "1girl", settings, heard.append)
     assert [one.tag for one in result if one.drawn] == ["green hair", "yellow eyes", "glasses"]
     assert all(one.response.low <= one.response.value <= one.response.high for one in result)
@@ -34,7 +35,7 @@ def test_the_packaged_model_draws_its_vocabulary_and_no_mark(tmp_path: Path) -> 
 
 def test_a_tag_that_is_the_class_word_itself_changes_nothing(tmp_path: Path) -> None:
     renders = BaseRenders(load_model(ModelSettings()), RenderSettings(steps=2), tmp_path)
-    (one,) = drawn_tags(["1girl"], renders, load_encoder("paperdoll"), "1girl", DrawnSettings(seeds=3))
+    (one,) = drawn_tags(["1girl"], renders, load_encoder("paperdoll"), "1girl", replace(DRAWN, seeds=3))
     assert one.response == Estimate(0, 0, 0) and not one.drawn
 
 
@@ -62,5 +63,5 @@ def test_no_level_is_right_for_more_tags_than_the_suggested_one(drawn: list[bool
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ConfigError, match="at least 3 seeds"):
-        DrawnSettings(seeds=2)
+    with pytest.raises(ConfigError, match=r"audit\.seeds must be at least 3, got 2"):
+        replace(DRAWN, seeds=2)
