@@ -152,7 +152,7 @@ def measured_sections(
     settings, scoring = cfg.model_settings(config), cfg.scoring_settings(config)
     cache = Path(str(config.cache)).expanduser()
     base = BaseRenders(model, settings.render.search, cache / "renders")
-    encoder = _encoder(bool(config.audit), scoring)
+    encoder = _encoder(config.audit, scoring)
     looked = [trigger_section(dataset, base, encoder, scoring, bars), pruning_section(dataset, base, encoder, bars)]
     probes = build_probes(dataset, scoring, SEARCH_GROUPS)
     renders = len(scoring.weights) * sum(len(probe.seeds) for probe in probes)
@@ -166,8 +166,10 @@ def measured_sections(
     return [*looked, cost_section(runs, dataset, renders, speed, trials)]
 
 
-def _encoder(audit: bool, scoring: ScoringSettings) -> Encoder | str:
+def _encoder(audit: object, scoring: ScoringSettings) -> Encoder | str:
     """What looks at the base model's pictures, or why nothing does."""
+    if not isinstance(audit, bool):
+        raise ConfigError(f"audit must be true or false, got {audit}")
     if not audit:
         return "audit=false"
     try:

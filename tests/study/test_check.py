@@ -88,6 +88,14 @@ def test_triggers_are_only_counted_where_no_audit_is_wanted(
     assert found["words"] == ["not looked at: audit=false"]
 
 
+def test_what_is_neither_true_nor_false_is_no_switch(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [f"dataset.path={folder}", f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
+    assert main(["check", *places, "audit=no"]) == 2
+    assert "audit must be true or false, got no" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_captions_shows_changes_and_writes_a_copy_only_when_asked(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
