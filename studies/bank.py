@@ -51,7 +51,7 @@ from autolora.train.run import Run
 
 CHECKPOINTS = 6
 FIRST_SEED = 950_000  # apart from every probe of the score
-RUNG_TERMS = ("likeness", "bleed_class")  # what the ladder decides by, besides score and constraints
+RUNG_TERMS = ("fidelity", "bleed_class")  # what the ladder decides by, besides score and constraints
 RESULTS = Path(__file__).parent / "results" / "bank" / VERSION
 
 

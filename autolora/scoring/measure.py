@@ -44,6 +44,7 @@ class Measured:
     fidelity: Draws
     likeness: Draws
     editability: Draws
+    bleed: Draws  # on the class word alone
     defects: dict[str, Estimate]
     unmeasurable: dict[str, str] = field(default_factory=dict)
 
@@ -67,6 +68,7 @@ def measure(scorer: Scorer, rows: Mapping[Probe, Array], pictures: Mapping[Probe
         fidelity=_fidelity(scorer, rows),
         likeness=_position(scorer, scorer.references.character, scorer.of("trigger"), rows),
         editability=_editability(scorer, rows),
+        bleed=_position(scorer, scorer.references.bleed, scorer.of(*BLEED_GROUPS["bleed_class"]), rows),
         defects=found,
         unmeasurable=missing,
     )

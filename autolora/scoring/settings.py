@@ -30,7 +30,7 @@ class ScoringSettings:
     bootstrap: int = 400
     bleed_limit: float = 0.15
     editability_limit: float = 0.85
-    likeness_limit: float = 0.5
+    fidelity_limit: float = 0.5
     cross_limit: float = 0.15
     memorisation_limit: float = 0.1
     spread_limits: tuple[float, float] = (0.6, 1.3)

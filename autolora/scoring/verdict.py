@@ -28,12 +28,12 @@ def verdict(
         "bleed_class": f"overcooked: {shown}" if terms["bleed_class"].value > settings.bleed_limit else None,
         "memorisation": "copied: {memorisation} of renders are as near to a training picture as those to one another",
         "burn": "burnt: colours or edges {burn} deviations beyond the base model and the training pictures",
-        "undercooked": "undercooked: only {likeness} of renders with the trigger pass for the real pictures",
+        "undercooked": "undercooked: only {fidelity} of the way from the base model to the real pictures",
         "bleed_cross": "mixed up: {bleed_cross} more of one concept's renders show another than of its real pictures",
         "editability": "stiff: prompts are followed {editability} as well as by the base model",
         "spread": "narrowed or scattered: renders of the class word differ {spread} as much as the base model's",
     }
-    shares = ("likeness", "memorisation", "bleed_cross")
+    shares = ("fidelity", "likeness", "memorisation", "bleed_cross")
     values = {
         name: f"{min(max(term.value, 0.0), 1.0):.0%}" if name in shares else f"{term.value:.2f}"
         for name, term in terms.items()

@@ -27,7 +27,7 @@ def climb(
         judge: renders and scores at some weights; what it rendered before it need not render again.
     """
     if predicted_undercooked(blank.val_ratios, seen, settings):
-        return unpromising_point(blank, settings.likeness_limit)
+        return unpromising_point(blank, settings.fidelity_limit)
     card = judge([max(settings.weights)])
     best = max(seen, key=lambda p: p.objective, default=None)
     if len(settings.weights) > 1 and not settled(card, best, settings):
@@ -44,15 +44,15 @@ def predicted_undercooked(val_ratios: Sequence[float], seen: Sequence[Point], se
     Args:
         val_ratios: its validation losses relative to the base model's, by timestep bucket.
         seen: the study's points so far.
-        settings: the limit on likeness.
+        settings: the limit on fidelity.
     """
     known = [_mean(p.val_ratios) for p in seen if p.by_weight and not surely_undercooked(p, settings)]
     return len(known) >= ENOUGH and _mean(val_ratios) > MARGIN * max(known)
 
 
 def surely_undercooked(p: Point, settings: ScoringSettings) -> bool:
-    """Whether at the strongest weight all of likeness' interval lies below the limit."""
-    return p.by_weight[max(p.by_weight, key=float)]["likeness"]["high"] < settings.likeness_limit
+    """Whether at the strongest weight all of fidelity's interval lies below the limit."""
+    return p.by_weight[max(p.by_weight, key=float)]["fidelity"]["high"] < settings.fidelity_limit
 
 
 def settled(card: Scorecard, best: Point | None, settings: ScoringSettings) -> bool:
@@ -66,7 +66,7 @@ def settled(card: Scorecard, best: Point | None, settings: ScoringSettings) -> b
         settings: the limits.
     """
     terms = card.by_weight[max(card.by_weight, key=float)]
-    if terms["likeness"].high < settings.likeness_limit or terms["bleed_class"].low > settings.bleed_limit:
+    if terms["fidelity"].high < settings.fidelity_limit or terms["bleed_class"].low > settings.bleed_limit:
         return True
     return best is not None and best.score is not None and not best.broken and card.score.high < best.score["low"]
 

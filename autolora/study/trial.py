@@ -15,7 +15,7 @@ from autolora.adapters.lora import State
 from autolora.errors import StudyError
 from autolora.files import atomic_path, write_atomic
 from autolora.prepare.regularization import suggest_regularization
-from autolora.scoring.scorecard import Scorecard
+from autolora.scoring.scorecard import BELOW, Scorecard
 from autolora.scoring.verdict import remedy
 from autolora.train import checkpoint as checkpoints
 from autolora.train.checkpoint import Checkpoint
@@ -78,12 +78,12 @@ def unmeasured_point(blank: Point, reason: str) -> Point:
     return replace(blank, objective=-loss, verdict=verdict, unmeasurable={"score": reason})
 
 
-def unpromising_point(blank: Point, likeness_limit: float) -> Point:
+def unpromising_point(blank: Point, fidelity_limit: float) -> Point:
     """A checkpoint whose validation loss says that it shows nothing yet, or nothing any more."""
     loss = sum(blank.val_ratios) / len(blank.val_ratios)
     fault, so = ("collapsed", "") if loss > 1 else ("undercooked", "still ")
     verdict = f"{fault}: validation loss {so}{loss:.0%} of the base model's, not rendered"
-    return replace(blank, objective=-likeness_limit, constraints={fault: likeness_limit}, verdict=verdict)
+    return replace(blank, objective=-BELOW, constraints={fault: fidelity_limit}, verdict=verdict)
 
 
 def judged(before: Point, card: Scorecard) -> Point:

@@ -23,7 +23,7 @@ SETTINGS = ScoringSettings(
     bootstrap=100,
     bleed_limit=0.3,
     editability_limit=0.5,
-    likeness_limit=0.4,
+    fidelity_limit=0.4,
     spread_limits=(0, 1e9),  # a share of bleeding renders scatters too, which is test_defects' business
 )
 PROMPTS = 6

@@ -9,7 +9,7 @@ from autolora.scoring.settings import ScoringSettings
 from autolora.scoring.verdict import REMEDIES, remedy, verdict
 
 SETTINGS = ScoringSettings(overrides=("a", "b"), bleed_limit=0.5)
-NAMES = ("likeness", "editability", "bleed_class", "bleed_cross", "memorisation", "spread", "burn")
+NAMES = ("fidelity", "likeness", "editability", "bleed_class", "bleed_cross", "memorisation", "spread", "burn")
 SAID = {
     "bleed_class": "overcooked",
     "memorisation": "copied",
@@ -36,7 +36,7 @@ def test_every_constraint_has_words_and_a_remedy(name: str) -> None:
 def test_shares_are_said_as_shares() -> None:
     terms = {name: Estimate(-0.02, -0.1, 0.0) for name in NAMES}
     words = verdict(terms, {"bleed_class": -0.1, "undercooked": 0.1}, {"1": 0.0}, SETTINGS)
-    assert "only 0% of renders" in words
+    assert "only 0% of the way" in words
 
 
 def test_the_gravest_fault_is_named() -> None:

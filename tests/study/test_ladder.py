@@ -8,35 +8,35 @@ import numpy as np
 import pytest
 
 from autolora.scoring.intervals import Estimate
-from autolora.scoring.scorecard import Scorecard, score
+from autolora.scoring.scorecard import BELOW, Scorecard, score
 from autolora.scoring.settings import ScoringSettings
 from autolora.scoring.verdict import remedy
 from autolora.study.ladder import ENOUGH, climb, predicted_undercooked, settled
 from autolora.study.trial import Point, unpromising_point
 from tests.scoring.test_scorecard import made_up_scorer, renders
 
-SETTINGS = ScoringSettings(overrides=("a", "b"), likeness_limit=0.4, bleed_limit=0.6)
+SETTINGS = ScoringSettings(overrides=("a", "b"), fidelity_limit=0.4, bleed_limit=0.6)
 
 
-def rendered(loss: float, likeness_high: float) -> Point:
-    by_weight = {"1": {"likeness": {"value": 0.3, "low": 0.1, "high": likeness_high}}}
+def rendered(loss: float, fidelity_high: float) -> Point:
+    by_weight = {"1": {"fidelity": {"value": 0.3, "low": 0.1, "high": fidelity_high}}}
     return Point(100, 0.1, 0.1, [loss, loss], by_weight=by_weight)
 
 
-LIKENED = [rendered(0.4 + 0.02 * i, 0.9) for i in range(ENOUGH)]  # validation losses up to 0.48
+FAITHFUL = [rendered(0.4 + 0.02 * i, 0.9) for i in range(ENOUGH)]  # validation losses up to 0.48
 
 
 @pytest.mark.parametrize(
     ("loss", "seen", "needless"),
     [
-        (0.7, LIKENED, True),
-        (0.49, LIKENED, False),  # not clearly beyond the worst that showed something
-        (0.7, LIKENED[1:], False),  # too few to go by
-        (0.7, [*LIKENED, rendered(0.68, 0.9)], False),  # one showed something at such a loss
-        (0.7, [*LIKENED, rendered(0.68, 0.2)], True),  # that one did not
+        (0.7, FAITHFUL, True),
+        (0.49, FAITHFUL, False),  # not clearly beyond the worst that showed something
+        (0.7, FAITHFUL[1:], False),  # too few to go by
+        (0.7, [*FAITHFUL, rendered(0.68, 0.9)], False),  # one showed something at such a loss
+        (0.7, [*FAITHFUL, rendered(0.68, 0.2)], True),  # that one did not
         (
             0.7,
-            [*LIKENED, unpromising_point(Point(100, 0.1, 0.1, [0.9, 0.9]), 0.4)],
+            [*FAITHFUL, unpromising_point(Point(100, 0.1, 0.1, [0.9, 0.9]), 0.4)],
             True,
         ),  # what was only predicted tells nothing
     ],
@@ -45,8 +45,8 @@ def test_validation_loss_speaks_only_beyond_what_was_rendered(loss: float, seen:
     assert predicted_undercooked([loss, loss], seen, SETTINGS) is needless
 
 
-def card(value: Estimate, likeness: Estimate, bleed: Estimate) -> Scorecard:
-    terms = {"likeness": likeness, "bleed_class": bleed}
+def card(value: Estimate, fidelity: Estimate, bleed: Estimate) -> Scorecard:
+    terms = {"fidelity": fidelity, "bleed_class": bleed}
     return Scorecard(value, 1.0, terms, {"1": terms}, {}, {}, {}, "", {})
 
 
@@ -79,7 +79,7 @@ BLANK = Point(100, 0.1, 0.1, [0.9, 0.9])
 @pytest.mark.parametrize(
     ("seen", "bleed", "weights"),
     [
-        ([LIKENED[0]] * ENOUGH, 0.0, []),  # its validation loss says enough
+        ([FAITHFUL[0]] * ENOUGH, 0.0, []),  # its validation loss says enough
         ([], 1.0, [(1.0,)]),  # bleeds at the strongest weight
         ([], 0.0, [(1.0,), (0.7, 1.0)]),  # may be the best
     ],
@@ -105,5 +105,5 @@ def test_a_checkpoint_worse_than_the_base_model_has_collapsed(loss: float, fault
     point = unpromising_point(Point(100, 0.1, 0.1, [loss, loss]), 0.4)
     assert point.broken == [fault]
     assert point.verdict.startswith(fault)
-    assert point.objective == -0.4
+    assert point.objective == -BELOW
     assert ("lower learning rate" in remedy(point.constraints)) == (fault == "collapsed")

@@ -50,7 +50,7 @@ SMALL = (
     "scoring.unrelated=[city]",
     "model.class_pictures=16",
     "scoring.bootstrap=50",
-    "scoring.likeness_limit=0",
+    "scoring.fidelity_limit=0",
 )
 
 
