@@ -75,7 +75,8 @@ def replay(rows: Sequence[Row], facts: dict[str, Any], settings: ScoringSettings
             asked.update(at)
             return seen_card(json.loads(row[rung_name(at)]))
 
-        points.append(climb(blank_point(row, facts["base_losses"]), points, settings, judge))
+        own = [point for point, past in zip(points, rows, strict=False) if past["recipe"] == row["recipe"]]
+        points.append(climb(blank_point(row, facts["base_losses"]), own, points, settings, judge))
         spent += len(asked) * renders["search"]
     field = finalists(points, rows)
     pick = max(field, key=lambda i: float(rows[i]["objective"]))

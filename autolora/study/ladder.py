@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 
 from autolora.scoring.scorecard import Scorecard
 from autolora.scoring.settings import ScoringSettings
-from autolora.study.trial import Point, judged, unpromising_point
+from autolora.study.trial import RISEN, Point, judged, unpromising_point
 
 ENOUGH = 5  # checkpoints that were likened to something, before validation loss may speak for others
-MARGIN = 1.05  # how far beyond the worst of them a validation loss must lie
 
 
 def climb(
-    blank: Point, seen: Sequence[Point], settings: ScoringSettings, judge: Callable[[Sequence[float]], Scorecard]
+    blank: Point,
+    own: Sequence[Point],
+    seen: Sequence[Point],
+    settings: ScoringSettings,
+    judge: Callable[[Sequence[float]], Scorecard],
 ) -> Point:
     """A checkpoint judged only as far up as it must be.
 
@@ -22,12 +25,13 @@ def climb(
 
     Args:
         blank: the checkpoint as its losses show it.
-        seen: the points of the study so far, this trial's among them.
+        own: the trial's points so far.
+        seen: the study's, the trial's among them.
         settings: weights and limits.
         judge: renders and scores at some weights; what it rendered before it need not render again.
     """
-    if predicted_undercooked(blank.val_ratios, seen, settings):
-        return unpromising_point(blank, settings.fidelity_limit)
+    if predicted_undercooked(blank.val_ratio, seen, settings):
+        return unpromising_point(blank, own, settings.fidelity_limit)
     card = judge([max(settings.weights)])
     best = max(seen, key=lambda p: p.objective, default=None)
     if len(settings.weights) > 1 and not settled(card, best, settings):
@@ -35,19 +39,19 @@ def climb(
     return judged(blank, card)
 
 
-def predicted_undercooked(val_ratios: Sequence[float], seen: Sequence[Point], settings: ScoringSettings) -> bool:
+def predicted_undercooked(val_ratio: float, seen: Sequence[Point], settings: ScoringSettings) -> bool:
     """Whether validation loss says that a checkpoint is undercooked as surely as renders would.
 
     Within a study likeness follows validation loss (Spearman -.75 to -.96 on four development characters). A checkpoint
     whose loss lies beyond that of every rendered one which was not surely undercooked needs no render.
 
     Args:
-        val_ratios: its validation losses relative to the base model's, by timestep bucket.
+        val_ratio: its validation loss relative to the base model's.
         seen: the study's points so far.
         settings: the limit on fidelity.
     """
-    known = [_mean(p.val_ratios) for p in seen if p.by_weight and not surely_undercooked(p, settings)]
-    return len(known) >= ENOUGH and _mean(val_ratios) > MARGIN * max(known)
+    known = [p.val_ratio for p in seen if p.by_weight and not surely_undercooked(p, settings)]
+    return len(known) >= ENOUGH and val_ratio > RISEN * max(known)
 
 
 def surely_undercooked(p: Point, settings: ScoringSettings) -> bool:
@@ -69,7 +73,3 @@ def settled(card: Scorecard, best: Point | None, settings: ScoringSettings) -> b
     if terms["fidelity"].high < settings.fidelity_limit or terms["bleed_class"].low > settings.bleed_limit:
         return True
     return best is not None and best.score is not None and not best.broken and card.score.high < best.score["low"]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

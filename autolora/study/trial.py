@@ -21,6 +21,7 @@ from autolora.train import checkpoint as checkpoints
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.run import Run
 
+RISEN = 1.05  # how far a validation loss must have risen to be told from noise
 DIVERGED = -10.0  # a finite objective below any score, so that the sampler learns to stay away
 
 
@@ -49,6 +50,11 @@ class Point:
     tag_bleed: dict[str, dict[str, float]] = field(default_factory=dict)  # how much oftener without trigger, by weight
 
     @property
+    def val_ratio(self) -> float:
+        """The validation loss relative to the base model's, over all buckets."""
+        return sum(self.val_ratios) / len(self.val_ratios)
+
+    @property
     def words(self) -> str:
         """The score, where there is one, and the verdict."""
         if self.score is None:
@@ -73,16 +79,24 @@ def unrendered(checkpoint: Checkpoint, base_losses: Sequence[float]) -> Point:
 
 def unmeasured_point(blank: Point, reason: str) -> Point:
     """A checkpoint that only its validation loss can speak for: the lower, relative to the base model's, the better."""
-    loss = sum(blank.val_ratios) / len(blank.val_ratios)
-    verdict = f"unmeasured: validation loss {loss:.0%} of the base model's"
-    return replace(blank, objective=-loss, verdict=verdict, unmeasurable={"score": reason})
+    verdict = f"unmeasured: validation loss {blank.val_ratio:.0%} of the base model's"
+    return replace(blank, objective=-blank.val_ratio, verdict=verdict, unmeasurable={"score": reason})
 
 
-def unpromising_point(blank: Point, fidelity_limit: float) -> Point:
-    """A checkpoint whose validation loss says that it shows nothing yet, or nothing any more."""
-    loss = sum(blank.val_ratios) / len(blank.val_ratios)
-    fault, so = ("collapsed", "") if loss > 1 else ("undercooked", "still ")
-    verdict = f"{fault}: validation loss {so}{loss:.0%} of the base model's, not rendered"
+def unpromising_point(blank: Point, own: Sequence[Point], fidelity_limit: float) -> Point:
+    """A checkpoint whose validation loss says that it shows nothing yet, or nothing any more.
+
+    Args:
+        blank: the checkpoint as its losses show it.
+        own: the earlier points of its trial: one that was nearer to the pictures, or had left even the base model
+            behind, has collapsed, and more steps would not help.
+        fidelity_limit: how far it is held to lie from what is enough.
+    """
+    loss, earlier = blank.val_ratio, [p.val_ratio for p in own]
+    gone = loss > 1 or any(past > 1 or loss > RISEN * past for past in earlier)
+    fault, so = ("collapsed", "") if gone else ("undercooked", "still ")
+    after = f" after {min(earlier):.0%}" if gone and earlier and min(earlier) < loss else ""
+    verdict = f"{fault}: validation loss {so}{loss:.0%} of the base model's{after}, not rendered"
     return replace(blank, objective=-BELOW, constraints={fault: fidelity_limit}, verdict=verdict)
 
 

@@ -50,12 +50,13 @@ class Workbench:
         """The probes of some groups."""
         return of_groups(self.probes, *groups)
 
-    def measure(self, checkpoint: Checkpoint, seen: Sequence[Point], bars: Bars) -> Point:
+    def measure(self, checkpoint: Checkpoint, own: Sequence[Point], seen: Sequence[Point], bars: Bars) -> Point:
         """A checkpoint, in the adapter's slot 0, as the search sees it.
 
         Args:
             checkpoint: what is measured.
-            seen: the points of the study so far, this trial's among them.
+            own: the trial's points so far.
+            seen: the study's, the trial's among them.
             bars: where progress is shown.
         """
         blank = unrendered(checkpoint, self.base_losses)
@@ -68,7 +69,7 @@ class Workbench:
             pictures.update(self.render(scorer.at(*(w for w in weights if w not in rendered)), bars))
             return score(scorer.at(*weights), pictures)
 
-        return climb(blank, seen, scorer.settings, judge)
+        return climb(blank, own, seen, scorer.settings, judge)
 
     def tag_bleed(self, scorer: Scorer, pictures: Rendered) -> tuple[list[str], dict[str, dict[str, float]]]:
         """The character's tags, and by weight how much oftener a tagger sees them on the class word alone.

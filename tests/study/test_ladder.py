@@ -36,13 +36,13 @@ FAITHFUL = [rendered(0.4 + 0.02 * i, 0.9) for i in range(ENOUGH)]  # validation 
         (0.7, [*FAITHFUL, rendered(0.68, 0.2)], True),  # that one did not
         (
             0.7,
-            [*FAITHFUL, unpromising_point(Point(100, 0.1, 0.1, [0.9, 0.9]), 0.4)],
+            [*FAITHFUL, unpromising_point(Point(100, 0.1, 0.1, [0.9, 0.9]), [], 0.4)],
             True,
         ),  # what was only predicted tells nothing
     ],
 )
 def test_validation_loss_speaks_only_beyond_what_was_rendered(loss: float, seen: list[Point], needless: bool) -> None:
-    assert predicted_undercooked([loss, loss], seen, SETTINGS) is needless
+    assert predicted_undercooked(loss, seen, SETTINGS) is needless
 
 
 def card(value: Estimate, fidelity: Estimate, bleed: Estimate) -> Scorecard:
@@ -93,16 +93,29 @@ def test_it_climbs_only_as_far_as_it_must(seen: list[Point], bleed: float, weigh
         asked.append(tuple(at))
         return score(scorer.at(*at), everything)
 
-    point = climb(BLANK, seen, scorer.settings, judge)
+    point = climb(BLANK, [], seen, scorer.settings, judge)
     assert asked == weights
     assert set(point.by_weight) == ({f"{weight:g}" for weight in weights[-1]} if weights else set())
     assert ("undercooked" in point.broken) == (not weights)
     assert ("bleed_class" in point.broken) == bool(bleed)
 
 
-@pytest.mark.parametrize(("loss", "fault"), [(0.9, "undercooked"), (1.4, "collapsed")])
-def test_a_checkpoint_worse_than_the_base_model_has_collapsed(loss: float, fault: str) -> None:
-    point = unpromising_point(Point(100, 0.1, 0.1, [loss, loss]), 0.4)
+@pytest.mark.parametrize(
+    ("before", "loss", "fault"),
+    [
+        ([], 0.9, "undercooked"),
+        ([0.95], 0.9, "undercooked"),
+        ([0.88], 0.9, "undercooked"),  # noise
+        ([], 1.4, "collapsed"),
+        ([0.6], 0.9, "collapsed"),  # it was nearer
+        ([1.13, 0.84], 0.87, "collapsed"),  # it only comes back to where it began
+    ],
+)
+def test_a_checkpoint_worse_than_the_base_model_or_its_own_past_has_collapsed(
+    before: list[float], loss: float, fault: str
+) -> None:
+    own = [Point(50, 0.1, 0.1, [past, past]) for past in before]
+    point = unpromising_point(Point(100, 0.1, 0.1, [loss, loss]), own, 0.4)
     assert point.broken == [fault]
     assert point.verdict.startswith(fault)
     assert point.objective == -BELOW
