@@ -10,11 +10,46 @@ from autolora.errors import ConfigError
 
 @dataclass(frozen=True)
 class Constant:
-    """The same rate throughout."""
+    """The same rate throughout, after a linear warm-up over a share of the run."""
+
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup)
 
     def factor(self, step: int, total: int) -> float:
-        """Always 1."""
-        return 1.0
+        """1, once warm."""
+        return _warm(self.warmup, step, total)[0]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Linear decay to zero after a linear warm-up over a share of the run."""
+
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup)
+
+    def factor(self, step: int, total: int) -> float:
+        """1 - position after the warm-up."""
+        rising, position = _warm(self.warmup, step, total)
+        return rising * (1 - position)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Cosine decay to zero, without restarts, after a linear warm-up over a share of the run."""
+
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup)
+
+    def factor(self, step: int, total: int) -> float:
+        """0.5 (1 + cos(pi * position after the warm-up))."""
+        rising, position = _warm(self.warmup, step, total)
+        return rising * 0.5 * (1 + math.cos(math.pi * position))
 
 
 @dataclass(frozen=True)
@@ -69,9 +104,24 @@ class AnnealedCosine:
         return self.floor + (peak - self.floor) * 0.5 * (1 + math.cos(math.pi * fall))
 
 
-Schedule = Constant | CosineRestarts | AnnealedCosine
-SCHEDULES: dict[str, type[Constant] | type[CosineRestarts] | type[AnnealedCosine]] = {
+def _check_warmup(warmup: float) -> None:
+    if not 0 <= warmup < 1:
+        raise ConfigError(f"schedule.warmup is a share of the run, from 0 to below 1, got {warmup}")
+
+
+def _warm(warmup: float, step: int, total: int) -> tuple[float, float]:
+    """The factor of the warm-up, and how much of the rest of the run is over."""
+    length = round(warmup * total)
+    if step < length:
+        return (step + 1) / length, 0.0
+    return 1.0, (step - length) / max(1, total - length)
+
+
+Schedule = Constant | Linear | Cosine | CosineRestarts | AnnealedCosine
+SCHEDULES: dict[str, type[Schedule]] = {
     "constant": Constant,
+    "linear": Linear,
+    "cosine": Cosine,
     "cosine_restarts": CosineRestarts,
     "annealed_cosine": AnnealedCosine,
 }

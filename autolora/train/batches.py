@@ -25,7 +25,7 @@ from autolora.files import atomic_path
 from autolora.models.base import BaseModel, stack_contexts
 from autolora.train.run import Run
 
-PURPOSES = ("adapter", "order", "captions", "noise", "timesteps", "weights", "flips")
+PURPOSES = ("adapter", "order", "captions", "noise", "timesteps", "weights", "flips", "offset")
 
 
 def generators(seed: int) -> dict[str, torch.Generator]:
@@ -211,6 +211,9 @@ class Stream:
         captions = tuple(self._caption(picture.caption, part) for picture, part in chosen)
         shape = latent_shape(self.model, chosen[0][0].frame)
         noise = torch.randn(len(picks), *shape, generator=self.generators["noise"])
+        if self.run.train.noise_offset:  # Guttenberg 2023
+            whole = torch.randn(len(picks), shape[0], 1, 1, generator=self.generators["offset"])
+            noise = noise + self.run.train.noise_offset * whole
         steps = torch.randint(0, self.model.train_timesteps, (len(picks),), generator=self.generators["timesteps"])
         preserved = tuple(part.preserved for _, part in chosen)
         weak = torch.rand(len(picks), generator=self.generators["weights"]) < 0.5

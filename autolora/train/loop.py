@@ -215,9 +215,7 @@ def _backward(bench: Bench, batches: dict[int, Batch], settings: dict[int, Train
     for index, recipe in settings.items():
         part = slice(index * longest, index * longest + len(batches[index].pictures))
         weights = None if masks is None else masks[part] + (1 - masks[part]) * recipe.unmasked_weight
-        each = diffusion_loss(
-            bench.model, predicted[part], target[part], timesteps[part], recipe.min_snr_gamma, weights
-        )
+        each = diffusion_loss(bench.model, predicted[part], target[part], timesteps[part], recipe, weights)
         losses[index] = each.mean()
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     return {index: loss.detach() for index, loss in losses.items()}

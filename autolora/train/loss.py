@@ -11,8 +11,10 @@ from autolora.adapters.lora import AdapterSet
 from autolora.data.concepts import Dataset
 from autolora.models.base import BaseModel
 from autolora.train.batches import LatentCache, PromptCache
+from autolora.train.run import TrainSettings
 
 VALIDATION_TIMESTEPS = 4  # evenly over the noise range
+PLAIN = TrainSettings(min_snr_gamma=None)
 
 
 def diffusion_loss(
@@ -20,23 +22,36 @@ def diffusion_loss(
     predicted: Tensor,
     target: Tensor,
     timesteps: Tensor,
-    min_snr_gamma: float | None,
+    settings: TrainSettings,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Squared error per sample, (B,), weighted by Min-SNR (Hang et al. 2023) where gamma is given.
+    """The error per sample, (B,), weighted by its timestep.
 
-    The weight is min(snr, gamma) / snr for noise prediction and min(snr, gamma) / (snr + 1) for v-prediction.
+    Huber is 2d (sqrt(e^2 + d^2) - d): e^2 where small, 2d |e| where large (Charbonnier et al. 1994; for diffusion
+    Khrapov et al. 2024). Min-SNR (Hang et al. 2023) is min(snr, gamma) / snr for noise prediction and
+    min(snr, gamma) / (snr + 1) for v-prediction. Debiased (Yu et al. 2024) is 1 / sqrt(snr), snr held to 1000, and
+    for v-prediction 1 / (snr + 1), as sd-scripts has it.
     A mask, (B, 1, h, w) and nowhere negative, weighs the cells; its own size does not change the loss's.
     """
-    squares = (predicted.float() - target.float()).square()
+    errors = (predicted.float() - target.float()).square()
+    if settings.loss == "huber":
+        delta = settings.huber_delta
+        errors = 2 * delta * ((errors + delta**2).sqrt() - delta)
     if mask is not None:
-        squares = squares * mask / mask.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
-    error = squares.mean(dim=(1, 2, 3))
-    if min_snr_gamma is None:
-        return error
-    snr = model.snr(timesteps)
-    divisor = snr + 1 if model.prediction_type == "v_prediction" else snr.clamp(min=1e-8)
-    return error * snr.clamp(max=min_snr_gamma) / divisor
+        errors = errors * mask / mask.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
+    return errors.mean(dim=(1, 2, 3)) * timestep_weights(model, timesteps, settings)
+
+
+def timestep_weights(model: BaseModel, timesteps: Tensor, settings: TrainSettings) -> Tensor:
+    """(B,) what a sample's error counts at its timestep."""
+    if not settings.debiased and settings.min_snr_gamma is None:
+        return torch.ones(len(timesteps), device=timesteps.device)
+    snr, velocity = model.snr(timesteps), model.prediction_type == "v_prediction"
+    if settings.debiased:
+        held = snr.clamp(1e-8, 1000)
+        return 1 / (held + 1) if velocity else held.rsqrt()
+    divisor = snr + 1 if velocity else snr.clamp(min=1e-8)
+    return snr.clamp(max=settings.min_snr_gamma) / divisor
 
 
 @torch.no_grad()
@@ -88,5 +103,5 @@ def _losses(
         noisy = model.add_noise(clean[part], noise[part], timesteps[part]).repeat(copies, 1, 1, 1)
         predicted = model.predict(noisy, timesteps[part].repeat(copies), context)[own]
         target = model.target(clean[part], noise[part], timesteps[part])
-        found.append(diffusion_loss(model, predicted, target, timesteps[part], None))
+        found.append(diffusion_loss(model, predicted, target, timesteps[part], PLAIN))
     return found

@@ -17,6 +17,8 @@ from autolora.errors import ConfigError
 from autolora.optim.optimizers import AdamW, Prodigy
 from autolora.optim.schedules import Constant, Schedule
 
+LOSSES = ("mse", "huber")
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -29,7 +31,11 @@ class TrainSettings:
     batch_size: int = 4
     checkpoints_per_epoch: int = 1
     max_norm: float | None = None
+    loss: str = "mse"  # or huber: large errors count in proportion, so that an odd picture pulls less
+    huber_delta: float = 0.1  # the error from which that is so
     min_snr_gamma: float | None = 5.0
+    debiased: bool = False  # weigh noisy timesteps less steeply instead of by Min-SNR
+    noise_offset: float = 0.0  # of a picture's whole channels, so that it may become as dark or bright as asked
     preserve_share: float = 0.0  # pictures shown for each of the dataset's on which the base's own answer is the target
     regularization_share: float = 0.0  # class pictures shown for each of the dataset's, trained on as they are
     class_pictures: int | None = None  # how many different ones both of these use; None: all there are
@@ -58,6 +64,19 @@ class TrainSettings:
             mistakes.append(f"train.steps_main must be 0 (none) or more, got {self.steps_main}")
         if self.max_norm is not None and self.max_norm <= 0:
             mistakes.append(f"train.max_norm must be above 0 or null, got {self.max_norm}")
+        if self.loss not in LOSSES:
+            mistakes.append(f"train.loss must be one of {', '.join(LOSSES)}, got {self.loss}")
+        if self.huber_delta <= 0:
+            mistakes.append(f"train.huber_delta must be above 0, got {self.huber_delta}")
+        if not 0 <= self.noise_offset <= 1:
+            mistakes.append(
+                f"train.noise_offset must be from 0 (none) to 1 (0.03 to 0.1 is usual), got {self.noise_offset}"
+            )
+        if self.debiased and self.min_snr_gamma is not None:
+            mistakes.append(
+                "train.debiased and train.min_snr_gamma both weigh timesteps: set train.min_snr_gamma=null, or leave "
+                "train.debiased out"
+            )
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
             mistakes.append(f"train.min_snr_gamma must be above 0 or null, got {self.min_snr_gamma}")
         mistakes += [

@@ -9,16 +9,34 @@ from hypothesis import strategies as st
 
 from autolora.errors import ConfigError
 from autolora.optim.optimizers import AdamW, Prodigy
-from autolora.optim.schedules import AnnealedCosine, Constant, CosineRestarts, Schedule
+from autolora.optim.schedules import AnnealedCosine, Constant, Cosine, CosineRestarts, Linear, Schedule
 
 
 @given(
-    st.sampled_from([Constant(), CosineRestarts(1), CosineRestarts(4), AnnealedCosine(3, 0.2, 0.5, 1.5)]),
+    st.sampled_from(
+        [
+            *(Constant(), Constant(0.1), Linear(), Linear(0.3), Cosine(), Cosine(0.99)),
+            *(CosineRestarts(1), CosineRestarts(4), AnnealedCosine(3, 0.2, 0.5, 1.5)),
+        ]
+    ),
     st.integers(1, 500),
     st.data(),
 )
 def test_factors_lie_between_zero_and_one(schedule: Schedule, total: int, data: st.DataObject) -> None:
     assert 0 <= schedule.factor(data.draw(st.integers(0, total - 1)), total) <= 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "curve"),
+    [
+        (Constant(0.5), [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        (Linear(), [1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        (Linear(0.5), [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25]),
+        (Cosine(0.5), [0.25, 0.5, 0.75, 1, 1, 0.8536, 0.5, 0.1464]),
+    ],
+)
+def test_a_schedule_warms_up_and_falls(schedule: Schedule, curve: list[float]) -> None:
+    assert [schedule.factor(step, 8) for step in range(8)] == pytest.approx(curve, abs=1e-4)
 
 
 def test_cosine_restarts_curve() -> None:
@@ -66,6 +84,8 @@ def test_impossible_settings_are_refused() -> None:
         lambda: Prodigy(d_coef=0),
         lambda: CosineRestarts(0),
         lambda: AnnealedCosine(gamma=2),
+        lambda: Linear(warmup=1),
+        lambda: Cosine(warmup=-0.1),
     ):
         with pytest.raises(ConfigError):
             wrong()

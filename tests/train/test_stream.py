@@ -20,7 +20,7 @@ from autolora.errors import ConfigError
 from autolora.models import StableDiffusion
 from autolora.train.batches import Batch, LatentCache, Stream, latent_shape
 from autolora.train.loop import Assignment, train
-from autolora.train.loss import diffusion_loss
+from autolora.train.loss import PLAIN, diffusion_loss
 from autolora.train.run import Run, TrainSettings
 from tests.data.folders import noise_image, write_zorak
 from tests.train.test_loop import work
@@ -132,10 +132,10 @@ def test_a_mask_is_cut_as_its_picture_and_weighs_the_loss(
     target, inside, outside = (torch.zeros(1, 4, 8, 8) for _ in range(3))
     inside[..., 5:], outside[..., :3] = 1.0, 1.0
     steps = torch.tensor([10])
-    one, none = (float(diffusion_loss(tiny_model, p, target, steps, None, masks[:1])) for p in (inside, outside))
+    one, none = (float(diffusion_loss(tiny_model, p, target, steps, PLAIN, masks[:1])) for p in (inside, outside))
     assert one > 0.5 and none < 0.01
     everywhere = torch.ones(1, 4, 8, 8)
-    assert float(diffusion_loss(tiny_model, everywhere, target, steps, None, masks[:1])) == pytest.approx(1, rel=1e-4)
+    assert float(diffusion_loss(tiny_model, everywhere, target, steps, PLAIN, masks[:1])) == pytest.approx(1, rel=1e-4)
 
 
 def test_captions_are_edited_by_the_recipe_and_tags_dropped_from_own_pictures(
@@ -175,3 +175,15 @@ def test_regularization_pictures_are_trained_as_they_are(tiny_model: StableDiffu
     assert abs(drawn["0"] - drawn["1"]) <= 2
     assert not any(flag for batch in batches for flag in batch.preserved)
     assert {float(w) for batch in batches for w in batch.weights} == {1.0}
+
+
+def test_noise_offset_shifts_whole_channels_and_moves_no_other_draw(
+    tiny_model: StableDiffusion, mixed: Dataset
+) -> None:
+    plain, offset = (
+        Stream(replace(RUN, train=replace(RUN.train, noise_offset=share)), mixed, tiny_model).next_batch()
+        for share in (0.0, 0.5)
+    )
+    assert plain.captions == offset.captions and torch.equal(plain.timesteps, offset.timesteps)
+    shift = offset.noise - plain.noise
+    assert shift.std(dim=(2, 3)).max() < 1e-5 and shift.abs().mean() > 0.1
