@@ -111,6 +111,19 @@ def overview(trials: Sequence[TrialRow], best: int | None, baselines: Iterable[i
     return _svg("Score of every trial by images shown", parts)
 
 
+def schedules(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Markup:
+    """How each recipe's learning rate moves, by optimizer steps: a factor from 0 to 1 at each."""
+    frame = Frame(max(curve[-1][0] for curve in curves.values()), 0.0, 1.0)
+    parts, ends = [_axes(frame, "optimizer steps")], []
+    for place, (name, curve) in enumerate(curves.items()):
+        kind = f"series {tuple(SERIES)[place % len(SERIES)]}"
+        points = " ".join(f"{frame.x(step):.1f},{frame.y(factor):.1f}" for step, factor in curve)
+        parts.append(Markup('<polyline class="{}" points="{}"><title>{}</title></polyline>').format(kind, points, name))
+        ends.append((frame.x(curve[-1][0]), frame.y(curve[-1][1]), name, kind))
+    parts.append(_labels(ends))
+    return _svg("Learning rate by optimizer steps", parts)
+
+
 def interval(estimate: Estimate, name: str, end: float | None = None) -> Markup:
     """A value and its 95% interval on a scale from 0 to 1; `name` picks the colour, `end` is where training ended."""
     width, height, least, most = 120, 14, 0.0, 1.0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from markupsafe import Markup
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +26,7 @@ class Section:
     rows: tuple[tuple[Cell, ...], ...]
     words: tuple[str, ...] = ()  # what a person should take from it
     picture: Image.Image | None = None
+    chart: Markup | None = None
     most: int = 40  # rows shown in a terminal; JSON and page have all
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from autolora.data.ledger import step_ledger
 from autolora.data.tag_report import RISKS, TagRow, suggest_pruning, tag_ledger, tag_rows
 from autolora.errors import ConfigError
 from autolora.models.base import MOST_CHUNKS, BaseModel
+from autolora.optim.schedules import SCHEDULES
 from autolora.prepare.drawn_tags import DRAWN, absorbed_tags, drawn_shots, drawn_tags, suggest_level
 from autolora.prepare.trigger_audit import (
     AuditSettings,
@@ -26,6 +27,7 @@ from autolora.prepare.trigger_audit import (
     suggest_triggers,
 )
 from autolora.progress import Bars
+from autolora.report.charts import schedules
 from autolora.report.sections import Cell, Section
 from autolora.sampling import Advance, BaseRenders
 from autolora.scoring.encoders import Encoder, load_encoder
@@ -36,6 +38,7 @@ from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Bench
 from autolora.train.run import Run
 
+DRAWN_STEPS = 200  # of a schedule's curve
 SUGGESTED = 3  # better triggers named where one is flagged
 
 
@@ -115,6 +118,27 @@ def recipe_section(run: Run, dataset: Dataset) -> Section:
     words = tuple(f"{risk} ({', '.join(tags)} steps): {RISKS[risk]}" for risk, tags in risks.items())
     columns = ("", "pictures", "repeats", "steps/epoch", "steps", "overlap", "risk")
     return Section(f"Recipe {run.name}: steps are images shown", columns, tuple(rows), words)
+
+
+def schedule_section(runs: Sequence[Run], dataset: Dataset) -> Section:
+    """How each recipe's learning rate moves over its run."""
+    rows, curves = [], {}
+    for run in runs:
+        total = run.optimizer_steps(dataset)
+        curve = [run.schedule.factor(step, total) for step in range(total)]
+        curves[run.name] = [*enumerate(curve)][:: max(1, total // DRAWN_STEPS)]
+        name = next(name for name, kind in SCHEDULES.items() if isinstance(run.schedule, kind))
+        rows.append((run.name, name, run.optimizer.lr * max(curve), total, _sparkline(curve)))
+    columns = ("recipe", "schedule", "highest rate", "optimizer steps", "rate")
+    words = ("Prodigy finds the rate that this is a factor of",) if any(r.optimizer.lr == 1 for r in runs) else ()
+    return Section("Learning rate", columns, tuple(rows), words, chart=schedules(curves))
+
+
+def _sparkline(curve: Sequence[float], width: int = 16) -> str:
+    """A curve from 0 to 1 in a line of text."""
+    levels = "▁▂▃▄▅▆▇█"
+    places = [round(i * (len(curve) - 1) / (width - 1)) for i in range(width)]
+    return "".join(levels[round(curve[place] * (len(levels) - 1))] for place in places)
 
 
 def cost_section(runs: Sequence[Run], dataset: Dataset, renders: int, speed: Speed, trials: int | None) -> Section:

@@ -19,7 +19,7 @@ from autolora.prepare.tag_folder import tag_folder, untagged
 from autolora.prepare.tagger import load_tagger
 from autolora.progress import Bars
 from autolora.report.sections import as_dict, print_sections, write_page
-from autolora.study.check import caption_sections, dataset_sections, measured_sections, recipe_section
+from autolora.study.check import caption_sections, dataset_sections, measured_sections, recipe_section, schedule_section
 from autolora.study.export_best import export_best
 from autolora.study.finish import finish, study_report
 from autolora.study.lora_files import find_files, grid, print_table, read_files, score_files
@@ -45,7 +45,7 @@ def check(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     model = load_model(cfg.model_settings(config))
     dataset = with_frames(dataset, settings, model.resolution)
     sections = [*dataset_sections(dataset), *caption_sections(dataset, model)]
-    sections += [recipe_section(run, dataset) for run in runs]
+    sections += [*(recipe_section(run, dataset) for run in runs), schedule_section(runs, dataset)]
     with Bars() as bars:
         sections += measured_sections(config, runs, dataset, model, plan.settings.trials if plan else None, bars)
     folder = plan.folder if plan else cfg.run_folder(config, runs[0].name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -18,6 +19,7 @@ from autolora.report.charts import (
     interval,
     learning_curve,
     overview,
+    schedules,
     spread,
     weight_sweep,
 )
@@ -86,3 +88,11 @@ def test_a_sweep_marks_the_recommended_weight() -> None:
     assert "weight 1.2: fidelity 1.00" in chart
     assert 'class="limit"' in chart
     assert "recommended" not in str(weight_sweep(points, None))
+
+
+def test_schedules_are_drawn_from_first_to_last_step_and_named() -> None:
+    drawn = schedules({"<long>": [(0, 1.0), (50, 0.5), (100, 0.0)], "short": [(0, 0.0), (10, 1.0)]})
+    long, short = re.findall(r'<polyline[^>]* points="([^"]*)"', drawn)
+    assert [point.split(",")[0] for point in long.split()] == ["34.0", "170.0", "306.0"]
+    assert len(short.split()) == 2 and float(short.split()[1].split(",")[1]) == 22.0
+    assert "&lt;long&gt;" in drawn and "<long>" not in drawn

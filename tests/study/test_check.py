@@ -53,6 +53,11 @@ def test_check_shows_everything_before_a_step_is_trained(
         str(row["drawn"]) for row in pruning.values()
     }
     assert str(found["Pruning"]["words"][0]).startswith("suggested: captions.prune=")
+    rates = {row["recipe"]: row for row in found["Learning rate"]["rows"]}
+    assert rates["doll-adamw"]["schedule"] == "cosine_restarts" and rates["doll-adamw"]["highest rate"] == 3e-3
+    assert rates["doll-preserve"]["schedule"] == "annealed_cosine" and str(rates["doll-preserve"]["rate"]).count("█")
+    page = (checked[0] / "check.html").read_text("utf-8")
+    assert page.count("<polyline") == len(rates)
     cost = {row["recipe"]: row for row in found["Cost"]["rows"]}
     assert set(cost) == {"doll-adamw", "doll-prodigy", "doll-preserve"}
     assert cost["doll-adamw"]["steps"] == 1600 and cost["doll-adamw"]["optimizer steps"] == 400
