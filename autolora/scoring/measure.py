@@ -137,6 +137,7 @@ def _defects(
     else:
         missing["bleed_cross"] = "one concept, nothing to be mixed up"
     asked, plain = scorer.of("trigger"), scorer.of("class_only")
+    drawn = scorer.of("trigger", "novel")  # burn shows whatever is asked; a character in one outfit has few of each
     try:
         found["memorisation"] = defects.memorisation(
             np.concatenate([rows[p] for p in asked]), scorer.references.training
@@ -151,10 +152,10 @@ def _defects(
             missing[name] = str(error)
     found["burn"] = estimate(
         *defects.burn(
-            np.concatenate([pictures[p] for p in asked]),
-            np.concatenate([scorer.base_pictures[p] for p in asked]),
+            np.concatenate([pictures[p] for p in drawn]),
+            np.concatenate([scorer.base_pictures[p] for p in drawn]),
             scorer.material.every,
-            len(asked),
+            len(drawn),
             draws,
             seed=1,
         )
