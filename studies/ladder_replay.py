@@ -67,6 +67,7 @@ def replay(rows: Sequence[Row], facts: dict[str, Any], settings: ScoringSettings
         settings: the limits that the ladder decides by.
     """
     points: list[Point] = []
+    by_recipe: dict[str, list[Point]] = defaultdict(list)
     renders, spent = facts["renders"], 0
     for row in rows:
         asked: set[float] = set()
@@ -75,8 +76,9 @@ def replay(rows: Sequence[Row], facts: dict[str, Any], settings: ScoringSettings
             asked.update(at)
             return seen_card(json.loads(row[rung_name(at)]))
 
-        own = [point for point, past in zip(points, rows, strict=False) if past["recipe"] == row["recipe"]]
-        points.append(climb(blank_point(row, facts["base_losses"]), own, points, settings, judge))
+        own = by_recipe[row["recipe"]]
+        own.append(climb(blank_point(row, facts["base_losses"]), own, points, settings, judge))
+        points.append(own[-1])
         spent += len(asked) * renders["search"]
     field = finalists(points, rows)
     pick = max(field, key=lambda i: float(rows[i]["objective"]))

@@ -9,47 +9,49 @@ from autolora.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Constant:
-    """The same rate throughout, after a linear warm-up over a share of the run."""
+class Warmed:
+    """What falls once, after a linear warm-up over a share of the run."""
 
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_warmup(self.warmup)
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"schedule.warmup is a share of the run, from 0 to below 1, got {self.warmup}")
 
     def factor(self, step: int, total: int) -> float:
-        """1, once warm."""
-        return _warm(self.warmup, step, total)[0]
+        """Rising by equal steps, then `fall` over the rest of the run."""
+        length = round(self.warmup * total)
+        if step < length:
+            return (step + 1) / length
+        return self.fall((step - length) / max(1, total - length))
+
+    def fall(self, position: float) -> float:
+        """The factor when that share of the run after the warm-up is over."""
+        raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class Linear:
-    """Linear decay to zero after a linear warm-up over a share of the run."""
+class Constant(Warmed):
+    """The same rate throughout."""
 
-    warmup: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_warmup(self.warmup)
-
-    def factor(self, step: int, total: int) -> float:
-        """1 - position after the warm-up."""
-        rising, position = _warm(self.warmup, step, total)
-        return rising * (1 - position)
+    def fall(self, position: float) -> float:
+        """Always 1."""
+        return 1.0
 
 
-@dataclass(frozen=True)
-class Cosine:
-    """Cosine decay to zero, without restarts, after a linear warm-up over a share of the run."""
+class Linear(Warmed):
+    """Linear decay to zero."""
 
-    warmup: float = 0.0
+    def fall(self, position: float) -> float:
+        """1 - position."""
+        return 1 - position
 
-    def __post_init__(self) -> None:
-        _check_warmup(self.warmup)
 
-    def factor(self, step: int, total: int) -> float:
-        """0.5 (1 + cos(pi * position after the warm-up))."""
-        rising, position = _warm(self.warmup, step, total)
-        return rising * 0.5 * (1 + math.cos(math.pi * position))
+class Cosine(Warmed):
+    """Cosine decay to zero, without restarts."""
+
+    def fall(self, position: float) -> float:
+        """`half_cosine`."""
+        return half_cosine(position)
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,8 @@ class CosineRestarts:
             raise ConfigError(f"schedule.cycles must be at least 1, got {self.cycles}")
 
     def factor(self, step: int, total: int) -> float:
-        """0.5 (1 + cos(pi * position in the cycle))."""
-        position = (self.cycles * step / max(1, total)) % 1.0
-        return 0.5 * (1 + math.cos(math.pi * position))
+        """`half_cosine` of the position in the cycle."""
+        return half_cosine((self.cycles * step / max(1, total)) % 1.0)
 
 
 @dataclass(frozen=True)
@@ -100,21 +101,12 @@ class AnnealedCosine:
         position = step - start
         if position < warmup:
             return self.floor + (peak - self.floor) * (position + 1) / warmup
-        fall = (position - warmup) / max(1, length - warmup)
-        return self.floor + (peak - self.floor) * 0.5 * (1 + math.cos(math.pi * fall))
+        return self.floor + (peak - self.floor) * half_cosine((position - warmup) / max(1, length - warmup))
 
 
-def _check_warmup(warmup: float) -> None:
-    if not 0 <= warmup < 1:
-        raise ConfigError(f"schedule.warmup is a share of the run, from 0 to below 1, got {warmup}")
-
-
-def _warm(warmup: float, step: int, total: int) -> tuple[float, float]:
-    """The factor of the warm-up, and how much of the rest of the run is over."""
-    length = round(warmup * total)
-    if step < length:
-        return (step + 1) / length, 0.0
-    return 1.0, (step - length) / max(1, total - length)
+def half_cosine(position: float) -> float:
+    """From 1 at 0 to 0 at 1: 0.5 (1 + cos(pi * position)) (Loshchilov & Hutter 2017)."""
+    return 0.5 * (1 + math.cos(math.pi * position))
 
 
 Schedule = Constant | Linear | Cosine | CosineRestarts | AnnealedCosine

@@ -117,8 +117,7 @@ def schedules(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Markup:
     parts, ends = [_axes(frame, "optimizer steps")], []
     for place, (name, curve) in enumerate(curves.items()):
         kind = f"series {tuple(SERIES)[place % len(SERIES)]}"
-        points = " ".join(f"{frame.x(step):.1f},{frame.y(factor):.1f}" for step, factor in curve)
-        parts.append(Markup('<polyline class="{}" points="{}"><title>{}</title></polyline>').format(kind, points, name))
+        parts.append(_polyline(frame, curve, kind, name))
         ends.append((frame.x(curve[-1][0]), frame.y(curve[-1][1]), name, kind))
     parts.append(_labels(ends))
     return _svg("Learning rate by optimizer steps", parts)
@@ -176,9 +175,12 @@ def _axes(frame: Frame, name: str = "images shown") -> Markup:
 
 
 def _line(frame: Frame, curve: Sequence[CurvePoint], name: str, kind: str, title: str = "") -> Markup:
-    path = " ".join(
-        f"{frame.x(p.at):.1f},{frame.y(getattr(p, name)):.1f}" for p in curve if math.isfinite(getattr(p, name))
-    )
+    points = [(p.at, getattr(p, name)) for p in curve if math.isfinite(getattr(p, name))]
+    return _polyline(frame, points, kind, title)
+
+
+def _polyline(frame: Frame, points: Iterable[tuple[float, float]], kind: str, title: str = "") -> Markup:
+    path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
     inner = Markup("<title>{}</title>").format(title) if title else Markup("")
     return Markup('<polyline class="{}" points="{}">{}</polyline>').format(kind, path, inner)
 

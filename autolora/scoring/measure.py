@@ -17,8 +17,8 @@ from autolora.scoring.terms import editability, relative_position
 
 # Only the class word alone has a limit: every LoRA that is like its character shows in some contexts (by the oracle in
 # 25 to 60% of renders on development characters 4, 10 and 11, where the class word alone shows it in none).
-BLEED_GROUPS = {
-    "bleed_class": ("class_only",),
+CLASS_ONLY = "class_only"
+OTHER_BLEED = {
     "bleed_context": ("class_context", "neighbour"),
     "bleed_visible": ("visible",),
     "bleed_unrelated": ("unrelated",),
@@ -64,12 +64,13 @@ def measure(scorer: Scorer, rows: Mapping[Probe, Array], pictures: Mapping[Probe
         pictures: the renders themselves.
     """
     found, missing = _defects(scorer, rows, pictures)
+    bleed = class_bleed(scorer, rows)
     return Measured(
         fidelity=_fidelity(scorer, rows),
         likeness=_position(scorer, scorer.references.character, scorer.of("trigger"), rows),
         editability=_editability(scorer, rows),
-        bleed=_position(scorer, scorer.references.bleed, scorer.of(*BLEED_GROUPS["bleed_class"]), rows),
-        defects=found,
+        bleed=bleed,
+        defects={"bleed_class": _rate(bleed, scorer.of(CLASS_ONLY)), **found},
         unmeasurable=missing,
     )
 
@@ -80,7 +81,7 @@ def measure_likeness(scorer: Scorer, rows: Mapping[Probe, Array]) -> dict[str, E
     return {
         "fidelity": _fidelity(scorer, rows).estimate(),
         "likeness": _position(scorer, references.character, scorer.of("trigger"), rows).estimate(),
-        "bleed_class": _bleed(scorer, scorer.of(*BLEED_GROUPS["bleed_class"]), rows),
+        "bleed_class": _rate(class_bleed(scorer, rows), scorer.of(CLASS_ONLY)),
     }
 
 
@@ -102,9 +103,13 @@ def _position(scorer: Scorer, reference: Reference, probes: list[Probe], rows: M
     return Draws(*relative_position(rendered, base, reference.real, scorer.settings.bootstrap, seed=1))
 
 
-def _bleed(scorer: Scorer, probes: list[Probe], rows: Mapping[Probe, Array]) -> Estimate:
-    rate = _position(scorer, scorer.references.bleed, probes, rows).estimate()
-    return ruled_out(rate, sum(len(probe.seeds) for probe in probes))
+def class_bleed(scorer: Scorer, rows: Mapping[Probe, Array]) -> Draws:
+    """How much of the character the class word alone draws."""
+    return _position(scorer, scorer.references.bleed, scorer.of(CLASS_ONLY), rows)
+
+
+def _rate(bleed: Draws, probes: list[Probe]) -> Estimate:
+    return ruled_out(bleed.estimate(), sum(len(probe.seeds) for probe in probes))
 
 
 def _editability(scorer: Scorer, rows: Mapping[Probe, Array]) -> Draws:
@@ -125,10 +130,10 @@ def _defects(
 ) -> tuple[dict[str, Estimate], dict[str, str]]:
     draws = scorer.settings.bootstrap
     found, missing = {}, {}
-    for name, groups in BLEED_GROUPS.items():
+    for name, groups in OTHER_BLEED.items():
         probes = scorer.of(*groups)
         if probes:
-            found[name] = _bleed(scorer, probes, rows)
+            found[name] = _rate(_position(scorer, scorer.references.bleed, probes, rows), probes)
     concepts, alike = scorer.references.concepts, scorer.references.alike
     if alike:
         missing["concepts"] = f"{scorer.encoder.name} cannot tell {'; '.join(alike)} apart"

@@ -38,7 +38,7 @@ from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Bench
 from autolora.train.run import Run
 
-DRAWN_STEPS = 200  # of a schedule's curve
+CURVE_POINTS = 200  # that a schedule is drawn by
 SUGGESTED = 3  # better triggers named where one is flagged
 
 
@@ -126,8 +126,8 @@ def schedule_section(runs: Sequence[Run], dataset: Dataset) -> Section:
     for run in runs:
         total = run.optimizer_steps(dataset)
         curve = [run.schedule.factor(step, total) for step in range(total)]
-        curves[run.name] = [*enumerate(curve)][:: max(1, total // DRAWN_STEPS)]
-        name = next(name for name, kind in SCHEDULES.items() if isinstance(run.schedule, kind))
+        curves[run.name] = [*enumerate(curve)][:: max(1, total // CURVE_POINTS)]
+        name = next(name for name, kind in SCHEDULES.items() if type(run.schedule) is kind)
         rows.append((run.name, name, run.optimizer.lr * max(curve), total, _sparkline(curve)))
     columns = ("recipe", "schedule", "highest rate", "optimizer steps", "rate")
     words = ("Prodigy finds the rate that this is a factor of",) if any(r.optimizer.lr == 1 for r in runs) else ()

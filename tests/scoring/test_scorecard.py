@@ -13,7 +13,7 @@ from autolora.scoring.encoders import Encoder
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import Probe
 from autolora.scoring.references import Cut, Material, Reference, References
-from autolora.scoring.scorecard import Rendered, Scorecard, recommended_weight, score
+from autolora.scoring.scorecard import Rendered, Scorecard, broken_by, recommended_weight, score
 from autolora.scoring.scorer import Scorer
 from autolora.scoring.settings import ScoringSettings
 from autolora.scoring.terms import Margin
@@ -159,6 +159,22 @@ def test_likeness_cannot_buy_bleed_off() -> None:
     modest, bleeding = made_up(0.75, 0.7, 0.0), made_up(1.0, 1.0, 0.35)
     assert bleeding.score.value > modest.score.value
     assert bleeding.objective < 0 < modest.objective
+
+
+def test_bleed_above_its_limit_is_taken_off_the_score() -> None:
+    limit = SETTINGS.bleed_limit
+    assert made_up(1.0, 1.0, 0.75).score.value == pytest.approx(1 - (0.75 - limit), abs=0.03)
+    assert made_up(1.0, 1.0, 0.75, overcooked_at=1.0).score.value == pytest.approx(1 - (0.75 - limit) / 2, abs=0.03)
+
+
+@pytest.mark.parametrize(("name", "fault"), [("fidelity", "undercooked"), ("editability", "editability")])
+def test_what_must_be_reached_must_be_reached_by_the_whole_interval(name: str, fault: str) -> None:
+    sure = {"fidelity": Estimate(1, 1, 1), "editability": Estimate(1, 1, 1)}
+    sure |= {"bleed_class": Estimate(0, 0, 0), "burn": Estimate(0, 0, 0)}
+    limit = {"fidelity": SETTINGS.fidelity_limit, "editability": SETTINGS.editability_limit}[name]
+    unsure = Estimate(limit + 0.1, limit - 0.1, limit + 0.3)
+    broken = broken_by({"1": sure | {name: unsure}}, SETTINGS)
+    assert [fault] == [key for key, value in broken.items() if value > 0]
 
 
 def test_less_broken_ranks_higher() -> None:
