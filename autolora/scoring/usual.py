@@ -61,14 +61,17 @@ def clip_t(rendered: Array, texts: Array) -> float:
 def kid(rendered: Array, references: Array) -> float:
     """Kernel distance of renders and reference pictures (Binkowski et al. 2018), by torchmetrics.
 
-    One subset of all there is, so that no random draw decides.
+    One subset, of all there is on the smaller side. Which it is on the larger the metric draws from the global
+    generator, which is lent a fixed state and put back.
     """
     size = min(len(rendered), len(references))
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # of the memory that large sets would take
         metric = KernelInceptionDistance(feature=torch.nn.Identity(), subsets=1, subset_size=size)
     metric.update(torch.from_numpy(references), real=True)
     metric.update(torch.from_numpy(rendered), real=False)
-    return float(metric.compute()[0])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return float(metric.compute()[0])
 
 
 def lpips(pictures: Pictures) -> float:

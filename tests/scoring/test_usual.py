@@ -34,6 +34,15 @@ def test_kid_grows_with_the_distance_and_is_the_same_every_time() -> None:
     assert kid(ROWS, others) == pytest.approx(near)
 
 
+def test_kid_of_unequal_sets_is_no_draw_and_leaves_the_global_generator_alone() -> None:
+    others = unit(np.random.default_rng(1).normal(size=(7, 16)))
+    before = torch.random.get_rng_state()
+    first = kid(ROWS, others)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(1)
+    assert kid(ROWS, others) == first
+
+
 class Embedded:
     """Stands in for a CLIP and its processor; pictures are their own embeddings, texts are row numbers."""
 
