@@ -9,6 +9,7 @@ import numpy as np
 
 from autolora.sampling import Pictures
 from autolora.scoring import defects
+from autolora.scoring.encoders import Views
 from autolora.scoring.intervals import Array, Estimate, estimate, ruled_out
 from autolora.scoring.probes import Probe
 from autolora.scoring.references import Reference
@@ -55,7 +56,7 @@ class Measured:
         return own | self.defects
 
 
-def measure(scorer: Scorer, rows: Mapping[Probe, Array], pictures: Mapping[Probe, Pictures]) -> Measured:
+def measure(scorer: Scorer, rows: Mapping[Probe, Views], pictures: Mapping[Probe, Pictures]) -> Measured:
     """Every term; fidelity asks for each concept and against its siblings, likeness for the character alone.
 
     Args:
@@ -75,7 +76,7 @@ def measure(scorer: Scorer, rows: Mapping[Probe, Array], pictures: Mapping[Probe
     )
 
 
-def measure_likeness(scorer: Scorer, rows: Mapping[Probe, Array]) -> dict[str, Estimate]:
+def measure_likeness(scorer: Scorer, rows: Mapping[Probe, Views]) -> dict[str, Estimate]:
     """The terms that need no prompt to be embedded: fidelity, likeness and class bleed."""
     references = scorer.references
     return {
@@ -85,7 +86,7 @@ def measure_likeness(scorer: Scorer, rows: Mapping[Probe, Array]) -> dict[str, E
     }
 
 
-def _fidelity(scorer: Scorer, rows: Mapping[Probe, Array]) -> Draws:
+def _fidelity(scorer: Scorer, rows: Mapping[Probe, Views]) -> Draws:
     """Half the character as such, a quarter each the mean and the worst of its concepts."""
     references = scorer.references
     character = _position(scorer, references.character, scorer.of("trigger"), rows)
@@ -97,13 +98,13 @@ def _fidelity(scorer: Scorer, rows: Mapping[Probe, Array]) -> Draws:
     )
 
 
-def _position(scorer: Scorer, reference: Reference, probes: list[Probe], rows: Mapping[Probe, Array]) -> Draws:
+def _position(scorer: Scorer, reference: Reference, probes: list[Probe], rows: Mapping[Probe, Views]) -> Draws:
     rendered = np.stack([reference.passes(rows[p]) for p in probes])
     base = np.stack([reference.passes(scorer.base[p]) for p in probes])
     return Draws(*relative_position(rendered, base, reference.real, scorer.settings.bootstrap, seed=1))
 
 
-def class_bleed(scorer: Scorer, rows: Mapping[Probe, Array]) -> Draws:
+def class_bleed(scorer: Scorer, rows: Mapping[Probe, Views]) -> Draws:
     """How much of the character the class word alone draws."""
     return _position(scorer, scorer.references.bleed, scorer.of(CLASS_ONLY), rows)
 
@@ -112,12 +113,12 @@ def _rate(bleed: Draws, probes: list[Probe]) -> Estimate:
     return ruled_out(bleed.estimate(), sum(len(probe.seeds) for probe in probes))
 
 
-def _editability(scorer: Scorer, rows: Mapping[Probe, Array]) -> Draws:
+def _editability(scorer: Scorer, rows: Mapping[Probe, Views]) -> Draws:
     edited = scorer.of("novel", "style", "people")
     return Draws(
         *editability(
-            np.stack([rows[p] for p in edited]),
-            np.stack([scorer.base[p] for p in edited]),
+            np.stack([rows[p].whole for p in edited]),
+            np.stack([scorer.base[p].whole for p in edited]),
             np.stack([scorer.texts[p] for p in edited]),
             scorer.settings.bootstrap,
             seed=1,
@@ -126,7 +127,7 @@ def _editability(scorer: Scorer, rows: Mapping[Probe, Array]) -> Draws:
 
 
 def _defects(
-    scorer: Scorer, rows: Mapping[Probe, Array], pictures: Mapping[Probe, Pictures]
+    scorer: Scorer, rows: Mapping[Probe, Views], pictures: Mapping[Probe, Pictures]
 ) -> tuple[dict[str, Estimate], dict[str, str]]:
     draws = scorer.settings.bootstrap
     found, missing = {}, {}
@@ -145,11 +146,11 @@ def _defects(
     drawn = scorer.of("trigger", "novel")  # burn shows whatever is asked; a character in one outfit has few of each
     try:
         found["memorisation"] = defects.memorisation(
-            np.concatenate([rows[p] for p in asked]), scorer.references.training
+            np.concatenate([rows[p].whole for p in asked]), scorer.references.training
         )
     except ValueError as error:
         missing["memorisation"] = str(error)
-    pair = np.stack([rows[p] for p in plain]), np.stack([scorer.base[p] for p in plain])
+    pair = np.stack([rows[p].whole for p in plain]), np.stack([scorer.base[p].whole for p in plain])
     for name, of in (("spread", defects.spread), ("class_drift", defects.drift)):
         try:
             found[name] = estimate(*of(*pair, draws, seed=1))
@@ -168,12 +169,12 @@ def _defects(
     return found, missing
 
 
-def outfit_matrix(scorer: Scorer, rows: Mapping[Probe, Array]) -> tuple[list[Array], list[Array]]:
+def outfit_matrix(scorer: Scorer, rows: Mapping[Probe, Views]) -> tuple[list[Array], list[Array]]:
     """(..., concepts) how surely each concept's renders, and its held-out pictures, pass for every concept."""
     concepts = scorer.references.concepts
 
-    def passes(embedded: Array) -> Array:
-        return np.stack([one.passes(embedded) for one in concepts], axis=-1)
+    def passes(seen: Views) -> Array:
+        return np.stack([one.passes(seen) for one in concepts], axis=-1)
 
-    asked = [np.stack([rows[p] for p in scorer.of("trigger", concept=concept.name)]) for concept in concepts]
-    return [passes(own) for own in asked], [passes(one.held_out) for one in concepts]
+    asked = [[passes(rows[p]) for p in scorer.of("trigger", concept=concept.name)] for concept in concepts]
+    return [np.stack(own) for own in asked], [passes(one.held_out) for one in concepts]

@@ -10,6 +10,7 @@ import numpy as np
 from autolora.adapters.lora import AdapterSet
 from autolora.models.base import BaseModel
 from autolora.sampling import Pictures, Shot, render
+from autolora.scoring.encoders import Views
 from autolora.scoring.intervals import Array, Estimate, estimate
 from autolora.scoring.measure import Draws, Measured, measure, measure_likeness
 from autolora.scoring.probes import Probe
@@ -51,7 +52,7 @@ class Scorecard:
 
 
 Rendered = Mapping[tuple[Probe, float], Pictures]  # by probe and weight, one picture a seed
-Embedded = Mapping[float, Mapping[Probe, Array]]  # by weight and probe, one row a seed
+Embedded = Mapping[float, Mapping[Probe, Views]]  # by weight and probe, one row a seed
 
 
 def render_probes(
@@ -105,11 +106,9 @@ def fewest_prompts(scorer: Scorer) -> int:
 
 
 def embed(scorer: Scorer, pictures: Rendered) -> Embedded:
-    """By weight, the (seeds, D) embeddings of each probe's renders."""
-    keys = list(pictures)
-    embedded = scorer.encoder.images(np.concatenate([pictures[key] for key in keys]))
-    ends = np.cumsum([len(pictures[key]) for key in keys])[:-1]
-    rows = dict(zip(keys, np.split(embedded, ends), strict=True))
+    """By weight, views of each probe's renders, one a seed."""
+    seen = scorer.encoder.views(np.concatenate(list(pictures.values())))
+    rows = dict(zip(pictures, seen.split([len(own) for own in pictures.values()]), strict=True))
     return {weight: {p: rows[p, weight] for p in scorer.probes} for weight in scorer.settings.weights}
 
 
@@ -182,12 +181,12 @@ def held_mean(a: Array, b: Array) -> Array:
     return np.asarray(2 * a * b / np.maximum(a + b, 1e-9))
 
 
-def _capture(scorer: Scorer, rows: Mapping[Probe, Array]) -> float:
+def _capture(scorer: Scorer, rows: Mapping[Probe, Views]) -> float:
     """Share of class-only renders that pass for the character."""
     return float(np.mean([share for _, share in _shown(scorer, rows, "class_only")]))
 
 
-def _leaks(scorer: Scorer, rows: Mapping[Probe, Array]) -> dict[str, float]:
+def _leaks(scorer: Scorer, rows: Mapping[Probe, Views]) -> dict[str, float]:
     """How often each class word and neighbour of the trigger yields the character; the class word itself first."""
     by_prompt: dict[str, list[float]] = {}
     for prompt, share in _shown(scorer, rows, "class_only", "neighbour"):
@@ -195,7 +194,7 @@ def _leaks(scorer: Scorer, rows: Mapping[Probe, Array]) -> dict[str, float]:
     return {prompt: round(float(np.mean(shares)), 4) for prompt, shares in by_prompt.items()}
 
 
-def _shown(scorer: Scorer, rows: Mapping[Probe, Array], *groups: str) -> list[tuple[str, float]]:
+def _shown(scorer: Scorer, rows: Mapping[Probe, Views], *groups: str) -> list[tuple[str, float]]:
     """Each probe's prompt and the share of its renders that pass for the character."""
     passes = scorer.references.bleed.passes
     return [(probe.prompt, float((passes(rows[probe]) > 0.5).mean())) for probe in scorer.of(*groups)]

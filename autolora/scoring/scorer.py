@@ -12,7 +12,7 @@ from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset, strip_triggers
 from autolora.models.base import BaseModel, RenderSettings
 from autolora.sampling import BaseRenders, Pictures
-from autolora.scoring.encoders import Encoder
+from autolora.scoring.encoders import Encoder, Views
 from autolora.scoring.intervals import Array
 from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, of_groups
 from autolora.scoring.references import Material, References, decode, fit_references
@@ -30,7 +30,7 @@ class Scorer:
     render_settings: RenderSettings  # how its base pictures were rendered, and every checkpoint's must be
     encoder: Encoder
     probes: tuple[Probe, ...]
-    base: dict[Probe, Array]  # (seeds, D) base embeddings of each probe
+    base: dict[Probe, Views]  # of the base model's pictures of each probe, one a seed
     base_pictures: dict[Probe, Pictures]
     texts: dict[Probe, Array]  # (D,) embeddings of the prompts without triggers
     material: Material
@@ -132,7 +132,7 @@ def _base_of(
     encoder: Encoder,
     adapter: AdapterSet | None,
     advance: Callable[[int], None] | None,
-) -> tuple[dict[Probe, Array], dict[Probe, Pictures]]:
+) -> tuple[dict[Probe, Views], dict[Probe, Pictures]]:
     """The base model's pictures of every probe, and their embeddings."""
     pictures = renders.render([(probe.base_prompt, seed) for probe in probes for seed in probe.seeds], advance, adapter)
     ends = np.cumsum([len(probe.seeds) for probe in probes])[:-1]
@@ -151,11 +151,10 @@ def with_encoder(scorer: Scorer, encoder: Encoder) -> Scorer:
     return replace(scorer, encoder=encoder, base=base, references=references, second=None)
 
 
-def _embed(encoder: Encoder, pictures: Mapping[Probe, Pictures]) -> dict[Probe, Array]:
-    """(seeds, D) embeddings of each probe's pictures, in one pass."""
-    rows = encoder.images(np.concatenate(list(pictures.values())))
-    ends = np.cumsum([len(own) for own in pictures.values()])[:-1]
-    return dict(zip(pictures, np.split(rows, ends), strict=True))
+def _embed(encoder: Encoder, pictures: Mapping[Probe, Pictures]) -> dict[Probe, Views]:
+    """Views of each probe's pictures, in one pass."""
+    seen = encoder.views(np.concatenate(list(pictures.values())))
+    return dict(zip(pictures, seen.split([len(own) for own in pictures.values()]), strict=True))
 
 
 def contrast_shots(dataset: Dataset, settings: ScoringSettings) -> list[tuple[str, int]]:

@@ -29,10 +29,11 @@ def fit_margin(positives: Array, negatives: Array, shrinkage: float = 0.3) -> Ma
         shrinkage: share of the identity in the covariance (Friedman 1989, regularized discriminant analysis).
     """
     centered = np.concatenate([positives - positives.mean(0), negatives - negatives.mean(0)])
-    covariance = centered.T @ centered / len(centered)
-    size = len(covariance)
-    covariance = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / size * np.eye(size)
-    direction = np.linalg.solve(covariance, positives.mean(0) - negatives.mean(0))
+    # By the rows' singular vectors, as details have far more columns than there are rows.
+    _, singular, axes = np.linalg.svd(centered / np.sqrt(len(centered)), full_matrices=False)
+    variance, between = (1 - shrinkage) * singular**2, positives.mean(0) - negatives.mean(0)
+    floor = shrinkage * (singular**2).sum() / centered.shape[1]
+    direction = between - axes.T @ (variance / (variance + floor) * (axes @ between))
     return Margin(direction / np.linalg.norm(direction))
 
 

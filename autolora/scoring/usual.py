@@ -28,7 +28,7 @@ def usual_figures(scorer: Scorer, pictures: Rendered, embedded: Embedded, weight
         weight: of the LoRA.
     """
     probes = scorer.of("trigger", "novel")
-    asked = [embedded[weight][p] for p in probes]
+    asked = [embedded[weight][p].whole for p in probes]
     rows = np.concatenate(asked)
     texts = np.repeat(np.stack([scorer.texts[p] for p in probes]), [len(own) for own in asked], axis=0)
     training = scorer.references.training

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autolora.errors import StudyError
-from autolora.scoring.encoders import Encoder
+from autolora.scoring.encoders import Encoder, Views
 from autolora.scoring.references import Material, References, fit_references
 
 
@@ -18,6 +18,9 @@ class Flat:
     def images(self, pictures: np.ndarray) -> np.ndarray:
         return pictures.reshape(len(pictures), -1)
 
+    def views(self, pictures: np.ndarray) -> Views:
+        return Views(self.images(pictures), self.images(pictures))
+
     def texts(self, prompts: list[str]) -> np.ndarray:
         raise NotImplementedError
 
@@ -28,6 +31,10 @@ def cloud(center: float, count: int, seed: int, outfit: float = 0.0) -> np.ndarr
     rows[:, 0] = rows[:, 0] * 0.5 + center
     rows[:, 1] = rows[:, 1] * 0.5 + outfit
     return rows
+
+
+def seen(rows: np.ndarray) -> Views:
+    return Flat().views(rows)
 
 
 def fit(center: float, outfits: tuple[float, ...] = (0.0,)) -> References:
@@ -45,21 +52,21 @@ def fit(center: float, outfits: tuple[float, ...] = (0.0,)) -> References:
 def test_real_pictures_pass_and_the_base_model_does_not() -> None:
     reference = fit(5).character
     assert reference.real.mean() > 0.75
-    assert reference.passes(cloud(5, 400, 7)).mean() > 0.75
-    assert reference.passes(cloud(0, 400, 8)).mean() < 0.01
+    assert reference.passes(seen(cloud(5, 400, 7))).mean() > 0.75
+    assert reference.passes(seen(cloud(0, 400, 8))).mean() < 0.01
 
 
 def test_what_comes_near_is_bleed_before_it_is_a_likeness() -> None:
     references = fit(8)
     near = cloud(6.6, 400, 7)
-    assert references.character.passes(near).mean() < references.bleed.passes(near).mean() - 0.1
-    assert references.bleed.passes(cloud(0, 400, 8)).mean() < 0.01
+    assert references.character.passes(seen(near)).mean() < references.bleed.passes(seen(near)).mean() - 0.1
+    assert references.bleed.passes(seen(cloud(0, 400, 8))).mean() < 0.01
     assert references.bleed.real.mean() > 0.95
 
 
 def test_half_way_is_not_half_passed() -> None:
     """A mean position of one half would call this half a likeness; no picture of it is one."""
-    assert fit(5).character.passes(cloud(2.5, 400, 7)).mean() < 0.25
+    assert fit(5).character.passes(seen(cloud(2.5, 400, 7))).mean() < 0.25
 
 
 def test_concepts_are_told_from_their_siblings_and_the_character_is_not() -> None:
@@ -67,9 +74,9 @@ def test_concepts_are_told_from_their_siblings_and_the_character_is_not() -> Non
     first, second = found.concepts
     pictures = [cloud(5, 400, 7, -5), cloud(5, 400, 8, 5)]
     assert first.name == "outfit 0" and len(found.training) == 48
-    assert first.passes(pictures[0]).mean() > 0.75 > 0.1 > first.passes(pictures[1]).mean()
-    assert second.passes(pictures[1]).mean() > 0.75 > 0.1 > second.passes(pictures[0]).mean()
-    assert found.character.passes(np.concatenate(pictures)).mean() > 0.75
+    assert first.passes(seen(pictures[0])).mean() > 0.75 > 0.1 > first.passes(seen(pictures[1])).mean()
+    assert second.passes(seen(pictures[1])).mean() > 0.75 > 0.1 > second.passes(seen(pictures[0])).mean()
+    assert found.character.passes(seen(np.concatenate(pictures))).mean() > 0.75
 
 
 def test_what_cannot_be_told_from_the_base_model_is_refused() -> None:
@@ -80,9 +87,9 @@ def test_what_cannot_be_told_from_the_base_model_is_refused() -> None:
 def test_concepts_that_look_alike_are_named_and_not_told_apart() -> None:
     found = fit(5, (0, 0))
     assert found.alike == ("outfit 0 and outfit 1",)
-    assert all(concept.passes(cloud(5, 400, 7)).mean() > 0.8 for concept in found.concepts)
+    assert all(concept.passes(seen(cloud(5, 400, 7))).mean() > 0.8 for concept in found.concepts)
 
 
 def test_another_character_in_the_right_outfit_does_not_pass() -> None:
     first, _ = fit(5, (-5, 5)).concepts
-    assert first.passes(cloud(0, 400, 7, -5)).mean() < 0.01
+    assert first.passes(seen(cloud(0, 400, 7, -5))).mean() < 0.01

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autolora.models import RenderSettings
-from autolora.scoring.encoders import Encoder
+from autolora.scoring.encoders import Encoder, Views
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import Probe
 from autolora.scoring.references import Cut, Material, Reference, References
@@ -39,8 +39,15 @@ class Passthrough:
     def images(self, pictures: np.ndarray) -> np.ndarray:
         return pictures.reshape(len(pictures), -1)[:, : 1 + PROMPTS]
 
+    def views(self, pictures: np.ndarray) -> Views:
+        return twice(self.images(pictures))
+
     def texts(self, prompts: list[str]) -> np.ndarray:
         raise NotImplementedError
+
+
+def twice(rows: np.ndarray) -> Views:
+    return Views(rows, rows)
 
 
 def canvas(rows: np.ndarray, noise: np.random.Generator) -> np.ndarray:
@@ -71,14 +78,14 @@ def made_up_scorer(noise: np.random.Generator) -> Scorer:
     texts = text_of(suite)
     base = {p: np.stack([texts[p] + noise.normal(0, 0.01, 7) for _ in p.seeds]) for p in suite}
     held_out = np.tile(CHARACTER, (4, 1))
-    reference = Reference("mona", (Cut(Margin(CHARACTER), 0.5, 0.1),), real=np.full(4, 1.0), held_out=held_out)
+    reference = Reference("mona", (Cut("whole", Margin(CHARACTER), 0.5, 0.1),), np.full(4, 1.0), twice(held_out))
     encoder: Encoder = Passthrough()  # type: ignore[assignment]
     return Scorer(
         SETTINGS,
         RenderSettings(),
         encoder,
         suite,
-        base,
+        {p: twice(rows) for p, rows in base.items()},
         {p: canvas(base[p], noise) for p in suite},
         texts,
         Material("mona", {"mona": canvas(held_out, noise)}, {"mona": canvas(held_out, noise)}, canvas(held_out, noise)),
@@ -132,7 +139,7 @@ def test_fidelity_is_half_the_character_and_as_much_the_mean_as_the_worst_of_its
     noise = np.random.default_rng(0)
     scorer = made_up_scorer(noise)
     mona = scorer.references.character
-    never = replace(mona, name="suit", cuts=(*mona.cuts, Cut(Margin(-CHARACTER), 0.5, 0.1)))
+    never = replace(mona, name="suit", cuts=(*mona.cuts, Cut("whole", Margin(-CHARACTER), 0.5, 0.1)))
     suited = {p: replace(p, concept="suit") if p.prompt in ("trigger 1", "trigger 4") else p for p in scorer.probes}
     rendered = {(suited[p], w): own for (p, w), own in renders(scorer, noise, 1.0, 1.0, 0.0).items()}
     two = replace(
