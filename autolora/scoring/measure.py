@@ -25,6 +25,10 @@ OTHER_BLEED = {
     "bleed_unrelated": ("unrelated",),
 }
 
+# What counts is the group that is more surely burnt: the trigger alone may burn where other clothes do not, and a
+# character in one outfit has too few prompts of the trigger alone to tell.
+BURNING = ("trigger", "novel")
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -143,7 +147,6 @@ def _defects(
     else:
         missing["bleed_cross"] = "one concept, nothing to be mixed up"
     asked, plain = scorer.of("trigger"), scorer.of("class_only")
-    drawn = scorer.of("trigger", "novel")  # burn shows whatever is asked; a character in one outfit has few of each
     try:
         found["memorisation"] = defects.memorisation(
             np.concatenate([rows[p].whole for p in asked]), scorer.references.training
@@ -156,17 +159,15 @@ def _defects(
             found[name] = estimate(*of(*pair, draws, seed=1))
         except ValueError as error:
             missing[name] = str(error)
-    found["burn"] = estimate(
-        *defects.burn(
-            np.concatenate([pictures[p] for p in drawn]),
-            np.concatenate([scorer.base_pictures[p] for p in drawn]),
-            scorer.material.every,
-            len(drawn),
-            draws,
-            seed=1,
-        )
-    )
+    found["burn"] = max((_burn(scorer, pictures, group) for group in BURNING), key=lambda burn: burn.low)
     return found, missing
+
+
+def _burn(scorer: Scorer, pictures: Mapping[Probe, Pictures], group: str) -> Estimate:
+    probes = scorer.of(group)
+    rendered, base = (np.concatenate([of[p] for p in probes]) for of in (pictures, scorer.base_pictures))
+    draws = scorer.settings.bootstrap
+    return estimate(*defects.burn(rendered, base, scorer.material.every, len(probes), draws, seed=1))
 
 
 def outfit_matrix(scorer: Scorer, rows: Mapping[Probe, Views]) -> tuple[list[Array], list[Array]]:
