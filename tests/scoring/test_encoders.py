@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+import torch
 from timm.models import save_for_hf
 
 from autolora.errors import ConfigError
 from autolora.models import ModelSettings, load_model
-from autolora.scoring.encoders import Encoder, load_encoder, load_second_encoder
+from autolora.scoring.encoders import Encoder, OpenClip, _detailed, joined, load_encoder, load_second_encoder
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
 
@@ -29,6 +30,36 @@ def check(encoder: Encoder) -> None:
     assert rows.shape[0] == 5
     assert np.linalg.norm(rows, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
     assert np.allclose(encoder.images(PICTURES[2:3]), rows[2:3], atol=1e-5)
+    seen = encoder.views(PICTURES)
+    assert np.allclose(seen.whole, rows, atol=1e-5)
+    assert np.linalg.norm(seen.details, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
+    assert [len(part.details) for part in seen.split([2, 0, 3])] == [2, 0, 3]
+    assert np.array_equal(joined(seen.split([2, 0, 3])).details, seen.details)
+
+
+def test_the_whole_is_what_open_clip_itself_encodes() -> None:
+    """Its ResNet pools whatever block it is stopped at, so the details must not be asked for alone."""
+    encoder = load_encoder("paperdoll")
+    assert isinstance(encoder, OpenClip)
+    pixels = torch.from_numpy(PICTURES).permute(0, 3, 1, 2).float() / 255
+    own = encoder.model.encode_image((pixels - encoder.mean) / encoder.std, normalize=True)
+    assert np.allclose(encoder.images(PICTURES), own.numpy(), atol=1e-5)
+
+
+def test_details_tell_where_something_is(timm_folder: Path) -> None:
+    """Moved to the other half, a patch changes the details of both halves."""
+    model = load_model(ModelSettings())
+    pictures = np.full((2, 64, 64, 3), 200, np.uint8)
+    pictures[0, 8:24, 8:24] = pictures[1, 40:56, 8:24] = 0
+    for encoder in (load_encoder("paperdoll"), load_second_encoder(f"timm:local-dir:{timm_folder}", model)):
+        seen = encoder.views(pictures)
+        assert seen.details.shape[1] % 4 == 0
+        assert seen.details[0] @ seen.details[1] < 0.995
+
+
+@pytest.mark.parametrize(("blocks", "detailed"), [(5, 3), (12, 8), (24, 17), (1, 0)])
+def test_details_are_of_the_block_three_quarters_up(blocks: int, detailed: int) -> None:
+    assert _detailed(blocks) == detailed
 
 
 @pytest.mark.parametrize("name", ["paperdoll", "vae"])

@@ -222,3 +222,16 @@ def test_what_every_render_shares_costs_no_editability() -> None:
 def test_capture_counts_renders_that_pass_for_the_character() -> None:
     assert made_up(1.0, 1.0, 0.75).capture == {"0.7": 0.75, "1": 0.75}
     assert made_up(1.0, 1.0, 0.0).capture == {"0.7": 0.0, "1": 0.0}
+
+
+@pytest.mark.parametrize("group", ["trigger", "novel"])
+def test_burn_of_one_group_of_prompts_is_enough(group: str) -> None:
+    noise = np.random.default_rng(0)
+    scorer = made_up_scorer(noise)
+    rendered = renders(scorer, noise, 0.75, 0.9, 0.0)
+    whole = score(scorer, rendered)
+    for (probe, _), pictures in rendered.items():
+        if probe.group == group:
+            pictures[:, 1:] = np.where(pictures[:, 1:] < 128, 0, 255)  # the first row holds the embeddings
+    assert "burn" not in whole.broken
+    assert score(scorer, rendered).broken == ["burn"]

@@ -26,6 +26,18 @@ def test_margin_finds_the_axis_that_separates() -> None:
     assert np.linalg.norm(margin.direction) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("columns", [16, 400])
+def test_margin_solves_the_shrunk_covariance(columns: int) -> None:
+    """Also with more columns than rows, where the covariance alone has no inverse."""
+    generator = np.random.default_rng(0)
+    positives, negatives = generator.normal(1, 1, (20, columns)), generator.normal(0, 2, (30, columns))
+    centered = np.concatenate([positives - positives.mean(0), negatives - negatives.mean(0)])
+    covariance = centered.T @ centered / 50
+    shrunk = 0.7 * covariance + 0.3 * np.trace(covariance) / columns * np.eye(columns)
+    direction = np.linalg.solve(shrunk, positives.mean(0) - negatives.mean(0))
+    assert fit_margin(positives, negatives).direction == pytest.approx(direction / np.linalg.norm(direction))
+
+
 def test_auc_is_half_without_and_one_with_a_difference() -> None:
     assert 0.25 < cross_fit(cloud(0, 60, 1), cloud(0, 60, 2))[1] < 0.75
     assert cross_fit(cloud(4, 30, 1), cloud(0, 30, 2))[1] > 0.99
