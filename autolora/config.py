@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from autolora.adapters.lora import LoRA
+from autolora.adapters.adapter_set import ADAPTERS
 from autolora.data.buckets import BucketSettings
 from autolora.data.caption_recipe import CaptionRecipe
 from autolora.data.concepts import DatasetSettings
@@ -211,7 +211,7 @@ _NESTED: dict[str, type[Any]] = {"RenderSettings": RenderSettings, "BucketSettin
 def build_run(config: DictConfig) -> Run:
     """The run that a composed config describes."""
     tables: list[tuple[str, Mapping[str, Any]]] = [
-        ("adapter", {"lora": LoRA}),
+        ("adapter", ADAPTERS),
         ("optimizer", OPTIMIZERS),
         ("schedule", SCHEDULES),
     ]

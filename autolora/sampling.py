@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from autolora.adapters.lora import AdapterSet, LoRALayer
+from autolora.adapters.adapter_set import AdapterSet
+from autolora.adapters.base import AdaptedLayer
 from autolora.files import atomic_path
 from autolora.models.base import BaseModel, RenderSettings, stack_contexts
 
@@ -74,7 +75,7 @@ def _check_adapter(model: BaseModel, shots: Sequence[Shot], adapter: AdapterSet 
         return
     if any(shot.weight for shot in shots):
         raise ValueError("shots with a LoRA weight need an adapter")
-    if any(isinstance(module, LoRALayer) for root in model.modules.values() for module in root.modules()):
+    if any(isinstance(module, AdaptedLayer) for root in model.modules.values() for module in root.modules()):
         raise ValueError("an adapter is attached to the model: pass it, else its LoRA is in every base render")
 
 

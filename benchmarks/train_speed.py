@@ -21,6 +21,7 @@ from peft import LoraConfig
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from autolora.adapters.adapter_set import attach
 from autolora.adapters.lora import LoRA
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.data.sources import load_pixels
@@ -79,7 +80,7 @@ def our_loop(dim: int, batch_size: int) -> Callable[[int], None]:
     adapter = LoRA(dim=dim, alpha=dim / 2)
     settings = TrainSettings(batch_size=batch_size, shuffle_tags=False, min_snr_gamma=None)
     cache = Path("runs/.cache/latents")
-    bench = Bench(model, adapter.attach(model.modules), dataset, LatentCache(model, cache), PromptCache(model))
+    bench = Bench(model, attach(model.modules, adapter), dataset, LatentCache(model, cache), PromptCache(model))
     slot = Slot(0, Assignment(Run("speed", adapter, AdamW(), train=settings)), bench)
 
     def steps(count: int) -> None:

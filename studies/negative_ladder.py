@@ -24,8 +24,9 @@ from PIL import Image, ImageEnhance
 from safetensors.torch import load_file, save_file
 
 from autolora import config as cfg
+from autolora.adapters.base import State
 from autolora.adapters.formats import scaled
-from autolora.adapters.lora import LoRA, State
+from autolora.adapters.lora import LoRA
 from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset, with_captions, without_triggers
 from autolora.files import atomic_path, write_atomic

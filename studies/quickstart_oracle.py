@@ -25,7 +25,9 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from autolora import config as cfg
-from autolora.adapters.lora import AdapterSet, LoRA, State
+from autolora.adapters.adapter_set import AdapterSet, attach
+from autolora.adapters.base import State
+from autolora.adapters.lora import LoRA
 from autolora.cli import main as autolora
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.export.read import read_lora
@@ -100,7 +102,7 @@ def bake_guide(folder: Path, recipe: str, out: Path, model: BaseModel) -> list[S
     """The guide's bake to its very end; the state after every epoch."""
     run = cfg.build_run(cfg.compose("train", [f"recipe={recipe}"]))
     dataset = load_dataset(DatasetSettings(path=str(folder)))
-    adapter = run.adapter.attach(model.modules)
+    adapter = attach(model.modules, run.adapter)
     bench = Bench(model, adapter, dataset, LatentCache(model, out / "latents"), PromptCache(model))
     states = [checkpoint.state for checkpoint in train_one(run, bench)]
     adapter.detach()
@@ -127,7 +129,7 @@ def judge_character(
     model = load_model(cfg.model_settings(cfg.compose("train", [])))
     guide = bake_guide(folder, recipe, out, model)
     exported = read_lora(Path(result["export"]), model)
-    adapter = LoRA(dim=16).attach(model.modules)
+    adapter = attach(model.modules, LoRA(dim=16))
     adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
     judge = Judge(model, adapter, Oracle(), character, renders)
     few = Judge(model, adapter, judge.oracle, character, max(40, renders // 4))

@@ -21,7 +21,7 @@ from kept import keep, kept
 from PIL import Image
 
 from autolora import config as cfg
-from autolora.adapters.lora import AdapterSet
+from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.data.captions import replace_tag
 from autolora.data.concepts import Dataset, load_dataset, with_captions
 from autolora.errors import StudyError
@@ -109,7 +109,7 @@ def judge_character(seed: int, out: Path) -> None:
     model = load_model(settings)
     prompts = class_prompts(dataset, settings.class_tags, settings.class_pictures)
     shown = class_pictures(prompts, BaseRenders(model, settings.render, cache / "renders"), FIRST_SEED)
-    adapter = run_of("none", 0).adapter.attach(model.modules)
+    adapter = attach(model.modules, run_of("none", 0).adapter)
     judge = Judge(model, adapter, novel_character(seed, OUTFITS))
     bench = Bench(model, adapter, dataset, LatentCache(model, cache / "latents"), PromptCache(model), shown)
     for remedy in REMEDIES:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from autolora.adapters.lora import AdapterSet, LoRA
+from autolora.adapters.adapter_set import AdapterSet, attach
+from autolora.adapters.lora import LoRA
 from autolora.errors import ConfigError
 from autolora.models import RenderSettings, StableDiffusion
 from autolora.sampling import BaseRenders, Pictures, Shot, render
@@ -37,14 +38,14 @@ def fill(adapter: AdapterSet, strength: float = 0.3) -> AdapterSet:
     generator = torch.Generator().manual_seed(0)
     adapter.start(0, spec, generator)
     with torch.no_grad():
-        for layer in adapter.layers.values():
+        for layer in adapter.updates:
             layer.up.copy_(torch.randn(layer.up.shape, generator=generator) * strength)
     return adapter
 
 
 @pytest.fixture(params=[False, True], ids=["unet", "unet+text"])
 def adapter(request: pytest.FixtureRequest, tiny_model: StableDiffusion) -> Iterator[AdapterSet]:
-    attached = LoRA(dim=2, alpha=2.0, text_encoder=request.param).attach(tiny_model.modules)
+    attached = attach(tiny_model.modules, LoRA(dim=2, alpha=2.0, text_encoder=request.param))
     yield fill(attached)
     attached.detach()
 
@@ -102,7 +103,7 @@ def test_weight_zero_is_the_base_in_any_company(tiny_model: StableDiffusion, ada
 def test_a_weight_scales_the_update(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
     weighted = render(tiny_model, [Shot("mona", 3, 0.4), Shot("mona", 3, 1.0)], SETTINGS, adapter)
     with torch.no_grad():
-        for layer in adapter.layers.values():
+        for layer in adapter.updates:
             layer.up.mul_(0.4)
     scaled = render(tiny_model, [Shot("mona", 3, 1.0)], SETTINGS, adapter)
     assert apart(weighted[:1], scaled) <= 1
@@ -159,7 +160,7 @@ def test_silently_wrong_calls_are_refused(tiny_model: StableDiffusion) -> None:
     with pytest.raises(ValueError, match="need an adapter"):
         render(tiny_model, [Shot("a", 0, 1.0)], SETTINGS)
     for slots, given, message in ((1, False, "an adapter is attached"), (2, True, "one slot, got 2")):
-        attached = LoRA(dim=2).attach(tiny_model.modules, slots=slots)
+        attached = attach(tiny_model.modules, LoRA(dim=2), slots=slots)
         try:
             with pytest.raises(ValueError, match=message):
                 render(tiny_model, [Shot("a", 0, 0.0)], SETTINGS, attached if given else None)

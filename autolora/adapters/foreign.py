@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autolora.adapters.base import State
 from autolora.adapters.formats import Shapes, kohya_name
-from autolora.adapters.lora import State
 from autolora.errors import ExportError
 
 _FACTOR = re.compile(r"(.+?)\.lora(?:\.(down|up)|_(A|B)(?:\.\w+)?)\.weight")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from autolora.adapters.lora import State
+from autolora.adapters.base import State
 from autolora.errors import ExportError
 
 # By architecture, then by the model's root module. SD1 keeps diffusers' names below the prefix.

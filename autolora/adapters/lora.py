@@ -1,280 +1,286 @@
-"""LoRA for K trials at once on one frozen base (K = 1 is the same code).
-
-Batches are K contiguous, equally long segments, one a slot; every sample has its own LoRA weight, so that the base
-model (weight 0) and several weights render in one batch.
-"""
+"""Low-rank adapters: LoRA, with convolutions LoCon, and DyLoRA, for K trials at once on one frozen base."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from autolora.adapters.base import AdaptedLayer, Adapter, Room, Routing, State
 from autolora.errors import ConfigError
 
-TARGETS: dict[str, tuple[str, ...]] = {
-    "attention": ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"),
-    "feed_forward": ("ff.net.0.proj", "ff.net.2", "fc1", "fc2"),
-    "projections": ("proj_in", "proj_out"),
-}
-State = dict[str, Tensor]
 
-
-@dataclass(frozen=True)
-class NormStats:
-    """What max-norm scaling did to one slot: modules scaled, mean and largest norm afterwards."""
-
-    scaled: int
-    mean: float
-    max: float
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """Low-rank adaptation (Hu et al. 2021): delta = alpha / dim * up @ down."""
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Adapter):
+    """Low-rank adaptation (Hu et al. 2021): delta = alpha / dim * up @ down; with `conv` among the targets LoCon."""
 
     dim: int = 32
     alpha: float = 16.0
-    targets: tuple[str, ...] = ("attention", "feed_forward", "projections")
-    text_encoder: bool = False
+    conv_dim: int | None = None  # of convolutions of more than one pixel; None: as dim and alpha
+    conv_alpha: float | None = None
+    rank_stabilized: bool = False  # alpha / sqrt(dim) instead (Kalajdzievski 2023, rsLoRA)
 
     def __post_init__(self) -> None:
-        if self.dim < 1 or self.alpha <= 0:
-            raise ConfigError(
-                f"adapter.dim must be at least 1 and adapter.alpha above 0, got {self.dim} and {self.alpha}"
-            )
-        unknown = set(self.targets) - set(TARGETS)
-        if unknown or not self.targets:
-            raise ConfigError(f"adapter.targets must be some of {', '.join(TARGETS)}, got {list(self.targets)}")
+        super().__post_init__()
+        check_ranks(self)
 
     @property
-    def scale(self) -> float:
-        """alpha / dim."""
-        return self.alpha / self.dim
+    def largest(self) -> int:
+        """The rank that every layer's change fits in."""
+        return max(self.dim, self.conv_dim or 1)
 
-    def attach(self, modules: Mapping[str, nn.Module], slots: int = 1, max_dim: int | None = None) -> AdapterSet:
-        """Wrap every targeted layer; the returned set has room for `slots` adapters of rank up to `max_dim`."""
-        return AdapterSet(modules, self.targets, self.text_encoder, slots, max_dim or self.dim)
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of these settings before training."""
+        return conv_notes(self)
+
+    def start(self, layer: AdaptedLayer, path: str, slot: int, room: Room, generator: torch.Generator) -> None:
+        """Down Kaiming-uniform as in peft, up zero."""
+        dim, alpha = ranks_of(self, layer)
+        scale = alpha / math.sqrt(dim) if self.rank_stabilized else alpha / dim
+        low_rank_of(layer, dim, room).start(slot, [scale] * dim, dim, generator)
 
 
-class Routing:
-    """The scale of each sample of the coming batch, shared by all layers of a set."""
+@dataclass(frozen=True, kw_only=True)
+class DyLoRA(Adapter):
+    """LoRA of which every rank that is a multiple of `unit` works when cut out (Valipour et al. 2022).
 
-    def __init__(self, slots: int) -> None:
-        self.slot_scales = [0.0] * slots
-        self.weights: Tensor | None = None
-        self.enabled = True
-        self.cache: tuple[object, Tensor] | None = None
+    Each step draws such a rank b and trains its last unit on top of those below. It draws at scale alpha / b, and at 1
+    where that would be more, so that the guide's pairs come out: dim 64 and alpha 32 cut to 60 / 32, ..., 4 / 4.
+    """
+
+    dim: int = 64
+    alpha: float = 32.0
+    unit: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranks(self)
+        if self.unit < 1 or self.dim % self.unit:
+            raise ConfigError(f"adapter.dim={self.dim} must be divisible by adapter.unit={self.unit}")
+        if "conv" in self.targets:
+            raise ConfigError("DyLoRA changes no convolutions: leave `conv` out of adapter.targets")
 
     @property
-    def common_scale(self) -> float | None:
-        """The one scale of all samples; None where they differ."""
-        first = self.slot_scales[0]
-        return first if self.weights is None and all(scale == first for scale in self.slot_scales) else None
+    def largest(self) -> int:
+        """The rank that every layer's change fits in."""
+        return self.dim
 
-    def scales(self, batch: int, like: Tensor) -> Tensor:
-        """(B, 1, 1) factors alpha / dim * weight for a batch of K contiguous segments."""
-        key = (batch, tuple(self.slot_scales), like.dtype, like.device)
-        if self.cache is None or self.cache[0] != key:
-            slots = len(self.slot_scales)
-            scales = like.new_tensor(self.slot_scales).repeat_interleave(batch // slots)
-            if self.weights is not None:
-                scales = scales * self.weights.to(like).repeat(batch // len(self.weights))
-            self.cache = (key, scales.view(-1, 1, 1))
-        return self.cache[1]
+    @property
+    def steps(self) -> int:
+        """How many ranks there are to draw from."""
+        return self.dim // self.unit
+
+    def start(self, layer: AdaptedLayer, path: str, slot: int, room: Room, generator: torch.Generator) -> None:
+        """Down Kaiming-uniform as in peft, up zero."""
+        scales = [min(self.alpha, b) / b for b in range(1, self.dim + 1)]
+        low_rank_of(layer, self.dim, room).start(slot, scales, self.unit, generator)
 
 
-class LoRALayer(nn.Module):
-    """A frozen Linear or 1 x 1 Conv2d with K low-rank updates: down (K, R, in), up (K, R, out)."""
+def cut(state: State, rank: int) -> State:
+    """The first ranks of a trained DyLoRA as a LoRA of its own, with the alpha that they were trained with.
 
-    def __init__(self, base: nn.Linear | nn.Conv2d, routing: Routing, slots: int, max_dim: int) -> None:
-        super().__init__()
-        self.base, self.routing = base, routing
-        inside, outside = base.weight.shape[1], base.weight.shape[0]
-        self.down = nn.Parameter(base.weight.new_zeros(slots, max_dim, inside))
-        self.up = nn.Parameter(base.weight.new_zeros(slots, max_dim, outside))
+    Raises:
+        ConfigError: it has fewer.
+    """
+    found: State = {}
+    for key, tensor in state.items():
+        if key.endswith(".lora_down.weight") and not 1 <= rank <= len(tensor):
+            raise ConfigError(f"rank={rank}: a LoRA of rank {len(tensor)} can be cut to 1 to {len(tensor)}")
+        if key.endswith(".alpha"):
+            found[key] = tensor.clamp(max=rank)
+        else:
+            found[key] = (tensor[:rank] if key.endswith(".lora_down.weight") else tensor[:, :rank]).clone()
+    return found
 
-    def forward(self, x: Tensor) -> Tensor:
-        """base(x) plus each sample's scaled update."""
-        y: Tensor = self.base(x)
-        if not self.routing.enabled:
-            return y
+
+def ranks_of(spec: LoRA, layer: AdaptedLayer) -> tuple[int, float]:
+    """dim and alpha of a layer."""
+    if not layer.kernel:
+        return spec.dim, spec.alpha
+    return spec.conv_dim or spec.dim, spec.conv_alpha or spec.alpha
+
+
+def check_ranks(spec: object) -> None:
+    """Refuse ranks below 1 and alphas not above 0."""
+    for name in ("dim", "conv_dim"):
+        rank = getattr(spec, name, None)
+        if rank is not None and rank < 1:
+            raise ConfigError(f"adapter.{name} must be at least 1, got {rank}")
+    for name in ("alpha", "conv_alpha"):
+        alpha = getattr(spec, name, None)
+        if alpha is not None and alpha <= 0:
+            raise ConfigError(f"adapter.{name} must be above 0, got {alpha}")
+
+
+def conv_notes(spec: LoRA) -> tuple[str, ...]:
+    """The guide's limit for convolutions."""
+    dim, alpha = spec.conv_dim or spec.dim, spec.conv_alpha or spec.alpha
+    if "conv" not in spec.targets or (dim <= 64 and alpha <= 32):
+        return ()
+    return (f"convolutions of dim {dim} and alpha {alpha:g}: above 64 and 32 they pick up the dataset's noise",)
+
+
+def low_rank_of(layer: AdaptedLayer, dim: int, room: Room) -> LowRank:
+    """A layer's low-rank change that has room for `dim`; a new one where there is none, or one of another kind."""
+    wanted = room.max_dim if room.slots > 1 else dim
+    there = layer.update
+    if not isinstance(there, LowRank) or there.down.shape[:2] != (room.slots, wanted):
+        there = LowRank(layer.base, room.slots, wanted)
+        layer.kept = [there]
+    return there
+
+
+class LowRank:
+    """A layer's K low-rank changes: down (K, R, in * k * k), up (K, R, out); smaller ranks padded with zeros."""
+
+    def __init__(self, base: nn.Linear | nn.Conv2d, slots: int, rank: int) -> None:
+        self.base = base
+        self.down = nn.Parameter(base.weight.new_zeros(slots, rank, base.weight[0].numel()))
+        self.up = nn.Parameter(base.weight.new_zeros(slots, rank, base.weight.shape[0]))
+        self.dims, self.scales = [rank] * slots, [[0.0]] * slots  # scales by rank where there is more than one
+        self.used: list[int | None] = [None] * slots
+        self.pairs: list[list[tuple[nn.Parameter, nn.Parameter]]] = [[] for _ in range(slots)]  # one a unit
+
+    @classmethod
+    def of(cls, layer: AdaptedLayer, parts: Mapping[str, Tensor]) -> LowRank:
+        """One with room for these parts."""
+        return cls(layer.base, 1, len(parts["lora_down.weight"]))
+
+    @torch.no_grad()
+    def start(self, slot: int, scales: list[float], unit: int, generator: torch.Generator) -> None:
+        """A fresh change of as many ranks as there are scales, trained in units of so many."""
+        dim, inside = len(scales), self.down.shape[2]
+        self.down[slot].zero_()
+        self.up[slot].zero_()
+        bound = 1 / math.sqrt(inside)  # kaiming_uniform with a = sqrt(5)
+        self.down[slot, :dim] = torch.empty(dim, inside).uniform_(-bound, bound, generator=generator)
+        self.dims[slot], self.scales[slot], self.used[slot] = dim, scales, None
+        cuts = [slice(begin, begin + unit) for begin in range(0, dim, unit)]
+        self.pairs[slot] = [
+            (nn.Parameter(self.down.data[slot, cut]), nn.Parameter(self.up.data[slot, cut])) for cut in cuts
+        ]
+
+    def scale(self, slot: int) -> float:
+        """The factor of up @ down at the rank in use."""
+        return self.scales[slot][(self.used[slot] or len(self.scales[slot])) - 1]
+
+    def forward(self, x: Tensor, base: nn.Module, routing: Routing) -> Tensor:
+        """base(x) plus each sample's change."""
+        y: Tensor = base(x)
         slots, batch = self.down.shape[0], x.shape[0]
-        hidden = torch.bmm(_rows(x, slots), self.down.transpose(1, 2))
-        scale = self.routing.common_scale
-        if scale is None:
-            each = hidden.view(batch, -1, hidden.shape[-1]) * self.routing.scales(batch, hidden)
-            hidden, scale = each.view(hidden.shape), 1.0
-        out = torch.baddbmm(_rows(y, slots), hidden, self.up, alpha=scale)  # one pass adds the update and scales it
+        hidden = self._hidden(x)
+        if any(self.used):
+            kept = [used or self.down.shape[1] for used in self.used]
+            ranks = torch.arange(self.down.shape[1], device=x.device)
+            hidden = hidden * (ranks < torch.tensor(kept, device=x.device)[:, None, None]).to(hidden.dtype)
+        scales = [self.scale(slot) for slot in range(slots)]
+        common = scales[0]
+        if routing.weights is not None or any(scale != common for scale in scales):
+            each = hidden.reshape(batch, -1, hidden.shape[-1]) * routing.scales(scales, batch, hidden)
+            hidden, common = each.view(hidden.shape), 1.0
+        out = torch.baddbmm(_rows(y, slots), hidden, self.up, alpha=common)  # one pass adds the change and scales it
         if y.dim() < 4:
             return out.view(y.shape)
         return out.view(batch, *y.shape[2:], out.shape[-1]).permute(0, 3, 1, 2)
 
-
-class AdapterSet:
-    """The wrapped layers of one model, reused by every trial of a process."""
-
-    def __init__(
-        self, modules: Mapping[str, nn.Module], targets: tuple[str, ...], text_encoder: bool, slots: int, max_dim: int
-    ) -> None:
-        self.slots, self.max_dim, self.touches_text_encoder = slots, max_dim, text_encoder
-        self.routing = Routing(slots)
-        self.layers: dict[str, LoRALayer] = {}
-        self._homes: list[tuple[nn.Module, str, nn.Module]] = []
-        self._dims = [max_dim] * slots
-        self._alphas = [0.0] * slots
-        self._views: list[list[tuple[nn.Parameter, nn.Parameter]]] = [[] for _ in range(slots)]
-        suffixes = tuple(s for target in targets for s in TARGETS[target])
-        for root_name, root in modules.items():
-            if root_name == "text_encoder" and not text_encoder:
-                continue
-            for name, module in list(root.named_modules()):
-                if name.endswith(suffixes) and _adaptable(module):
-                    self._wrap(root, f"{root_name}.{name}", name, module)
-        if not self.layers:
-            raise ConfigError(f"adapter.targets={list(targets)} match no layer of the model")
-
-    def _wrap(self, root: nn.Module, path: str, name: str, module: nn.Module) -> None:
-        parent_name, _, attribute = name.rpartition(".")
-        parent = root.get_submodule(parent_name)
-        layer = LoRALayer(module, self.routing, self.slots, self.max_dim)  # type: ignore[arg-type]
-        setattr(parent, attribute, layer)
-        self.layers[path] = layer
-        self._homes.append((parent, attribute, module))
-
-    def detach(self) -> None:
-        """Put the original layers back."""
-        for parent, attribute, module in self._homes:
-            setattr(parent, attribute, module)
-        self.layers, self._homes = {}, []
-
-    def start(self, slot: int, spec: LoRA, generator: torch.Generator) -> list[nn.Parameter]:
-        """Give a slot a fresh adapter and return its parameters: down Kaiming-uniform as in peft, up zero."""
-        if spec.dim > self.max_dim:
-            raise ConfigError(f"adapter.dim={spec.dim} exceeds the {self.max_dim} this set was built for")
-        self._dims[slot], self._alphas[slot] = spec.dim, spec.alpha
-        self.routing.slot_scales[slot] = spec.scale
-        self._views[slot] = []
-        with torch.no_grad():
-            for layer in self.layers.values():
-                layer.down[slot].zero_()
-                layer.up[slot].zero_()
-                bound = 1 / math.sqrt(layer.down.shape[2])  # kaiming_uniform with a = sqrt(5)
-                draw = torch.empty(spec.dim, layer.down.shape[2]).uniform_(-bound, bound, generator=generator)
-                layer.down[slot, : spec.dim] = draw
-                pair = (nn.Parameter(layer.down.data[slot, : spec.dim]), nn.Parameter(layer.up.data[slot, : spec.dim]))
-                self._views[slot].append(pair)
-        return self.parameters(slot)
+    def _hidden(self, x: Tensor) -> Tensor:
+        """(K, B / K * tokens, R), by one grouped convolution where the base is one of more than one pixel."""
+        slots, rank = self.down.shape[:2]
+        base = self.base
+        if isinstance(base, nn.Linear) or base.kernel_size == (1, 1):
+            return torch.bmm(_rows(x, slots), self.down.transpose(1, 2))
+        grouped = x.view(slots, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+        kernel = self.down.view(slots * rank, *base.weight.shape[1:])
+        seen = F.conv2d(grouped, kernel, None, base.stride, base.padding, base.dilation, slots)
+        return seen.view(len(grouped), slots, rank, -1).permute(1, 0, 3, 2).reshape(slots, -1, rank)
 
     def parameters(self, slot: int) -> list[nn.Parameter]:
-        """A slot's own parameters: views of the stacked ones, so that any optimizer works on them."""
-        return [parameter for pair in self._views[slot] for parameter in pair]
+        """Views of the stacked tensors, a pair a unit."""
+        return [parameter for pair in self.pairs[slot] for parameter in pair]
 
-    def gather_grads(self) -> None:
-        """Hand each slot its part of the stacked gradients."""
-        for slot, views in enumerate(self._views):
-            dim = self._dims[slot]
-            for layer, (down, up) in zip(self.layers.values(), views, strict=False):
-                down.grad = None if layer.down.grad is None else layer.down.grad[slot, :dim]
-                up.grad = None if layer.up.grad is None else layer.up.grad[slot, :dim]
+    def gather_grads(self, slot: int) -> None:
+        """The slot's part of the stacked gradients; of a limited step, the last unit's only."""
+        begin = 0
+        for down, up in self.pairs[slot]:
+            cut = slice(begin, begin + len(down))
+            begin += len(down)
+            idle = self.down.grad is None or self.up.grad is None or self.used[slot] not in (None, begin)
+            down.grad = None if idle else self.down.grad[slot, cut]  # type: ignore[index]
+            up.grad = None if idle else self.up.grad[slot, cut]  # type: ignore[index]
 
     def clear_grads(self) -> None:
         """Drop the stacked gradients."""
-        for layer in self.layers.values():
-            layer.down.grad = layer.up.grad = None
+        self.down.grad = self.up.grad = None
 
-    @contextmanager
-    def weighted(self, per_sample: Tensor) -> Iterator[None]:
-        """Each sample's LoRA weight, (B,); where all are 1 the faster path for one scale is kept."""
-        self.routing.weights = None if bool((per_sample == 1).all()) else per_sample
-        self.routing.cache = None
-        try:
-            yield
-        finally:
-            self.routing.weights = self.routing.cache = None
+    def limit(self, slot: int, rank: int | None) -> None:
+        """Use only the first ranks until told otherwise; None: all."""
+        self.used[slot] = rank
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """The base model alone."""
-        self.routing.enabled = False
-        try:
-            yield
-        finally:
-            self.routing.enabled = True
-
-    def state(self, slot: int = 0) -> State:
-        """A slot's adapter as CPU tensors: `<path>.lora_down.weight` (r, in), `.lora_up.weight` (out, r), `.alpha`."""
-        out: State = {}
-        dim = self._dims[slot]
-        for path, layer in self.layers.items():
-            tail = (1, 1) if isinstance(layer.base, nn.Conv2d) else ()
-            down, up = layer.down.detach()[slot, :dim], layer.up.detach()[slot, :dim]
-            out[f"{path}.lora_down.weight"] = down.cpu().clone().view(*down.shape, *tail)
-            out[f"{path}.lora_up.weight"] = up.cpu().T.contiguous().clone().view(up.shape[1], dim, *tail)
-            out[f"{path}.alpha"] = torch.tensor(self._alphas[slot], dtype=torch.float64)
-        return out
-
-    def load(self, state: State, slot: int = 0) -> None:
-        """Put a saved adapter into a slot; layers it does not name get a zero update.
-
-        Raises:
-            ConfigError: it names layers this set has not wrapped, or its rank is too large.
-        """
-        paths = {key.removesuffix(".lora_down.weight") for key in state if key.endswith(".lora_down.weight")}
-        unknown = paths - set(self.layers)
-        dims = {state[f"{path}.lora_down.weight"].shape[0] for path in paths}
-        if unknown or not paths or max(dims) > self.max_dim:
-            what = (
-                f"layers {sorted(unknown)[:3]} are not adapted here"
-                if unknown
-                else f"ranks {sorted(dims)} do not fit {self.max_dim}"
-            )
-            raise ConfigError(f"the LoRA does not fit this model: {what}")
-        self._dims[slot] = dim = max(dims)
-        alphas = {float(state[f"{p}.alpha"]) if f"{p}.alpha" in state else None for p in paths}
-        alpha = alphas.pop() if len(alphas) == len(dims) == 1 else None
-        self._alphas[slot] = alpha or float(dim)  # mixed ones, and zero, are folded into `up`
-        self.routing.slot_scales[slot] = shared = self._alphas[slot] / dim
-        with torch.no_grad():
-            for path, layer in self.layers.items():
-                layer.down[slot].zero_()
-                layer.up[slot].zero_()
-                if path in paths:
-                    down, up = state[f"{path}.lora_down.weight"], state[f"{path}.lora_up.weight"]
-                    rank = down.shape[0]
-                    own = float(state[f"{path}.alpha"]) / rank if f"{path}.alpha" in state else 1.0
-                    layer.down[slot, :rank] = down.reshape(rank, -1).to(layer.down)
-                    layer.up[slot, :rank] = up.reshape(-1, rank).T.to(layer.up) * (own / shared)
+    def parts(self, slot: int) -> State:
+        """`lora_down.weight` (r, in, ...), `lora_up.weight` (out, r, ...) and `alpha`, which is scale * r."""
+        dim, shape = self.dims[slot], self.base.weight.shape
+        down, up = self.down.detach()[slot, :dim], self.up.detach()[slot, :dim]
+        return {
+            "lora_down.weight": down.cpu().clone().view(dim, *shape[1:]),
+            "lora_up.weight": up.cpu().T.contiguous().clone().view(-1, dim, *(1,) * (len(shape) - 2)),
+            "alpha": torch.tensor(self.scales[slot][-1] * dim, dtype=torch.float64),
+        }
 
     @torch.no_grad()
-    def apply_max_norm(self, slot: int, max_norm: float) -> NormStats:
-        """Cap each module's update: where n = |scale * up @ down| > max_norm, both shrink by sqrt(max_norm / n).
+    def load(self, slot: int, parts: Mapping[str, Tensor]) -> None:
+        """Take over what `parts` gave; nothing at all is a change of zero."""
+        self.down[slot].zero_()
+        self.up[slot].zero_()
+        if not parts:
+            return
+        down, up = parts["lora_down.weight"].flatten(1), parts["lora_up.weight"].flatten(1)
+        rank = len(down)
+        room, sides = self.down.shape[1], (self.up.shape[2], self.down.shape[2])
+        if rank > room or (up.shape[0], down.shape[1]) != sides or up.shape[1] != rank:
+            raise ConfigError(
+                f"up {tuple(up.shape)} and down {tuple(down.shape)} do not fit {sides[0]} x {sides[1]} weights and a "
+                f"rank of at most {room}"
+            )
+        self.down[slot, :rank], self.up[slot, :rank] = down.to(self.down), up.T.to(self.up)
+        scale = float(parts["alpha"]) / rank if "alpha" in parts else 1.0
+        if rank != len(self.scales[slot]) or not math.isclose(scale, self.scales[slot][-1], rel_tol=1e-6):
+            self.scales[slot] = [scale] * rank
+        self.dims[slot] = rank
 
-        |up @ down|^2 = trace((down down^T)(up^T up)) needs only r x r products (kohya sd-scripts' scale_weight_norms).
+    def change(self, slot: int) -> Tensor:
+        """scale * up @ down, of the layer's shape."""
+        dim = self.dims[slot]
+        product = self.up[slot, :dim].T @ self.down[slot, :dim]
+        return (self.scale(slot) * product).view(self.base.weight.shape)
+
+    def norm(self, slot: int) -> Tensor:
+        """The largest norm of scale * up @ down at any rank that is used.
+
+        |up @ down|^2 is the sum over both ranks of (down down^T)(up^T up), so it needs only r x r products (kohya
+        sd-scripts' scale_weight_norms), and the sums of its corners are those of the smaller ranks.
         """
-        dim, scale = self._dims[slot], self.routing.slot_scales[slot]
-        squares = []
-        for layer in self.layers.values():
-            down, up = layer.down[slot, :dim], layer.up[slot, :dim]
-            squares.append(((down @ down.T) * (up @ up.T)).sum())
-        norms = torch.stack(squares).clamp(min=0).sqrt() * scale
-        factors = (max_norm / norms.clamp(min=1e-12)).clamp(max=1).sqrt()
-        for layer, factor in zip(self.layers.values(), factors, strict=True):
-            layer.down[slot, :dim] *= factor
-            layer.up[slot, :dim] *= factor
-        capped = norms.clamp(max=max_norm)
-        return NormStats(int((norms > max_norm).sum()), float(capped.mean()), float(capped.max()))
+        dim, scales = self.dims[slot], self.scales[slot]
+        down, up = self.down[slot, :dim], self.up[slot, :dim]
+        products = (down @ down.T) * (up @ up.T)
+        if len(self.pairs[slot]) < 2:
+            return products.sum().clamp(min=0).sqrt() * scales[-1]
+        corners = products.cumsum(0).cumsum(1).diagonal().clamp(min=0).sqrt() * products.new_tensor(scales)
+        ends = torch.tensor([len(pair[0]) for pair in self.pairs[slot]]).cumsum(0) - 1
+        return corners[ends].max()
+
+    @torch.no_grad()
+    def shrink(self, slot: int, factor: Tensor) -> None:
+        """Both factors by its root."""
+        dim = self.dims[slot]
+        self.down[slot, :dim] *= factor.sqrt()
+        self.up[slot, :dim] *= factor.sqrt()
 
 
 def _rows(x: Tensor, slots: int) -> Tensor:
     """(B, tokens, C) or (B, C, H, W) -> (K, B / K * tokens, C); a view where the memory allows."""
     tokens = x.flatten(2).transpose(1, 2) if x.dim() == 4 else x
     return tokens.reshape(slots, -1, tokens.shape[-1])
-
-
-def _adaptable(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))

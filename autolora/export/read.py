@@ -6,9 +6,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from autolora.adapters.base import TARGETS, State
 from autolora.adapters.foreign import from_diffusers, from_lycoris, in_diffusers_names, in_lycoris_factors
 from autolora.adapters.formats import from_kohya, layer_paths, layer_shapes
-from autolora.adapters.lora import TARGETS, LoRA, State
+from autolora.adapters.lora import LoRA
 from autolora.errors import ExportError
 from autolora.models.base import BaseModel
 

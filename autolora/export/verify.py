@@ -17,8 +17,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from autolora.adapters.base import State
 from autolora.adapters.formats import delta, layer_paths, layer_scale
-from autolora.adapters.lora import State
 from autolora.errors import ExportError
 from autolora.export.read import read_lora
 from autolora.models.base import BaseModel, RenderSettings

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from autolora.adapters.base import State
 from autolora.adapters.formats import to_kohya
-from autolora.adapters.lora import State
 from autolora.data.concepts import Dataset
 from autolora.errors import ExportError
 from autolora.export.metadata import Card, build_metadata, family_of, hashes, thumbnail

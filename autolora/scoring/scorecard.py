@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from autolora.adapters.lora import AdapterSet
+from autolora.adapters.adapter_set import AdapterSet
 from autolora.models.base import BaseModel
 from autolora.sampling import Pictures, Shot, render
 from autolora.scoring.encoders import Views

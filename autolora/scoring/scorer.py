@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from autolora.adapters.lora import AdapterSet
+from autolora.adapters.adapter_set import AdapterSet
 from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset, strip_triggers
 from autolora.models.base import BaseModel, RenderSettings

@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from autolora import config as cfg
+from autolora.adapters.adapter_set import attach
 from autolora.data.bucket_report import bucket_picture, bucket_table
 from autolora.data.caption_recipe import clean_report
 from autolora.data.captions import split_tags
@@ -181,7 +182,7 @@ def measured_sections(
     probes = build_probes(dataset, scoring, SEARCH_GROUPS)
     renders = len(scoring.weights) * sum(len(probe.seeds) for probe in probes)
     with bars.task("timing training and rendering", None):
-        adapter = runs[0].adapter.attach(model.modules, 1)
+        adapter = attach(model.modules, runs[0].adapter)
         standing_in = dataset.regularization or dataset.pictures[:4]  # for class pictures: they cost the same
         latents = LatentCache(model, cache / "latents")
         bench = Bench(model, adapter, dataset, latents, PromptCache(model), standing_in)

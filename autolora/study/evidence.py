@@ -9,7 +9,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 from PIL import Image
 
-from autolora.adapters.lora import State
+from autolora.adapters.base import State
 from autolora.progress import Bars
 from autolora.report.content import CurvePoint, GridRow, Report, TrialRow
 from autolora.report.page import write_report

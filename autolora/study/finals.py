@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from autolora.adapters.lora import State
+from autolora.adapters.base import State
 from autolora.errors import StudyError
 from autolora.progress import Bars
 from autolora.scoring.encoders import load_second_encoder

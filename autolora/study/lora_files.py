@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from autolora import config as cfg
-from autolora.adapters.lora import LoRA, State
+from autolora.adapters.base import State
+from autolora.adapters.lora import LoRA
 from autolora.errors import ConfigError, ExportError, Unmeasurable
 from autolora.export.read import lora_of, read_lora
 from autolora.models import load_model

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from autolora.adapters.lora import State
+from autolora.adapters.base import State
 from autolora.errors import StudyError
 from autolora.files import atomic_path, write_atomic
 from autolora.prepare.regularization import suggest_regularization

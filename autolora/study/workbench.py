@@ -9,8 +9,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from autolora import config as cfg
+from autolora.adapters.adapter_set import attach
 from autolora.data.concepts import load_dataset, with_frames
-from autolora.errors import StudyError, Unmeasurable
+from autolora.errors import Unmeasurable
 from autolora.models import load_model
 from autolora.models.base import RenderSettings
 from autolora.prepare.regularization import class_pictures, class_prompts
@@ -97,14 +98,7 @@ class Workbench:
 
 
 def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench:
-    """Load model and pictures, encode, render and embed what is not cached yet.
-
-    Raises:
-        StudyError: the runs differ in what they adapt, which one process cannot train side by side.
-    """
-    kinds = {(run.adapter.targets, run.adapter.text_encoder) for run in runs}
-    if len(kinds) > 1:
-        raise StudyError("all recipes of a study must adapt the same layers (adapter.targets, adapter.text_encoder)")
+    """Load model and pictures, encode, render and embed what is not cached yet."""
     source = cfg.dataset_settings(config)
     dataset = load_dataset(source)
     for run in runs:
@@ -131,7 +125,7 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
         with bars.task("rendering class pictures", settings.class_pictures) as advance:
             prompts = class_prompts(dataset, settings.class_tags, settings.class_pictures)
             shown = class_pictures(prompts, renders, scoring.first_seed, advance)
-    adapter = runs[0].adapter.attach(model.modules, slots=1, max_dim=max(run.adapter.dim for run in runs))
+    adapter = attach(model.modules, *(run.adapter for run in runs))
     bench = Bench(model, adapter, dataset, latents, PromptCache(model), shown)
     losses = validation_losses(model, dataset, latents, bench.prompts, adapter)
     probes = build_probes(dataset, scoring, ALL_GROUPS)

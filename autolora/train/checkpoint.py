@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from autolora.adapters.lora import NormStats, State
+from autolora.adapters.base import NormStats, State
 from autolora.errors import StudyError
 from autolora.files import atomic_path
 from autolora.train.run import Run

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autolora.adapters.lora import AdapterSet, NormStats
+from autolora.adapters.adapter_set import AdapterSet
+from autolora.adapters.base import NormStats
 from autolora.data.concepts import Dataset
 from autolora.data.sources import Picture
 from autolora.models.base import BaseModel
@@ -178,6 +179,8 @@ def train_step(bench: Bench, active: dict[int, Slot]) -> None:
     batches = {index: slot.stream.next_batch() for index, slot in active.items()}
     losses: dict[int, Tensor] = {}
     bench.adapter.clear_grads()
+    for index, slot in active.items():
+        bench.adapter.draw_rank(index, slot.stream.generators["adapter"])
     for frame in dict.fromkeys(batch.pictures[0].frame for batch in batches.values()):
         together = {index: batch for index, batch in batches.items() if batch.pictures[0].frame == frame}
         losses |= _backward(bench, together, {index: active[index].run.train for index in together})

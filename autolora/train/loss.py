@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from autolora.adapters.lora import AdapterSet
+from autolora.adapters.adapter_set import AdapterSet
 from autolora.data.concepts import Dataset
 from autolora.models.base import BaseModel
 from autolora.train.batches import LatentCache, PromptCache

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from autolora.adapters.lora import LoRA
+from autolora.adapters.lora import DyLoRA, LoRA
 from autolora.data.caption_recipe import CaptionRecipe, apply_captions
 from autolora.data.captions import tag_key
 from autolora.data.concepts import Dataset
@@ -104,7 +104,7 @@ class Run:
     """Everything that decides what a LoRA becomes, besides the pictures and the base model."""
 
     name: str
-    adapter: LoRA = field(default_factory=LoRA)
+    adapter: LoRA | DyLoRA = field(default_factory=LoRA)
     optimizer: AdamW | Prodigy = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Constant)
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -112,7 +112,7 @@ class Run:
 
     def fingerprint(self) -> str:
         """16 hex digits that change with anything in the run."""
-        kinds = [type(self.optimizer).__name__, type(self.schedule).__name__]
+        kinds = [type(part).__name__ for part in (self.adapter, self.optimizer, self.schedule)]
         text = json.dumps([kinds, dataclasses.asdict(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -13,6 +13,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_mo
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from autolora.adapters.adapter_set import attach
 from autolora.adapters.formats import delta, kohya_name, layer_paths
 from autolora.errors import ExportError
 from autolora.export.read import lora_of, read_lora
@@ -108,7 +109,7 @@ def test_lycoris_layers_become_the_lora_of_the_same_change(
     save_file(tensors, tmp_path / "lycoris.safetensors")
     state = read_lora(tmp_path / "lycoris.safetensors", tiny_model)
     assert_same(state, changes)
-    adapter = lora_of(state).attach(tiny_model.modules)
+    adapter = attach(tiny_model.modules, lora_of(state))
     try:
         adapter.load(state)
     finally:

@@ -7,8 +7,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from autolora.adapters.adapter_set import attach
+from autolora.adapters.base import State
 from autolora.adapters.formats import delta, from_kohya, kohya_name, layer_paths, layer_shapes, scaled, to_kohya
-from autolora.adapters.lora import LoRA, State
+from autolora.adapters.lora import LoRA
 from autolora.errors import ExportError
 from autolora.models import StableDiffusion
 from tests.export.world import random_state
@@ -34,7 +36,7 @@ def test_names_of_stable_diffusion_1_5() -> None:
         text = CLIPTextModel(
             CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
         )
-        adapter = LoRA(dim=1, text_encoder=True).attach({"unet": unet, "text_encoder": text})
+        adapter = attach({"unet": unet, "text_encoder": text}, LoRA(dim=1, text_encoder=True))
     names = {kohya_name(path, "sd1") for path in adapter.layers}
     assert sum(name.startswith("lora_unet_") for name in names) == 192
     assert sum(name.startswith("lora_te_text_model_encoder_layers_") for name in names) == 72
@@ -60,7 +62,7 @@ def test_linear_and_convolution_stand_in_for_each_other(state: State, tiny_model
 
 def test_shapes_are_found_through_an_attached_adapter(tiny_model: StableDiffusion) -> None:
     before = layer_shapes(tiny_model.modules)
-    adapter = SPEC.attach(tiny_model.modules)
+    adapter = attach(tiny_model.modules, SPEC)
     try:
         assert layer_shapes(tiny_model.modules) == before
     finally:

@@ -10,7 +10,9 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from autolora.adapters.lora import TARGETS, AdapterSet, LoRA
+from autolora.adapters.adapter_set import AdapterSet, attach
+from autolora.adapters.base import LINEAR, TARGETS
+from autolora.adapters.lora import LoRA
 from autolora.errors import ConfigError
 from autolora.models import StableDiffusion
 
@@ -34,7 +36,7 @@ def randomize(adapter: AdapterSet, slot: int, seed: int) -> None:
 
 @pytest.fixture
 def adapter(tiny_model: StableDiffusion) -> Iterator[AdapterSet]:
-    made = SPEC.attach(tiny_model.modules)
+    made = attach(tiny_model.modules, SPEC)
     made.start(0, SPEC, torch.Generator().manual_seed(0))
     yield made
     made.detach()
@@ -43,7 +45,7 @@ def adapter(tiny_model: StableDiffusion) -> Iterator[AdapterSet]:
 def test_starts_as_the_base_and_gives_it_back(tiny_model: StableDiffusion) -> None:
     call = inputs(tiny_model)
     before, names = tiny_model.predict(*call), [n for n, _ in tiny_model.unet.named_modules()]
-    adapter = SPEC.attach(tiny_model.modules)
+    adapter = attach(tiny_model.modules, SPEC)
     adapter.start(0, SPEC, torch.Generator().manual_seed(0))
     assert torch.equal(tiny_model.predict(*call), before)
     adapter.detach()
@@ -60,7 +62,7 @@ def test_forward_and_gradients_are_pefts(tiny_model: StableDiffusion, adapter: A
     state = adapter.state(0)
     adapter.detach()
     twin: nn.Module = copy.deepcopy(tiny_model.unet)
-    suffixes = [s for names in TARGETS.values() for s in names]
+    suffixes = [s for target in LINEAR for s in TARGETS[target]]
     inject_adapter_in_model(LoraConfig(r=4, lora_alpha=2, target_modules=suffixes), twin)
     modules = {n: m for n, m in twin.named_modules() if hasattr(m, "lora_A")}
     assert {f"unet.{name}" for name in modules} == {k.removesuffix(".alpha") for k in state if k.endswith(".alpha")}
@@ -115,7 +117,7 @@ def test_two_slots_equal_two_single_runs(tiny_model: StableDiffusion) -> None:
     """Mixed ranks by zero padding: each segment sees its own adapter only, forward and backward."""
     specs = (LoRA(dim=4, alpha=2), LoRA(dim=2, alpha=8))
     noisy, steps, context = inputs(tiny_model)
-    packed = specs[0].attach(tiny_model.modules, slots=2, max_dim=4)
+    packed = attach(tiny_model.modules, specs[0], slots=2, max_dim=4)
     for slot, spec in enumerate(specs):
         packed.start(slot, spec, torch.Generator().manual_seed(slot))
         randomize(packed, slot, slot)
@@ -126,7 +128,7 @@ def test_two_slots_equal_two_single_runs(tiny_model: StableDiffusion) -> None:
     packed.detach()
     for slot, spec in enumerate(specs):
         part = slice(2 * slot, 2 * slot + 2)
-        single = spec.attach(tiny_model.modules)
+        single = attach(tiny_model.modules, spec)
         single.start(0, spec, torch.Generator().manual_seed(slot))
         randomize(single, 0, slot)
         alone = tiny_model.predict(noisy[part], steps[part], context[part])
@@ -175,7 +177,12 @@ def test_max_norm_caps_every_module(adapter: AdapterSet) -> None:
     norms, scaled = [], 0
     for path in adapter.layers:
         old, new = (
-            (s[f"{path}.lora_up.weight"].flatten(1) @ s[f"{path}.lora_down.weight"].flatten(1) * SPEC.scale).norm()
+            (
+                s[f"{path}.lora_up.weight"].flatten(1)
+                @ s[f"{path}.lora_down.weight"].flatten(1)
+                * SPEC.alpha
+                / SPEC.dim
+            ).norm()
             for s in (before, after)
         )
         assert float(new) == pytest.approx(min(float(old), 0.02), rel=1e-4)

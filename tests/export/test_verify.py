@@ -12,8 +12,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 
+from autolora.adapters.adapter_set import attach
+from autolora.adapters.base import State
 from autolora.adapters.formats import layer_paths, to_kohya
-from autolora.adapters.lora import LoRA, State
+from autolora.adapters.lora import LoRA
 from autolora.errors import ExportError
 from autolora.export.metadata import Card
 from autolora.export.read import lora_of, read_lora
@@ -46,7 +48,7 @@ def twin(path: Path, tiny_model_dir: Path, tiny_model: StableDiffusion) -> Diffu
 
 def ours(model: StableDiffusion, path: Path) -> np.ndarray:
     loaded = read_lora(path, model)
-    adapter = lora_of(loaded).attach(model.modules)
+    adapter = attach(model.modules, lora_of(loaded))
     try:
         adapter.load(loaded)
         return render(model, SHOTS, SETTINGS, adapter)

@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from autolora.adapters.lora import LoRA, State
+from autolora.adapters.base import State
+from autolora.adapters.lora import LoRA
 from autolora.data.caption_recipe import CaptionRecipe
 from autolora.errors import ExportError, StorageError
 from autolora.export.metadata import Card

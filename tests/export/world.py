@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
-from autolora.adapters.lora import LoRA, State
+from autolora.adapters.adapter_set import attach
+from autolora.adapters.base import State
+from autolora.adapters.lora import LoRA
 from autolora.data.concepts import Concept, Dataset
 from autolora.data.sources import Picture
 from autolora.models import BaseModel
@@ -41,7 +43,7 @@ def run(adapter: LoRA) -> Run:
 def random_state(model: BaseModel, spec: LoRA, seed: int = 0, size: float = 0.05) -> State:
     """An adapter whose every factor is random, so that no layer's change is zero."""
     generator = torch.Generator().manual_seed(seed)
-    adapter = spec.attach(model.modules)
+    adapter = attach(model.modules, spec)
     try:
         adapter.start(0, spec, generator)
         state = adapter.state(0)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from autolora.adapters.adapter_set import attach
 from autolora.adapters.lora import LoRA
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.data.ledger import step_ledger
@@ -44,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def work(model: StableDiffusion, folder: Path, cache: Path, run: Run = ADAMW, slots: int = 1) -> Bench:
     dataset = load_dataset(DatasetSettings(path=str(folder)))
-    adapter = run.adapter.attach(model.modules, slots)
+    adapter = attach(model.modules, run.adapter, slots=slots)
     return Bench(model, adapter, dataset, LatentCache(model, cache), PromptCache(model))
 
 
@@ -135,7 +136,7 @@ def test_divergence_ends_the_run_and_says_so(tiny_model: StableDiffusion, folder
     queue, last = iter([Assignment(wild)]), None
     for ready in train(lambda: next(queue, None), bench):
         with torch.no_grad():
-            next(iter(bench.adapter.layers.values())).up.fill_(float("nan"))
+            bench.adapter.updates[0].up.fill_(float("nan"))
         last = ready[0].checkpoint
         if last and last.step > 60:
             break
@@ -282,7 +283,7 @@ def test_what_is_preserved_pulls_back_to_the_base_model(
     )
     train_step(bench, {0: slot})
     with torch.no_grad():
-        for layer in bench.adapter.layers.values():
+        for layer in bench.adapter.updates:
             layer.up.normal_(generator=torch.Generator().manual_seed(0))
     train_step(bench, {0: slot})
     bench.adapter.detach()

@@ -1,0 +1,197 @@
+"""The wrapped layers of one model, with room for K adapters at once (K = 1 is the same code).
+
+Batches are K contiguous, equally long segments, one a slot; every sample has its own weight, so that the base model
+(weight 0) and several weights render in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from autolora.adapters.base import AdaptedLayer, Adapter, NormStats, Room, Routing, State, Update
+from autolora.adapters.lora import DyLoRA, LoRA, LowRank
+from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr, tuned_of
+from autolora.errors import ConfigError
+
+ADAPTERS: dict[str, type[LoRA] | type[DyLoRA]] = {
+    "lora": LoRA,
+    "dylora": DyLoRA,
+    "dora": DoRA,
+    "loha": LoHa,
+    "lokr": LoKr,
+    "ia3": IA3,
+}
+
+
+def attach(
+    modules: Mapping[str, nn.Module], *adapters: Adapter, slots: int = 1, max_dim: int | None = None
+) -> AdapterSet:
+    """Wrap every layer that any of the adapters changes, for `slots` adapters of rank up to `max_dim`.
+
+    Raises:
+        ConfigError: they change none.
+    """
+    return AdapterSet(modules, adapters, Room(slots, max_dim or max(one.largest for one in adapters)))
+
+
+class AdapterSet:
+    """The wrapped layers of one model, reused by every trial of a process."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], adapters: Sequence[Adapter], room: Room) -> None:
+        self.room, self.slots = room, room.slots
+        self.touches_text_encoder = any(one.text_encoder for one in adapters)
+        self.routing = Routing()
+        self.layers: dict[str, AdaptedLayer] = {}
+        self._homes: list[tuple[nn.Module, str, nn.Module]] = []
+        self._specs: list[Adapter | None] = [None] * room.slots
+        for root_name, root in modules.items():
+            for name, module in list(root.named_modules()):
+                path = f"{root_name}.{name}"
+                if isinstance(module, nn.Linear | nn.Conv2d) and any(one.changes(path) for one in adapters):
+                    parent_name, _, attribute = name.rpartition(".")
+                    parent = root.get_submodule(parent_name)
+                    self.layers[path] = AdaptedLayer(module, self.routing)
+                    setattr(parent, attribute, self.layers[path])
+                    self._homes.append((parent, attribute, module))
+        if not self.layers:
+            targets = sorted({target for one in adapters for target in one.targets})
+            raise ConfigError(f"adapter.targets={targets} match no layer of the model")
+
+    def detach(self) -> None:
+        """Put the original layers back."""
+        for parent, attribute, module in self._homes:
+            setattr(parent, attribute, module)
+        self.layers, self._homes = {}, []
+
+    def start(self, slot: int, spec: Adapter, generator: torch.Generator) -> list[nn.Parameter]:
+        """Give a slot a fresh adapter and return its parameters.
+
+        Raises:
+            ConfigError: its rank does not fit, or it cannot train beside others.
+        """
+        if self.slots > 1 and spec.largest > self.room.max_dim:
+            raise ConfigError(f"adapter.dim={spec.largest} exceeds the {self.room.max_dim} this set was built for")
+        self._specs[slot] = spec
+        for path, layer in self.layers.items():
+            if spec.changes(path):
+                spec.start(layer, path, slot, self.room, generator)
+            elif self.slots == 1:
+                layer.kept = []
+        return self.parameters(slot)
+
+    @property
+    def updates(self) -> list[Update]:
+        """The changes of all layers that have one."""
+        return [layer.kept[0] for layer in self.layers.values() if layer.kept]
+
+    def parameters(self, slot: int) -> list[nn.Parameter]:
+        """A slot's own parameters, so that any optimizer works on them."""
+        return [parameter for update in self.updates for parameter in update.parameters(slot)]
+
+    def draw_rank(self, slot: int, generator: torch.Generator) -> None:
+        """Limit the coming step to a rank drawn at random, where the slot's adapter asks for it, and to no more."""
+        spec = self._specs[slot]
+        if spec is not None and spec.steps > 1:
+            rank = (int(torch.randint(spec.steps, (), generator=generator)) + 1) * (spec.largest // spec.steps)
+            for update in self.updates:
+                update.limit(slot, rank)
+
+    def gather_grads(self) -> None:
+        """Hand each slot its gradients, and use all ranks again."""
+        for update in self.updates:
+            for slot in range(self.slots):
+                update.gather_grads(slot)
+                update.limit(slot, None)
+
+    def clear_grads(self) -> None:
+        """Drop the gradients."""
+        for update in self.updates:
+            update.clear_grads()
+
+    @contextmanager
+    def weighted(self, per_sample: Tensor) -> Iterator[None]:
+        """Each sample's weight, (B,); where all are 1 the faster path for one scale is kept."""
+        self.routing.set(None if bool((per_sample == 1).all()) else per_sample)
+        try:
+            yield
+        finally:
+            self.routing.set(None)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The base model alone."""
+        self.routing.enabled = False
+        try:
+            yield
+        finally:
+            self.routing.enabled = True
+
+    def load(self, state: Mapping[str, Tensor], slot: int = 0) -> None:
+        """Put a saved adapter into a slot; layers it does not name stay as the base model has them.
+
+        Raises:
+            ConfigError: it names layers this set has not wrapped, or does not fit them.
+        """
+        by_layer = parts_by_layer(state)
+        unknown = sorted(set(by_layer) - set(self.layers))
+        if unknown or not by_layer:
+            raise ConfigError(f"the adapter does not fit this model: layers {unknown[:3]} are not adapted here")
+        for path, layer in self.layers.items():
+            try:
+                _load_layer(layer, by_layer.get(path), slot, self.room)
+            except ConfigError as error:
+                raise ConfigError(f"the adapter does not fit this model: {path}: {error}") from error
+
+    def state(self, slot: int = 0) -> State:
+        """A slot's adapter as CPU tensors, by the paths of its layers and the names that LyCORIS gives to its parts."""
+        return {
+            f"{path}.{part}": tensor
+            for path, layer in self.layers.items()
+            if layer.kept
+            for part, tensor in layer.kept[0].parts(slot).items()
+        }
+
+    @torch.no_grad()
+    def apply_max_norm(self, slot: int, max_norm: float) -> NormStats:
+        """Cap each module's change: where its norm n > max_norm it becomes max_norm / n of itself."""
+        updates = self.updates
+        norms = torch.stack([update.norm(slot) for update in updates])
+        factors = (max_norm / norms.clamp(min=1e-12)).clamp(max=1)
+        for update, factor in zip(updates, factors, strict=True):
+            update.shrink(slot, factor)
+        capped = norms.clamp(max=max_norm)
+        return NormStats(int((norms > max_norm).sum()), float(capped.mean()), float(capped.max()))
+
+
+def parts_by_layer(state: Mapping[str, Tensor]) -> dict[str, State]:
+    """Each layer's parts; a part's name may have a dot in it, as `lora_down.weight`."""
+    found: dict[str, State] = {}
+    for key, tensor in state.items():
+        path, _, part = key.removesuffix(".weight").rpartition(".")
+        if not part.startswith("lora_"):
+            path, _, part = key.rpartition(".")
+        found.setdefault(path, {})[key.removeprefix(f"{path}.")] = tensor
+    return found
+
+
+def _load_layer(layer: AdaptedLayer, parts: State | None, slot: int, room: Room) -> None:
+    """Into the change that is there, where an optimizer may hold its parameters, if that has the same parts."""
+    if room.slots > 1:
+        if layer.update is not None:
+            layer.update.load(slot, parts or {})
+        return
+    if parts is None:
+        layer.kept = []
+        return
+    there = layer.update.parts(0) if layer.update is not None else {}
+    if {name: tensor.shape for name, tensor in there.items()} != {name: t.shape for name, t in parts.items()}:
+        layer.kept = [LowRank.of(layer, parts) if _is_low_rank(parts) else tuned_of(layer, parts)]
+    layer.kept[0].load(0, parts)
+
+
+def _is_low_rank(parts: State) -> bool:
+    return "lora_down.weight" in parts and "dora_scale" not in parts

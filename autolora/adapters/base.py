@@ -1,0 +1,171 @@
+"""The contract of all adapters: the layers they may change, each sample's weight, one layer's change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from autolora.errors import ConfigError
+
+TARGETS: dict[str, tuple[str, ...]] = {
+    "attention": ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"),
+    "feed_forward": ("ff.net.0.proj", "ff.net.2", "fc1", "fc2"),
+    "projections": ("proj_in", "proj_out"),
+    "conv": ("conv1", "conv2", "conv_shortcut", "time_emb_proj", "samplers.0.conv"),
+}
+LINEAR = ("attention", "feed_forward", "projections")
+State = dict[str, Tensor]  # `<path of a layer>.<part>`, on the CPU
+
+
+@dataclass(frozen=True)
+class NormStats:
+    """What max-norm scaling did to one slot: modules scaled, mean and largest norm afterwards."""
+
+    scaled: int
+    mean: float
+    max: float
+
+
+class Routing:
+    """The weight of each sample of the coming batch, shared by all layers of a set."""
+
+    def __init__(self) -> None:
+        self.weights: Tensor | None = None  # None: all are 1
+        self.enabled = True
+        self._known: dict[object, Tensor] = {}
+
+    def set(self, weights: Tensor | None) -> None:
+        """The weights of the coming batch."""
+        self.weights, self._known = weights, {}
+
+    def scales(self, by_slot: Sequence[float], batch: int, like: Tensor) -> Tensor:
+        """(B, 1, 1) factors scale * weight for a batch of K contiguous segments."""
+        key = (*by_slot, batch, like.dtype, like.device)
+        if key not in self._known:
+            scales = like.new_tensor(by_slot).repeat_interleave(batch // len(by_slot))
+            if self.weights is not None:
+                scales = scales * self.weights.to(like).repeat(batch // len(self.weights))
+            self._known[key] = scales.view(-1, 1, 1)
+        return self._known[key]
+
+
+class Update(Protocol):
+    """One layer's change of weight, for K slots or for one."""
+
+    def forward(self, x: Tensor, base: nn.Module, routing: Routing) -> Tensor:
+        """base(x) plus each sample's change."""
+        ...
+
+    def parameters(self, slot: int) -> list[nn.Parameter]:
+        """What an optimizer trains."""
+        ...
+
+    def gather_grads(self, slot: int) -> None:
+        """Put the slot's gradients where its parameters have them."""
+        ...
+
+    def clear_grads(self) -> None:
+        """Drop the gradients of all slots."""
+        ...
+
+    def limit(self, slot: int, rank: int | None) -> None:
+        """Use only the first ranks until told otherwise; None: all."""
+        ...
+
+    def parts(self, slot: int) -> State:
+        """The slot's tensors by their names in a LyCORIS file."""
+        ...
+
+    def load(self, slot: int, parts: Mapping[str, Tensor]) -> None:
+        """Take over what `parts` gave.
+
+        Raises:
+            ConfigError: they do not fit.
+        """
+        ...
+
+    def change(self, slot: int) -> Tensor:
+        """The change of weight, of the layer's shape."""
+        ...
+
+    def norm(self, slot: int) -> Tensor:
+        """Frobenius norm of the change of weight."""
+        ...
+
+    def shrink(self, slot: int, factor: Tensor) -> None:
+        """Multiply the change of weight by a factor of at most 1."""
+        ...
+
+
+class AdaptedLayer(nn.Module):
+    """A frozen layer and its change, if any."""
+
+    def __init__(self, base: nn.Linear | nn.Conv2d, routing: Routing) -> None:
+        super().__init__()
+        self.base, self.routing = base, routing
+        self.kept: list[Update] = []  # in a list, so that whoever walks the model meets none but its own modules
+
+    @property
+    def update(self) -> Update | None:
+        """What changes this layer now."""
+        return self.kept[0] if self.kept else None
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Sides of a convolution of more than one pixel, else empty."""
+        sides = tuple(self.base.weight.shape[2:])
+        return sides if any(side > 1 for side in sides) else ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """base(x) plus each sample's change."""
+        if not self.kept or not self.routing.enabled:
+            return self.base(x)  # type: ignore[no-any-return]
+        return self.kept[0].forward(x, self.base, self.routing)
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many adapters a set holds at once, and of what rank at most where it is more than one."""
+
+    slots: int = 1
+    max_dim: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An adapter's settings; each kind says in `start` how it changes a layer."""
+
+    targets: tuple[str, ...] = LINEAR
+    text_encoder: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = set(self.targets) - set(TARGETS)
+        if unknown or not self.targets:
+            raise ConfigError(f"adapter.targets must be some of {', '.join(TARGETS)}, got {list(self.targets)}")
+
+    @property
+    def largest(self) -> int:
+        """The rank that every layer's change fits in."""
+        return 1
+
+    @property
+    def steps(self) -> int:
+        """Ranks that a step may be limited to are the multiples of `largest / steps`; 1: none but all."""
+        return 1
+
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of these settings before training."""
+        return ()
+
+    def changes(self, path: str) -> bool:
+        """Whether the layer of this path is among the targets."""
+        suffixes = tuple(suffix for target in self.targets for suffix in TARGETS[target])
+        return path.endswith(suffixes) and (self.text_encoder or not path.startswith("text_encoder."))
+
+    def start(self, layer: AdaptedLayer, path: str, slot: int, room: Room, generator: torch.Generator) -> None:
+        """Give a layer's slot a fresh change of zero."""
+        raise NotImplementedError

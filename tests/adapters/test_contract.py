@@ -1,0 +1,302 @@
+"""What every kind of adapter promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autolora.adapters.adapter_set import AdapterSet, attach
+from autolora.adapters.base import AdaptedLayer
+from autolora.adapters.lora import DyLoRA, LoRA, cut
+from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
+from autolora.errors import ConfigError
+from autolora.models import StableDiffusion
+
+WITH_CONV = ("attention", "feed_forward", "projections", "conv")
+KINDS: dict[str, LoRA | DyLoRA] = {
+    "lora": LoRA(dim=4, alpha=2, text_encoder=True),
+    "rslora": LoRA(dim=4, alpha=2, rank_stabilized=True),
+    "locon": LoRA(dim=4, alpha=2, conv_dim=2, conv_alpha=4, targets=WITH_CONV),
+    "dylora": DyLoRA(dim=4, alpha=2, unit=2),
+    "dora": DoRA(dim=4, alpha=2),
+    "dora-conv": DoRA(dim=4, alpha=2, conv_dim=2, targets=WITH_CONV),
+    "loha": LoHa(dim=4, alpha=2),
+    "loha-conv": LoHa(dim=4, alpha=2, conv_dim=2, targets=WITH_CONV),
+    "lokr": LoKr(dim=2, alpha=1),
+    "lokr-conv": LoKr(dim=2, alpha=1, targets=WITH_CONV),
+    "lokr-factor": LoKr(dim=2, alpha=1, factor=4),
+    "lokr-whole": LoKr(dim=1000, alpha=1),
+    "ia3": IA3(text_encoder=True),
+}
+# Norms and ratios of DoRA are divided in 32-bit floats.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def adapter(kind: str, tiny_model: StableDiffusion) -> Iterator[AdapterSet]:
+    made = attach(tiny_model.modules, KINDS[kind])
+    made.start(0, KINDS[kind], torch.Generator().manual_seed(0))
+    yield made
+    made.detach()
+
+
+def move(adapter: AdapterSet, seed: int = 1, size: float = 0.2) -> None:
+    """Away from zero, as training does."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapter.parameters(0):
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
+
+
+def call(model: StableDiffusion) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    noisy = torch.randn(3, *model.latent_shape, generator=generator)
+    with torch.no_grad():
+        return model.predict(noisy, torch.arange(3) * 100 + 50, model.encode_prompts(["1girl", "hat", "1boy"]))
+
+
+def given(layer: AdaptedLayer, batch: int = 3) -> Tensor:
+    """What a layer could be asked."""
+    weight, generator = layer.base.weight, torch.Generator().manual_seed(2)
+    if isinstance(layer.base, nn.Linear):
+        return torch.randn(batch, 5, weight.shape[1], generator=generator)
+    return torch.randn(batch, weight.shape[1], 6, 6, generator=generator)
+
+
+def test_starts_as_the_base(kind: str, tiny_model: StableDiffusion) -> None:
+    before = call(tiny_model)
+    adapter = attach(tiny_model.modules, KINDS[kind])
+    adapter.start(0, KINDS[kind], torch.Generator().manual_seed(0))
+    assert torch.allclose(call(tiny_model), before, atol=1e-5)
+    move(adapter)
+    assert not torch.allclose(call(tiny_model), before, atol=1e-3)
+    adapter.detach()
+    assert torch.equal(call(tiny_model), before)
+
+
+def test_changes_the_layers_that_it_says(kind: str, adapter: AdapterSet) -> None:
+    spec = KINDS[kind]
+    assert adapter.layers and all(spec.changes(path) for path in adapter.layers)
+    assert any(layer.kernel for layer in adapter.layers.values()) == ("conv" in spec.targets)
+    assert any(path.startswith("text_encoder.") for path in adapter.layers) == spec.text_encoder
+    assert len(adapter.updates) == len(adapter.layers)
+
+
+def test_a_layer_is_its_base_with_the_change_added(adapter: AdapterSet) -> None:
+    move(adapter)
+    with torch.no_grad():
+        for path, layer in adapter.layers.items():
+            assert layer.update is not None
+            x, base = given(layer), layer.base
+            weight = base.weight + layer.update.change(0)
+            if isinstance(base, nn.Linear):
+                expected = F.linear(x, weight, base.bias)
+            else:
+                expected = F.conv2d(x, weight, base.bias, base.stride, base.padding)  # type: ignore[arg-type]
+            assert torch.allclose(layer(x), expected, atol=TOLERANCE, rtol=TOLERANCE), path
+
+
+def test_gradients_reach_every_tensor(adapter: AdapterSet, tiny_model: StableDiffusion) -> None:
+    move(adapter)
+    with torch.no_grad():
+        noisy, steps = torch.randn(1, *tiny_model.latent_shape), torch.tensor([50])
+    context = tiny_model.encode_prompts(["1girl"])
+    tiny_model.predict(noisy, steps, context).square().mean().backward()
+    adapter.gather_grads()
+    for parameter in adapter.parameters(0):
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all()
+    assert sum(bool(p.grad.any()) for p in adapter.parameters(0) if p.grad is not None) > 0.9 * len(
+        adapter.parameters(0)
+    )
+    adapter.clear_grads()
+    adapter.gather_grads()
+    assert all(parameter.grad is None for parameter in adapter.parameters(0))
+
+
+def test_what_is_saved_is_loaded_anywhere(kind: str, adapter: AdapterSet, tiny_model: StableDiffusion) -> None:
+    move(adapter)
+    expected, state = call(tiny_model), adapter.state(0)
+    adapter.detach()
+    other = LoRA(dim=3, alpha=1, targets=WITH_CONV, text_encoder=True)
+    fresh = attach(tiny_model.modules, other, KINDS[kind])
+    try:
+        fresh.start(0, other, torch.Generator().manual_seed(9))
+        move(fresh)
+        fresh.load(state)
+        assert torch.allclose(call(tiny_model), expected, atol=1e-5)
+        again = fresh.state(0)
+        assert again.keys() == state.keys()
+        assert all(torch.allclose(again[key], tensor) for key, tensor in state.items())
+    finally:
+        fresh.detach()
+
+
+def test_a_resumed_run_trains_what_it_loaded(kind: str, adapter: AdapterSet) -> None:
+    """The optimizer is built before the checkpoint is put in, so its parameters must be what is loaded."""
+    move(adapter)
+    state = adapter.state(0)
+    parameters = adapter.start(0, KINDS[kind], torch.Generator().manual_seed(3))
+    adapter.load(state)
+    assert all(torch.allclose(adapter.state(0)[key], tensor) for key, tensor in state.items())
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(0.5)
+    changed = [k for k, tensor in state.items() if not torch.allclose(adapter.state(0)[k], tensor)]
+    assert sorted(changed) == sorted(k for k in state if not k.endswith((".alpha", ".on_input")))
+
+
+def test_weights_are_linear_and_per_sample(adapter: AdapterSet) -> None:
+    move(adapter)
+    with torch.no_grad():
+        for layer in adapter.layers.values():
+            x = given(layer, 1)
+            x = x.repeat(4, *(1,) * (x.dim() - 1))
+            with adapter.weighted(torch.tensor([0.0, 0.5, 1.0, 1.5])):
+                y = layer(x)
+            base, full = layer.base(x), layer(x)
+            step = full[0] - base[0]
+            for i, weight in enumerate((0.0, 0.5, 1.0, 1.5)):
+                assert torch.allclose(y[i] - base[i], weight * step, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_max_norm_shortens_every_change_and_turns_none(kind: str, adapter: AdapterSet) -> None:
+    move(adapter)
+    before = {path: layer.update.change(0).detach().clone() for path, layer in adapter.layers.items() if layer.update}
+    limit = sorted(float(change.norm()) for change in before.values())[len(before) // 2]
+    adapter.apply_max_norm(0, limit)
+    for path, old in before.items():
+        update = adapter.layers[path].update
+        assert update is not None
+        new, length = update.change(0).detach(), float(old.norm())
+        assert float(new.norm()) <= limit * (1 + TOLERANCE)
+        if kind != "dylora":  # whose smaller ranks may be what is too long
+            assert float(new.norm()) == pytest.approx(min(length, limit), rel=1e-3)
+        cosine = float((new * old).sum() / (new.norm() * length))
+        assert cosine == pytest.approx(1, abs=1e-4), path
+
+
+def test_the_same_seed_starts_alike_and_trials_share_nothing(
+    kind: str, adapter: AdapterSet, tiny_model: StableDiffusion
+) -> None:
+    first, untouched = adapter.state(0), torch.random.get_rng_state()
+    move(adapter, size=1.0)
+    adapter.start(0, KINDS[kind], torch.Generator().manual_seed(1))
+    other = adapter.state(0)
+    adapter.start(0, KINDS[kind], torch.Generator().manual_seed(0))
+    again = adapter.state(0)
+    assert all(torch.equal(again[key], tensor) for key, tensor in first.items())
+    assert kind == "ia3" or any(not torch.equal(other[key], tensor) for key, tensor in first.items())
+    assert torch.equal(torch.random.get_rng_state(), untouched)
+
+
+def test_kinds_take_turns_in_one_set(kind: str, tiny_model: StableDiffusion) -> None:
+    """A study's trials of several kinds use one set of wrapped layers; layers that a kind leaves alone are the base."""
+    alone = attach(tiny_model.modules, KINDS[kind])
+    alone.start(0, KINDS[kind], torch.Generator().manual_seed(0))
+    move(alone)
+    expected = call(tiny_model)
+    alone.detach()
+    shared = attach(tiny_model.modules, *KINDS.values())
+    shared.start(0, KINDS["locon"], torch.Generator().manual_seed(4))
+    move(shared)
+    shared.start(0, KINDS[kind], torch.Generator().manual_seed(0))
+    move(shared)
+    assert torch.allclose(call(tiny_model), expected, atol=1e-5)
+    shared.detach()
+
+
+def test_what_cannot_train_beside_others_says_so(kind: str, tiny_model: StableDiffusion) -> None:
+    adapter = attach(tiny_model.modules, KINDS[kind], slots=2)
+    try:
+        if isinstance(KINDS[kind], DoRA | LoHa | LoKr | IA3):
+            with pytest.raises(ConfigError, match="trains one at a time"):
+                adapter.start(0, KINDS[kind], torch.Generator().manual_seed(0))
+        else:
+            adapter.start(0, KINDS[kind], torch.Generator().manual_seed(0))
+    finally:
+        adapter.detach()
+
+
+def test_every_cut_of_a_dylora_is_what_its_step_trained(tiny_model: StableDiffusion) -> None:
+    """The naive cut keeps alpha / dim of the whole; the steps were drawn at alpha / rank."""
+    spec = DyLoRA(dim=8, alpha=4, unit=2)
+    adapter = attach(tiny_model.modules, spec)
+    adapter.start(0, spec, torch.Generator().manual_seed(0))
+    move(adapter)
+    state, whole = adapter.state(0), call(tiny_model)
+    for rank in (2, 4, 6, 8):
+        for update in adapter.updates:
+            update.limit(0, rank)
+        limited = call(tiny_model)
+        for update in adapter.updates:
+            update.limit(0, None)
+        adapter.detach()
+        small = attach(tiny_model.modules, spec)
+        small.load(cut(state, rank))
+        assert torch.allclose(call(tiny_model), limited, atol=1e-5)
+        assert rank == 8 or not torch.allclose(limited, whole, atol=1e-3)
+        small.detach()
+        adapter = attach(tiny_model.modules, spec)
+        adapter.start(0, spec, torch.Generator().manual_seed(0))
+        adapter.load(state)
+    adapter.detach()
+
+
+def test_a_step_of_a_dylora_trains_one_unit(tiny_model: StableDiffusion) -> None:
+    spec = DyLoRA(dim=8, alpha=4, unit=2)
+    adapter = attach(tiny_model.modules, spec)
+    adapter.start(0, spec, torch.Generator().manual_seed(0))
+    move(adapter)
+    generator, seen = torch.Generator().manual_seed(1), set()
+    for _ in range(12):
+        adapter.clear_grads()
+        adapter.draw_rank(0, generator)
+        noisy = torch.randn(1, *tiny_model.latent_shape, generator=generator)
+        tiny_model.predict(noisy, torch.tensor([50]), tiny_model.encode_prompts(["1girl"])).square().mean().backward()
+        adapter.gather_grads()
+        pairs = len(adapter.parameters(0)) // len(adapter.updates)
+        trained = {i % pairs // 2 for i, p in enumerate(adapter.parameters(0)) if p.grad is not None}
+        assert len(trained) == 1
+        seen |= trained
+    assert seen == {0, 1, 2, 3}
+    adapter.detach()
+
+
+@pytest.mark.parametrize("rank", [0, 5])
+def test_impossible_cuts_are_refused(rank: int) -> None:
+    state = {"a.lora_down.weight": torch.zeros(4, 8), "a.lora_up.weight": torch.zeros(8, 4)}
+    with pytest.raises(ConfigError, match="can be cut to 1 to 4"):
+        cut(state, rank)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: LoRA(conv_dim=0), "conv_dim must be at least 1"),
+        (lambda: LoRA(conv_alpha=-1.0), "conv_alpha must be above 0"),
+        (lambda: DyLoRA(dim=10, unit=4), "divisible by adapter.unit=4"),
+        (lambda: DyLoRA(targets=WITH_CONV), "no convolutions"),
+        (lambda: LoHa(rank_stabilized=True), "rank_stabilized is LoRA's and DoRA's"),
+    ],
+)
+def test_impossible_settings_are_refused(make: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make()  # type: ignore[operator]
+
+
+def test_the_guides_limits_are_said() -> None:
+    assert LoRA(dim=128, alpha=64).notes() == ()
+    assert "above 64 and 32" in LoRA(dim=32, conv_dim=128, targets=WITH_CONV).notes()[0]
+    assert "LoHa of dim 64" in LoHa(dim=64).notes()[0]
+    assert "LoKr of dim 33" in LoKr(dim=33).notes()[0]
+    assert "neither rank nor alpha" in IA3().notes()[0]
+    assert LoHa(dim=32).notes() == LoKr(dim=32).notes() == DoRA().notes() == DyLoRA().notes() == ()
