@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autolora.adapters.base import AdaptedLayer, Adapter, NormStats, Room, Routing, State, Update
+from autolora.adapters.changes import LOW_RANK, parts_by_layer
 from autolora.adapters.lora import DyLoRA, LoRA, LowRank
 from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr, tuned_of
 from autolora.errors import ConfigError
@@ -167,17 +168,6 @@ class AdapterSet:
         return NormStats(int((norms > max_norm).sum()), float(capped.mean()), float(capped.max()))
 
 
-def parts_by_layer(state: Mapping[str, Tensor]) -> dict[str, State]:
-    """Each layer's parts; a part's name may have a dot in it, as `lora_down.weight`."""
-    found: dict[str, State] = {}
-    for key, tensor in state.items():
-        path, _, part = key.removesuffix(".weight").rpartition(".")
-        if not part.startswith("lora_"):
-            path, _, part = key.rpartition(".")
-        found.setdefault(path, {})[key.removeprefix(f"{path}.")] = tensor
-    return found
-
-
 def _load_layer(layer: AdaptedLayer, parts: State | None, slot: int, room: Room) -> None:
     """Into the change that is there, where an optimizer may hold its parameters, if that has the same parts."""
     if room.slots > 1:
@@ -189,9 +179,5 @@ def _load_layer(layer: AdaptedLayer, parts: State | None, slot: int, room: Room)
         return
     there = layer.update.parts(0) if layer.update is not None else {}
     if {name: tensor.shape for name, tensor in there.items()} != {name: t.shape for name, t in parts.items()}:
-        layer.kept = [LowRank.of(layer, parts) if _is_low_rank(parts) else tuned_of(layer, parts)]
+        layer.kept = [LowRank.of(layer, parts) if parts.keys() <= LOW_RANK else tuned_of(layer, parts)]
     layer.kept[0].load(0, parts)
-
-
-def _is_low_rank(parts: State) -> bool:
-    return "lora_down.weight" in parts and "dora_scale" not in parts

@@ -1,4 +1,4 @@
-"""LoRA files of other programs as adapter states: diffusers' and peft's names, LyCORIS' LoHa and LoKr.
+"""Files of other programs as adapter states: diffusers' and peft's names, LyCORIS' kinds and DoRA.
 
 Whatever a file factors its updates into, its change of each weight is written as up @ down with alpha = rank.
 """
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from autolora.adapters.base import State
-from autolora.adapters.formats import Shapes, kohya_name
+from autolora.adapters.changes import LOW_RANK, PARTS, as_lora, change, parts_by_layer
+from autolora.adapters.formats import Shapes, kohya_name, same_weights
 from autolora.errors import ExportError
 
 _FACTOR = re.compile(r"(.+?)\.lora(?:\.(down|up)|_(A|B)(?:\.\w+)?)\.weight")
 _HALVES = {"down": "lora_down", "A": "lora_down", "up": "lora_up", "B": "lora_up"}
-RANK_TOLERANCE = 1e-6  # singular values below this share of the largest are rounding
 
 
 def in_diffusers_names(tensors: Mapping[str, Tensor]) -> bool:
@@ -28,9 +28,10 @@ def in_diffusers_names(tensors: Mapping[str, Tensor]) -> bool:
     return any(_FACTOR.fullmatch(_modern(key)) for key in tensors)
 
 
-def in_lycoris_factors(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a file holds LoHa or LoKr factors."""
-    return any(key.rpartition(".")[2].startswith(("hada_w", "lokr_w")) for key in tensors)
+def in_lycoris_parts(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file in kohya's names holds more than the two factors of LoRA and LoCon."""
+    parts = {key.partition(".")[2] for key in tensors}
+    return bool(parts & set(PARTS) - LOW_RANK)
 
 
 def from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, shapes: Shapes) -> State:
@@ -62,66 +63,26 @@ def from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], p
     return state
 
 
-def from_lycoris(tensors: Mapping[str, Tensor], architecture: str, shapes: Shapes) -> State:
-    """LoHa and LoKr layers as the plain LoRA of the same change of weights (and of as high a rank as that takes).
-
-    LoHa (Hyeon-Woo et al. 2022, FedPara): (w1_a w1_b) * (w2_a w2_b) * alpha / rank. LoKr (Yeh et al. 2024, LyCORIS):
-    kron(w1, w2), scaled by alpha / rank only where a factor is itself factored.
+def from_lycoris(tensors: Mapping[str, Tensor], architecture: str, weights: Mapping[str, Tensor]) -> State:
+    """Layers of any kind as the plain LoRA of the same change of weights (and of as high a rank as that takes).
 
     Raises:
-        ExportError: layers the model does not have, incomplete factors, convolutions, shapes that do not fit.
+        ExportError: layers the model does not have, incomplete parts, shapes that do not fit.
     """
-    names = {kohya_name(path, architecture): path for path in shapes if path.startswith(("unet.", "text_encoder."))}
-    layers: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, part = key.partition(".")
-        pointwise = tensor.dim() == 4 and tensor.shape[2:] == (1, 1)
-        layers.setdefault(name, {})[part] = tensor.float().flatten(1) if pointwise else tensor.float()
+    names = {kohya_name(path, architecture): path for path in weights if path.startswith(("unet.", "text_encoder."))}
     state: State = {}
-    for name, parts in layers.items():
+    for name, parts in parts_by_layer(tensors).items():
         if name not in names:
             raise ExportError(f"the base model has no layer {name}: the file was made for another model")
-        path = names[name]
-        outside, inside, *kernel = shapes[path]
-        if any(side != 1 for side in kernel) or any(t.dim() > 2 for t in parts.values()):
-            raise ExportError(f"{name} is a convolution of LyCORIS, which is not supported yet")
+        weight = weights[names[name]]
         try:
-            change = _loha(parts) if "hada_w1_a" in parts else _lokr(parts)
-        except (KeyError, RuntimeError) as error:
-            raise ExportError(f"{name} is incomplete ({error}): export or download the file again") from error
-        if change.shape != (outside, inside):
-            raise ExportError(f"{name} changes {tuple(change.shape)} weights, the model has {outside} x {inside}")
-        up, down = _factored(change)
-        state[f"{path}.lora_down.weight"] = down.reshape(*down.shape, *kernel)
-        state[f"{path}.lora_up.weight"] = up.reshape(*up.shape, *kernel)
-        state[f"{path}.alpha"] = torch.tensor(float(len(down)))
+            found = change(parts, weight)
+        except ExportError as error:
+            raise ExportError(f"{name} is {error}") from error
+        if found.shape != weight.flatten(1).shape:
+            raise ExportError(f"{name} changes {tuple(found.shape)} weights, the model has {tuple(weight.shape)}")
+        state |= as_lora({f"{names[name]}.{part}": tensor for part, tensor in parts.items()}, weights)
     return state
-
-
-def _loha(parts: Mapping[str, Tensor]) -> Tensor:
-    rank = len(parts["hada_w1_b"])
-    scale = float(parts.get("alpha", torch.tensor(float(rank)))) / rank
-    return (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"]) * scale
-
-
-def _lokr(parts: Mapping[str, Tensor]) -> Tensor:
-    def factor(name: str) -> tuple[Tensor, int | None]:
-        if name in parts:
-            return parts[name], None
-        return parts[f"{name}_a"] @ parts[f"{name}_b"], len(parts[f"{name}_b"])
-
-    (first, first_rank), (second, second_rank) = factor("lokr_w1"), factor("lokr_w2")
-    rank = second_rank or first_rank
-    scale = 1.0 if rank is None or "alpha" not in parts else float(parts["alpha"]) / rank
-    return torch.kron(first, second) * scale
-
-
-def _factored(change: Tensor) -> tuple[Tensor, Tensor]:
-    """(out, in) -> up (out, r) and down (r, in) whose product it is, of the least rank that rounding allows."""
-    left, values, right = torch.linalg.svd(change.double(), full_matrices=False)
-    rank = max(1, int((values > RANK_TOLERANCE * values[0]).sum()))
-    root = values[:rank].sqrt()
-    return (left[:, :rank] * root).float().contiguous(), (root[:, None] * right[:rank]).float().contiguous()
 
 
 def _modern(key: str) -> str:
@@ -146,12 +107,10 @@ def _check_pair(state: State, layer: str, shape: tuple[int, ...]) -> None:
     down, up = state.get(f"{layer}.lora_down.weight"), state.get(f"{layer}.lora_up.weight")
     if down is None or up is None:
         raise ExportError(f"{layer} has only one of its two factors: export or download the file again")
-    if any(side != 1 for side in (*down.shape[2:], *shape[2:])):
-        raise ExportError(f"{layer} is a convolution of more than one pixel (LoCon), which is not supported yet")
-    if (up.shape[0], down.shape[1]) != shape[:2] or up.shape[1] != down.shape[0]:
+    if up.shape[0] != shape[0] or up.shape[1] != down.shape[0] or not same_weights(down.shape[1:], shape[1:]):
         raise ExportError(
             f"{layer} does not fit the model: up {tuple(up.shape)} and down {tuple(down.shape)} for a layer of "
-            f"{shape[0]} x {shape[1]}; the file was made for another base model"
+            f"{' x '.join(map(str, shape))}; the file was made for another base model"
         )
 
 

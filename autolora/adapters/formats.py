@@ -8,16 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from autolora.adapters.base import State
+from autolora.adapters.changes import PARTS, change, layer_scale, parts_by_layer, split_key
 from autolora.errors import ExportError
 
 # By architecture, then by the model's root module. SD1 keeps diffusers' names below the prefix.
 PREFIXES: dict[str, dict[str, str]] = {"sd1": {"unet": "lora_unet", "text_encoder": "lora_te"}}
-PARTS = ("lora_down.weight", "lora_up.weight", "alpha")
+FACTORS = ("lora_down.weight", "lora_up.weight", "alpha")
 Shapes = Mapping[str, tuple[int, ...]]  # a layer's path to its weight's shape
 
 _OTHER_KINDS = (
-    ("on_input", "an IA3 file"),
-    ("dora_scale", "a DoRA file"),
     ("lora_te2_", "a LoRA for SDXL"),
     ("lora_te1_", "a LoRA for SDXL"),
     ("lora_unet_input_blocks_", "a LoRA for SDXL"),
@@ -52,7 +51,7 @@ def to_kohya(state: State, architecture: str) -> State:
     """
     renamed: State = {}
     for key, tensor in state.items():
-        path, part = _split(key)
+        path, part = split_key(key)
         name = f"{kohya_name(path, architecture)}.{part}"
         if name in renamed:
             raise ExportError(f"two layers would be called {name} in the file")
@@ -72,40 +71,42 @@ def from_kohya(tensors: Mapping[str, Tensor], architecture: str, shapes: Shapes)
     prefixes = _prefixes(architecture)
     paths = {kohya_name(path, architecture): path for path in shapes if path.partition(".")[0] in prefixes}
     names = dict.fromkeys(key.partition(".")[0] for key in tensors)
-    strange = [key for key in tensors if key.partition(".")[0] not in paths or key.partition(".")[2] not in PARTS]
+    strange = [key for key in tensors if key.partition(".")[0] not in paths or key.partition(".")[2] not in FACTORS]
     if strange or not tensors:
         raise ExportError(_why_unknown(tensors, strange, len(names), architecture))
     state: State = {}
     for name in names:
         path = paths[name]
-        down, up, alpha = (tensors.get(f"{name}.{part}") for part in PARTS)
+        down, up, alpha = (tensors.get(f"{name}.{part}") for part in FACTORS)
         if down is None or up is None:
-            missing = PARTS[0] if down is None else PARTS[1]
+            missing = FACTORS[0] if down is None else FACTORS[1]
             raise ExportError(f"{name} has no {missing}: the file is incomplete; export or download it again")
         state |= _fitted(name, path, down, up, alpha, shapes[path])
     return state
 
 
+def layer_weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The weights of every linear and convolution layer by path, whether or not an adapter is attached."""
+    return {
+        f"{root_name}.{name}".removesuffix(".base"): module.weight.detach()
+        for root_name, root in modules.items()
+        for name, module in root.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+
+
 def layer_shapes(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
-    """The weight shapes of every linear and convolution layer by path, whether or not an adapter is attached."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for root_name, root in modules.items():
-        for name, module in root.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                shapes[f"{root_name}.{name}".removesuffix(".base")] = tuple(module.weight.shape)
-    return shapes
+    """The shapes of the same."""
+    return {path: tuple(weight.shape) for path, weight in layer_weights(modules).items()}
 
 
-def delta(state: State, path: str) -> Tensor:
-    """A layer's change of weight, (out, in) float32: alpha / rank * up @ down, as in every program that loads it."""
-    down, up = state[f"{path}.lora_down.weight"].float(), state[f"{path}.lora_up.weight"].float()
-    return layer_scale(state, path) * (up.flatten(1) @ down.flatten(1))
+def delta(state: State, path: str, weight: Tensor | None = None) -> Tensor:
+    """A layer's change of weight in float32, (out, in) or (out, in * k * k), as in every program that loads it."""
+    return change(_of_layer(state, path), weight)
 
 
-def layer_scale(state: State, path: str) -> float:
-    """alpha / rank of a layer; 1 without an alpha."""
-    alpha = state.get(f"{path}.alpha")
-    return 1.0 if alpha is None else float(alpha) / _rank(state, path)
+def _of_layer(state: State, path: str) -> State:
+    return {part: state[f"{path}.{part}"] for part in PARTS if f"{path}.{part}" in state}
 
 
 def _rank(state: State, path: str) -> int:
@@ -114,13 +115,16 @@ def _rank(state: State, path: str) -> int:
 
 def scaled(state: State, weight: float) -> State:
     """The same adapter times a weight, by its alphas; every layer has one afterwards."""
-    alphas = {f"{p}.alpha": layer_scale(state, p) * weight * _rank(state, p) for p in layer_paths(state)}
+    alphas = {
+        f"{p}.alpha": layer_scale(_of_layer(state, p), _rank(state, p)) * weight * _rank(state, p)
+        for p in layer_paths(state)
+    }
     return {**state, **{key: torch.tensor(alpha, dtype=torch.float64) for key, alpha in alphas.items()}}
 
 
 def layer_paths(state: State) -> list[str]:
     """The layers that an adapter changes."""
-    return [key.removesuffix(f".{PARTS[0]}") for key in state if key.endswith(f".{PARTS[0]}")]
+    return list(parts_by_layer(state))
 
 
 def _prefixes(architecture: str) -> dict[str, str]:
@@ -130,31 +134,29 @@ def _prefixes(architecture: str) -> dict[str, str]:
     return PREFIXES[architecture]
 
 
-def _split(key: str) -> tuple[str, str]:
-    for part in PARTS:
-        if key.endswith(f".{part}"):
-            return key.removesuffix(f".{part}"), part
-    raise ExportError(f"{key!r} is no part of a LoRA; expected a key that ends with one of {', '.join(PARTS)}")
-
-
 def _fitted(name: str, path: str, down: Tensor, up: Tensor, alpha: Tensor | None, shape: tuple[int, ...]) -> State:
     """One layer's tensors with the dimensions of the model's layer; `shape` is its weight's."""
-    outside, inside = shape[:2]
-    if any(side != 1 for side in (*down.shape[2:], *up.shape[2:], *shape[2:])):
-        raise ExportError(f"{name} is a convolution of more than one pixel (LoCon), which is not supported yet")
     rank = down.shape[0] if down.dim() >= 2 else 0
-    shaped = rank > 0 and up.dim() >= 2 and up.shape[1] == rank
-    if not shaped or (up.shape[0], down.shape[1]) != (outside, inside):
+    shaped = rank > 0 and up.dim() >= 2 and up.shape[1] == rank and up.numel() == rank * up.shape[0]
+    if not shaped or up.shape[0] != shape[0] or not same_weights(down.shape[1:], shape[1:]):
         raise ExportError(
             f"{name} does not fit the model: up {tuple(up.shape)} and down {tuple(down.shape)} for a layer of "
-            f"{outside} x {inside}; the file was made for another base model"
+            f"{' x '.join(map(str, shape))}; the file was made for another base model"
         )
-    tail = (1,) * (len(shape) - 2)
     return {
-        f"{path}.lora_down.weight": down.float().reshape(rank, inside, *tail),
-        f"{path}.lora_up.weight": up.float().reshape(outside, rank, *tail),
+        f"{path}.lora_down.weight": down.float().reshape(rank, *shape[1:]),
+        f"{path}.lora_up.weight": up.float().reshape(shape[0], rank, *(1,) * (len(shape) - 2)),
         f"{path}.alpha": torch.tensor(float(rank) if alpha is None else float(alpha)),
     }
+
+
+def same_weights(down: tuple[int, ...], layer: tuple[int, ...]) -> bool:
+    """Whether two shapes behind the outputs are alike but for sides of one pixel."""
+
+    def significant(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[:1] if all(side == 1 for side in shape[1:]) else shape
+
+    return significant(tuple(down)) == significant(tuple(layer))
 
 
 def _why_unknown(tensors: Mapping[str, Tensor], strange: list[str], layers: int, architecture: str) -> str:

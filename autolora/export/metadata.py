@@ -11,11 +11,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import safetensors.torch
 from PIL import Image
 from torch import Tensor
 
+from autolora.adapters.lora import LoRA
+from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
 from autolora.data.captions import split_tags
 from autolora.data.concepts import Concept, Dataset
 from autolora.errors import ExportError
@@ -107,6 +110,28 @@ def tag_frequency(concept: Concept) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
+def _network(run: Run) -> dict[str, Any]:
+    """The module of kohya's tools that reads the file, and its arguments, all strings as these have them."""
+    adapter, args = run.adapter, dict[str, str]()
+    algorithms: dict[type[Any], str] = {DoRA: "lora", LoHa: "loha", LoKr: "lokr", IA3: "ia3"}
+    algorithm = algorithms.get(type(adapter))
+    if algorithm:
+        args["algo"] = algorithm
+    if isinstance(adapter, DoRA):
+        args["dora_wd"] = "True"
+    if isinstance(adapter, LoKr):
+        args["factor"] = str(adapter.factor)
+    if isinstance(adapter, LoRA) and "conv" in adapter.targets:
+        args["conv_dim"] = str(adapter.conv_dim or adapter.dim)
+        args["conv_alpha"] = str(adapter.conv_alpha or adapter.alpha)
+    return {
+        "network_module": "lycoris.kohya" if algorithm else "networks.lora",
+        "network_dim": adapter.dim,
+        "network_alpha": adapter.alpha,
+        "network_args": json.dumps(args),
+    }
+
+
 def _training(run: Run, dataset: Dataset, name: str, card: Card, made: datetime) -> dict[str, str]:
     """Recipe and length; kohya's steps are optimizer steps."""
     settings = run.train
@@ -116,10 +141,7 @@ def _training(run: Run, dataset: Dataset, name: str, card: Card, made: datetime)
         "output_name": name,
         "training_started_at": made.timestamp(),
         "training_finished_at": made.timestamp(),
-        "network_module": "networks.lora",
-        "network_dim": run.adapter.dim,
-        "network_alpha": run.adapter.alpha,
-        "network_args": json.dumps({}),
+        **_network(run),
         "optimizer": f"{type(run.optimizer).__name__}({optimizer})",
         "learning_rate": run.optimizer.lr,
         "unet_lr": run.optimizer.lr,

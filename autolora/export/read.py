@@ -7,8 +7,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from autolora.adapters.base import TARGETS, State
-from autolora.adapters.foreign import from_diffusers, from_lycoris, in_diffusers_names, in_lycoris_factors
-from autolora.adapters.formats import from_kohya, layer_paths, layer_shapes
+from autolora.adapters.foreign import from_diffusers, from_lycoris, in_diffusers_names, in_lycoris_parts
+from autolora.adapters.formats import from_kohya, layer_paths, layer_shapes, layer_weights
 from autolora.adapters.lora import LoRA
 from autolora.errors import ExportError
 from autolora.models.base import BaseModel
@@ -36,8 +36,8 @@ def read_lora(path: Path, model: BaseModel) -> State:
         raise ExportError(f"{path} {kind} ({error}): download or export it again") from error
     shapes = layer_shapes(model.modules)
     try:
-        if in_lycoris_factors(tensors):
-            return from_lycoris(tensors, model.architecture, shapes)
+        if in_lycoris_parts(tensors):
+            return from_lycoris(tensors, model.architecture, layer_weights(model.modules))
         if in_diffusers_names(tensors):
             return from_diffusers(tensors, metadata, path, shapes)
         return from_kohya(tensors, model.architecture, shapes)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from autolora.adapters.base import State
-from autolora.adapters.formats import delta, layer_paths, layer_scale
+from autolora.adapters.changes import change, parts_by_layer
+from autolora.adapters.formats import delta, kohya_name, layer_paths, layer_weights
 from autolora.errors import ExportError
+from autolora.export.consumers import CONSUMERS
 from autolora.export.read import read_lora
 from autolora.models.base import BaseModel, RenderSettings
 from autolora.models.folders import weight_files
@@ -35,15 +38,32 @@ class Verified:
 
     layers: int
     delta_error: float
+    read_by: tuple[str, ...] = ()  # the programs that make the same of the file; others do not read its kind
 
 
 def verify_deltas(state: State, path: Path, model: BaseModel) -> Verified:
-    """Reload a written file and compare every layer's alpha / rank * up @ down with the adapter's.
+    """Reload a written file and compare every layer's change with the adapter's, as each program would read it.
 
     Raises:
         ExportError: a layer is missing or added, or differs by more than the file's rounding explains.
     """
-    return _compare(state, read_lora(path, model), str(path))
+    weights = layer_weights(model.modules)
+    found = _compare(state, read_lora(path, model), str(path), weights)
+    return replace(found, read_by=tuple(_readers(state, path, model.architecture, weights)))
+
+
+def _readers(state: State, path: Path, architecture: str, weights: Mapping[str, Tensor]) -> Iterator[str]:
+    """The programs that read this kind of file, each after its reading was compared."""
+    layers, trained = parts_by_layer(load_file(path)), parts_by_layer(state)
+    for program, read in CONSUMERS.items():
+        try:
+            for name, parts in trained.items():
+                weight = weights[name].float()
+                found = read(layers[kohya_name(name, architecture)], weight).flatten(1)
+                _agree(name, parts, found, weight, f"{path} in {program}")
+            yield program
+        except NotImplementedError:
+            continue
 
 
 class DiffusersTwin:
@@ -83,7 +103,7 @@ class DiffusersTwin:
         Raises:
             ExportError: as the function `verify_deltas`.
         """
-        return _compare(state, self.state(), f"{self.path} in diffusers")
+        return _compare(state, self.state(), f"{self.path} in diffusers", layer_weights(self.model.modules))
 
     @torch.inference_mode()
     def render(
@@ -153,7 +173,7 @@ def open_pipeline(folder: Path, model: BaseModel) -> Any:
     return pipeline.to(model.device)
 
 
-def _compare(state: State, loaded: State, where: str) -> Verified:
+def _compare(state: State, loaded: State, where: str, weights: Mapping[str, Tensor]) -> Verified:
     """Compare a loaded state with the trained one, layer by layer; `where` names the former in errors."""
     ours, theirs = set(layer_paths(state)), set(layer_paths(loaded))
     if ours != theirs:
@@ -163,35 +183,43 @@ def _compare(state: State, loaded: State, where: str) -> Verified:
             if names
         ]
         raise ExportError(f"{where}: {' and '.join(problems)} compared with the trained adapter")
-    worst = 0.0
+    worst, trained = 0.0, parts_by_layer(state)
     for name in sorted(ours):
-        expected = delta(state, name)
-        error = float(torch.linalg.vector_norm(delta(loaded, name) - expected))
-        size = float(torch.linalg.vector_norm(expected))
-        if not error <= _rounding(state, name):  # so that NaN is refused as well
-            raise ExportError(
-                f"{where}: the change of {name} differs from the trained one by {error:.3g} (its norm is "
-                f"{size:.3g}), more than rounding explains"
-            )
-        worst = max(worst, error / size if size else error)
+        worst = max(worst, _agree(name, trained[name], delta(loaded, name, weights[name]), weights[name], where))
     return Verified(len(ours), worst)
 
 
-def _rounding(state: State, path: str) -> float:
-    """The most that storing both factors in half precision can do to a layer's change (Frobenius norm).
+def _agree(name: str, parts: State, found: Tensor, weight: Tensor, where: str) -> float:
+    """The relative difference of a layer's change from the trained one.
 
-    |BA - B'A'| <= |B||A - A'| + |B - B'||A'|, with half a unit in the last place of each entry: 2^-11 of it,
-    or 2^-25 where it is subnormal; 1% is added for 32-bit arithmetic.
+    Raises:
+        ExportError: it is more than rounding explains.
     """
+    expected = change(parts, weight)
+    error = float(torch.linalg.vector_norm(found - expected))
+    size = float(torch.linalg.vector_norm(expected))
+    if not error <= _rounding(parts, expected, weight):  # so that NaN is refused as well
+        raise ExportError(
+            f"{where}: the change of {name} differs from the trained one by {error:.3g} (its norm is "
+            f"{size:.3g}), more than rounding explains"
+        )
+    return error / size if size else error
 
-    def norms(factor: Tensor) -> tuple[float, float]:
-        size = float(torch.linalg.vector_norm(factor.float()))
-        return size, size * 2**-11 + factor.numel() ** 0.5 * 2**-25
 
-    down, moved_down = norms(state[f"{path}.lora_down.weight"])
-    up, moved_up = norms(state[f"{path}.lora_up.weight"])
-    bound = up * moved_down + moved_up * (down + moved_down)
-    return 1.01 * abs(layer_scale(state, path)) * bound + 1e-12
+def _rounding(parts: State, expected: Tensor, weight: Tensor) -> float:
+    """The most that storing a layer's parts in half precision can do to its change (Frobenius norm).
+
+    Each entry x moves by half a unit in its last place, 2^-11 of it, or by 2^-25 where it is subnormal: so by at most
+    2^-11 (|x| + 2^-14). A product of k parts then moves by at most the product of these times (1 + 2^-11)^k - 1. DoRA
+    changes W by what it makes of W + D, which moves as its magnitude and its direction do. 1% is added for 32-bit
+    arithmetic, and what a change written as a plain LoRA loses of it.
+    """
+    if "dora_scale" in parts:
+        return 1.01 * 4 * 2**-11 * float(torch.linalg.vector_norm(weight.float().flatten(1) + expected))
+    kept = ("alpha", "on_input")
+    larger = {name: part if name in kept else part.float().abs() + 2**-14 for name, part in parts.items()}
+    moved = ((1 + 2**-11) ** (len(parts) - 1) - 1) * torch.linalg.vector_norm(change(larger, weight.abs()))
+    return 1.01 * float(moved) + 2e-6 * float(torch.linalg.vector_norm(expected)) + 1e-12
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from autolora.adapters.base import State
-from autolora.adapters.formats import to_kohya
+from autolora.adapters.formats import layer_paths, to_kohya
 from autolora.data.concepts import Dataset
 from autolora.errors import ExportError
 from autolora.export.metadata import Card, build_metadata, family_of, hashes, thumbnail
@@ -71,7 +71,7 @@ def export_lora(
         picture.unlink(missing_ok=True)  # of an earlier export: it would show another LoRA
     write_atomic(sidecar, _sidecar(model, card))
     write_atomic(path, _in_order(safetensors.torch.save(tensors, metadata)))
-    layers = sum(key.endswith(".alpha") for key in tensors)
+    layers = len(layer_paths(state))
     return Exported(path, sidecar, picture if preview is not None else None, layers, path.stat().st_size)
 
 
@@ -93,7 +93,10 @@ def _in_dtype(tensors: State, dtype: torch.dtype) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ExportError(f"{key} holds infinities or NaN: this checkpoint diverged; export an earlier one")
-        kept = tensor.float() if key.endswith(".alpha") else tensor.to(dtype)
+        if key.endswith(".on_input"):
+            kept = tensor.to(torch.int64)  # as LyCORIS keeps it
+        else:
+            kept = tensor.float() if key.endswith(".alpha") else tensor.to(dtype)
         if not torch.isfinite(kept).all():
             raise ExportError(f"{key} is too large for {str(dtype).removeprefix('torch.')}; export as float32")
         found[key] = kept.contiguous()

@@ -21,9 +21,10 @@ from autolora.progress import Bars
 from autolora.report.sections import as_dict, print_sections, write_page
 from autolora.study.check import caption_sections, dataset_sections, measured_sections, recipe_section, schedule_section
 from autolora.study.export_best import export_best
-from autolora.study.finish import finish, study_report
+from autolora.study.finish import finish, study_report, twin_in_words
 from autolora.study.lora_files import find_files, grid, print_table, read_files, score_files
 from autolora.study.plan import Plan, make_plan, open_study
+from autolora.study.proof import prove
 from autolora.study.trial import Record
 from autolora.study.tune import run_study
 from autolora.study.workbench import open_workbench
@@ -190,9 +191,12 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
             bars.say(f"step {checkpoint.step}: {record.curve[-1].words}")
         best = record.best()
         assert best is not None
-        exported = export_best(record, best, work, folder / "best", run.name)
+        exported, twin = export_best(record, best, work, folder / "best", run.name)
+        proof = prove(work, record.load(best), best, exported, twin, None, bars)
     write_atomic(folder / "score.json", json.dumps(record.summary(), indent=2))
     print(f"best checkpoint: step {best.step}, {best.words}\nLoRA: {exported.path}")
+    if twin:
+        print(twin_in_words(twin, proof))
     return UNMEASURED_EXIT_CODE if work.unmeasured else 0
 
 

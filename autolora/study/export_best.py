@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
+from autolora.adapters.base import State
+from autolora.adapters.changes import as_lora, distance, is_plain
+from autolora.adapters.formats import layer_weights
 from autolora.export.metadata import Card
+from autolora.export.read import lora_of
 from autolora.export.write import Exported, export_lora
 from autolora.sampling import Shot, render
 from autolora.study.trial import Point, Record
 from autolora.study.workbench import Workbench
 
+TWIN_DIMS = (8, 16, 32, 64, 128)
+TWIN_DISTANCE = 0.02  # of the changes' norm
 
-def export_best(record: Record, best: Point, work: Workbench, folder: Path, study: str) -> Exported:
+
+@dataclass(frozen=True)
+class Twin:
+    """A plain LoRA beside an export of another kind, for the programs that do not read that; `apart` is a share."""
+
+    path: Path
+    state: State
+    dim: int
+    apart: float
+
+
+def export_best(record: Record, best: Point, work: Workbench, folder: Path, study: str) -> tuple[Exported, Twin | None]:
     """Export a record's best checkpoint with its words, figures and a picture; it is left loaded in the adapter.
+
+    What is no plain LoRA gets one beside it, as near as its dim allows.
 
     Args:
         record: the trial.
@@ -40,5 +62,24 @@ def export_best(record: Record, best: Point, work: Workbench, folder: Path, stud
         step=best.step,
         facts={"study": study, "score": best.words, "base_hash": model.base_hash},
     )
-    picture = Image.fromarray(preview)
-    return export_lora(state, record.run, dataset, model, folder, dataset.trigger, card=card, preview=picture)
+    picture, name = Image.fromarray(preview), dataset.trigger
+    exported = export_lora(state, record.run, dataset, model, folder, name, card=card, preview=picture)
+    if is_plain(state):
+        return exported, None
+    kind = type(record.run.adapter).__name__
+    twin, dim, apart = nearest_lora(state, layer_weights(model.modules))
+    note = f"{card.description}; a plain LoRA of dim {dim} in the place of its {kind}"
+    run = replace(record.run, adapter=lora_of(twin))
+    plain = replace(card, description=note, facts={**card.facts, "twin_of": kind, "twin_distance": f"{apart:.4f}"})
+    written = export_lora(twin, run, dataset, model, folder, f"{name}-lora", card=plain, preview=picture)
+    return exported, Twin(written.path, twin, dim, apart)
+
+
+def nearest_lora(state: State, weights: Mapping[str, Tensor]) -> tuple[State, int, float]:
+    """The plain LoRA of the smallest rank that comes near enough to an adapter, its rank, and how far it still is."""
+    for dim in TWIN_DIMS:
+        twin = as_lora(state, weights, dim)
+        apart = distance(twin, state, weights)
+        if apart <= TWIN_DISTANCE:
+            break
+    return twin, dim, apart

@@ -11,23 +11,17 @@ from typing import Any
 from optuna import Study
 from optuna.trial import FrozenTrial
 
-from autolora.errors import ExportError
-from autolora.export.read import read_lora
-from autolora.export.verify import DiffusersTwin, compare_pictures, verify_deltas
 from autolora.export.write import Exported
 from autolora.files import write_atomic
 from autolora.progress import Bars
-from autolora.sampling import Shot, render
-from autolora.scoring.scorer import Scorer
 from autolora.study.evidence import report_study
-from autolora.study.export_best import export_best
-from autolora.study.finals import Finalist, Finals, hold_finals, seeds_in_words
+from autolora.study.export_best import Twin, export_best
+from autolora.study.finals import Finals, hold_finals, seeds_in_words
 from autolora.study.plan import Plan
+from autolora.study.proof import Proof, prove
 from autolora.study.trial import Record
 from autolora.study.tune import add_seconds, records, spent_seconds
 from autolora.study.workbench import Workbench
-
-SCORE_TOLERANCE = 0.005  # a half-precision file may move the score by this much
 
 
 def finish(plan: Plan, study: Study, work: Workbench, bars: Bars) -> str:
@@ -35,12 +29,13 @@ def finish(plan: Plan, study: Study, work: Workbench, bars: Bars) -> str:
     found = records(plan, study)
     finals = _finals(plan, study, found, work, bars)
     winner = finals.winner
-    exported = export_best(winner.record, winner.point, work, plan.folder / "best", plan.settings.name)
-    _prove(work, finals.scorer, winner, exported.path, bars)
+    exported, twin = export_best(winner.record, winner.point, work, plan.folder / "best", plan.settings.name)
+    state = winner.record.load(winner.point)
+    proof = prove(work, state, winner.point, exported, twin, finals.scorer, bars)
     page = report_study(plan, study, work, found, finals, exported.path, bars)
-    result = _result(plan, study, found, finals, exported)
+    result = _result(plan, study, found, finals, exported) | _files(twin, proof)
     write_atomic(plan.folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    return _summary(found, finals, exported, page)
+    return _summary(found, finals, exported, page) + (f"\n{twin_in_words(twin, proof)}" if twin else "")
 
 
 def study_report(plan: Plan, study: Study, work: Workbench, bars: Bars) -> Path:
@@ -56,34 +51,6 @@ def _finals(plan: Plan, study: Study, found: list[tuple[FrozenTrial, Record]], w
     finals = hold_finals(plan, found, work, bars)
     add_seconds(study, finals.training_seconds, time.perf_counter() - began - finals.training_seconds)
     return finals
-
-
-def _prove(work: Workbench, scorer: Scorer | None, winner: Finalist, path: Path, bars: Bars) -> None:
-    """Reload the written file by our reader and by diffusers' own; deltas, pictures and score must agree.
-
-    Raises:
-        ExportError: they do not.
-    """
-    bench, state = work.bench, winner.record.load(winner.point)
-    verify_deltas(state, path, bench.model)
-    reloaded = read_lora(path, bench.model)
-    bench.adapter.load(reloaded)
-    before = winner.point.score
-    if scorer is not None and before is not None:
-        after = work.score(scorer, bars).score.value
-        if abs(after - before["value"]) > SCORE_TOLERANCE:
-            raise ExportError(
-                f"{path} scores {after:.3f} after reloading, the trial {before['value']:.3f}; "
-                f"a gap of at most {SCORE_TOLERANCE} was expected"
-            )
-    folder = getattr(bench.model, "folder", None)
-    if folder is not None:
-        probe = work.of("trigger")[0]
-        shots = [Shot(probe.prompt, probe.seeds[0], weight) for weight in work.scoring.weights]
-        ours = render(bench.model, shots, work.render_settings, bench.adapter)
-        twin = DiffusersTwin(path, folder, bench.model)
-        twin.verify_deltas(state)
-        compare_pictures(ours, twin.render(shots, work.render_settings))
 
 
 def _result(
@@ -118,6 +85,21 @@ def _result(
         "verdict": winner.point.verdict,
         "export": str(exported.path),
     }
+
+
+def _files(twin: Twin | None, proof: Proof) -> dict[str, Any]:
+    """What the files are good for."""
+    if twin is None:
+        return {"read_by": proof.read_by}
+    score = proof.twin_score.as_dict() if proof.twin_score else None
+    found = {"path": str(twin.path), "dim": twin.dim, "distance": round(twin.apart, 4), "score": score}
+    return {"read_by": proof.read_by, "plain": found}
+
+
+def twin_in_words(twin: Twin, proof: Proof) -> str:
+    """The plain LoRA beside the file, for a person."""
+    score = f", score {proof.twin_score.value:.3f}" if proof.twin_score else ""
+    return f"plain:  {twin.path} (dim {twin.dim}, {twin.apart:.1%} off{score}), for programs that do not read the other"
 
 
 def _fate(record: Record) -> str:

@@ -1,0 +1,106 @@
+"""How the programs that load a file read each layer's change of weight from it, written from what they do.
+
+Each takes a layer's tensors as they stand in the file, by their names behind the layer's, and the base's weight. They
+share nothing with the trainer, so that a file that agrees with them all is right in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+Parts = Mapping[str, Tensor]
+Reader = Callable[[Parts, Tensor], Tensor]
+
+
+def webui(parts: Parts, weight: Tensor) -> Tensor:
+    """A1111: alpha / dim of whatever has a dim, kernels folded into the inputs, IA3 by row or column.
+
+    Raises:
+        NotImplementedError: DoRA by output, whose norms it takes by input.
+    """
+    if "dora_scale" in parts and parts["dora_scale"].shape[0] == weight.shape[0]:
+        raise NotImplementedError("A1111 takes DoRA's norms by input")
+    return _product(parts, weight)
+
+
+def _product(parts: Parts, weight: Tensor) -> Tensor:
+    shape = weight.shape
+    alpha = parts["alpha"].item() if "alpha" in parts else None
+    dim: int | None = None
+    if "on_input" in parts:
+        factor = parts["weight"].float()
+        columns = bool(parts["on_input"].item())
+        return weight * (factor.reshape(1, -1) if columns else factor.reshape(-1, 1)).reshape(
+            (1, -1) + (1,) * (len(shape) - 2) if columns else (-1, 1) + (1,) * (len(shape) - 2)
+        )
+    if "hada_w1_a" in parts:
+        dim = parts["hada_w1_b"].shape[0]
+        found = (parts["hada_w1_a"].float() @ parts["hada_w1_b"].float().flatten(1)) * (
+            parts["hada_w2_a"].float() @ parts["hada_w2_b"].float().flatten(1)
+        )
+    elif any(name.startswith("lokr_") for name in parts):
+        halves = []
+        for name in ("lokr_w1", "lokr_w2"):
+            if name in parts:
+                halves.append(parts[name].float())
+            else:
+                dim = parts[f"{name}_b"].shape[0]
+                halves.append(parts[f"{name}_a"].float() @ parts[f"{name}_b"].float().flatten(1))
+        first, second = halves
+        if second.dim() == 4:
+            first = first[:, :, None, None]
+        elif len(shape) == 4:  # a factored kernel stands behind the inputs
+            second = second.reshape(second.shape[0], -1, *shape[2:])
+            first = first[:, :, None, None]
+        found = torch.kron(first, second.contiguous())
+    else:
+        dim = parts["lora_down.weight"].shape[0]
+        found = parts["lora_up.weight"].float().flatten(1) @ parts["lora_down.weight"].float().flatten(1)
+    scale = alpha / dim if alpha is not None and dim is not None else 1.0
+    return found.reshape(shape) * scale
+
+
+def comfy(parts: Parts, weight: Tensor) -> Tensor:
+    """ComfyUI: the same changes, and DoRA by the axis that its scale has.
+
+    Raises:
+        NotImplementedError: it does not read IA3.
+    """
+    if "on_input" in parts:
+        raise NotImplementedError("ComfyUI reads no IA3")
+    delta = _product(parts, weight)
+    if "dora_scale" not in parts:
+        return delta
+    scale, whole = parts["dora_scale"].float(), weight.float() + delta
+    if scale.shape[0] == whole.shape[0]:
+        length = whole.reshape(whole.shape[0], -1).norm(dim=1, keepdim=True)
+        length = length.reshape(whole.shape[0], *[1] * (whole.dim() - 1))
+    else:
+        turned: Tensor = whole.transpose(0, 1)
+        length = turned.reshape(turned.shape[0], -1).norm(dim=1, keepdim=True)
+        length = length.reshape(turned.shape[0], *[1] * (turned.dim() - 1)).transpose(0, 1)
+    found: Tensor = whole * (scale / length) - weight
+    return found
+
+
+def kohya(parts: Parts, weight: Tensor) -> Tensor:
+    """sd-scripts' networks.lora: LoRA and LoCon, a convolution's two factors run one after the other.
+
+    Raises:
+        NotImplementedError: another kind.
+    """
+    if set(parts) - {"lora_down.weight", "lora_up.weight", "alpha"}:
+        raise NotImplementedError("networks.lora reads LoRA and LoCon only")
+    down, up = parts["lora_down.weight"].float(), parts["lora_up.weight"].float()
+    scale = parts["alpha"].item() / down.shape[0] if "alpha" in parts else 1.0
+    if weight.dim() == 2:
+        return up.flatten(1) @ down.flatten(1) * scale
+    if down.shape[2:] == (1, 1):
+        return (up.flatten(1) @ down.flatten(1))[:, :, None, None] * scale
+    return torch.nn.functional.conv2d(down.permute(1, 0, 2, 3), up).permute(1, 0, 2, 3) * scale
+
+
+CONSUMERS: dict[str, Reader] = {"A1111": webui, "ComfyUI": comfy, "kohya sd-scripts": kohya}

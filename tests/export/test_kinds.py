@@ -1,0 +1,181 @@
+"""Files of every kind of adapter are what was trained: by our reader, and by what other programs make of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from autolora.adapters.adapter_set import attach
+from autolora.adapters.base import State
+from autolora.adapters.changes import as_lora, distance, parts_by_layer
+from autolora.adapters.formats import kohya_name, layer_weights
+from autolora.adapters.tuned import DoRA, LoHa, LoKr
+from autolora.errors import ExportError
+from autolora.export.consumers import CONSUMERS
+from autolora.export.metadata import Card
+from autolora.export.read import read_metadata
+from autolora.export.verify import DiffusersTwin, verify_deltas
+from autolora.export.write import export_lora
+from autolora.models import StableDiffusion
+from tests.adapters.test_contract import KINDS, move
+from tests.export.world import dataset, run
+
+CARD = Card("1girl, zorak", 0.7, "a test", 40)
+KINDS = {name: spec for name, spec in KINDS.items() if name != "dylora"}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def trained(model: StableDiffusion, kind: str) -> tuple[State, dict[str, torch.Tensor]]:
+    """An adapter away from zero, and its change of each layer."""
+    adapter = attach(model.modules, KINDS[kind])
+    try:
+        adapter.start(0, KINDS[kind], torch.Generator().manual_seed(0))
+        move(adapter, size=0.05)
+        changes = {
+            p: u.change(0).detach().clone() for (p, _), u in zip(adapter.layers.items(), adapter.updates, strict=True)
+        }
+        return adapter.state(0), changes
+    finally:
+        adapter.detach()
+
+
+def export(model: StableDiffusion, kind: str, state: State, folder: Path) -> Path:
+    return export_lora(state, run(KINDS[kind]), dataset(), model, folder, kind, card=CARD, dtype=torch.float32).path
+
+
+def test_every_kind_is_proved_after_writing(kind: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    state, changes = trained(tiny_model, kind)
+    half = export_lora(state, run(KINDS[kind]), dataset(), tiny_model, tmp_path, "half", card=CARD).path
+    found = verify_deltas(state, half, tiny_model)
+    assert found.layers == len(changes)
+    plain = kind.partition("-")[0] in ("lora", "rslora", "locon")
+    assert ("kohya sd-scripts" in found.read_by) == plain
+    assert {"A1111", "ComfyUI"} & set(found.read_by)
+    assert 0 < found.delta_error < 1e-2
+    assert verify_deltas(state, export(tiny_model, kind, state, tmp_path), tiny_model).delta_error < 1e-4
+
+
+def test_a_wrong_file_is_refused(kind: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    state, _ = trained(tiny_model, kind)
+    path = export(tiny_model, kind, state, tmp_path)
+    tensors = load_file(path)
+    key = next(key for key, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel() > 1)
+    tensors[key] = tensors[key] * 1.1
+    save_file(tensors, path)
+    with pytest.raises(ExportError, match="differs from the trained one"):
+        verify_deltas(state, path, tiny_model)
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "locon"])
+def test_diffusers_loads_it_and_predicts_the_same(
+    kind: str, tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state, _ = trained(tiny_model, kind)
+    twin = DiffusersTwin(export(tiny_model, kind, state, tmp_path), tiny_model_dir, tiny_model)
+    assert twin.verify_deltas(state).layers == len(parts_by_layer(state))
+    noisy = torch.randn(2, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
+    context, steps = tiny_model.encode_prompts(["1girl", "hat"]).detach(), torch.tensor([50, 500])
+    adapter = attach(tiny_model.modules, KINDS[kind])
+    try:
+        adapter.load({key: tensor for key, tensor in state.items() if key.startswith("unet.")})
+        with torch.no_grad():
+            ours = tiny_model.predict(noisy, steps, context)
+            theirs = twin.pipeline.unet(noisy, steps, context, return_dict=False)[0]
+    finally:
+        adapter.detach()
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert not caplog.records
+
+
+def test_what_diffusers_makes_of_a_dora_in_kohyas_names_is_refused(
+    tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """It leaves the magnitudes out and loads the rest as a LoRA: for it there is the plain twin."""
+    state, _ = trained(tiny_model, "dora")
+    twin = DiffusersTwin(export(tiny_model, "dora", state, tmp_path), tiny_model_dir, tiny_model)
+    with pytest.raises(ExportError, match="in diffusers: the change of"):
+        twin.verify_deltas(state)
+
+
+@pytest.mark.parametrize("consumer", CONSUMERS)
+def test_other_programs_make_the_same_of_it(
+    consumer: str, kind: str, tiny_model: StableDiffusion, tmp_path: Path
+) -> None:
+    state, changes = trained(tiny_model, kind)
+    layers = parts_by_layer(load_file(export(tiny_model, kind, state, tmp_path)))
+    weights = layer_weights(tiny_model.modules)
+    for path, expected in changes.items():
+        try:
+            found = CONSUMERS[consumer](layers[kohya_name(path, "sd1")], weights[path])
+        except NotImplementedError:
+            unread = {"A1111": ["dora"], "ComfyUI": ["ia3"], "kohya sd-scripts": ["dora", "loha", "lokr", "ia3"]}
+            assert kind.partition("-")[0] in unread[consumer]
+            return
+        assert torch.allclose(found.reshape(expected.shape), expected, atol=1e-5, rtol=1e-4), path
+
+
+def test_a_scale_on_whole_lokr_factors_would_be_lost(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    """The naive export keeps alpha / dim of whole factors, which no program applies."""
+    state, changes = trained(tiny_model, "lokr-whole")
+    spec = KINDS["lokr-whole"]
+    assert spec.alpha / spec.dim < 0.01
+    layers = parts_by_layer(load_file(export(tiny_model, "lokr-whole", state, tmp_path)))
+    path, expected = next(iter(changes.items()))
+    naive = expected * spec.alpha / spec.dim
+    found = CONSUMERS["ComfyUI"](layers[kohya_name(path, "sd1")], layer_weights(tiny_model.modules)[path])
+    assert torch.allclose(found, expected, atol=1e-6) and not torch.allclose(found, naive, atol=1e-6)
+
+
+def test_a_twin_is_a_plain_lora_that_comes_near(
+    kind: str, tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    state, _ = trained(tiny_model, kind)
+    weights = layer_weights(tiny_model.modules)
+    whole, small = as_lora(state, weights), as_lora(state, weights, 2)
+    assert distance(whole, state, weights) < 1e-4
+    assert {part for parts in parts_by_layer(small).values() for part in parts} == {
+        "lora_down.weight",
+        "lora_up.weight",
+        "alpha",
+    }
+    assert all(len(parts["lora_down.weight"]) == 2 for parts in parts_by_layer(small).values())
+    nearer = as_lora(state, weights, 128)  # more than most layers have
+    assert distance(nearer, state, weights) < distance(small, state, weights) < 1 or kind == "locon"
+    path = export_lora(nearer, run(KINDS[kind]), dataset(), tiny_model, tmp_path, "twin", card=CARD).path
+    assert verify_deltas(nearer, path, tiny_model).read_by == tuple(CONSUMERS)
+    assert DiffusersTwin(path, tiny_model_dir, tiny_model).verify_deltas(nearer).layers == len(parts_by_layer(state))
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "algorithm"),
+    [
+        ("lora", "networks.lora", None),
+        ("locon", "networks.lora", None),
+        ("dora", "lycoris.kohya", "lora"),
+        ("loha", "lycoris.kohya", "loha"),
+        ("lokr", "lycoris.kohya", "lokr"),
+        ("ia3", "lycoris.kohya", "ia3"),
+    ],
+)
+def test_metadata_name_the_module_that_reads_it(
+    kind: str, module: str, algorithm: str | None, tiny_model: StableDiffusion, tmp_path: Path
+) -> None:
+    state, _ = trained(tiny_model, kind)
+    found = read_metadata(export(tiny_model, kind, state, tmp_path))
+    assert found["ss_network_module"] == module
+    args = json.loads(found["ss_network_args"])
+    assert args.get("algo") == algorithm
+    assert (kind == "locon") == ("conv_dim" in args)
+    assert args.get("dora_wd") == ("True" if kind == "dora" else None)
+
+
+def test_kinds_of_this_list_are_all_kinds() -> None:
+    assert {type(spec) for spec in KINDS.values()} >= {DoRA, LoHa, LoKr}
