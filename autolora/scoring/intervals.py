@@ -49,11 +49,13 @@ def expansion(samples: int) -> float:
 
 
 def ruled_out(rate: Estimate, renders: int) -> Estimate:
-    """A rate whose upper end is at least what so many renders without a single hit can rule out.
+    """A rate whose ends are at least what so many renders without a single hit, or without a single miss, rule out.
 
-    1 - .025^(1/n), the exact (Clopper and Pearson 1934) bound at no hit: a bootstrap of no hits says exactly 0.
+    1 - .025^(1/n) and .025^(1/n), the exact (Clopper and Pearson 1934) bounds there: a bootstrap of equal values has no
+    width at all.
     """
-    return Estimate(rate.value, rate.low, max(rate.high, 1 - 0.025 ** (1 / renders)))
+    certain = 0.025 ** (1 / renders)
+    return Estimate(rate.value, min(rate.low, certain), max(rate.high, 1 - certain))
 
 
 def bootstrap_means(values: Array, draws: int, seed: int) -> Array:

@@ -121,6 +121,7 @@ def test_no_hit_in_few_renders_does_not_say_that_there_is_no_bleed() -> None:
     assert ruled_out(Estimate(0.0, 0.0, 0.0), 24).high < ScoringSettings.bleed_limit
     assert ruled_out(Estimate(0.0, 0.0, 0.0), 16).high > ScoringSettings.bleed_limit
     assert ruled_out(Estimate(0.5, 0.3, 0.7), 24) == Estimate(0.5, 0.3, 0.7)
+    assert ruled_out(Estimate(1.0, 1.0, 1.0), 24).low == pytest.approx(1 - ruled_out(Estimate(0.0, 0.0, 0.0), 24).high)
 
 
 def test_the_default_probes_are_enough_to_rule_bleed_out() -> None:
