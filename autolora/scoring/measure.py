@@ -36,11 +36,10 @@ class Draws:
 
     value: float
     draws: Array
-    prompts: int  # that the least asked of its parts is drawn from
 
     def estimate(self) -> Estimate:
         """The value with its interval."""
-        return estimate(self.value, self.draws, self.prompts)
+        return estimate(self.value, self.draws)
 
 
 @dataclass(frozen=True)
@@ -100,15 +99,13 @@ def _fidelity(scorer: Scorer, rows: Mapping[Probe, Views]) -> Draws:
     return Draws(
         0.5 * character.value + 0.25 * float(np.mean(values)) + 0.25 * min(values),
         0.5 * character.draws + 0.25 * draws.mean(0) + 0.25 * draws.min(0),
-        min(one.prompts for one in found),
     )
 
 
 def _position(scorer: Scorer, reference: Reference, probes: list[Probe], rows: Mapping[Probe, Views]) -> Draws:
     rendered = np.stack([reference.passes(rows[p]) for p in probes])
     base = np.stack([reference.passes(scorer.base[p]) for p in probes])
-    draws = scorer.settings.bootstrap
-    return Draws(*relative_position(rendered, base, reference.real, draws, seed=1), len(probes))
+    return Draws(*relative_position(rendered, base, reference.real, scorer.settings.bootstrap, seed=1))
 
 
 def class_bleed(scorer: Scorer, rows: Mapping[Probe, Views]) -> Draws:
@@ -117,8 +114,7 @@ def class_bleed(scorer: Scorer, rows: Mapping[Probe, Views]) -> Draws:
 
 
 def _rate(bleed: Draws, probes: list[Probe]) -> Estimate:
-    """The rate; from few prompts of many seeds each, so it is not widened as a term of one seed a prompt is."""
-    return ruled_out(estimate(bleed.value, bleed.draws), sum(len(probe.seeds) for probe in probes))
+    return ruled_out(bleed.estimate(), sum(len(probe.seeds) for probe in probes))
 
 
 def _editability(scorer: Scorer, rows: Mapping[Probe, Views]) -> Draws:
@@ -130,8 +126,7 @@ def _editability(scorer: Scorer, rows: Mapping[Probe, Views]) -> Draws:
             np.stack([scorer.texts[p] for p in edited]),
             scorer.settings.bootstrap,
             seed=1,
-        ),
-        len(edited),
+        )
     )
 
 

@@ -11,7 +11,7 @@ from autolora.adapters.adapter_set import AdapterSet
 from autolora.models.base import BaseModel
 from autolora.sampling import Pictures, Shot, render
 from autolora.scoring.encoders import Views
-from autolora.scoring.intervals import Array, Estimate
+from autolora.scoring.intervals import Array, Estimate, estimate
 from autolora.scoring.measure import Draws, Measured, measure, measure_likeness
 from autolora.scoring.probes import Probe
 from autolora.scoring.scorer import Scorer
@@ -83,7 +83,8 @@ def score(scorer: Scorer, pictures: Rendered, embedded: Embedded | None = None) 
     strongest = parts[max(weights)]
     constraints = broken_by(by_weight, scorer.settings)
     capture = {f"{weight:g}": _capture(scorer, at[weight]) for weight in weights}
-    wide = _mean([_worth(part, scorer.settings.bleed_limit) for part in parts.values()]).estimate()
+    whole = _mean([_worth(part, scorer.settings.bleed_limit) for part in parts.values()])
+    wide = estimate(whole.value, whole.draws, fewest_prompts(scorer))
     return Scorecard(
         score=Estimate(wide.value, max(wide.low, -1.0), min(wide.high, 1.0)),
         weight=recommended_weight(by_weight, scorer.settings),
@@ -96,6 +97,12 @@ def score(scorer: Scorer, pictures: Rendered, embedded: Embedded | None = None) 
         second=second,
         leaks=_leaks(scorer, at[max(weights)]),
     )
+
+
+def fewest_prompts(scorer: Scorer) -> int:
+    """How many prompts the less asked of the score's two halves is drawn from; fidelity asks each concept."""
+    asked = [len(scorer.of("trigger", concept=concept.name)) for concept in scorer.references.concepts]
+    return min(*asked, len(scorer.of("novel", "style", "people")))
 
 
 def embed(scorer: Scorer, pictures: Rendered) -> Embedded:
@@ -155,7 +162,7 @@ def _overall(parts: list[Measured]) -> dict[str, Estimate]:
 
 
 def _mean(terms: list[Draws]) -> Draws:
-    return Draws(float(np.mean([t.value for t in terms])), np.mean([t.draws for t in terms], axis=0), terms[0].prompts)
+    return Draws(float(np.mean([t.value for t in terms])), np.mean([t.draws for t in terms], axis=0))
 
 
 def _worth(part: Measured, bleed_limit: float) -> Draws:
@@ -165,8 +172,7 @@ def _worth(part: Measured, bleed_limit: float) -> Draws:
         return np.asarray(held_mean(fidelity, editability) - np.maximum(bleed - bleed_limit, 0))
 
     terms = (part.fidelity, part.editability, part.bleed)
-    value, draws = of(*(np.asarray(term.value) for term in terms)), of(*(term.draws for term in terms))
-    return Draws(float(value), draws, min(part.fidelity.prompts, part.editability.prompts))
+    return Draws(float(of(*(np.asarray(term.value) for term in terms))), of(*(term.draws for term in terms)))
 
 
 def held_mean(a: Array, b: Array) -> Array:
