@@ -89,9 +89,14 @@ class AdapterSet:
         """The changes of all layers that have one."""
         return [layer.kept[0] for layer in self.layers.values() if layer.kept]
 
-    def parameters(self, slot: int) -> list[nn.Parameter]:
-        """A slot's own parameters, so that any optimizer works on them."""
-        return [parameter for update in self.updates for parameter in update.parameters(slot)]
+    def parameters(self, slot: int, text_encoder: bool | None = None) -> list[nn.Parameter]:
+        """A slot's own parameters, so that any optimizer works on them: all, or the text encoder's or the others'."""
+        return [
+            parameter
+            for path, layer in self.layers.items()
+            if layer.kept and text_encoder in (None, path.startswith("text_encoder."))
+            for parameter in layer.kept[0].parameters(slot)
+        ]
 
     def draw_rank(self, slot: int, generator: torch.Generator) -> None:
         """Limit the coming step to a rank drawn at random, where the slot's adapter asks for it, and to no more."""

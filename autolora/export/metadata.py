@@ -145,7 +145,7 @@ def _training(run: Run, dataset: Dataset, name: str, card: Card, made: datetime)
         "optimizer": f"{type(run.optimizer).__name__}({optimizer})",
         "learning_rate": run.optimizer.lr,
         "unet_lr": run.optimizer.lr,
-        "text_encoder_lr": run.optimizer.lr if run.adapter.text_encoder else None,
+        "text_encoder_lr": run.optimizer.for_text_encoder().lr if run.adapter.text_encoder else None,
         "lr_scheduler": type(run.schedule).__name__,
         "max_train_steps": optimizer_steps,
         "steps": min(optimizer_steps, -(-card.step // settings.batch_size)),

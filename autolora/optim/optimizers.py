@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from prodigyopt import Prodigy as ProdigyOptimizer
@@ -13,21 +15,41 @@ from torch import nn
 
 from autolora.errors import ConfigError
 
+T = TypeVar("T", bound="Rated")
+Params = Sequence[nn.Parameter]
+
 
 @dataclass(frozen=True)
-class AdamW:
-    """AdamW (Loshchilov & Hutter 2019)."""
+class Rated:
+    """What every optimizer with a rate of one's own choosing has."""
 
     lr: float = 1e-4
+    text_encoder_lr: float | None = None  # where the text encoder is adapted too; null: the same
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "text_encoder_lr"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 < rate < 1:
+                raise ConfigError(f"optimizer.{name} must be above 0 and below 1, got {rate}")
+
+    def for_text_encoder(self: T) -> T:
+        """The same with the text encoder's own rate."""
+        return replace(self, lr=self.text_encoder_lr or self.lr)
+
+    def build(self, params: Params) -> torch.optim.Optimizer:
+        """The optimizer of one slot."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AdamW(Rated):
+    """AdamW (Loshchilov & Hutter 2019)."""
+
     beta1: float = 0.9
     beta2: float = 0.999
 
-    def __post_init__(self) -> None:
-        if not 0 < self.lr < 1:
-            raise ConfigError(f"optimizer.lr must be above 0 and below 1, got {self.lr}")
-
-    def build(self, params: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, params: Params) -> torch.optim.Optimizer:
         """The optimizer of one slot."""
         return torch.optim.AdamW(
             params, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay, fused=True
@@ -35,11 +57,101 @@ class AdamW:
 
 
 @dataclass(frozen=True)
+class AdamW8bit(AdamW):
+    """AdamW that keeps its moments in 8 bits (Dettmers et al. 2022): a quarter of the memory, on GPUs."""
+
+    def build(self, params: Params) -> torch.optim.Optimizer:
+        """The optimizer of one slot.
+
+        Raises:
+            ConfigError: bitsandbytes is not installed, or the weights are not on a GPU.
+        """
+        library = optional("bitsandbytes", "8bit", "AdamW8bit")
+        if params[0].device.type != "cuda":
+            raise ConfigError("AdamW8bit runs on NVIDIA GPUs only, the model is on the CPU: use optimizer=adamw")
+        found: torch.optim.Optimizer = library.optim.AdamW8bit(
+            params, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
+        )
+        return found
+
+
+@dataclass(frozen=True)
+class Adafactor(Rated):
+    """Adafactor (Shazeer & Stern 2018) at a rate of one's own: second moments by row and column only."""
+
+    def build(self, params: Params) -> torch.optim.Optimizer:
+        """The optimizer of one slot."""
+        return torch.optim.Adafactor(params, lr=self.lr, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class Lion(Rated):
+    """Lion (Chen et al. 2023): every step has the same size, so a third to a tenth of AdamW's rate."""
+
+    beta1: float = 0.9
+    beta2: float = 0.99
+
+    def build(self, params: Params) -> torch.optim.Optimizer:
+        """The optimizer of one slot.
+
+        Raises:
+            ConfigError: pytorch_optimizer is not installed.
+        """
+        return _of_pytorch_optimizer(
+            "Lion", params, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
+        )
+
+
+@dataclass(frozen=True)
+class CAME(Rated):
+    """CAME (Luo et al. 2023): Adafactor that trusts its steps by how steady they are."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    beta3: float = 0.9999
+
+    def build(self, params: Params) -> torch.optim.Optimizer:
+        """The optimizer of one slot.
+
+        Raises:
+            ConfigError: pytorch_optimizer is not installed.
+        """
+        betas = (self.beta1, self.beta2, self.beta3)
+        return _of_pytorch_optimizer("CAME", params, lr=self.lr, betas=betas, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class ScheduleFree(Rated):
+    """AdamW whose running average takes the place of a schedule (Defazio et al. 2024).
+
+    It has two states: what it steps from, and the average, which is what is saved and judged; `train()` and `eval()`
+    change from one to the other.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+
+    def build(self, params: Params) -> torch.optim.Optimizer:
+        """The optimizer of one slot.
+
+        Raises:
+            ConfigError: pytorch_optimizer is not installed.
+        """
+        return _of_pytorch_optimizer(
+            "ScheduleFreeAdamW", params, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
+        )
+
+
+@dataclass(frozen=True)
 class Prodigy:
-    """Prodigy (Mishchenko & Defazio 2023): the rate is found; `d_coef` is what one tunes."""
+    """Prodigy (Mishchenko & Defazio 2023): the rate is found; `d_coef` is what one tunes.
+
+    One estimate d an optimizer, so the text encoder, where it is adapted too, has an optimizer of its own.
+    """
 
     lr: float = 1.0
     d_coef: float = 1.0
+    text_encoder_d_coef: float | None = None  # null: the same
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.99
@@ -50,12 +162,18 @@ class Prodigy:
             raise ConfigError(
                 f"Prodigy finds its own rate: optimizer.lr must be 1, got {self.lr}; tune optimizer.d_coef"
             )
-        if not 0 < self.d_coef <= 10:
-            raise ConfigError(f"optimizer.d_coef must be above 0 and at most 10 (0.5 to 2 is usual), got {self.d_coef}")
+        for name in ("d_coef", "text_encoder_d_coef"):
+            factor = getattr(self, name)
+            if factor is not None and not 0 < factor <= 10:
+                raise ConfigError(f"optimizer.{name} must be above 0 and at most 10 (0.5 to 2 is usual), got {factor}")
         if not 0 < self.d0 <= 1e-2:
             raise ConfigError(f"optimizer.d0 must be above 0 and at most 0.01 (1e-6 is usual), got {self.d0}")
 
-    def build(self, params: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    def for_text_encoder(self) -> Prodigy:
+        """The same with the text encoder's own factor."""
+        return replace(self, d_coef=self.text_encoder_d_coef or self.d_coef)
+
+    def build(self, params: Params) -> torch.optim.Optimizer:
         """The optimizer of one slot, with an estimate d of its own."""
         with redirect_stdout(io.StringIO()):  # it prints its settings
             optimizer: torch.optim.Optimizer = ProdigyOptimizer(
@@ -71,4 +189,31 @@ class Prodigy:
         return optimizer
 
 
-OPTIMIZERS: dict[str, type[AdamW] | type[Prodigy]] = {"adamw": AdamW, "prodigy": Prodigy}
+def optional(module: str, extra: str, what: str) -> Any:
+    """An optional library.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{what} needs {module}: pip install 'autolora[{extra}]'") from error
+
+
+def _of_pytorch_optimizer(name: str, params: Params, **settings: Any) -> torch.optim.Optimizer:
+    library = optional("pytorch_optimizer", "optimizers", name)
+    found: torch.optim.Optimizer = getattr(library, name)(params, **settings)
+    return found
+
+
+Optimizer = Rated | Prodigy
+OPTIMIZERS: dict[str, type[Rated] | type[Prodigy]] = {
+    "adamw": AdamW,
+    "adamw8bit": AdamW8bit,
+    "adafactor": Adafactor,
+    "lion": Lion,
+    "came": CAME,
+    "schedulefree": ScheduleFree,
+    "prodigy": Prodigy,
+}

@@ -100,9 +100,8 @@ def score(scorer: Scorer, pictures: Rendered, embedded: Embedded | None = None) 
 
 
 def fewest_prompts(scorer: Scorer) -> int:
-    """How many prompts the less asked of the score's two halves is drawn from; fidelity asks each concept."""
-    asked = [len(scorer.of("trigger", concept=concept.name)) for concept in scorer.references.concepts]
-    return min(*asked, len(scorer.of("novel", "style", "people")))
+    """How many prompts the less asked of the score's two halves is drawn from, those of all concepts together."""
+    return min(len(scorer.of("trigger")), len(scorer.of("novel", "style", "people")))
 
 
 def embed(scorer: Scorer, pictures: Rendered) -> Embedded:

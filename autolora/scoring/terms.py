@@ -60,8 +60,6 @@ def cross_fit(positives: Array, negatives: Array, folds: int = 5, seed: int = 0)
 def relative_position(rendered: Array, base: Array, real: Array, draws: int, seed: int) -> tuple[float, Array]:
     """Where renders lie between the base model (0) and real pictures (1), with bootstrap draws.
 
-    The real pictures are the yardstick, the same for every checkpoint and every render, so they are not drawn.
-
     Args:
         rendered: (prompts, seeds) figures of the LoRA's renders.
         base: (prompts, seeds) figures of the base renders at the same seeds.
@@ -72,7 +70,8 @@ def relative_position(rendered: Array, base: Array, real: Array, draws: int, see
     """
     value = (rendered.mean() - base.mean()) / (real.mean() - base.mean())
     base_draws = bootstrap_means(base, draws, seed)
-    span = np.maximum(real.mean() - base_draws, 1e-6)
+    real_draws = bootstrap_means(real[:, None], draws, seed + 1)
+    span = np.maximum(real_draws - base_draws, 1e-6)
     return float(value), (bootstrap_means(rendered, draws, seed) - base_draws) / span
 
 

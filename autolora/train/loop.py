@@ -36,9 +36,9 @@ class Slot:
     def __init__(self, index: int, assignment: Assignment, bench: Bench) -> None:
         self.index, self.run, self.bench = index, assignment.run, bench
         self.stream = Stream(self.run, bench.dataset, bench.model, bench.class_pictures)
-        parameters = bench.adapter.start(index, self.run.adapter, self.stream.generators["adapter"])
-        self.optimizer = self.run.optimizer.build(parameters)
-        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        bench.adapter.start(index, self.run.adapter, self.stream.generators["adapter"])
+        self.optimizers = _optimizers(self.run, bench.adapter, index)
+        self.base_rates = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
         self.step, self.optimizer_step, self.seconds = 0, 0, 0.0
         self.norms: NormStats | None = None
         self.stopped = False
@@ -59,7 +59,8 @@ class Slot:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.bench.adapter.load(checkpoint.state, self.index)
-        self.optimizer.load_state_dict(checkpoint.resume["optimizer"])
+        for optimizer, state in zip(self.optimizers, checkpoint.resume["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         self.stream.restore(checkpoint.resume["stream"])
         self.optimizer_step = checkpoint.resume["optimizer_step"]
         self.step, self.seconds = checkpoint.step, checkpoint.seconds
@@ -67,14 +68,22 @@ class Slot:
     def advance(self, shown: int, loss: Tensor) -> None:
         """One optimizer step on this slot's own parameters."""
         factor = self.run.schedule.factor(self.optimizer_step, self.total_optimizer_steps)
-        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * factor
-        self.optimizer.step()
+        for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            optimizer.step()
         if self.run.train.max_norm is not None:
             self.norms = self.bench.adapter.apply_max_norm(self.index, self.run.train.max_norm)
         self.losses.append(loss)
         self.step += shown
         self.optimizer_step += 1
+
+    def turn(self, to: str) -> None:
+        """To `train` or `eval`, where an optimizer keeps other weights for these."""
+        for optimizer in self.optimizers:
+            turn = getattr(optimizer, to, None)
+            if turn is not None:
+                turn()
 
     def due(self) -> bool:
         """Whether a checkpoint mark was just reached or passed."""
@@ -84,6 +93,7 @@ class Slot:
     def take(self) -> Checkpoint:
         """Make the checkpoint of this moment."""
         bench = self.bench
+        self.turn("eval")
         train_loss = float(torch.stack(self.losses).mean())
         val_losses = validation_losses(
             bench.model, bench.dataset, bench.latents, bench.prompts, bench.adapter, self.index
@@ -96,7 +106,7 @@ class Slot:
             epoch=self.step / self.epoch_steps,
             state=bench.adapter.state(self.index),
             resume={
-                "optimizer": copy.deepcopy(self.optimizer.state_dict()),  # the live one goes on changing
+                "optimizers": [copy.deepcopy(one.state_dict()) for one in self.optimizers],  # they go on changing
                 "stream": self.stream.state(),
                 "optimizer_step": self.optimizer_step,
             },
@@ -109,6 +119,13 @@ class Slot:
         )
         self.stopped = self.stopped or self.checkpoint.done
         return self.checkpoint
+
+
+def _optimizers(run: Run, adapter: AdapterSet, slot: int) -> list[torch.optim.Optimizer]:
+    """One for the UNet, and one for the text encoder where it is adapted too."""
+    parts = [(run.optimizer, False), (run.optimizer.for_text_encoder(), True)]
+    found = [(spec, adapter.parameters(slot, text_encoder)) for spec, text_encoder in parts]
+    return [spec.build(parameters) for spec, parameters in found if parameters]
 
 
 @dataclass(frozen=True)
@@ -180,6 +197,7 @@ def train_step(bench: Bench, active: dict[int, Slot]) -> None:
     losses: dict[int, Tensor] = {}
     bench.adapter.clear_grads()
     for index, slot in active.items():
+        slot.turn("train")
         bench.adapter.draw_rank(index, slot.stream.generators["adapter"])
     for frame in dict.fromkeys(batch.pictures[0].frame for batch in batches.values()):
         together = {index: batch for index, batch in batches.items() if batch.pictures[0].frame == frame}

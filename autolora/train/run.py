@@ -14,7 +14,7 @@ from autolora.data.caption_recipe import CaptionRecipe, apply_captions
 from autolora.data.captions import tag_key
 from autolora.data.concepts import Dataset
 from autolora.errors import ConfigError
-from autolora.optim.optimizers import AdamW, Prodigy
+from autolora.optim.optimizers import AdamW, Optimizer, ScheduleFree
 from autolora.optim.schedules import Constant, Schedule
 
 LOSSES = ("mse", "huber")
@@ -105,10 +105,20 @@ class Run:
 
     name: str
     adapter: LoRA | DyLoRA = field(default_factory=LoRA)
-    optimizer: AdamW | Prodigy = field(default_factory=AdamW)
+    optimizer: Optimizer = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Constant)
     train: TrainSettings = field(default_factory=TrainSettings)
     captions: CaptionRecipe = field(default_factory=CaptionRecipe)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.optimizer, ScheduleFree):
+            if not isinstance(self.schedule, Constant):
+                raise ConfigError("schedule-free optimizers take the place of a schedule: set schedule=constant")
+            if self.train.max_norm is not None:
+                raise ConfigError(
+                    "train.max_norm would not cap the average that a schedule-free optimizer keeps: set it to null, or "
+                    "use another optimizer"
+                )
 
     def fingerprint(self) -> str:
         """16 hex digits that change with anything in the run."""

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autolora.errors import ConfigError
-from autolora.optim.optimizers import AdamW, Prodigy
+from autolora.optim.optimizers import (
+    CAME,
+    Adafactor,
+    AdamW,
+    AdamW8bit,
+    Lion,
+    Optimizer,
+    Prodigy,
+    Rated,
+    ScheduleFree,
+    optional,
+)
 from autolora.optim.schedules import AnnealedCosine, Constant, Cosine, CosineRestarts, Linear, Schedule
 
 
@@ -59,10 +74,17 @@ def test_cycles_grow_by_their_multiplier() -> None:
     assert schedule.factor(27, 30) < 0.05
 
 
-@pytest.mark.parametrize("spec", [AdamW(lr=1e-2), Prodigy()])
-def test_optimizers_minimise(spec: AdamW | Prodigy) -> None:
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(AdamW(lr=1e-2), Prodigy(), Lion(lr=1e-2), Adafactor(lr=1e-1), CAME(lr=1e-2), ScheduleFree(lr=1e-2)),
+    ],
+)
+def test_optimizers_minimise(spec: Optimizer) -> None:
     parameter = torch.nn.Parameter(torch.ones(4))
     optimizer = spec.build([parameter])
+    if isinstance(spec, ScheduleFree):
+        optimizer.train()  # type: ignore[attr-defined]
     for _ in range(400):
         optimizer.zero_grad()
         parameter.square().sum().backward()
@@ -89,3 +111,24 @@ def test_impossible_settings_are_refused() -> None:
     ):
         with pytest.raises(ConfigError):
             wrong()
+
+
+@pytest.mark.parametrize("kind", [AdamW(), Lion(), Adafactor(), CAME(), ScheduleFree(), AdamW8bit()])
+def test_the_text_encoder_has_a_rate_of_its_own(kind: Rated) -> None:
+    assert kind.for_text_encoder() == kind
+    apart = replace(kind, text_encoder_lr=1e-5)
+    assert apart.for_text_encoder().lr == 1e-5 and apart.lr == 1e-4
+    assert Prodigy(text_encoder_d_coef=0.5).for_text_encoder().d_coef == 0.5
+    with pytest.raises(ConfigError, match="text_encoder_lr must be above 0"):
+        replace(kind, text_encoder_lr=0.0)
+
+
+def test_a_library_that_is_missing_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"Thing needs no_such_library: pip install 'autolora\[things\]'"):
+        optional("no_such_library", "things", "Thing")
+
+
+def test_eight_bits_without_a_gpu_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
+    with pytest.raises(ConfigError, match="NVIDIA GPUs only"):
+        AdamW8bit().build([torch.nn.Parameter(torch.ones(2))])

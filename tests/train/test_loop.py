@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from autolora.adapters.adapter_set import attach
-from autolora.adapters.lora import LoRA
+from autolora.adapters.lora import DyLoRA, LoRA
+from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.data.ledger import step_ledger
 from autolora.data.sources import Picture
-from autolora.errors import StudyError
+from autolora.errors import ConfigError, StudyError
 from autolora.models import StableDiffusion
-from autolora.optim.optimizers import AdamW, Prodigy
-from autolora.optim.schedules import AnnealedCosine, CosineRestarts
+from autolora.optim.optimizers import CAME, Adafactor, AdamW, Lion, Prodigy, ScheduleFree
+from autolora.optim.schedules import AnnealedCosine, Constant, CosineRestarts
 from autolora.paperdoll.world import write_dataset
 from autolora.train import batches, checkpoint
 from autolora.train.batches import LatentCache, PromptCache, Stream
@@ -34,6 +35,31 @@ ADAMW = Run(
     TrainSettings(epochs=3, steps_per_concept=5, batch_size=4, max_norm=0.5, caption_dropout=0.2),
 )
 PRODIGY = replace(ADAMW, name="prodigy", optimizer=Prodigy(), schedule=AnnealedCosine())
+
+
+FREE = replace(ADAMW.train, max_norm=None)
+ALL_TARGETS = ("attention", "feed_forward", "projections", "conv")
+RUNS = {
+    "adamw": ADAMW,
+    "prodigy": PRODIGY,
+    "two prodigys": replace(PRODIGY, adapter=replace(ADAPTER, text_encoder=True)),
+    "two rates": replace(ADAMW, adapter=replace(ADAPTER, text_encoder=True), optimizer=AdamW(1e-3, 1e-4)),
+    "schedule-free": replace(ADAMW, optimizer=ScheduleFree(1e-3), schedule=Constant(), train=FREE),
+    "lion": replace(ADAMW, optimizer=Lion(1e-4)),
+    "adafactor": replace(ADAMW, optimizer=Adafactor(1e-3)),
+    "came": replace(ADAMW, optimizer=CAME(1e-3)),
+    "locon": replace(ADAMW, adapter=replace(ADAPTER, targets=ALL_TARGETS)),
+    "dylora": replace(ADAMW, adapter=DyLoRA(dim=4, alpha=2, unit=2)),
+    "dora": replace(ADAMW, adapter=DoRA(dim=2, alpha=1)),
+    "loha": replace(ADAMW, adapter=LoHa(dim=2, alpha=1)),
+    "lokr": replace(ADAMW, adapter=LoKr(dim=2, alpha=1)),
+    "ia3": replace(ADAMW, adapter=IA3()),
+}
+
+
+@pytest.fixture(params=RUNS)
+def run(request: pytest.FixtureRequest) -> Run:
+    return RUNS[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +89,6 @@ def same(a: Checkpoint, b: Checkpoint) -> bool:
     return a.state.keys() == b.state.keys() and all(torch.equal(a.state[k], b.state[k]) for k in a.state)
 
 
-@pytest.mark.parametrize("run", [ADAMW, PRODIGY], ids=["adamw", "prodigy"])
 def test_same_seed_same_lora_and_trials_share_nothing(
     run: Run, tiny_model: StableDiffusion, folder: Path, tmp_path: Path
 ) -> None:
@@ -76,7 +101,6 @@ def test_same_seed_same_lora_and_trials_share_nothing(
     assert not same(alone[-1], second[2])
 
 
-@pytest.mark.parametrize("run", [ADAMW, PRODIGY], ids=["adamw", "prodigy"])
 def test_resumed_equals_uninterrupted(run: Run, tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
     whole = train_all(work(tiny_model, folder, tmp_path), Assignment(run))
     checkpoint.save(whole[0], tmp_path / "latest.pt")
@@ -302,3 +326,30 @@ def test_a_resumed_run_that_preserves_equals_the_uninterrupted(
     resumed = train_all(bench(), Assignment(preserving(0.5), whole[0]))
     assert [c.step for c in resumed] == [15, 30, 45]
     assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"schedule": CosineRestarts(), "train": FREE}, "set schedule=constant"),
+        ({"schedule": Constant(), "train": ADAMW.train}, "max_norm would not cap"),
+    ],
+)
+def test_what_a_schedule_free_optimizer_cannot_have_is_refused(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        replace(ADAMW, optimizer=ScheduleFree(), **wrong)  # type: ignore[arg-type]
+
+
+def test_what_is_judged_of_a_schedule_free_run_is_its_average(
+    tiny_model: StableDiffusion, folder: Path, tmp_path: Path
+) -> None:
+    """While a checkpoint is judged the adapter holds what the checkpoint saved, not what the next step starts from."""
+    bench, queue = work(tiny_model, folder, tmp_path, RUNS["schedule-free"]), iter([Assignment(RUNS["schedule-free"])])
+    for (slot,) in train(lambda: next(queue, None), bench):
+        assert slot.checkpoint is not None
+        held = bench.adapter.state(0)
+        assert all(torch.equal(held[key], tensor) for key, tensor in slot.checkpoint.state.items())
+        slot.turn("train")
+        stepping = bench.adapter.state(0)
+        assert slot.step == 10 or any(not torch.allclose(stepping[k], t, rtol=1e-5) for k, t in held.items())
+    bench.adapter.detach()
