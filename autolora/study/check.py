@@ -116,7 +116,10 @@ def recipe_section(run: Run, dataset: Dataset) -> Section:
     for tag in tag_ledger(edited, by_concept, run.train.epochs):
         if tag.risk and not (kept and tag.risk == "capture"):
             risks.setdefault(tag.risk, []).append(f"{tag.tag} {tag.steps_total:.0f}")
-    words = tuple(f"{risk} ({', '.join(tags)} steps): {RISKS[risk]}" for risk, tags in risks.items())
+    words = (
+        *run.adapter.notes(),
+        *(f"{risk} ({', '.join(tags)} steps): {RISKS[risk]}" for risk, tags in risks.items()),
+    )
     columns = ("", "pictures", "repeats", "steps/epoch", "steps", "overlap", "risk")
     return Section(f"Recipe {run.name}: steps are images shown", columns, tuple(rows), words)
 
