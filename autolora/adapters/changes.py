@@ -11,13 +11,14 @@ from torch.nn import functional as F
 from autolora.adapters.base import State
 from autolora.errors import ExportError
 
+FACTORS = ("lora_down.weight", "lora_up.weight", "alpha")  # of LoRA and LoCon, which every program reads
 PARTS = (
-    *("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale"),
+    *(*FACTORS, "lora_mid.weight", "dora_scale"),
     *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
     *("weight", "on_input"),
 )
-LOW_RANK = frozenset(PARTS[:2]) | {"alpha"}
+LOW_RANK = frozenset(FACTORS)
 RANK_TOLERANCE = 1e-6  # singular values below this share of the largest are rounding
 
 

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from autolora.adapters.base import State
-from autolora.adapters.changes import PARTS, change, layer_scale, parts_by_layer, split_key
+from autolora.adapters.changes import FACTORS, PARTS, change, layer_scale, parts_by_layer, split_key
 from autolora.errors import ExportError
 
 # By architecture, then by the model's root module. SD1 keeps diffusers' names below the prefix.
 PREFIXES: dict[str, dict[str, str]] = {"sd1": {"unet": "lora_unet", "text_encoder": "lora_te"}}
-FACTORS = ("lora_down.weight", "lora_up.weight", "alpha")
 Shapes = Mapping[str, tuple[int, ...]]  # a layer's path to its weight's shape
 
 _OTHER_KINDS = (

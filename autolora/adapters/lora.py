@@ -33,13 +33,25 @@ class LoRA(Adapter):
         """The rank that every layer's change fits in."""
         return max(self.dim, self.conv_dim or 1)
 
+    @property
+    def conv_ranks(self) -> tuple[int, float]:
+        """dim and alpha of convolutions of more than one pixel."""
+        return self.conv_dim or self.dim, self.conv_alpha or self.alpha
+
+    def ranks(self, layer: AdaptedLayer) -> tuple[int, float]:
+        """dim and alpha of a layer."""
+        return self.conv_ranks if layer.kernel else (self.dim, self.alpha)
+
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of these settings before training."""
-        return conv_notes(self)
+        """The guide's limit for convolutions."""
+        dim, alpha = self.conv_ranks
+        if "conv" not in self.targets or (dim <= 64 and alpha <= 32):
+            return ()
+        return (f"convolutions of dim {dim} and alpha {alpha:g}: above 64 and 32 they pick up the dataset's noise",)
 
     def start(self, layer: AdaptedLayer, path: str, slot: int, room: Room, generator: torch.Generator) -> None:
         """Down Kaiming-uniform as in peft, up zero."""
-        dim, alpha = ranks_of(self, layer)
+        dim, alpha = self.ranks(layer)
         scale = alpha / math.sqrt(dim) if self.rank_stabilized else alpha / dim
         low_rank_of(layer, dim, room).start(slot, [scale] * dim, dim, generator)
 
@@ -97,13 +109,6 @@ def cut(state: State, rank: int) -> State:
     return found
 
 
-def ranks_of(spec: LoRA, layer: AdaptedLayer) -> tuple[int, float]:
-    """dim and alpha of a layer."""
-    if not layer.kernel:
-        return spec.dim, spec.alpha
-    return spec.conv_dim or spec.dim, spec.conv_alpha or spec.alpha
-
-
 def check_ranks(spec: object) -> None:
     """Refuse ranks below 1 and alphas not above 0."""
     for name in ("dim", "conv_dim"):
@@ -114,14 +119,6 @@ def check_ranks(spec: object) -> None:
         alpha = getattr(spec, name, None)
         if alpha is not None and alpha <= 0:
             raise ConfigError(f"adapter.{name} must be above 0, got {alpha}")
-
-
-def conv_notes(spec: LoRA) -> tuple[str, ...]:
-    """The guide's limit for convolutions."""
-    dim, alpha = spec.conv_dim or spec.dim, spec.conv_alpha or spec.alpha
-    if "conv" not in spec.targets or (dim <= 64 and alpha <= 32):
-        return ()
-    return (f"convolutions of dim {dim} and alpha {alpha:g}: above 64 and 32 they pick up the dataset's noise",)
 
 
 def low_rank_of(layer: AdaptedLayer, dim: int, room: Room) -> LowRank:

@@ -11,7 +11,8 @@ from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inje
 from torch import Tensor, nn
 
 from autolora.adapters.base import AdaptedLayer, Adapter, Room, Routing, State
-from autolora.adapters.lora import LoRA, ranks_of
+from autolora.adapters.changes import change
+from autolora.adapters.lora import LoRA
 from autolora.errors import ConfigError
 
 NAME = "default"  # of peft's adapter in each layer
@@ -34,7 +35,7 @@ class _Tuned(LoRA):
     def start(self, layer: AdaptedLayer, path: str, slot: int, room: Room, generator: torch.Generator) -> None:
         """As peft starts them, from a state of its own of the global generator."""
         check_alone(self, room)
-        layer.kept = [Tuned(layer.base, self.config(*ranks_of(self, layer)), generator)]
+        layer.kept = [Tuned(layer.base, self.config(*self.ranks(layer)), generator)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +184,11 @@ class Tuned:
 
     def parts(self, slot: int) -> State:
         """The tensors of a LyCORIS file; IA3's `weight` is what its factors exceed 1 by."""
-        found = {name: parameter.detach().cpu().clone() for name, parameter in self._named().items()}
+        return {name: tensor.cpu().clone() for name, tensor in self._parts().items()}
+
+    def _parts(self) -> State:
+        """The same where the tuner has them."""
+        found = {name: parameter.detach() for name, parameter in self._named().items()}
         if self.kind == "ia3":
             on_input = torch.tensor(bool(self.tuner.is_feedforward))
             return {"weight": found["weight"].flatten() - 1, "on_input": on_input}
@@ -206,13 +211,8 @@ class Tuned:
 
     def change(self, slot: int) -> Tensor:
         """The change of weight, of the layer's shape."""
-        weight: Tensor = self.tuner.get_base_layer().weight.detach()
-        if self.kind == "ia3":
-            return (self.tuner.ia3_l[NAME] - 1).view(_ia3_shape(self.tuner, weight)) * weight  # type: ignore[no-any-return]
-        delta: Tensor = self.tuner.get_delta_weight(NAME)
-        if self.kind != "lora":
-            return delta
-        return _magnified(weight, delta, self.tuner.lora_magnitude_vector[NAME].weight) - weight
+        weight: Tensor = self.tuner.get_base_layer().weight
+        return change(self._parts(), weight).view(weight.shape)
 
     @torch.no_grad()
     def norm(self, slot: int) -> Tensor:
@@ -287,18 +287,6 @@ def _factors(tuner: Any) -> list[str]:
 def _whole(tuner: Any) -> bool:
     """Whether it is a LoKr with neither factor factored."""
     return {"lokr_w1", "lokr_w2"} <= set(_factors(tuner))
-
-
-def _ia3_shape(tuner: Any, weight: Tensor) -> tuple[int, ...]:
-    rest = (1,) * (weight.dim() - 2)
-    return (1, -1, *rest) if tuner.is_feedforward else (-1, 1, *rest)
-
-
-def _magnified(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
-    """m (W + D) / |W + D|, norms by output."""
-    whole = (weight + delta).flatten(1)
-    length: Tensor = torch.linalg.vector_norm(whole, dim=1, keepdim=True)
-    return (magnitude.view(-1, 1) * whole / length).view(weight.shape)
 
 
 def _per_sample(weights: Tensor, like: Tensor) -> Tensor:

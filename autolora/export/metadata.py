@@ -122,8 +122,7 @@ def _network(run: Run) -> dict[str, Any]:
     if isinstance(adapter, LoKr):
         args["factor"] = str(adapter.factor)
     if isinstance(adapter, LoRA) and "conv" in adapter.targets:
-        args["conv_dim"] = str(adapter.conv_dim or adapter.dim)
-        args["conv_alpha"] = str(adapter.conv_alpha or adapter.alpha)
+        args["conv_dim"], args["conv_alpha"] = map(str, adapter.conv_ranks)
     return {
         "network_module": "lycoris.kohya" if algorithm else "networks.lora",
         "network_dim": adapter.dim,

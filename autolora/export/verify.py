@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,23 +47,20 @@ def verify_deltas(state: State, path: Path, model: BaseModel) -> Verified:
     Raises:
         ExportError: a layer is missing or added, or differs by more than the file's rounding explains.
     """
-    weights = layer_weights(model.modules)
-    found = _compare(state, read_lora(path, model), str(path), weights)
-    return replace(found, read_by=tuple(_readers(state, path, model.architecture, weights)))
-
-
-def _readers(state: State, path: Path, architecture: str, weights: Mapping[str, Tensor]) -> Iterator[str]:
-    """The programs that read this kind of file, each after its reading was compared."""
-    layers, trained = parts_by_layer(load_file(path)), parts_by_layer(state)
-    for program, read in CONSUMERS.items():
-        try:
-            for name, parts in trained.items():
-                weight = weights[name].float()
-                found = read(layers[kohya_name(name, architecture)], weight).flatten(1)
-                _agree(name, parts, found, weight, f"{path} in {program}")
-            yield program
-        except NotImplementedError:
-            continue
+    weights, loaded = layer_weights(model.modules), read_lora(path, model)
+    _check_layers(state, loaded, str(path))
+    layers, readers, worst = parts_by_layer(load_file(path)), dict(CONSUMERS), 0.0
+    for name, wanted in _expectations(state, weights):
+        weight = weights[name].float()
+        worst = max(worst, _agree(name, wanted, delta(loaded, name, weight), str(path)))
+        for program, read in tuple(readers.items()):
+            try:
+                found = read(layers[kohya_name(name, model.architecture)], weight).flatten(1)
+            except NotImplementedError:
+                del readers[program]
+                continue
+            _agree(name, wanted, found, f"{path} in {program}")
+    return Verified(len(layer_paths(state)), worst, tuple(readers))
 
 
 class DiffusersTwin:
@@ -103,7 +100,12 @@ class DiffusersTwin:
         Raises:
             ExportError: as the function `verify_deltas`.
         """
-        return _compare(state, self.state(), f"{self.path} in diffusers", layer_weights(self.model.modules))
+        where, loaded = f"{self.path} in diffusers", self.state()
+        _check_layers(state, loaded, where)
+        weights, worst = layer_weights(self.model.modules), 0.0
+        for name, wanted in _expectations(state, weights):
+            worst = max(worst, _agree(name, wanted, delta(loaded, name, weights[name]), where))
+        return Verified(len(layer_paths(state)), worst)
 
     @torch.inference_mode()
     def render(
@@ -173,8 +175,27 @@ def open_pipeline(folder: Path, model: BaseModel) -> Any:
     return pipeline.to(model.device)
 
 
-def _compare(state: State, loaded: State, where: str, weights: Mapping[str, Tensor]) -> Verified:
-    """Compare a loaded state with the trained one, layer by layer; `where` names the former in errors."""
+@dataclass(frozen=True)
+class _Wanted:
+    """A layer's trained change, its norm, and by how much rounding may move it."""
+
+    change: Tensor
+    size: float
+    rounding: float
+
+
+def _expectations(state: State, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, _Wanted]]:
+    """What each layer must come to, one after the other, as all of them at once may be as large as the model."""
+    for name, parts in sorted(parts_by_layer(state).items()):
+        expected = change(parts, weights[name])
+        yield (
+            name,
+            _Wanted(expected, float(torch.linalg.vector_norm(expected)), _rounding(parts, expected, weights[name])),
+        )
+
+
+def _check_layers(state: State, loaded: State, where: str) -> None:
+    """Refuse a loaded state of other layers than the trained one's; `where` names the former in errors."""
     ours, theirs = set(layer_paths(state)), set(layer_paths(loaded))
     if ours != theirs:
         problems = [
@@ -183,27 +204,21 @@ def _compare(state: State, loaded: State, where: str, weights: Mapping[str, Tens
             if names
         ]
         raise ExportError(f"{where}: {' and '.join(problems)} compared with the trained adapter")
-    worst, trained = 0.0, parts_by_layer(state)
-    for name in sorted(ours):
-        worst = max(worst, _agree(name, trained[name], delta(loaded, name, weights[name]), weights[name], where))
-    return Verified(len(ours), worst)
 
 
-def _agree(name: str, parts: State, found: Tensor, weight: Tensor, where: str) -> float:
+def _agree(name: str, wanted: _Wanted, found: Tensor, where: str) -> float:
     """The relative difference of a layer's change from the trained one.
 
     Raises:
         ExportError: it is more than rounding explains.
     """
-    expected = change(parts, weight)
-    error = float(torch.linalg.vector_norm(found - expected))
-    size = float(torch.linalg.vector_norm(expected))
-    if not error <= _rounding(parts, expected, weight):  # so that NaN is refused as well
+    error = float(torch.linalg.vector_norm(found - wanted.change))
+    if not error <= wanted.rounding:  # so that NaN is refused as well
         raise ExportError(
             f"{where}: the change of {name} differs from the trained one by {error:.3g} (its norm is "
-            f"{size:.3g}), more than rounding explains"
+            f"{wanted.size:.3g}), more than rounding explains"
         )
-    return error / size if size else error
+    return error / wanted.size if wanted.size else error
 
 
 def _rounding(parts: State, expected: Tensor, weight: Tensor) -> float:

@@ -14,7 +14,7 @@ from autolora.scoring.encoders import Views
 from autolora.scoring.intervals import Array, Estimate, estimate
 from autolora.scoring.measure import Draws, Measured, measure, measure_likeness
 from autolora.scoring.probes import Probe
-from autolora.scoring.scorer import Scorer
+from autolora.scoring.scorer import Scorer, views_of
 from autolora.scoring.settings import ScoringSettings
 from autolora.scoring.verdict import verdict
 
@@ -106,8 +106,7 @@ def fewest_prompts(scorer: Scorer) -> int:
 
 def embed(scorer: Scorer, pictures: Rendered) -> Embedded:
     """By weight, views of each probe's renders, one a seed."""
-    seen = scorer.encoder.views(np.concatenate(list(pictures.values())))
-    rows = dict(zip(pictures, seen.split([len(own) for own in pictures.values()]), strict=True))
+    rows = views_of(scorer.encoder, pictures)
     return {weight: {p: rows[p, weight] for p in scorer.probes} for weight in scorer.settings.weights}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from autolora.scoring.references import Material, References, decode, fit_refere
 from autolora.scoring.settings import ScoringSettings
 from autolora.train.batches import LatentCache
 
+K = TypeVar("K")
 FRESH_SEEDS = 100_000  # between the seeds of the search and of the finals
 
 
@@ -137,7 +139,7 @@ def _base_of(
     pictures = renders.render([(probe.base_prompt, seed) for probe in probes for seed in probe.seeds], advance, adapter)
     ends = np.cumsum([len(probe.seeds) for probe in probes])[:-1]
     by_probe = dict(zip(probes, np.split(pictures, ends), strict=True))
-    return _embed(encoder, by_probe), by_probe
+    return views_of(encoder, by_probe), by_probe
 
 
 def with_encoder(scorer: Scorer, encoder: Encoder) -> Scorer:
@@ -146,13 +148,13 @@ def with_encoder(scorer: Scorer, encoder: Encoder) -> Scorer:
     Raises:
         Unmeasurable: that encoder cannot tell a concept from the base model's pictures.
     """
-    base = _embed(encoder, scorer.base_pictures)
+    base = views_of(encoder, scorer.base_pictures)
     references = fit_references(scorer.material, encoder, scorer.settings.bootstrap)
     return replace(scorer, encoder=encoder, base=base, references=references, second=None)
 
 
-def _embed(encoder: Encoder, pictures: Mapping[Probe, Pictures]) -> dict[Probe, Views]:
-    """Views of each probe's pictures, in one pass."""
+def views_of(encoder: Encoder, pictures: Mapping[K, Pictures]) -> dict[K, Views]:
+    """Views of each key's pictures, in one pass."""
     seen = encoder.views(np.concatenate(list(pictures.values())))
     return dict(zip(pictures, seen.split([len(own) for own in pictures.values()]), strict=True))
 

@@ -15,7 +15,6 @@ from rich.table import Table
 
 from autolora import config as cfg
 from autolora.adapters.base import State
-from autolora.adapters.lora import LoRA
 from autolora.errors import ConfigError, ExportError, Unmeasurable
 from autolora.export.read import lora_of, read_lora
 from autolora.models import load_model
@@ -108,14 +107,9 @@ def read_files(config: DictConfig, files: Sequence[Path]) -> tuple[dict[Path, St
 
 def score_files(config: DictConfig, states: Mapping[Path, State]) -> tuple[list[Scored], Pictures]:
     """Every file scored on one workbench, the best first; and the base model's row of the grid."""
-    specs = [lora_of(state) for state in states.values()]
-    room = LoRA(
-        dim=max(spec.dim for spec in specs),
-        targets=tuple(dict.fromkeys(target for spec in specs for target in spec.targets)),
-        text_encoder=any(spec.text_encoder for spec in specs),
-    )
+    runs = [Run(path.name, adapter=lora_of(state)) for path, state in states.items()]
     with Bars() as bars:
-        work = open_workbench(config, [Run("score", adapter=room)], bars)
+        work = open_workbench(config, runs, bars)
         if work.scorer is None:
             raise Unmeasurable(work.unmeasured)
         scorer = final_scorer(
