@@ -24,28 +24,31 @@ class Estimate:
         return {"value": round(self.value, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
 
 
-def estimate(value: float, draws: Array, samples: int | None = None) -> Estimate:
+def estimate(value: float, draws: Array, *samples: int) -> Estimate:
     """The value with the 2.5% and 97.5% quantiles of its bootstrap draws.
 
     Args:
         value: as measured.
         draws: of the bootstrap.
-        samples: what it was drawn from; given, the interval is widened as `expansion` says.
+        samples: sizes of what it was drawn from; given, the interval is widened as `expansion` says.
     """
     ends = np.quantile(draws, [0.025, 0.975]) - value
-    low, high = ends * (1.0 if samples is None else expansion(samples))
+    low, high = ends * expansion(*samples)
     return Estimate(float(value), float(value + min(low, 0.0)), float(value + max(high, 0.0)))
 
 
-def expansion(samples: int) -> float:
-    """How much too narrow the percentiles of a bootstrap of so few samples are.
+def expansion(*samples: int) -> float:
+    """How much too narrow the percentiles of a bootstrap of so small samples are.
 
-    sqrt(n / (n - 1)) times Student's over the normal quantile: the expanded percentile interval of Hesterberg (2015),
-    What Teachers Should Know About the Bootstrap.
+    sqrt(n / (n - 1)) of the smallest, times Student's over the normal quantile: the expanded percentile interval of
+    Hesterberg (2015), What Teachers Should Know About the Bootstrap. Samples of about equal weight join their degrees
+    of freedom (Satterthwaite 1946).
     """
-    if samples < 2:
+    least = min(samples, default=0)
+    if least < 2:
         return 1.0
-    return float(np.sqrt(samples / (samples - 1)) * t.ppf(0.975, samples - 1) / norm.ppf(0.975))
+    freedom = sum(samples) - len(samples)
+    return float(np.sqrt(least / (least - 1)) * t.ppf(0.975, freedom) / norm.ppf(0.975))
 
 
 def ruled_out(rate: Estimate, renders: int) -> Estimate:

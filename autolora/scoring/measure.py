@@ -109,8 +109,9 @@ def _position(scorer: Scorer, reference: Reference, probes: list[Probe], rows: M
 
 
 def class_bleed(scorer: Scorer, rows: Mapping[Probe, Views]) -> Draws:
-    """How much of the character the class word alone draws."""
-    return _position(scorer, scorer.references.bleed, scorer.of(CLASS_ONLY), rows)
+    """How much of the character the class word alone draws, from 0 to 1: drawing it less than the base is no bleed."""
+    found = _position(scorer, scorer.references.bleed, scorer.of(CLASS_ONLY), rows)
+    return Draws(float(np.clip(found.value, 0, 1)), np.clip(found.draws, 0, 1))
 
 
 def _rate(bleed: Draws, probes: list[Probe]) -> Estimate:

@@ -84,7 +84,7 @@ def score(scorer: Scorer, pictures: Rendered, embedded: Embedded | None = None) 
     constraints = broken_by(by_weight, scorer.settings)
     capture = {f"{weight:g}": _capture(scorer, at[weight]) for weight in weights}
     whole = _mean([_worth(part, scorer.settings.bleed_limit) for part in parts.values()])
-    wide = estimate(whole.value, whole.draws, fewest_prompts(scorer))
+    wide = estimate(whole.value, whole.draws, *prompts_asked(scorer))
     return Scorecard(
         score=Estimate(wide.value, max(wide.low, -1.0), min(wide.high, 1.0)),
         weight=recommended_weight(by_weight, scorer.settings),
@@ -99,9 +99,9 @@ def score(scorer: Scorer, pictures: Rendered, embedded: Embedded | None = None) 
     )
 
 
-def fewest_prompts(scorer: Scorer) -> int:
-    """How many prompts the less asked of the score's two halves is drawn from, those of all concepts together."""
-    return min(len(scorer.of("trigger")), len(scorer.of("novel", "style", "people")))
+def prompts_asked(scorer: Scorer) -> tuple[int, int]:
+    """How many prompts the score's two halves are drawn from, those of all concepts together."""
+    return len(scorer.of("trigger")), len(scorer.of("novel", "style", "people"))
 
 
 def embed(scorer: Scorer, pictures: Rendered) -> Embedded:

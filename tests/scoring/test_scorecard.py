@@ -174,6 +174,16 @@ def test_bleed_above_its_limit_is_taken_off_the_score() -> None:
     assert made_up(1.0, 1.0, 0.75, overcooked_at=1.0).score.value == pytest.approx(1 - (0.75 - limit) / 2, abs=0.03)
 
 
+def test_bleed_is_a_share_though_the_base_model_shows_more_of_the_character() -> None:
+    """Else an interval around a trifle below 0 would not hold 0."""
+    scorer = made_up_scorer(np.random.default_rng(0))
+    shown = {p: twice(rows + 0.4 * CHARACTER) for p, rows in scorer.texts.items() for rows in [np.tile(rows, (2, 1))]}
+    scorer = replace(scorer, base=shown)
+    pictures = renders(scorer, np.random.default_rng(0), likeness=1.0, follows=1.0, bleed=0.0)
+    bleed = score(scorer, pictures).by_weight["1"]["bleed_class"]
+    assert bleed.value == bleed.low == 0 < bleed.high
+
+
 @pytest.mark.parametrize(("name", "fault"), [("fidelity", "undercooked"), ("editability", "editability")])
 def test_what_must_be_reached_must_be_reached_by_the_whole_interval(name: str, fault: str) -> None:
     sure = {"fidelity": Estimate(1, 1, 1), "editability": Estimate(1, 1, 1)}

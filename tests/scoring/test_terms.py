@@ -112,6 +112,7 @@ def test_intervals_of_few_prompts_hold_as_often_as_they_say() -> None:
         wide += other.low <= 0 <= other.high
     assert plain < 0.87 * 400 and 0.92 * 400 < wide < 0.98 * 400
     assert expansion(10_000) == pytest.approx(1, abs=0.001) and expansion(1) == 1
+    assert expansion(5) > expansion(5, 6) > expansion(5, 100) > np.sqrt(5 / 4)  # what joins it leaves it less to chance
 
 
 def test_no_hit_in_few_renders_does_not_say_that_there_is_no_bleed() -> None:
