@@ -134,6 +134,19 @@ def test_steps_of_a_concept_and_captions_are_searched_like_any_key(tmp_path: Pat
     }
 
 
+def test_a_workbench_is_told_all_that_a_range_may_ask_of_it(tmp_path: Path) -> None:
+    study = tmp_path / "mine" / "text.yaml"
+    study.parent.mkdir()
+    study.write_text(
+        "# @package _global_\nstudy: {name: text, recipes: {doll-adamw: {train.epochs: {int: [1, 9]}, "
+        "adapter.text_encoder: {choice: [false, true]}, adapter.dim: {log_int: [4, 64]}}}}\n"
+    )
+    plan, _ = make_plan(config.compose("tune", [], str(study)), str(study), [])
+    adapters = [run.adapter for run in plan.extremes()]
+    assert len(adapters) == 4
+    assert any(adapter.text_encoder for adapter in adapters) and max(adapter.largest for adapter in adapters) == 64
+
+
 def test_unknown_study_lists_the_known() -> None:
     with pytest.raises(ConfigError, match="quickstart"):
         config.find_study("nope")

@@ -49,10 +49,15 @@ class AdapterSet:
         self.layers: dict[str, AdaptedLayer] = {}
         self._homes: list[tuple[nn.Module, str, nn.Module]] = []
         self._specs: list[Adapter | None] = [None] * room.slots
+        self._left: list[str] = []  # paths of layers that stay as they are
         for root_name, root in modules.items():
             for name, module in list(root.named_modules()):
                 path = f"{root_name}.{name}"
-                if isinstance(module, nn.Linear | nn.Conv2d) and any(one.changes(path) for one in adapters):
+                if not isinstance(module, nn.Linear | nn.Conv2d):
+                    continue
+                if not any(one.changes(path) for one in adapters):
+                    self._left.append(path)
+                else:
                     parent_name, _, attribute = name.rpartition(".")
                     parent = root.get_submodule(parent_name)
                     self.layers[path] = AdaptedLayer(module, self.routing)
@@ -72,8 +77,10 @@ class AdapterSet:
         """Give a slot a fresh adapter and return its parameters.
 
         Raises:
-            ConfigError: its rank does not fit, or it cannot train beside others.
+            ConfigError: its rank does not fit, it changes layers that are not wrapped, or it cannot share the set.
         """
+        if left := next((path for path in self._left if spec.changes(path)), None):
+            raise ConfigError(f"{type(spec).__name__} changes {left}, which this set was not built for")
         if self.slots > 1 and spec.largest > self.room.max_dim:
             raise ConfigError(f"adapter.dim={spec.largest} exceeds the {self.room.max_dim} this set was built for")
         self._specs[slot] = spec

@@ -30,7 +30,6 @@ from autolora.study.tune import run_study
 from autolora.study.workbench import open_workbench
 from autolora.train.loop import Assignment
 from autolora.train.loop import train as train_rounds
-from autolora.train.run import Run
 
 
 def check(config: DictConfig, study: str | None, arguments: list[str]) -> int:
@@ -97,24 +96,12 @@ def tune(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with Bars() as bars:
         runs = [plan.run(recipe, values) for recipe, values in own.items()]
-        work = open_workbench(config, [*runs, *_largest(plan, runs)], bars)
+        work = open_workbench(config, [*runs, *plan.extremes()], bars)
         opened = open_study(plan, own, _identity(config, work.bench.model.base_hash))
         run_study(plan, opened, work, bars)
         text = finish(plan, opened, work, bars)
     print(text)
     return UNMEASURED_EXIT_CODE if work.unmeasured else 0
-
-
-def _largest(plan: Plan, runs: list[Run]) -> list[Run]:
-    """For each recipe, its run with the largest of what a workbench must have room for."""
-    largest = []
-    for run in runs:
-        ranges = plan.space[run.name]
-        keys: list[str] = [key for key in ("adapter.dim", "train.preserve_share") if key in ranges]
-        if keys:
-            most = {key: max(v for v in ranges[key].values if isinstance(v, int | float)) for key in keys}
-            largest.append(plan.run(run.name, most))
-    return largest
 
 
 def _identity(config: DictConfig, base_hash: str) -> dict[str, str]:
@@ -139,7 +126,7 @@ def export(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     plan, opened = _existing(config, study, arguments)
     with Bars() as bars:
         own = [plan.run(recipe, {}) for recipe in plan.space]
-        work = open_workbench(config, [*own, *_largest(plan, own)], bars)
+        work = open_workbench(config, [*own, *plan.extremes()], bars)
         text = finish(plan, opened, work, bars)
     print(text)
     return UNMEASURED_EXIT_CODE if work.unmeasured else 0
@@ -150,7 +137,7 @@ def report(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     plan, opened = _existing(config, study, arguments)
     with Bars() as bars:
         own = [plan.run(recipe, {}) for recipe in plan.space]
-        work = open_workbench(config, [*own, *_largest(plan, own)], bars)
+        work = open_workbench(config, [*own, *plan.extremes()], bars)
         path = study_report(plan, opened, work, bars)
     print(f"report: {path}")
     return 0

@@ -32,6 +32,17 @@ class Plan:
         composed = cfg.compose("tune", [f"recipe={recipe}", *self.arguments, *overrides], self.study_name)
         return cfg.build_run(composed)
 
+    def extremes(self) -> list[Run]:
+        """Each recipe with every value of a key that decides what its workbench must hold."""
+        needed = ("adapter.", "train.preserve_share", "train.regularization_share")
+        return [
+            self.run(recipe, {key: value})
+            for recipe, ranges in self.space.items()
+            for key, found in ranges.items()
+            if key.startswith(needed)
+            for value in found.values
+        ]
+
     def own_values(self, recipe: str) -> dict[str, Any]:
         """A recipe's own value of every key that the study varies."""
         composed = cfg.compose("tune", [f"recipe={recipe}", *self.arguments], self.study_name)

@@ -49,7 +49,7 @@ def latent_shape(model: BaseModel, frame: tuple[int, int] | None) -> tuple[int, 
 
 
 class LatentCache:
-    """Latents and loss masks by picture content and frame, kept in memory and on disk."""
+    """Latents and loss masks by picture content and frame, kept on the model's device and on disk."""
 
     def __init__(self, model: BaseModel, folder: Path) -> None:
         self.model, self.folder = model, folder
@@ -71,7 +71,7 @@ class LatentCache:
             found.append(self._known(self._key(picture, flip), partial(self._encode, picture, flip)))
             if advance:
                 advance(1)
-        return torch.stack(found).to(self.model.device)
+        return torch.stack(found)
 
     def masks(self, pictures: Sequence[Picture], flips: Sequence[bool]) -> Tensor | None:
         """(N, 1, h, w) loss masks from 0 to 1 in the latents' cells, 1 for a picture without; None if none has one."""
@@ -80,18 +80,19 @@ class LatentCache:
         found = []
         for picture, flip in zip(pictures, flips, strict=True):
             found.append(self._known(f"{self._key(picture, flip)}-mask", partial(self._mask, picture, flip)))
-        return torch.stack(found).to(self.model.device)
+        return torch.stack(found)
 
     def _known(self, key: str, make: Callable[[], Tensor]) -> Tensor:
         """A tensor from memory, from its file, or made and kept."""
         if key not in self._memory:
             path = self.folder / f"{key}.npy"
             if path.is_file():
-                self._memory[key] = torch.from_numpy(np.load(path))
+                found = torch.from_numpy(np.load(path))
             else:
-                self._memory[key] = make()
+                found = make()
                 with atomic_path(path) as temporary:
-                    np.save(temporary, self._memory[key].numpy())
+                    np.save(temporary, found.numpy())
+            self._memory[key] = found.to(self.model.device)  # 64 KB for 512 px: they fit beside any model
         return self._memory[key]
 
     def _framed(self, picture: Picture) -> Picture:

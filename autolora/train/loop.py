@@ -222,8 +222,8 @@ def _backward(bench: Bench, batches: dict[int, Batch], settings: dict[int, Train
     device = bench.model.device
     clean = bench.latents.latents(pictures, flips)
     masks = bench.latents.masks(pictures, flips)
-    noise = torch.cat([segment.noise for segment in segments]).to(device)
-    timesteps = torch.cat([segment.timesteps for segment in segments]).to(device)
+    noise = _sent(torch.cat([segment.noise for segment in segments]), device)
+    timesteps = _sent(torch.cat([segment.timesteps for segment in segments]), device)
     noisy = bench.model.add_noise(clean, noise, timesteps)
     with bench.adapter.weighted(torch.cat([segment.weights for segment in segments])):
         context = bench.prompts.contexts(captions, bench.adapter.touches_text_encoder)
@@ -240,6 +240,11 @@ def _backward(bench: Bench, batches: dict[int, Batch], settings: dict[int, Train
         losses[index] = each.mean()
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     return {index: loss.detach() for index, loss in losses.items()}
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On its way to a GPU from pinned memory, so that the step need not wait for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 @torch.no_grad()

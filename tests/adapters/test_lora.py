@@ -169,6 +169,11 @@ def test_a_state_of_another_model_is_refused(adapter: AdapterSet) -> None:
         )
 
 
+def test_layers_that_are_not_wrapped_are_not_silently_left_out(adapter: AdapterSet) -> None:
+    with pytest.raises(ConfigError, match=r"changes text_encoder\..*not built for"):
+        adapter.start(0, LoRA(dim=4, text_encoder=True), torch.Generator())
+
+
 def test_max_norm_caps_every_module(adapter: AdapterSet) -> None:
     randomize(adapter, 0, 1)
     before = {k: v.clone() for k, v in adapter.state(0).items()}

@@ -92,9 +92,9 @@ def same(a: Checkpoint, b: Checkpoint) -> bool:
 def test_same_seed_same_lora_and_trials_share_nothing(
     run: Run, tiny_model: StableDiffusion, folder: Path, tmp_path: Path
 ) -> None:
-    alone = train_all(work(tiny_model, folder, tmp_path), Assignment(run))
+    alone = train_all(work(tiny_model, folder, tmp_path, run), Assignment(run))
     other = replace(run, train=replace(run.train, seed=9))
-    second = train_all(work(tiny_model, folder, tmp_path), Assignment(other), Assignment(run))
+    second = train_all(work(tiny_model, folder, tmp_path, run), Assignment(other), Assignment(run))
     assert [c.step for c in alone] == [10, 20, 30]
     assert alone[-1].done and not alone[0].done
     assert same(alone[-1], second[-1]) and alone[-1].val_loss == second[-1].val_loss
@@ -102,10 +102,10 @@ def test_same_seed_same_lora_and_trials_share_nothing(
 
 
 def test_resumed_equals_uninterrupted(run: Run, tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
-    whole = train_all(work(tiny_model, folder, tmp_path), Assignment(run))
+    whole = train_all(work(tiny_model, folder, tmp_path, run), Assignment(run))
     checkpoint.save(whole[0], tmp_path / "latest.pt")
     resumed = train_all(
-        work(tiny_model, folder, tmp_path), Assignment(run, checkpoint.load(tmp_path / "latest.pt", run))
+        work(tiny_model, folder, tmp_path, run), Assignment(run, checkpoint.load(tmp_path / "latest.pt", run))
     )
     assert [c.step for c in resumed] == [10, 20, 30]
     assert all(same(a, b) and a.train_loss == b.train_loss for a, b in zip(whole, resumed, strict=True))
