@@ -18,7 +18,7 @@ from torch import Tensor
 from autolora.adapters.adapter_set import AdapterSet
 from autolora.adapters.base import AdaptedLayer
 from autolora.files import atomic_path
-from autolora.models.base import BaseModel, RenderSettings, stack_contexts
+from autolora.models.base import BaseModel, Context, RenderSettings, stack_contexts
 
 Pictures = NDArray[np.uint8]  # (N, H, W, 3)
 Advance = Callable[[int], None]  # hears how many more pictures are ready
@@ -54,7 +54,7 @@ def render(
     """
     _check_adapter(model, shots, adapter)
     pictures = [np.zeros((0, model.resolution, model.resolution, 3), np.uint8)]
-    known: dict[tuple[str, float], Tensor] = {}
+    known: dict[tuple[str, float], Context] = {}
     for start in range(0, len(shots), settings.batch_size):
         batch = shots[start : start + settings.batch_size]
         context = _contexts(model, batch, settings, adapter, known)
@@ -85,7 +85,7 @@ def _weighted(adapter: AdapterSet | None, weights: Sequence[float], model: BaseM
     if adapter is None:
         yield
         return
-    per_sample = torch.tensor(weights, device=model.device, dtype=model.dtype)
+    per_sample = torch.tensor(weights, device=model.device)
     with adapter.weighted(per_sample), nullcontext() if any(weights) else adapter.disabled():
         yield
 
@@ -95,9 +95,9 @@ def _contexts(
     batch: Sequence[Shot],
     settings: RenderSettings,
     adapter: AdapterSet | None,
-    known: dict[tuple[str, float], Tensor],
-) -> Tensor:
-    """Unconditional, then conditional contexts, (2B, tokens, dim); without guidance only the latter.
+    known: dict[tuple[str, float], Context],
+) -> Context:
+    """Unconditional, then conditional contexts, 2B of them; without guidance only the latter.
 
     `known` keeps them by prompt and by the weight the text encoder ran at.
     """
@@ -108,18 +108,18 @@ def _contexts(
     new = [key for key in dict.fromkeys(keys) if key not in known]
     if new:
         with _weighted(adapter if trained else None, [weight for _, weight in new], model):
-            known.update(zip(new, model.encode_prompts([prompt for prompt, _ in new]), strict=True))
+            known.update(zip(new, model.encode_prompts([prompt for prompt, _ in new]).rows(), strict=True))
     return stack_contexts([known[key] for key in keys])
 
 
-def _denoise(model: BaseModel, batch: Sequence[Shot], context: Tensor, settings: RenderSettings) -> Tensor:
+def _denoise(model: BaseModel, batch: Sequence[Shot], context: Context, settings: RenderSettings) -> Tensor:
     """Latents of a batch from each shot's own noise, guided as in Ho and Salimans (2022)."""
     sampler = model.sampler()
     sampler.set_timesteps(settings.steps)
     # Each drawn alone and on the CPU: the same on every device, in every batch and in diffusers.
     sources = [torch.Generator().manual_seed(shot.seed) for shot in batch]
     noise = [torch.randn(model.latent_shape, generator=source) for source in sources]
-    latents: Tensor = torch.stack(noise).to(model.device, model.dtype) * sampler.init_noise_sigma
+    latents: Tensor = torch.stack(noise).to(model.device) * sampler.init_noise_sigma
     copies = len(context) // len(batch)
     for t in sampler.timesteps:
         noisy = sampler.scale_model_input(torch.cat([latents] * copies), t)

@@ -27,3 +27,15 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(tiny_model_dir: Path) -> StableDiffusion:
     """The model of `tiny_model_dir`, shared: whoever attaches an adapter detaches it again."""
     return tiny.load_tiny(tiny_model_dir)
+
+
+@pytest.fixture(scope="session")
+def tiny_xl_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableDiffusionXLPipeline folder of random weights (noise prediction, 32 px); read only."""
+    return tiny.save_tiny_xl(tmp_path_factory.mktemp("tiny") / "xl")
+
+
+@pytest.fixture(scope="session")
+def tiny_xl(tiny_xl_dir: Path) -> StableDiffusion:
+    """The model of `tiny_xl_dir`, shared: whoever attaches an adapter detaches it again."""
+    return tiny.load_tiny(tiny_xl_dir, "sdxl")

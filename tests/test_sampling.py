@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.lora import LoRA
 from autolora.errors import ConfigError
-from autolora.models import RenderSettings, StableDiffusion
+from autolora.models import Context, RenderSettings, StableDiffusion
 from autolora.sampling import BaseRenders, Pictures, Shot, render
 from tests import tiny
 
@@ -131,7 +131,7 @@ def test_an_adapter_is_in_unet_and_text_encoder_as_if_loaded(tiny_model: StableD
 def test_the_adapter_is_left_at_its_own_weight(
     tiny_model: StableDiffusion, adapter: AdapterSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context, steps = torch.zeros(2, tiny.TOKENS, tiny.WIDTH), torch.full((2,), 500)
+    context, steps = Context(torch.zeros(2, tiny.TOKENS, tiny.WIDTH)), torch.full((2,), 500)
     noisy = torch.ones(2, *tiny_model.latent_shape)
     with torch.no_grad():
         before = tiny_model.predict(noisy, steps, context)

@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from autolora.models import ModelSettings, RenderSettings, StableDiffusion, load_sd1
+from autolora.models import ModelSettings, RenderSettings, StableDiffusion, load_model
 
 RESOLUTION = 32  # pixels; latents are 4 channels of 8 x 8
 TOKENS = 77
@@ -19,7 +26,9 @@ WIDTH = 32
 _UNET: Any = UNet2DConditionModel  # untyped libraries are called through Any
 _VAE: Any = AutoencoderKL
 _DDIM: Any = DDIMScheduler
+_EULER: Any = EulerDiscreteScheduler
 _PIPELINE: Any = StableDiffusionPipeline
+_PIPELINE_XL: Any = StableDiffusionXLPipeline
 
 
 def byte_symbols() -> list[str]:
@@ -33,12 +42,12 @@ def byte_symbols() -> list[str]:
     return [symbols[b] for b in range(256)]
 
 
-def tiny_tokenizer() -> CLIPTokenizer:
+def tiny_tokenizer(**settings: Any) -> CLIPTokenizer:
     """One token a byte: 256 symbols, 256 at a word's end, begin and end; no merges."""
     symbols = byte_symbols()
     entries = [*symbols, *(s + "</w>" for s in symbols), "<|startoftext|>", "<|endoftext|>"]
     vocab = {token: index for index, token in enumerate(entries)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=TOKENS)
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=TOKENS, **settings)
 
 
 def tiny_unet() -> Any:
@@ -72,22 +81,46 @@ def tiny_vae() -> Any:
     )
 
 
-def tiny_text_encoder() -> CLIPTextModel:
-    """Two layers of width 32."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=514,
-            hidden_size=WIDTH,
-            intermediate_size=2 * WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=TOKENS,
-            projection_dim=WIDTH,
-            bos_token_id=512,
-            eos_token_id=513,
-            pad_token_id=513,
-        )
+def tiny_unet_xl() -> Any:
+    """SDXL's topology in 32, 64 and 64 channels, with one and two transformer blocks."""
+    return _UNET(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2),
+        cross_attention_dim=2 * WIDTH,
+        attention_head_dim=(2, 4, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=WIDTH + 6 * 8,
+        norm_num_groups=8,
     )
+
+
+def tiny_text_config() -> CLIPTextConfig:
+    """Two layers of width 32."""
+    return CLIPTextConfig(
+        vocab_size=514,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        projection_dim=WIDTH,
+        bos_token_id=512,
+        eos_token_id=513,
+        pad_token_id=513,
+    )
+
+
+def tiny_text_encoder() -> CLIPTextModel:
+    """An encoder of that."""
+    return CLIPTextModel(tiny_text_config())
 
 
 def tiny_scheduler(prediction_type: str = "v_prediction") -> Any:
@@ -124,10 +157,33 @@ def save_tiny(folder: Path, prediction_type: str = "v_prediction", seed: int = 0
     return folder
 
 
-def load_tiny(folder: Path) -> StableDiffusion:
-    """Load what `save_tiny` wrote."""
+def save_tiny_xl(folder: Path, seed: int = 0) -> Path:
+    """Write a StableDiffusionXLPipeline folder, with SDXL's own scheduler, in half precision, and return the folder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = _PIPELINE_XL(
+            vae=tiny_vae(),
+            text_encoder=tiny_text_encoder(),
+            text_encoder_2=CLIPTextModelWithProjection(tiny_text_config()),
+            tokenizer=tiny_tokenizer(),
+            tokenizer_2=tiny_tokenizer(pad_token="!"),
+            unet=tiny_unet_xl(),
+            scheduler=_EULER(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                timestep_spacing="leading",
+                steps_offset=1,
+            ),
+        )
+    pipeline.to(torch.float16).save_pretrained(folder)
+    return folder
+
+
+def load_tiny(folder: Path, family: str = "sd1", **settings: Any) -> StableDiffusion:
+    """Load what `save_tiny` or, with family `sdxl`, `save_tiny_xl` wrote."""
     render = RenderSettings(steps=3, guidance=3.0, batch_size=4)
-    return load_sd1(ModelSettings(family="sd1", path=str(folder), name="tiny", render=render))
+    return load_model(ModelSettings(family=family, path=str(folder), name="tiny", render=render, **settings))
 
 
 @cache

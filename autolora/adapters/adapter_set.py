@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from autolora.adapters.base import AdaptedLayer, Adapter, NormStats, Room, Routing, State, Update
+from autolora.adapters.base import AdaptedLayer, Adapter, NormStats, Room, Routing, State, Update, in_text_encoder
 from autolora.adapters.changes import LOW_RANK, parts_by_layer
 from autolora.adapters.lora import DyLoRA, LoRA, LowRank
 from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr, tuned_of
@@ -101,7 +101,7 @@ class AdapterSet:
         return [
             parameter
             for path, layer in self.layers.items()
-            if layer.kept and text_encoder in (None, path.startswith("text_encoder."))
+            if layer.kept and text_encoder in (None, in_text_encoder(path))
             for parameter in layer.kept[0].parameters(slot)
         ]
 
@@ -113,12 +113,15 @@ class AdapterSet:
             for update in self.updates:
                 update.limit(slot, rank)
 
-    def gather_grads(self) -> None:
-        """Hand each slot its gradients, and use all ranks again."""
+    def gather_grads(self, loss_scale: float = 1.0) -> None:
+        """Hand each slot its gradients, free of what its loss was multiplied by, and use all ranks again."""
         for update in self.updates:
             for slot in range(self.slots):
                 update.gather_grads(slot)
                 update.limit(slot, None)
+                for parameter in update.parameters(slot) if loss_scale != 1 else ():
+                    if parameter.grad is not None:
+                        parameter.grad = parameter.grad / loss_scale
 
     def clear_grads(self) -> None:
         """Drop the gradients."""

@@ -21,6 +21,11 @@ LINEAR = ("attention", "feed_forward", "projections")
 State = dict[str, Tensor]  # `<path of a layer>.<part>`, on the CPU
 
 
+def in_text_encoder(path: str) -> bool:
+    """Whether a layer belongs to a text encoder, of which a model may have several."""
+    return path.startswith("text_encoder")
+
+
 @dataclass(frozen=True)
 class NormStats:
     """What max-norm scaling did to one slot: modules scaled, mean and largest norm afterwards."""
@@ -164,7 +169,7 @@ class Adapter:
     def changes(self, path: str) -> bool:
         """Whether the layer of this path is among the targets."""
         suffixes = tuple(suffix for target in self.targets for suffix in TARGETS[target])
-        return path.endswith(suffixes) and (self.text_encoder or not path.startswith("text_encoder."))
+        return path.endswith(suffixes) and (self.text_encoder or not in_text_encoder(path))
 
     def start(self, layer: AdaptedLayer, path: str, slot: int, room: Room, generator: torch.Generator) -> None:
         """Give a layer's slot a fresh change of zero."""

@@ -64,13 +64,13 @@ def change(parts: Mapping[str, Tensor], weight: Tensor | None = None) -> Tensor:
     parts = {name: tensor.float() for name, tensor in parts.items()}
     try:
         if "on_input" in parts:
-            return _ia3(parts, _needed(weight))
+            return _ia3(parts, _needed(weight, parts["weight"]))
         if "hada_w1_b" in parts or "hada_w1_a" in parts:
             return _loha(parts)
         if any(name.startswith("lokr_") for name in parts):
             return _lokr(parts)
         found = _lora(parts)
-        return _dora(found, parts["dora_scale"], _needed(weight)) if "dora_scale" in parts else found
+        return _dora(found, parts["dora_scale"], _needed(weight, found)) if "dora_scale" in parts else found
     except (KeyError, RuntimeError) as error:
         raise ExportError(f"incomplete ({error}): export or download the file again") from error
 
@@ -80,10 +80,10 @@ def layer_scale(parts: Mapping[str, Tensor], rank: int | None) -> float:
     return 1.0 if rank is None or "alpha" not in parts else float(parts["alpha"]) / rank
 
 
-def _needed(weight: Tensor | None) -> Tensor:
+def _needed(weight: Tensor | None, like: Tensor) -> Tensor:
     if weight is None:
         raise ExportError("its change depends on the base model's weight, which is not given")
-    return weight.detach().float().flatten(1)
+    return weight.detach().to(like).flatten(1)
 
 
 def _lora(parts: Mapping[str, Tensor]) -> Tensor:

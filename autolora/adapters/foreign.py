@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autolora.adapters.base import State
 from autolora.adapters.changes import LOW_RANK, PARTS, as_lora, change, parts_by_layer
-from autolora.adapters.formats import Shapes, kohya_name, same_weights
+from autolora.adapters.formats import Shapes, paths_by_name, same_weights
 from autolora.errors import ExportError
 
 _FACTOR = re.compile(r"(.+?)\.lora(?:\.(down|up)|_(A|B)(?:\.\w+)?)\.weight")
@@ -69,7 +69,7 @@ def from_lycoris(tensors: Mapping[str, Tensor], architecture: str, weights: Mapp
     Raises:
         ExportError: layers the model does not have, incomplete parts, shapes that do not fit.
     """
-    names = {kohya_name(path, architecture): path for path in weights if path.startswith(("unet.", "text_encoder."))}
+    names = paths_by_name(weights, architecture)
     state: State = {}
     for name, parts in parts_by_layer(tensors).items():
         if name not in names:

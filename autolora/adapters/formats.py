@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from autolora.adapters.base import State
+from autolora.adapters.base import State, in_text_encoder
 from autolora.adapters.changes import FACTORS, PARTS, change, layer_scale, parts_by_layer, split_key
+from autolora.adapters.sgm import sgm_path
 from autolora.errors import ExportError
 
-# By architecture, then by the model's root module. SD1 keeps diffusers' names below the prefix.
-PREFIXES: dict[str, dict[str, str]] = {"sd1": {"unet": "lora_unet", "text_encoder": "lora_te"}}
+# By architecture, then by the model's root module.
+PREFIXES: dict[str, dict[str, str]] = {
+    "sd1": {"unet": "lora_unet", "text_encoder": "lora_te"},
+    "sdxl": {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+}
+_UNET_PATHS = {"sdxl": sgm_path}  # below the prefix; others keep diffusers'
 Shapes = Mapping[str, tuple[int, ...]]  # a layer's path to its weight's shape
 
-_OTHER_KINDS = (
-    ("lora_te2_", "a LoRA for SDXL"),
-    ("lora_te1_", "a LoRA for SDXL"),
-    ("lora_unet_input_blocks_", "a LoRA for SDXL"),
+# Marks of files that are for something else than an architecture.
+_OTHER_KINDS = {
+    "sd1": (
+        ("lora_te2_", "a LoRA for SDXL"),
+        ("lora_te1_", "a LoRA for SDXL"),
+        ("lora_unet_input_blocks_", "a LoRA for SDXL"),
+    ),
+    "sdxl": (("lora_te_text_model_", "a LoRA for Stable Diffusion 1.x or 2.x"),),
+}
+_OTHER_FILES = (
     ("lora_unet_double_blocks_", "a LoRA for Flux"),
     ("emb_params", "a textual inversion embedding"),
     ("model.diffusion_model.", "a whole checkpoint"),
@@ -28,7 +39,8 @@ _OTHER_KINDS = (
 def kohya_name(path: str, architecture: str) -> str:
     """The file's name of a layer: `unet.mid_block.attentions.0.proj_in` -> `lora_unet_mid_block_attentions_0_proj_in`.
 
-    Files always say `text_model` below the text encoder; newer transformers versions leave that level out.
+    SDXL's UNet: `lora_unet_middle_block_1_proj_in`. Files always say `text_model` below a text encoder; newer
+    transformers versions leave that level out.
 
     Raises:
         ExportError: the architecture has no names yet, or the path belongs to no adapted part of it.
@@ -37,9 +49,19 @@ def kohya_name(path: str, architecture: str) -> str:
     root, _, rest = path.partition(".")
     if root not in prefixes or not rest:
         raise ExportError(f"layer {path!r} is in none of {', '.join(prefixes)}")
-    if root == "text_encoder" and not rest.startswith("text_model."):
+    if in_text_encoder(path) and not rest.startswith("text_model."):
         rest = f"text_model.{rest}"
+    if root == "unet":
+        rest = _UNET_PATHS.get(architecture, str)(rest)
     return f"{prefixes[root]}_{rest.replace('.', '_')}"
+
+
+def paths_by_name(paths: Iterable[str], architecture: str) -> dict[str, str]:
+    """The model's layers by every name that files have for them: some programs write SDXL's in diffusers' names."""
+    prefixes = _prefixes(architecture)
+    own = [path for path in paths if path.partition(".")[0] in prefixes]
+    other = {f"lora_{path.replace('.', '_')}": path for path in own if not in_text_encoder(path)}
+    return other | {kohya_name(path, architecture): path for path in own}
 
 
 def to_kohya(state: State, architecture: str) -> State:
@@ -67,8 +89,7 @@ def from_kohya(tensors: Mapping[str, Tensor], architecture: str, shapes: Shapes)
     Raises:
         ExportError: another kind of file, layers that the model does not have, or shapes that do not fit it.
     """
-    prefixes = _prefixes(architecture)
-    paths = {kohya_name(path, architecture): path for path in shapes if path.partition(".")[0] in prefixes}
+    paths = paths_by_name(shapes, architecture)
     names = dict.fromkeys(key.partition(".")[0] for key in tensors)
     strange = [key for key in tensors if key.partition(".")[0] not in paths or key.partition(".")[2] not in FACTORS]
     if strange or not tensors:
@@ -80,6 +101,8 @@ def from_kohya(tensors: Mapping[str, Tensor], architecture: str, shapes: Shapes)
         if down is None or up is None:
             missing = FACTORS[0] if down is None else FACTORS[1]
             raise ExportError(f"{name} has no {missing}: the file is incomplete; export or download it again")
+        if f"{path}.alpha" in state:
+            raise ExportError(f"{name} is in the file under two names; programs read either, so export it again")
         state |= _fitted(name, path, down, up, alpha, shapes[path])
     return state
 
@@ -160,13 +183,14 @@ def same_weights(down: tuple[int, ...], layer: tuple[int, ...]) -> bool:
 
 def _why_unknown(tensors: Mapping[str, Tensor], strange: list[str], layers: int, architecture: str) -> str:
     """What kind of file has such keys, as far as they tell."""
-    expected = f"expected a kohya-format LoRA for {architecture} (lora_unet_... and lora_te_... keys)"
+    names = " and ".join(f"{prefix}_..." for prefix in _prefixes(architecture).values())
+    expected = f"expected a kohya-format LoRA for {architecture} ({names} keys)"
     if not tensors:
         return f"the file holds no tensors; {expected}"
-    for mark, kind in _OTHER_KINDS:
+    for mark, kind in (*_OTHER_KINDS[architecture], *_OTHER_FILES):
         if any(mark in key for key in tensors):
-            return f"this is {kind}, which is not supported yet; {expected}"
+            return f"this is {kind}, which this base model cannot take; {expected}"
     some = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
-    if any(key.startswith(("lora_unet_", "lora_te_")) for key in tensors):
+    if any(key.startswith(("lora_unet_", "lora_te")) for key in tensors):
         return f"the base model has no layers for {some} ({layers} layers in the file): it was made for another model"
     return f"this is no LoRA file (it holds {some}); {expected}"

@@ -136,8 +136,9 @@ class LowRank:
 
     def __init__(self, base: nn.Linear | nn.Conv2d, slots: int, rank: int) -> None:
         self.base = base
-        self.down = nn.Parameter(base.weight.new_zeros(slots, rank, base.weight[0].numel()))
-        self.up = nn.Parameter(base.weight.new_zeros(slots, rank, base.weight.shape[0]))
+        full = torch.float32  # whatever the base is kept in
+        self.down = nn.Parameter(base.weight.new_zeros(slots, rank, base.weight[0].numel(), dtype=full))
+        self.up = nn.Parameter(base.weight.new_zeros(slots, rank, base.weight.shape[0], dtype=full))
         self.dims, self.scales = [rank] * slots, [[0.0]] * slots  # scales by rank where there is more than one
         self.used: list[int | None] = [None] * slots
         self.pairs: list[list[tuple[nn.Parameter, nn.Parameter]]] = [[] for _ in range(slots)]  # one a unit

@@ -141,6 +141,9 @@ class Tuned:
             torch.manual_seed(0 if generator is None else int(torch.randint(2**62, (), generator=generator)))
             inject_adapter_in_model(config, holder)
         self.tuner: Any = holder["layer"].eval()  # in training it would ask the global generator for its dropout
+        for parameter in self.tuner.parameters():
+            if parameter.requires_grad:  # peft takes the base's dtype
+                parameter.data = parameter.data.float()
         self.kind = str(config.peft_type.value if config.peft_type else "").lower()
         if _whole(self.tuner):
             self.tuner.scaling[NAME] = 1.0

@@ -198,6 +198,21 @@ def load_framed(picture: Picture, flip: bool = False) -> NDArray[np.uint8]:
     return np.array(ImageOps.mirror(framed) if flip else framed)
 
 
+def size_ids(picture: Picture, flip: bool = False) -> tuple[int, int, int, int, int, int]:
+    """How `load_framed` crops a picture, as SDXL is told (Podell et al. 2023, section 2.2), in pixels.
+
+    Height and width of the original; top and left of what is kept, in the resized picture; height and width of the
+    frame.
+
+    Raises:
+        ValueError: it has no frame.
+    """
+    fit, (width, height) = fit_masked(picture, (picture.width, picture.height)), frame_of(picture)
+    left, top, right, _ = fit.box
+    before = picture.width - right if flip else left
+    return picture.height, picture.width, round(top * fit.scale), round(before * fit.scale), height, width
+
+
 def load_mask(picture: Picture, flip: bool = False) -> NDArray[np.float32]:
     """The picture's mask as `load_framed` crops it, (height, width) float32 from 0 to 1; all 1 without a mask.
 

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 import safetensors.torch
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -35,9 +36,13 @@ class Family:
     version: str
     spec: str
     webui: str
+    velocity: str = ""  # what kohya's version has behind it where the model predicts v
 
 
-FAMILIES: dict[str, Family] = {"sd1": Family("sd_v1", "stable-diffusion-v1", "SD1")}
+FAMILIES: dict[str, Family] = {
+    "sd1": Family("sd_v1", "stable-diffusion-v1", "SD1", "_v"),
+    "sdxl": Family("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "SDXL"),
+}
 
 
 @dataclass(frozen=True)
@@ -165,17 +170,17 @@ def _training(run: Run, dataset: Dataset, name: str, card: Card, made: datetime)
         "shuffle_caption": settings.shuffle_tags,
         "keep_tokens": settings.keep_tags,
         "seed": settings.seed,
-        "mixed_precision": "no",
         "cache_latents": True,
     }
     return {f"ss_{key}": str(value) for key, value in found.items()}
 
 
 def _base(model: BaseModel) -> dict[str, str]:
-    velocity = model.prediction_type == "v_prediction"
+    velocity, family = model.prediction_type == "v_prediction", family_of(model.architecture)
     return {
         "ss_sd_model_name": model.name,
-        "ss_base_model_version": family_of(model.architecture).version + ("_v" if velocity else ""),
+        "ss_base_model_version": family.version + (family.velocity if velocity else ""),
+        "ss_mixed_precision": {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(model.dtype, "no"),
         "ss_v2": "False",
         "ss_v_parameterization": str(velocity),
         "ss_clip_skip": "None",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from autolora.adapters.base import TARGETS, State
+from autolora.adapters.base import TARGETS, State, in_text_encoder
 from autolora.adapters.foreign import from_diffusers, from_lycoris, in_diffusers_names, in_lycoris_parts
 from autolora.adapters.formats import from_kohya, layer_paths, layer_shapes, layer_weights
 from autolora.adapters.lora import LoRA
@@ -72,5 +72,5 @@ def lora_of(state: State) -> LoRA:
         dim=dim,
         alpha=alphas[0] if alphas else float(dim),
         targets=targets or tuple(TARGETS),
-        text_encoder=any(path.startswith("text_encoder.") for path in paths),
+        text_encoder=any(in_text_encoder(path) for path in paths),
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
@@ -25,7 +25,7 @@ from autolora.errors import ExportError
 from autolora.export.consumers import CONSUMERS
 from autolora.export.read import read_lora
 from autolora.models.base import BaseModel, RenderSettings
-from autolora.models.folders import weight_files
+from autolora.models.folders import read_json, weight_files
 from autolora.sampling import Pictures, Shot
 
 ADAPTER = "autolora"
@@ -47,9 +47,9 @@ def verify_deltas(state: State, path: Path, model: BaseModel) -> Verified:
     Raises:
         ExportError: a layer is missing or added, or differs by more than the file's rounding explains.
     """
-    weights, loaded = layer_weights(model.modules), read_lora(path, model)
+    weights, loaded = layer_weights(model.modules), _moved(read_lora(path, model), model.device)
     _check_layers(state, loaded, str(path))
-    layers, readers, worst = parts_by_layer(load_file(path)), dict(CONSUMERS), 0.0
+    layers, readers, worst = parts_by_layer(load_file(path, str(model.device))), dict(CONSUMERS), 0.0
     for name, wanted in _expectations(state, weights):
         weight = weights[name].float()
         worst = max(worst, _agree(name, wanted, delta(loaded, name, weight), str(path)))
@@ -73,6 +73,7 @@ class DiffusersTwin:
             ExportError: diffusers does not load the file.
         """
         self.path, self.model = path, model
+        self.draws = model.dtype == torch.float32  # pictures of 16-bit weights differ by rounding: they prove nothing
         with _quiet():
             self.pipeline = open_pipeline(folder, model)
             try:
@@ -84,8 +85,8 @@ class DiffusersTwin:
     def state(self) -> State:
         """The adapter as diffusers holds it, by the paths of autolora's layers."""
         found: State = {}
-        for root, module in (("unet", self.pipeline.unet), ("text_encoder", self.pipeline.text_encoder)):
-            for name, layer in module.named_modules():
+        for root in self.model.modules:
+            for name, layer in getattr(self.pipeline, root).named_modules():
                 if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A:
                     down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
                     found[f"{root}.{name}.lora_down.weight"] = down.detach().float().cpu()
@@ -100,7 +101,7 @@ class DiffusersTwin:
         Raises:
             ExportError: as the function `verify_deltas`.
         """
-        where, loaded = f"{self.path} in diffusers", self.state()
+        where, loaded = f"{self.path} in diffusers", _moved(self.state(), self.model.device)
         _check_layers(state, loaded, where)
         weights, worst = layer_weights(self.model.modules), 0.0
         for name, wanted in _expectations(state, weights):
@@ -158,21 +159,24 @@ def compare_pictures(ours: Pictures, theirs: Pictures, most: float = MEAN_DIFFER
 
 
 def open_pipeline(folder: Path, model: BaseModel) -> Any:
-    """The model folder as a plain diffusers pipeline in 32-bit floats, with the model's own sampler."""
+    """The model folder as the diffusers pipeline that it names, with the model's own sampler.
+
+    In 32-bit floats where the model is in them. Else it is only to be loaded into: on the CPU, in the half precision of
+    exported files.
+    """
+    whole = model.dtype == torch.float32
     variant, _ = weight_files(folder / "unet")
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(
+    unused = {"safety_checker", "feature_extractor", "image_encoder"} & read_json(folder / "model_index.json").keys()
+    pipeline: Any = DiffusionPipeline.from_pretrained(
         folder,
         variant=variant,
-        torch_dtype=torch.float32,
-        safety_checker=None,
-        feature_extractor=None,
-        image_encoder=None,
-        requires_safety_checker=False,
+        torch_dtype=torch.float32 if whole else torch.float16,
         local_files_only=True,
+        **dict.fromkeys(unused),
     )
     pipeline.scheduler = model.sampler()
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(model.device)
+    return pipeline.to(model.device if whole else "cpu")
 
 
 @dataclass(frozen=True)
@@ -186,12 +190,17 @@ class _Wanted:
 
 def _expectations(state: State, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, _Wanted]]:
     """What each layer must come to, one after the other, as all of them at once may be as large as the model."""
-    for name, parts in sorted(parts_by_layer(state).items()):
+    for name, own in sorted(parts_by_layer(state).items()):
+        parts = _moved(own, weights[name].device)
         expected = change(parts, weights[name])
         yield (
             name,
             _Wanted(expected, float(torch.linalg.vector_norm(expected)), _rounding(parts, expected, weights[name])),
         )
+
+
+def _moved(state: State, device: torch.device) -> State:
+    return {key: tensor.to(device) for key, tensor in state.items()}
 
 
 def _check_layers(state: State, loaded: State, where: str) -> None:
@@ -230,7 +239,7 @@ def _rounding(parts: State, expected: Tensor, weight: Tensor) -> float:
     arithmetic, and what a change written as a plain LoRA loses of it.
     """
     if "dora_scale" in parts:
-        return 1.01 * 4 * 2**-11 * float(torch.linalg.vector_norm(weight.float().flatten(1) + expected))
+        return 1.01 * 4 * 2**-11 * float(torch.linalg.vector_norm(weight.to(expected).flatten(1) + expected))
     kept = ("alpha", "on_input")
     larger = {name: part if name in kept else part.float().abs() + 2**-14 for name, part in parts.items()}
     moved = ((1 + 2**-11) ** (len(parts) - 1) - 1) * torch.linalg.vector_norm(change(larger, weight.abs()))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from autolora.errors import ConfigError
 
 MOST_CHUNKS = 3  # windows of the text encoder that a prompt may fill: 225 tokens of CLIP's 75
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MOST_STEPS = 500  # denoising steps; schedulers cannot take more than they have training timesteps
 
 
@@ -58,6 +59,8 @@ class ModelSettings:
     path: str = "paperdoll"
     name: str | None = None  # how results call it; the folder's name by default
     resolution: int | None = None  # the model's own by default
+    dtype: str = "float32"  # of the frozen weights; adapters and their optimizer stay in 32 bit
+    gradient_checkpointing: bool = False  # layers are computed again on the way back: slower, in far less memory
     class_pictures: int = 192
     class_tags: tuple[str, ...] = ()
     render: RenderSettings = field(default_factory=RenderSettings)
@@ -65,39 +68,68 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.class_pictures < 4:
             raise ConfigError(f"model.class_pictures must be at least 4, got {self.class_pictures}")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"model.dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
 
 
-def stack_contexts(contexts: Sequence[Tensor]) -> Tensor:
-    """Contexts of several lengths, each (tokens, dim), as one (B, tokens, dim).
+@dataclass(frozen=True)
+class Context:
+    """What a model is told of N pictures, besides their noise.
 
-    Each is repeated to a common multiple of the lengths: cross-attention over repeated keys is that over the keys
+    `tokens` (N, tokens, dim) is what cross-attention reads. Families that also take a prompt as a whole have `pooled`
+    (N, dim), and those that are told how a picture was cropped read `sizes` (N, 6), as `size_ids` gives them; without,
+    each picture is whole and of the size of its latents.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+    sizes: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, part: slice) -> Context:
+        return Context(*(None if one is None else one[part] for one in vars(self).values()))  # type: ignore[arg-type]
+
+    def rows(self) -> list[Context]:
+        """One for each picture."""
+        return [self[i : i + 1] for i in range(len(self))]
+
+
+def stack_contexts(contexts: Sequence[Context]) -> Context:
+    """Contexts of prompts of several lengths as one; they have no sizes yet.
+
+    Tokens are repeated to a common multiple of the lengths: cross-attention over repeated keys is that over the keys
     themselves, so no prompt depends on what it is stacked with, as it would if it were padded.
     """
-    length = math.lcm(*(len(context) for context in contexts))
-    return torch.stack([context.repeat(length // len(context), 1) for context in contexts])
+    length = math.lcm(*(context.tokens.shape[1] for context in contexts))
+    tokens = torch.cat([context.tokens.repeat(1, length // context.tokens.shape[1], 1) for context in contexts])
+    pooled = [context.pooled for context in contexts if context.pooled is not None]
+    return Context(tokens, torch.cat(pooled) if pooled else None)
 
 
 class BaseModel(Protocol):
     """A frozen latent diffusion model in evaluation mode.
 
     Shapes: pixels (B, 3, H, W) in [-1, 1]; latents (B, C, h, w), scaled to about unit variance; timesteps
-    (B,) int64 from 0 to `train_timesteps` - 1; context (B, tokens, dim).
+    (B,) int64 from 0 to `train_timesteps` - 1. All are 32-bit floats, whatever the weights are.
     """
 
     name: str
     base_hash: str  # 16 hex digits over the weights
-    architecture: str  # "sd1"; naming of exported files follows it
+    architecture: str  # "sd1", "sdxl"; naming of exported files follows it
     resolution: int  # pixels; pictures are square
     latent_shape: tuple[int, int, int]  # (C, h, w)
     train_timesteps: int
     prompt_tokens: int  # a prompt's own that the model reads: 75 for CLIP
     prediction_type: str  # "epsilon" or "v_prediction"
     device: torch.device
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the weights
+    loss_scale: float  # what a loss is multiplied by on its way back, so that its gradients fit the dtype
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        """The roots that adapters attach to: `unet`, `text_encoder`."""
+        """The roots that adapters attach to: `unet`, `text_encoder` and, where there are two, `text_encoder_2`."""
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -108,7 +140,7 @@ class BaseModel(Protocol):
         """Scaled latents to pixels (they may leave [-1, 1] a little)."""
         ...
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+    def encode_prompts(self, prompts: Sequence[str]) -> Context:
         """Prompts to context, differentiable, so that callers choose.
 
         A prompt longer than the text encoder's window is encoded in up to MOST_CHUNKS windows side by side.
@@ -119,12 +151,12 @@ class BaseModel(Protocol):
         """A prompt as the model reads it, without the tokens that begin, end and fill it; never cut."""
         ...
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    def predict(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
         """The model's raw output for noisy latents, of their shape."""
         ...
 
     def fixed_context(self) -> AbstractContextManager[None]:
-        """Inside it, `predict` may reuse what it derived from a context tensor while given that same tensor.
+        """Inside it, `predict` may reuse what it derived from a context's tokens while given that same tensor.
 
         Only for inference, and adapter weights must not change inside.
         """

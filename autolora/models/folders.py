@@ -13,36 +13,50 @@ from safetensors import SafetensorError, safe_open
 
 from autolora.errors import ModelError
 
-WEIGHT_PARTS = ("text_encoder", "unet", "vae")
-PARTS = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
-EXPECTED = (
-    "expected a diffusers Stable Diffusion 1.x folder "
-    "(model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/)"
-)
-CONVERT = "convert it once: diffusers.StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+ENCODERS: dict[str, dict[str, str]] = {  # by family: the folders of text encoders, and of their tokenizers
+    "sd1": {"text_encoder": "tokenizer"},
+    "sdxl": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
+}
+NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}
+CONVERT = "convert it once: diffusers.DiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
 AGAIN = "download or convert the model again"
 
 
-def check_sd1_folder(path: Path) -> None:
-    """Refuse a path that is no Stable Diffusion 1.x folder.
+def parts_of(family: str) -> tuple[str, ...]:
+    """What a family's folder holds."""
+    return ("model_index.json", "unet", "vae", *ENCODERS[family], *ENCODERS[family].values(), "scheduler")
+
+
+def expected(family: str) -> str:
+    """The same in words."""
+    names = ", ".join(part if "." in part else f"{part}/" for part in parts_of(family))
+    return f"expected a diffusers {NAMES[family]} folder ({names})"
+
+
+def check_folder(path: Path, family: str) -> None:
+    """Refuse a path that is no folder of this family.
 
     Raises:
         ModelError: what was found there, what was expected and what to do.
     """
+    wanted = expected(family)
     if path.is_file():
-        raise ModelError(f"model.path={path} is {_describe_file(path)}")
+        raise ModelError(f"model.path={path} is {_describe_file(path)}; {wanted}")
     if not path.is_dir():
-        raise ModelError(f"model.path={path} does not exist{_closest(path)}; {EXPECTED}")
+        raise ModelError(f"model.path={path} does not exist{_closest(path)}; {wanted}")
     if not (path / "model_index.json").is_file():
-        raise ModelError(f"model.path={path} has no model_index.json ({_describe_folder(path)}); {EXPECTED}")
+        raise ModelError(f"model.path={path} has no model_index.json ({_describe_folder(path)}); {wanted}")
     kind = str(read_json(path / "model_index.json").get("_class_name", "an unnamed pipeline"))
-    if (path / "text_encoder_2").exists() or "XL" in kind:
-        raise ModelError(f"model.path={path} is an SDXL model ({kind}), not supported yet; {EXPECTED}")
-    if not kind.startswith("StableDiffusion") or "3" in kind:
-        raise ModelError(f"model.path={path} holds a {kind}; {EXPECTED}")
-    missing = [part for part in PARTS if not (path / part).exists()]
+    found = recognise(path, kind)
+    if found is None:
+        raise ModelError(f"model.path={path} holds a {kind}; {wanted}")
+    if found not in ENCODERS:
+        raise ModelError(f"model.path={path} is a {NAMES[found]} model ({kind}), not supported yet; {wanted}")
+    if found != family:
+        raise ModelError(f"model.path={path} is {_an(found)} model ({kind}): set model.family={found}; {wanted}")
+    missing = [part for part in parts_of(family) if not (path / part).exists()]
     if missing:
-        raise ModelError(f"model.path={path} lacks {', '.join(missing)}; {EXPECTED}: {AGAIN}")
+        raise ModelError(f"model.path={path} lacks {', '.join(missing)}; {wanted}: {AGAIN}")
     unet, vae = read_json(path / "unet" / "config.json"), read_json(path / "vae" / "config.json")
     if unet.get("in_channels", 4) != vae.get("latent_channels", 4):
         raise ModelError(
@@ -50,8 +64,20 @@ def check_sd1_folder(path: Path) -> None:
             f"{unet.get('in_channels')} channels, its vae gives {vae.get('latent_channels')}); "
             "give a plain text-to-image model"
         )
-    if read_json(path / "text_encoder" / "config.json").get("hidden_size") == 1024:
-        raise ModelError(f"model.path={path} is a Stable Diffusion 2 model, not supported yet; {EXPECTED}")
+
+
+def recognise(folder: Path, pipeline: str) -> str | None:
+    """The family of a folder with that pipeline in its index, None if none: SDXL and SD2 by their text encoders."""
+    if (folder / "text_encoder_2").exists() or "XL" in pipeline:
+        return "sdxl" if pipeline.startswith("StableDiffusion") and "3" not in pipeline else None
+    if not pipeline.startswith("StableDiffusion") or "3" in pipeline:
+        return None
+    config = folder / "text_encoder" / "config.json"
+    return "sd2" if config.is_file() and read_json(config).get("hidden_size") == 1024 else "sd1"
+
+
+def _an(family: str) -> str:
+    return f"an {NAMES[family]}" if family == "sdxl" else f"a {NAMES[family]}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -86,7 +112,7 @@ def weight_files(part: Path) -> tuple[str | None, list[Path]]:
     return (None, plain) if plain else ("fp16", half)
 
 
-def folder_hash(folder: Path, parts: Sequence[str] = WEIGHT_PARTS) -> str:
+def folder_hash(folder: Path, parts: Sequence[str]) -> str:
     """SHA-256 (first 16 hex digits) over the names and bytes of the weight files that are loaded."""
     digest = hashlib.sha256()
     for part in parts:
@@ -101,17 +127,17 @@ def folder_hash(folder: Path, parts: Sequence[str] = WEIGHT_PARTS) -> str:
 def _describe_file(path: Path) -> str:
     """What kind of model file this is, and what to do with it."""
     if path.suffix != ".safetensors":
-        return f"a file; {EXPECTED}: {CONVERT}"
+        return f"a file: {CONVERT}"
     try:
         with safe_open(path, framework="pt") as file:
             keys = list(file.keys())
     except (SafetensorError, OSError) as error:
-        return f"a broken .safetensors file ({error}); {EXPECTED}"
+        return f"a broken .safetensors file ({error})"
     if any("lora" in key.lower() or "hada_" in key or "lokr_" in key for key in keys):
-        return f"a LoRA file, not a base model (`autolora score lora=FILE` takes LoRA files); {EXPECTED}"
+        return "a LoRA file, not a base model (`autolora score lora=FILE` takes LoRA files)"
     if any(key.startswith("conditioner.embedders.1") for key in keys):
-        return f"a single-file SDXL checkpoint, which is not supported yet; {EXPECTED}"
-    return f"a single .safetensors file, which is not supported yet; {EXPECTED}: {CONVERT}"
+        return f"a single-file SDXL checkpoint, which is not supported yet: {CONVERT}"
+    return f"a single .safetensors file, which is not supported yet: {CONVERT}"
 
 
 def _describe_folder(path: Path) -> str:
@@ -121,7 +147,7 @@ def _describe_folder(path: Path) -> str:
         return f"but its subfolder {inside[0]} has: set model.path={path / inside[0]}"
     single = sorted(child for child in path.iterdir() if child.suffix in (".safetensors", ".ckpt"))
     if single:
-        return f"it holds {single[0].name}, {_describe_file(single[0]).split(';')[0]}"
+        return f"it holds {single[0].name}, {_describe_file(single[0]).split(':')[0]}"
     names = sorted(child.name for child in path.iterdir())
     return "found " + (", ".join([*names[:6], *["..."][: len(names) > 6]]) or "an empty folder")
 

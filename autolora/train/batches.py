@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autolora.data.buckets import load_framed, load_mask
+from autolora.data.buckets import load_framed, load_mask, size_ids
 from autolora.data.captions import drop_tags, shuffle_tags
 from autolora.data.concepts import Dataset, without_triggers
 from autolora.data.ledger import epoch_order
 from autolora.data.sources import Picture
 from autolora.errors import ConfigError
 from autolora.files import atomic_path
-from autolora.models.base import BaseModel, stack_contexts
+from autolora.models.base import BaseModel, Context, stack_contexts
 from autolora.train.run import Run
 
 PURPOSES = ("adapter", "order", "captions", "noise", "timesteps", "weights", "flips", "offset")
@@ -54,6 +54,7 @@ class LatentCache:
     def __init__(self, model: BaseModel, folder: Path) -> None:
         self.model, self.folder = model, folder
         self._memory: dict[str, Tensor] = {}
+        self._sizes: dict[str, tuple[int, ...]] = {}
         self._mask_hashes: dict[Path, str] = {}
 
     def latents(
@@ -81,6 +82,16 @@ class LatentCache:
         for picture, flip in zip(pictures, flips, strict=True):
             found.append(self._known(f"{self._key(picture, flip)}-mask", partial(self._mask, picture, flip)))
         return torch.stack(found)
+
+    def sizes(self, pictures: Sequence[Picture], flips: Sequence[bool] = ()) -> Tensor:
+        """(N, 6) how each picture was cropped, as `size_ids` gives it."""
+        found = []
+        for picture, flip in zip(pictures, flips or [False] * len(pictures), strict=True):
+            key = self._key(picture, flip)
+            if key not in self._sizes:
+                self._sizes[key] = size_ids(self._framed(picture), flip)
+            found.append(self._sizes[key])
+        return torch.tensor(found, device=self.model.device)
 
     def _known(self, key: str, make: Callable[[], Tensor]) -> Tensor:
         """A tensor from memory, from its file, or made and kept."""
@@ -123,16 +134,16 @@ class PromptCache:
 
     def __init__(self, model: BaseModel, size: int = 4096) -> None:
         self.model, self.size = model, size
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._known: OrderedDict[str, Context] = OrderedDict()
 
-    def contexts(self, captions: Sequence[str], trains_text_encoder: bool) -> Tensor:
-        """(B, tokens, dim) contexts; with gradients only where the text encoder trains."""
+    def contexts(self, captions: Sequence[str], trains_text_encoder: bool) -> Context:
+        """The contexts of B captions; with gradients only where the text encoder trains."""
         if trains_text_encoder:
             return self.model.encode_prompts(captions)
         for caption in dict.fromkeys(captions):
             if caption not in self._known:
                 with torch.no_grad():  # one by one: in a batch, rounding would depend on what else was new
-                    self._known[caption] = self.model.encode_prompts([caption])[0]
+                    self._known[caption] = self.model.encode_prompts([caption])
         for caption in captions:
             self._known.move_to_end(caption)
         found = stack_contexts([self._known[c] for c in captions])

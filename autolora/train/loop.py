@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -202,7 +202,7 @@ def train_step(bench: Bench, active: dict[int, Slot]) -> None:
     for frame in dict.fromkeys(batch.pictures[0].frame for batch in batches.values()):
         together = {index: batch for index, batch in batches.items() if batch.pictures[0].frame == frame}
         losses |= _backward(bench, together, {index: active[index].run.train for index in together})
-    bench.adapter.gather_grads()
+    bench.adapter.gather_grads(bench.model.loss_scale)
     for index, slot in active.items():
         slot.advance(len(batches[index].pictures), losses[index])
 
@@ -225,20 +225,24 @@ def _backward(bench: Bench, batches: dict[int, Batch], settings: dict[int, Train
     noise = _sent(torch.cat([segment.noise for segment in segments]), device)
     timesteps = _sent(torch.cat([segment.timesteps for segment in segments]), device)
     noisy = bench.model.add_noise(clean, noise, timesteps)
-    with bench.adapter.weighted(torch.cat([segment.weights for segment in segments])):
-        context = bench.prompts.contexts(captions, bench.adapter.touches_text_encoder)
-        predicted = bench.model.predict(noisy, timesteps, context)
+    sizes = bench.latents.sizes(pictures, flips)
     target = bench.model.target(clean, noise, timesteps)
     if preserved:
-        own = base_prediction(bench, noisy[preserved], timesteps[preserved], [captions[i] for i in preserved])
+        shown = [captions[i] for i in preserved]
+        own = base_prediction(bench, noisy[preserved], timesteps[preserved], shown, sizes[preserved])
         target = target.index_copy(0, torch.tensor(preserved, device=device), own)
     losses: dict[int, Tensor] = {}
-    for index, recipe in settings.items():
-        part = slice(index * longest, index * longest + len(batches[index].pictures))
-        weights = None if masks is None else masks[part] + (1 - masks[part]) * recipe.unmasked_weight
-        each = diffusion_loss(bench.model, predicted[part], target[part], timesteps[part], recipe, weights)
-        losses[index] = each.mean()
-    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    with bench.adapter.weighted(torch.cat([segment.weights for segment in segments])):
+        context = replace(bench.prompts.contexts(captions, bench.adapter.touches_text_encoder), sizes=sizes)
+        predicted = bench.model.predict(noisy, timesteps, context)
+        for index, recipe in settings.items():
+            part = slice(index * longest, index * longest + len(batches[index].pictures))
+            weights = None if masks is None else masks[part] + (1 - masks[part]) * recipe.unmasked_weight
+            each = diffusion_loss(bench.model, predicted[part], target[part], timesteps[part], recipe, weights)
+            losses[index] = each.mean()
+        # Still at these weights: with gradient checkpointing, layers are computed once more on the way back.
+        whole = torch.stack(list(losses.values())).sum() * bench.model.loss_scale
+        whole.backward()  # type: ignore[no-untyped-call]
     return {index: loss.detach() for index, loss in losses.items()}
 
 
@@ -248,14 +252,14 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def base_prediction(bench: Bench, noisy: Tensor, timesteps: Tensor, captions: Sequence[str]) -> Tensor:
+def base_prediction(bench: Bench, noisy: Tensor, timesteps: Tensor, captions: Sequence[str], sizes: Tensor) -> Tensor:
     """What the base model alone answers, of `noisy`'s shape: the target where it must stay as it is.
 
     Prior preservation (Ruiz et al. 2023) on the model's own answers instead of its pictures' noise, as Learning without
     Forgetting (Li and Hoiem 2016) has it.
     """
     with bench.adapter.disabled():
-        context = bench.prompts.contexts(captions, bench.adapter.touches_text_encoder)
+        context = replace(bench.prompts.contexts(captions, bench.adapter.touches_text_encoder), sizes=sizes)
         return bench.model.predict(noisy, timesteps, context)
 
 

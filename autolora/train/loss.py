@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -78,7 +79,8 @@ def validation_losses(
         noise = torch.randn(clean.shape, generator=source).to(model.device)
         timesteps = grid.repeat(len(pictures)).to(model.device)
         with adapter.disabled() if slot is None else nullcontext():
-            losses += _losses(model, clean, noise, timesteps, captions, prompts, adapter, slot)
+            sizes = latents.sizes(pictures).repeat_interleave(VALIDATION_TIMESTEPS, 0)
+            losses += _losses(model, clean, noise, timesteps, captions, sizes, prompts, adapter, slot)
     buckets = torch.cat(losses).reshape(-1, VALIDATION_TIMESTEPS).mean(0)
     return tuple(float(loss) for loss in buckets)
 
@@ -89,6 +91,7 @@ def _losses(
     noise: Tensor,
     timesteps: Tensor,
     captions: list[str],
+    sizes: Tensor,
     prompts: PromptCache,
     adapter: AdapterSet,
     slot: int | None,
@@ -100,6 +103,7 @@ def _losses(
         count, copies = len(clean[part]), adapter.slots  # a batch is one segment a slot; only this slot's counts
         own = slice((slot or 0) * count, ((slot or 0) + 1) * count)
         context = prompts.contexts(captions[part] * copies, adapter.touches_text_encoder)
+        context = replace(context, sizes=sizes[part].repeat(copies, 1))
         noisy = model.add_noise(clean[part], noise[part], timesteps[part]).repeat(copies, 1, 1, 1)
         predicted = model.predict(noisy, timesteps[part].repeat(copies), context)[own]
         target = model.target(clean[part], noise[part], timesteps[part])

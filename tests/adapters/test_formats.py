@@ -118,7 +118,7 @@ def test_other_shapes_are_refused(state: State, tiny_model: StableDiffusion) -> 
 
 
 def test_unknown_architecture_and_part(state: State) -> None:
-    with pytest.raises(ExportError, match="sdxl"):
-        to_kohya(state, "sdxl")
+    with pytest.raises(ExportError, match="sd9"):
+        to_kohya(state, "sd9")
     with pytest.raises(ExportError, match="no part of an adapter"):
         to_kohya({"unet.a.bias": torch.zeros(1)}, "sd1")

@@ -14,12 +14,12 @@ from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.base import LINEAR, TARGETS
 from autolora.adapters.lora import LoRA
 from autolora.errors import ConfigError
-from autolora.models import StableDiffusion
+from autolora.models import Context, StableDiffusion
 
 SPEC = LoRA(dim=4, alpha=2)
 
 
-def inputs(model: StableDiffusion, batch: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(model: StableDiffusion, batch: int = 4) -> tuple[Tensor, Tensor, Context]:
     generator = torch.Generator().manual_seed(5)
     noisy = torch.randn(batch, *model.latent_shape, generator=generator)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_forward_and_gradients_are_pefts(tiny_model: StableDiffusion, adapter: A
         for name, module in modules.items():
             module.lora_A["default"].weight.copy_(state[f"unet.{name}.lora_down.weight"])
             module.lora_B["default"].weight.copy_(state[f"unet.{name}.lora_up.weight"])
-    theirs = twin(*call, return_dict=False)[0]
+    theirs = twin(*call[:2], call[2].tokens, return_dict=False)[0]
     assert torch.allclose(ours, theirs, atol=1e-5)
     theirs.square().mean().backward()
     assert len(gradients) == 2 * len(modules)

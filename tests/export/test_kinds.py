@@ -82,13 +82,13 @@ def test_diffusers_loads_it_and_predicts_the_same(
     twin = DiffusersTwin(export(tiny_model, kind, state, tmp_path), tiny_model_dir, tiny_model)
     assert twin.verify_deltas(state).layers == len(parts_by_layer(state))
     noisy = torch.randn(2, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
-    context, steps = tiny_model.encode_prompts(["1girl", "hat"]).detach(), torch.tensor([50, 500])
+    context, steps = tiny_model.encode_prompts(["1girl", "hat"]), torch.tensor([50, 500])
     adapter = attach(tiny_model.modules, KINDS[kind])
     try:
         adapter.load({key: tensor for key, tensor in state.items() if key.startswith("unet.")})
         with torch.no_grad():
             ours = tiny_model.predict(noisy, steps, context)
-            theirs = twin.pipeline.unet(noisy, steps, context, return_dict=False)[0]
+            theirs = twin.pipeline.unet(noisy, steps, context.tokens, return_dict=False)[0]
     finally:
         adapter.detach()
     assert torch.allclose(ours, theirs, atol=1e-4)

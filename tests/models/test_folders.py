@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from autolora.errors import ModelError
-from autolora.models.folders import check_sd1_folder
+from autolora.models.folders import check_folder
 
 Spoil = Callable[[Path], Path | None]  # spoils a good model folder; may give another path to try
 
@@ -78,7 +78,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "sd2": (
         lambda p: edit(p / "text_encoder" / "config.json", hidden_size=1024),
-        "a Stable Diffusion 2 model",
+        r"a Stable Diffusion 2\.x model",
     ),
     "lora file": (
         lambda p: one_tensor(p.parent / "a.safetensors", "lora_unet_x.lora_down.weight"),
@@ -90,7 +90,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "checkpoint": (
         lambda p: one_tensor(p.parent / "a.safetensors", "model.diffusion_model.x"),
-        r"single \.safetensors file, which is not supported yet; .*from_single_file",
+        r"single \.safetensors file, which is not supported yet: .*from_single_file",
     ),
     "sdxl checkpoint": (
         lambda p: one_tensor(p.parent / "a.safetensors", "conditioner.embedders.1.model.x"),
@@ -102,7 +102,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "ckpt": (
         lambda p: wrote(p.parent / "a.ckpt", b"x"),
-        "is a file; expected",
+        "is a file: convert it once",
     ),
 }
 
@@ -111,7 +111,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
 def test_a_wrong_path_is_refused(case: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     spoil, message = CASES[case]
     folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
-    check_sd1_folder(folder)
+    check_folder(folder, "sd1")
     with pytest.raises(ModelError, match=message) as caught:
-        check_sd1_folder(spoil(folder) or folder)
+        check_folder(spoil(folder) or folder, "sd1")
     assert "\n" not in str(caught.value)

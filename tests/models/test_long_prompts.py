@@ -6,37 +6,38 @@ import torch
 
 from autolora.models import StableDiffusion
 from autolora.models.base import MOST_CHUNKS, stack_contexts
+from autolora.models.prompts import prompt_windows
 
 WINDOW = 75  # tokens; the tiny tokenizer has one a byte
 LONG = ", ".join(f"tag{i:02}" for i in range(20))  # 5 letters and a comma each: about two windows
 
 
 def test_a_long_prompt_is_encoded_in_windows_cut_after_a_comma(tiny_model: StableDiffusion) -> None:
-    windows = tiny_model._windows(LONG)
-    letters = [len([t for t in own if t not in (windows[0][0], tiny_model.tokenizer.pad_token_id)]) for own in windows]
-    assert len(windows) == 2 and all(len(own) == tiny_model.max_tokens for own in windows)
+    found = prompt_windows(tiny_model.tokenizer, LONG, WINDOW)
+    letters = [len([t for t in own if t not in (found[0][0], tiny_model.tokenizer.pad_token_id)]) for own in found]
+    assert len(found) == 2 and all(len(own) == tiny_model.max_tokens for own in found)
     assert letters[0] % 6 == 0 and sum(letters) == len(LONG.replace(" ", ""))
     halves = LONG[: LONG.index("tag12")], LONG[LONG.index("tag12") :]
-    expected = torch.cat([tiny_model.encode_prompts([half])[0] for half in halves])
-    assert torch.equal(tiny_model.encode_prompts([LONG])[0], expected)
+    expected = torch.cat([tiny_model.encode_prompts([half]).tokens[0] for half in halves])
+    assert torch.equal(tiny_model.encode_prompts([LONG]).tokens[0], expected)
 
 
 def test_a_prompt_without_commas_is_cut_at_the_window_and_ends_at_the_last(tiny_model: StableDiffusion) -> None:
-    assert tiny_model.encode_prompts(["a" * 76]).shape[1] == 2 * tiny_model.max_tokens
-    most = tiny_model.encode_prompts(["a" * (MOST_CHUNKS * WINDOW + 1)])
+    assert tiny_model.encode_prompts(["a" * 76]).tokens.shape[1] == 2 * tiny_model.max_tokens
+    most = tiny_model.encode_prompts(["a" * (MOST_CHUNKS * WINDOW + 1)]).tokens
     assert most.shape[1] == MOST_CHUNKS * tiny_model.max_tokens
-    assert torch.equal(most, tiny_model.encode_prompts(["a" * 1000]))
+    assert torch.equal(most, tiny_model.encode_prompts(["a" * 1000]).tokens)
 
 
 def test_what_a_prompt_means_does_not_depend_on_what_it_is_stacked_with(tiny_model: StableDiffusion) -> None:
     prompts = ["1girl", LONG, "x" * 200]
     alone = [tiny_model.encode_prompts([prompt]) for prompt in prompts]
-    assert [context.shape[1] // tiny_model.max_tokens for context in alone] == [1, 2, 3]
-    stacked = stack_contexts([context[0] for context in alone])
+    assert [context.tokens.shape[1] // tiny_model.max_tokens for context in alone] == [1, 2, 3]
+    stacked = stack_contexts(alone)
     noisy = torch.randn(3, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
     steps = torch.tensor([100, 500, 900])
     together = tiny_model.predict(noisy, steps, stacked)
     for i, context in enumerate(alone):
         own = tiny_model.predict(noisy[i : i + 1], steps[i : i + 1], context)
         assert torch.allclose(own[0], together[i], atol=1e-5)
-    assert not torch.allclose(alone[1][0][: len(alone[0][0])], alone[0][0])
+    assert not torch.allclose(alone[1].tokens[0, : WINDOW + 2], alone[0].tokens[0])

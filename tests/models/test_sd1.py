@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from autolora.errors import ConfigError, ModelError
-from autolora.models import ModelSettings, StableDiffusion, load_model, load_sd1
+from autolora.models import ModelSettings, StableDiffusion, load_model
 from tests import tiny
 
 PIPELINE: Any = StableDiffusionPipeline
@@ -72,7 +72,7 @@ def test_prompts_encode_as_in_diffusers(tiny_model: StableDiffusion, tiny_model_
     pipeline = PIPELINE.from_pretrained(tiny_model_dir, torch_dtype=torch.float32)
     prompts = ["1girl, Mona", "", "mona_(é), " * 7]  # the last one just fits; diffusers cuts what does not
     expected = torch.cat([pipeline.encode_prompt(p, "cpu", 1, False)[0] for p in prompts])
-    torch.testing.assert_close(tiny_model.encode_prompts(prompts), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tiny_model.encode_prompts(prompts).tokens, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_tokens_are_the_prompts_own(tiny_model: StableDiffusion) -> None:
@@ -87,7 +87,7 @@ def test_prompt_encoding_passes_gradients(tiny_model: StableDiffusion) -> None:
     table = tiny_model.text_encoder.get_input_embeddings().weight
     table.requires_grad_(True)
     try:
-        assert tiny_model.encode_prompts(["mona"]).requires_grad
+        assert tiny_model.encode_prompts(["mona"]).tokens.requires_grad
     finally:
         table.requires_grad_(False)
 
@@ -150,12 +150,12 @@ def test_outdated_scheduler_files_are_read_as_the_pipeline_reads_them(tiny_model
 def test_the_resolution_can_be_set(tiny_model_dir: Path) -> None:
     assert load_model(ModelSettings(path=str(tiny_model_dir), resolution=64)).latent_shape == (4, 16, 16)
     with pytest.raises(ConfigError, match=r"model\.resolution=36 must be a multiple of 8"):
-        load_sd1(ModelSettings(path=str(tiny_model_dir), resolution=36))
+        load_model(ModelSettings(path=str(tiny_model_dir), resolution=36))
 
 
 def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"model\.family=sdxl is unknown; expected one of sd1"):
-        load_model(ModelSettings(family="sdxl"))
+    with pytest.raises(ModelError, match=r"model\.family=sd9 is unknown; expected one of sd1"):
+        load_model(ModelSettings(family="sd9"))
 
 
 def test_an_unknown_prediction_type_is_refused(tmp_path: Path) -> None:

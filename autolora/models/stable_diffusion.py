@@ -1,0 +1,174 @@
+"""What Stable Diffusion models have in common: a VAE, a UNet, CLIP text encoders and a noise schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+from autolora.errors import ConfigError, ModelError
+from autolora.models.base import DTYPES, Context, ModelSettings, stack_contexts
+from autolora.models.parts import Parts
+from autolora.models.prompts import prompt_windows
+
+_DDIM: Any = DDIMScheduler  # untyped libraries are called through Any
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+HALF_LOSS_SCALE = 2.0**12  # half precision loses gradients below 2^-24; losses are of the order of 1
+
+
+class StableDiffusion:
+    """A frozen model of SD1 layout; see `BaseModel` for shapes. Other families change what their text encoders give."""
+
+    architecture = "sd1"
+
+    def __init__(self, parts: Parts, name: str, settings: ModelSettings) -> None:
+        self.name, self.base_hash, self.folder = name, parts.base_hash, parts.folder
+        self.unet, self.vae = parts.unet, parts.vae
+        self.text_encoders, self.tokenizers = parts.text_encoders, parts.tokenizers
+        self.text_encoder, self.tokenizer = parts.text_encoders["text_encoder"], parts.tokenizers["text_encoder"]
+        self.device, self.dtype = self.unet.device, DTYPES[settings.dtype]
+        self.loss_scale = HALF_LOSS_SCALE if self.dtype == torch.float16 else 1.0
+        self.max_tokens = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        self.prompt_tokens = self.max_tokens - 2  # one begins, one ends
+        if settings.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        if self.device.type == "cuda":
+            self.vae.enable_slicing()  # one picture after the other: decoding takes more memory than the UNet
+        self._take_schedule(parts.scheduler)
+        self._take_size(settings.resolution)
+
+    def _take_schedule(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.train_timesteps = int(scheduler.config.num_train_timesteps)
+        self.prediction_type = str(scheduler.config.prediction_type)
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ModelError(
+                f"the scheduler's prediction_type={self.prediction_type} is not supported; "
+                f"expected one of {', '.join(PREDICTION_TYPES)}"
+            )
+        abar = scheduler.alphas_cumprod.double()
+        self._signal = abar.sqrt().float().to(self.device)
+        self._noise = (1 - abar).sqrt().float().to(self.device)
+        self._snr = (abar / (1 - abar)).float().to(self.device)
+
+    def _take_size(self, resolution: int | None) -> None:
+        self.cell = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels on a side of a latent's
+        unit = self.cell * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        self.resolution = int(resolution or self.unet.config.sample_size * self.cell)
+        if self.resolution < 1 or self.resolution % unit:
+            raise ConfigError(f"model.resolution={self.resolution} must be a multiple of {unit} here")
+        side = self.resolution // self.cell
+        self.latent_shape = (int(self.unet.config.in_channels), side, side)
+        self.scaling = float(self.vae.config.scaling_factor)
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The roots that adapters attach to."""
+        return {"unet": self.unet, **self.text_encoders}
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels in [-1, 1] -> scaled latents."""
+        mean: Tensor = self.vae.encode(pixels.to(self.device)).latent_dist.mean
+        return mean * self.scaling
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents -> (B, 3, H, W) pixels around [-1, 1]."""
+        pixels: Tensor = self.vae.decode(latents / self.scaling, return_dict=False)[0]
+        return pixels
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Context:
+        """N prompts -> their context, long ones in several windows of the text encoders."""
+        outputs, counts = [], [0]
+        with self._precision():
+            for name, tokenizer in self.tokenizers.items():
+                own = [prompt_windows(tokenizer, prompt, self.prompt_tokens) for prompt in prompts]
+                ids = torch.tensor([window for each in own for window in each], device=self.device)
+                outputs.append(self.text_encoders[name](ids, output_hidden_states=True))
+                counts = [len(each) for each in own]
+        tokens, pooled = self._read(outputs)
+        first = [sum(counts[:i]) for i in range(len(counts))]  # the window that a prompt begins with
+        return stack_contexts(
+            [
+                Context(part.flatten(0, 1)[None], None if pooled is None else pooled[i : i + 1])
+                for i, part in zip(first, torch.split(tokens, counts), strict=True)
+            ]
+        )
+
+    def _read(self, outputs: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+        """Text encoders' outputs of W windows -> tokens (W, tokens, dim), and pooled (W, dim) where a family has it."""
+        tokens: Tensor = outputs[0].last_hidden_state
+        return tokens, None
+
+    def tokens(self, prompt: str) -> list[str]:
+        """The tokenizer's own pieces of a prompt, uncut; a piece that ends a word ends in `</w>`."""
+        pieces: list[str] = self.tokenizer.tokenize(prompt)
+        return pieces
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
+        """The UNet's output for noisy latents."""
+        told = self._told(noisy, context)
+        with self._precision():
+            output: Tensor = self.unet(noisy, timesteps, context.tokens, added_cond_kwargs=told, return_dict=False)[0]
+        return output.float()
+
+    def _told(self, noisy: Tensor, context: Context) -> dict[str, Tensor] | None:
+        """What the UNet is told besides tokens and timesteps."""
+        return None
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Weights of 16 bit meet adapters of 32 under autocast."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+    @contextmanager
+    def fixed_context(self) -> Iterator[None]:
+        """Project a context to keys and values once for all denoising steps (14% of a paper-doll step)."""
+        projections = [m for n, m in self.unet.named_modules() if n.endswith(("attn2.to_k", "attn2.to_v"))]
+        own = [vars(module).get("forward") for module in projections]  # None: the class's
+        try:
+            for module in projections:
+                module.forward = _remember_last(module.forward)
+            yield
+        finally:
+            for module, forward in zip(projections, own, strict=True):
+                vars(module).pop("forward", None)
+                if forward is not None:
+                    module.forward = forward
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """sqrt(abar) x + sqrt(1 - abar) noise."""
+        return _per_sample(self._signal, timesteps) * latents + _per_sample(self._noise, timesteps) * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The noise, or v = sqrt(abar) noise - sqrt(1 - abar) x (Salimans and Ho 2022)."""
+        if self.prediction_type == "epsilon":
+            return noise
+        return _per_sample(self._signal, timesteps) * noise - _per_sample(self._noise, timesteps) * latents
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """abar / (1 - abar), (B,)."""
+        ratio: Tensor = self._snr[timesteps]
+        return ratio
+
+    def sampler(self) -> Any:
+        """A fresh DDIM scheduler (Song et al. 2020, eta 0: no randomness after the first noise)."""
+        return _DDIM.from_config(self.scheduler.config)
+
+
+def _per_sample(table: Tensor, timesteps: Tensor) -> Tensor:
+    return table[timesteps].view(-1, 1, 1, 1)
+
+
+def _remember_last(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A forward that computes only when its input is another tensor object than the time before."""
+    last: list[Tensor] = []  # input and output
+
+    def remembering(x: Tensor) -> Tensor:
+        if not last or last[0] is not x:
+            last[:] = [x, forward(x)]
+        return last[1]
+
+    return remembering

@@ -1,0 +1,52 @@
+"""What is built in is what was released: sizes of the networks, and CLIP's vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from autolora.models.configs import CONFIGS, PAD_TOKENS, clip_tokenizer
+
+KINDS: dict[str, Any] = {
+    "unet": lambda config: UNet2DConditionModel(**config),
+    "vae": lambda config: AutoencoderKL(**config),
+    "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
+    "text_encoder_2": lambda config: CLIPTextModelWithProjection(CLIPTextConfig(**config)),
+}
+# Parameters of the released files.
+RELEASED = {
+    ("sd1", "unet"): 859_520_964,
+    ("sd1", "vae"): 83_653_863,
+    ("sd1", "text_encoder"): 123_060_480,
+    ("sdxl", "unet"): 2_567_463_684,
+    ("sdxl", "vae"): 83_653_863,
+    ("sdxl", "text_encoder"): 123_060_480,
+    ("sdxl", "text_encoder_2"): 694_659_840,
+}
+
+
+@pytest.mark.parametrize(("family", "part"), [(family, part) for family in CONFIGS for part in CONFIGS[family]])
+def test_networks_have_the_size_of_the_released_ones(family: str, part: str) -> None:
+    with torch.device("meta"):
+        network: nn.Module = KINDS[part](CONFIGS[family][part])
+    assert sum(parameter.numel() for parameter in network.parameters()) == RELEASED[family, part]
+
+
+@pytest.mark.parametrize("part", PAD_TOKENS)
+def test_the_tokenizer_is_clips(part: str) -> None:
+    tokenizer, reference = clip_tokenizer(PAD_TOKENS[part]), open_clip.get_tokenizer("ViT-L-14")
+    # SDXL's second pads by `!` and so reads one in a prompt otherwise than open_clip, in diffusers as here.
+    prompts = ["1girl, Mona_Taco, (é) :3 don't", "masterpiece, best quality, 東方 café  naïve ~~?", ""]
+    for prompt in prompts:
+        ids = tokenizer(prompt, padding="max_length").input_ids
+        expected = reference(prompt)[0].tolist()
+        end = expected.index(49407) + 1
+        assert ids[:end] == expected[:end] and len(ids) == 77
+        assert set(ids[end:]) == {tokenizer.convert_tokens_to_ids(PAD_TOKENS[part])}
+    assert tokenizer.pad_token_id == CONFIGS["sdxl"][part]["pad_token_id"]
