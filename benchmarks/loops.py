@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.lora import LoRA
 from autolora.data.concepts import Dataset, DatasetSettings, load_dataset
-from autolora.models.base import BaseModel
+from autolora.models.base import BaseModel, Context
 from autolora.optim.optimizers import AdamW
 from autolora.paperdoll.weights import QUICKSTART
 from autolora.train.batches import LatentCache, PromptCache
@@ -29,7 +29,7 @@ from autolora.train.run import Run, TrainSettings
 
 SUFFIXES = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
 Steps = Callable[[int], None]  # so many optimizer steps
-Inputs = Callable[[Tensor], tuple[Tensor, Tensor]]  # numbers of pictures to their latents and contexts
+Inputs = Callable[[Tensor], tuple[Tensor, Context]]  # numbers of pictures to their latents and contexts
 
 
 def quickstart() -> Dataset:
@@ -42,7 +42,12 @@ def stored(model: BaseModel, cache: Path) -> Inputs:
     pictures = quickstart().pictures
     contexts = PromptCache(model).contexts([picture.caption for picture in pictures], False)
     latents = LatentCache(model, cache).latents(pictures)
-    return lambda picks: (latents[picks], contexts[picks])
+
+    def inputs(picks: Tensor) -> tuple[Tensor, Context]:
+        pooled = None if contexts.pooled is None else contexts.pooled[picks]
+        return latents[picks], Context(contexts.tokens[picks], pooled)
+
+    return inputs
 
 
 def plain_loop(model: Any, inputs: Inputs, dim: int, batch_size: int, compiled: bool = False) -> Steps:
@@ -66,14 +71,18 @@ def plain_loop(model: Any, inputs: Inputs, dim: int, batch_size: int, compiled: 
     abar = scheduler.alphas_cumprod.to(device)
     velocity = scheduler.config.prediction_type == "v_prediction"
     run, pictures = torch.compile(unet) if compiled else unet, len(quickstart().pictures)
+    side = model.resolution
+    sizes = torch.tensor([[side, side, 0, 0, side, side]] * batch_size, device=device)
 
     def steps(count: int) -> None:
         for _ in range(count):
             latents, context = inputs(torch.randint(0, pictures, (batch_size,)))
             noise, t = torch.randn_like(latents), torch.randint(0, 1000, (batch_size,), device=device)
             signal, sigma = abar[t].sqrt().view(-1, 1, 1, 1), (1 - abar[t]).sqrt().view(-1, 1, 1, 1)
-            with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
-                predicted = run(signal * latents + sigma * noise, t, context, return_dict=False)[0]
+            told = None if context.pooled is None else {"text_embeds": context.pooled, "time_ids": sizes}
+            with nullcontext() if model.dtype == torch.float32 else torch.autocast(device.type, model.dtype):
+                noisy = signal * latents + sigma * noise
+                predicted = run(noisy, t, context.tokens, added_cond_kwargs=told, return_dict=False)[0]
             target = signal * noise - sigma * latents if velocity else noise
             loss = F.mse_loss(predicted.float(), target.float())
             loss.backward()

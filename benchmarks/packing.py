@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,8 +30,20 @@ from autolora.models import load_model
 from autolora.models.base import ModelSettings
 from autolora.provenance import provenance
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "studies"))
+from full_size import MODELS, random_model
+
 CACHE = Path("runs/.cache/latents")
 Figures = dict[str, float]
+
+
+def base_model(name: str, resolution: int | None) -> Any:
+    """The packaged model, or one of full size with random weights: speed and memory do not depend on them."""
+    if name == "paperdoll":
+        return load_model(ModelSettings(resolution=resolution))
+    family, pixels = MODELS[name]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return random_model(family, resolution or pixels, "bfloat16", device)
 
 
 def build(arm: str, model: Any, inputs: Inputs, dim: int, batch_size: int) -> Steps:
@@ -43,7 +56,7 @@ def build(arm: str, model: Any, inputs: Inputs, dim: int, batch_size: int) -> St
 def work(orders: Connection, args: argparse.Namespace) -> None:
     """Build every arm, then run what is ordered: (arm, batch size, steps) -> seconds and memory, or an error."""
     torch.set_num_threads(args.threads)
-    model = load_model(ModelSettings())
+    model = base_model(args.model, args.resolution)
     cuda, loops, resident = model.device.type == "cuda", dict[tuple[str, int], Steps](), dict[tuple[str, int], int]()
     inputs = stored(model, CACHE)
     while (order := orders.recv()) is not None:
@@ -127,7 +140,8 @@ def table(found: dict[int, dict[tuple[str, int], Figures]]) -> str:
 def main() -> None:
     """Measure, print and write the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="paperdoll")
+    parser.add_argument("--model", choices=["paperdoll", *MODELS], default="paperdoll")
+    parser.add_argument("--resolution", type=int, help="pixels; the model's own by default")
     parser.add_argument("--arms", nargs="+", default=["plain", "1", "2", "4", "8"])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--workers", type=int, nargs="+", default=[1])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from autolora.data.sources import load_pixels
 from autolora.models import load_model
-from autolora.models.base import BaseModel, ModelSettings
+from autolora.models.base import BaseModel, Context, ModelSettings
 from autolora.provenance import provenance
 
 CACHE = Path("runs/.cache/latents")
@@ -33,7 +33,7 @@ def encoded_each_time(model: BaseModel) -> Inputs:
     pixels = pixels.float() / 127.5 - 1
 
     @torch.no_grad()
-    def encode(picks: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(picks: Tensor) -> tuple[Tensor, Context]:
         return model.encode_images(pixels[picks]), model.encode_prompts([pictures[i].caption for i in picks.tolist()])
 
     return encode
