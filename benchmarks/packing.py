@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "studies"))
 from full_size import MODELS, random_model
 
 CACHE = Path("runs/.cache/latents")
+Arm = tuple[str, int]  # what trains, and its batch size
 Figures = dict[str, float]
 
 
@@ -57,7 +59,7 @@ def work(orders: Connection, args: argparse.Namespace) -> None:
     """Build every arm, then run what is ordered: (arm, batch size, steps) -> seconds and memory, or an error."""
     torch.set_num_threads(args.threads)
     model = base_model(args.model, args.resolution)
-    cuda, loops, resident = model.device.type == "cuda", dict[tuple[str, int], Steps](), dict[tuple[str, int], int]()
+    cuda, loops, resident = model.device.type == "cuda", dict[Arm, Steps](), dict[Arm, int]()
     inputs = stored(model, CACHE)
     while (order := orders.recv()) is not None:
         arm, batch_size, steps = order
@@ -83,43 +85,39 @@ def work(orders: Connection, args: argparse.Namespace) -> None:
             orders.send("out of memory")
 
 
-def measure(workers: int, args: argparse.Namespace) -> dict[tuple[str, int], Figures]:
-    """Trial-steps per second of all workers together, and GiB of GPU memory a worker, by arm and batch size."""
+def measure(workers: int, args: argparse.Namespace) -> Iterator[dict[Arm, Figures]]:
+    """After every round: trial-steps per second of all workers together, and GiB of GPU memory a worker."""
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(workers)]
     processes = [context.Process(target=work, args=(theirs, args), daemon=True) for _, theirs in pipes]
     for process in processes:
         process.start()
-    rates: dict[tuple[str, int], list[float]] = {}
-    memory: dict[tuple[str, int], float] = {}
-    failed: set[tuple[str, int]] = set()
+    arms = [(arm, size) for size in args.batch_sizes for arm in args.arms]
+    rates: dict[Arm, list[float]] = {}
+    memory: dict[Arm, float] = {}
     for number in range(args.rounds + 1):
-        for key in [(arm, size) for size in args.batch_sizes for arm in args.arms]:
-            if key in failed:
-                continue
+        for key in list(arms):
             for ours, _ in pipes:
                 ours.send((*key, args.steps))
             replies = [ours.recv() for ours, _ in pipes]
             if any(isinstance(reply, str) for reply in replies):
                 print(f"{key}: {replies}", flush=True)
-                failed.add(key)
+                arms.remove(key)
                 continue
             trials = int(key[0]) if key[0].isdigit() else 1
             rate = sum(trials * args.steps / seconds for seconds, _ in replies)
             memory[key] = max(gib for _, gib in replies)
-            print(
-                f"round {number}, {workers} workers, {key}: {rate:.2f} trial-steps/s, {memory[key]:.2f} GiB", flush=True
-            )
+            print(f"round {number}, workers {workers}, {key}: {rate:.2f}/s, {memory[key]:.2f} GiB", flush=True)
             if number:  # the first round warms up
                 rates.setdefault(key, []).append(rate)
+        yield {key: {"trial-steps/s": statistics.median(own), "GiB": memory[key]} for key, own in rates.items()}
     for ours, _ in pipes:
         ours.send(None)
     for process in processes:
         process.join()
-    return {key: {"trial-steps/s": statistics.median(own), "GiB": memory[key]} for key, own in rates.items()}
 
 
-def table(found: dict[int, dict[tuple[str, int], Figures]]) -> str:
+def table(found: dict[int, dict[Arm, Figures]]) -> str:
     """One line an arm; ratios to the plain loop and to one LoRA at a time, of as many workers."""
     lines = [
         "| workers | batch | LoRAs at once | trial-steps/s | of plain peft | of one at a time | GiB a worker |",
@@ -137,6 +135,19 @@ def table(found: dict[int, dict[tuple[str, int], Figures]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(found: dict[int, dict[Arm, Figures]], args: argparse.Namespace) -> None:
+    """What is known so far."""
+    figures = [
+        {"workers": workers, "batch size": size, "arm": arm} | {name: round(x, 3) for name, x in own.items()}
+        for workers, arms in found.items()
+        for (arm, size), own in arms.items()
+    ]
+    asked = {name: getattr(args, name) for name in ("dim", "threads", "rounds", "steps")}
+    result = provenance() | asked | {"figures": figures}
+    write_atomic(args.out / f"packing-{args.model}.json", json.dumps(result, indent=2) + "\n")
+    write_atomic(args.out / f"packing-{args.model}.md", table(found))
+
+
 def main() -> None:
     """Measure, print and write the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,22 +162,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("studies/results/speed"))
     args = parser.parse_args()
-    found = {}
+    found: dict[int, dict[Arm, Figures]] = {}
     for workers in args.workers:
-        found[workers] = measure(workers, args)
-        result = provenance() | {
-            "dim": args.dim,
-            "threads": args.threads,
-            "rounds": args.rounds,
-            "steps": args.steps,
-            "figures": [
-                {"workers": w, "batch size": size, "arm": arm} | {name: round(x, 3) for name, x in own.items()}
-                for w, arms in found.items()
-                for (arm, size), own in arms.items()
-            ],
-        }
-        write_atomic(args.out / f"packing-{args.model}.json", json.dumps(result, indent=2) + "\n")
-        write_atomic(args.out / f"packing-{args.model}.md", table(found))
+        for found[workers] in measure(workers, args):
+            write(found, args)
     print(table(found))
 
 
