@@ -164,7 +164,8 @@ def main() -> None:
     args = parser.parse_args()
     found: dict[int, dict[Arm, Figures]] = {}
     for workers in args.workers:
-        for found[workers] in measure(workers, args):
+        for figures in measure(workers, args):
+            found[workers] = figures
             write(found, args)
     print(table(found))
 
