@@ -50,9 +50,10 @@ def tiny_tokenizer(**settings: Any) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=TOKENS, **settings)
 
 
-def tiny_unet() -> Any:
-    """Two levels of 32 and 64 channels, cross-attention at both."""
+def tiny_unet(family: str = "sd1") -> Any:
+    """Two levels of 32 and 64 channels, cross-attention at both; SD2's projections are linear."""
     return _UNET(
+        use_linear_projection=family == "sd2",
         sample_size=8,
         in_channels=4,
         out_channels=4,
@@ -139,7 +140,7 @@ def tiny_scheduler(prediction_type: str = "v_prediction") -> Any:
     )
 
 
-def save_tiny(folder: Path, prediction_type: str = "v_prediction", seed: int = 0) -> Path:
+def save_tiny(folder: Path, prediction_type: str = "v_prediction", seed: int = 0, family: str = "sd1") -> Path:
     """Write the model as a StableDiffusionPipeline folder, in half precision, and return the folder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -147,7 +148,7 @@ def save_tiny(folder: Path, prediction_type: str = "v_prediction", seed: int = 0
             vae=tiny_vae(),
             text_encoder=tiny_text_encoder(),
             tokenizer=tiny_tokenizer(),
-            unet=tiny_unet(),
+            unet=tiny_unet(family),
             scheduler=tiny_scheduler(prediction_type),
             safety_checker=None,
             feature_extractor=None,

@@ -135,6 +135,7 @@ class DiffusersTwin:
             generator=[torch.Generator().manual_seed(shot.seed) for shot in shots],
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
+            guidance_rescale=settings.guidance_rescale,
             height=self.model.resolution,
             width=self.model.resolution,
             output_type="np",

@@ -8,9 +8,10 @@ import torch
 from safetensors import SafetensorError
 
 from autolora.errors import ModelError
-from autolora.models.base import DTYPES, BaseModel, Context, ModelSettings, RenderSettings
+from autolora.models.base import BaseModel, Context, ModelSettings, RenderSettings
 from autolora.models.folders import AGAIN, check_folder
 from autolora.models.parts import load_parts
+from autolora.models.sd2 import StableDiffusion2
 from autolora.models.sdxl import StableDiffusionXL
 from autolora.models.stable_diffusion import StableDiffusion
 from autolora.paperdoll.weights import BASE
@@ -22,11 +23,16 @@ __all__ = [
     "ModelSettings",
     "RenderSettings",
     "StableDiffusion",
+    "StableDiffusion2",
     "StableDiffusionXL",
     "load_model",
 ]
 
-FAMILIES: dict[str, type[StableDiffusion]] = {"sd1": StableDiffusion, "sdxl": StableDiffusionXL}
+FAMILIES: dict[str, type[StableDiffusion]] = {
+    "sd1": StableDiffusion,
+    "sd2": StableDiffusion2,
+    "sdxl": StableDiffusionXL,
+}
 
 
 def load_model(settings: ModelSettings) -> StableDiffusion:
@@ -46,7 +52,7 @@ def load_model(settings: ModelSettings) -> StableDiffusion:
     name = settings.name or ("paperdoll" if packaged else folder.resolve().name)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        parts = load_parts(folder, settings.family, device, DTYPES[settings.dtype])
+        parts = load_parts(folder, settings, device)
         return FAMILIES[settings.family](parts, name, settings)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,6 +15,7 @@ from autolora.errors import ModelError
 
 ENCODERS: dict[str, dict[str, str]] = {  # by family: the folders of text encoders, and of their tokenizers
     "sd1": {"text_encoder": "tokenizer"},
+    "sd2": {"text_encoder": "tokenizer"},
     "sdxl": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
 }
 NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}
@@ -50,8 +51,6 @@ def check_folder(path: Path, family: str) -> None:
     found = recognise(path, kind)
     if found is None:
         raise ModelError(f"model.path={path} holds a {kind}; {wanted}")
-    if found not in ENCODERS:
-        raise ModelError(f"model.path={path} is a {NAMES[found]} model ({kind}), not supported yet; {wanted}")
     if found != family:
         raise ModelError(f"model.path={path} is {_an(found)} model ({kind}): set model.family={found}; {wanted}")
     missing = [part for part in parts_of(family) if not (path / part).exists()]
@@ -67,13 +66,13 @@ def check_folder(path: Path, family: str) -> None:
 
 
 def recognise(folder: Path, pipeline: str) -> str | None:
-    """The family of a folder with that pipeline in its index, None if none: SDXL and SD2 by their text encoders."""
+    """The family of a folder with that pipeline in its index, if any: SDXL by its text encoders, SD2 by its UNet."""
     if (folder / "text_encoder_2").exists() or "XL" in pipeline:
         return "sdxl" if pipeline.startswith("StableDiffusion") and "3" not in pipeline else None
     if not pipeline.startswith("StableDiffusion") or "3" in pipeline:
         return None
-    config = folder / "text_encoder" / "config.json"
-    return "sd2" if config.is_file() and read_json(config).get("hidden_size") == 1024 else "sd1"
+    config = folder / "unet" / "config.json"
+    return "sd2" if config.is_file() and read_json(config).get("use_linear_projection") else "sd1"
 
 
 def _an(family: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from autolora.errors import ModelError
+from autolora.models.base import DTYPES, ModelSettings
 from autolora.models.folders import AGAIN, ENCODERS, folder_hash, weight_files
 
 _DDIM: Any = DDIMScheduler  # untyped libraries are called through Any
@@ -41,14 +42,14 @@ class Parts:
     folder: Path | None = None  # where diffusers finds the same model
 
 
-def load_parts(folder: Path, family: str, device: torch.device, dtype: torch.dtype) -> Parts:
+def load_parts(folder: Path, settings: ModelSettings, device: torch.device) -> Parts:
     """A folder's parts, frozen. The VAE stays in 32-bit floats: SDXL's overflows in 16, and latents are kept.
 
     Raises:
         ModelError: files are missing or broken.
     """
+    dtype, encoders = DTYPES[settings.dtype], ENCODERS[settings.family]
     with _quiet():
-        encoders = ENCODERS[family]
         return Parts(
             unet=_load("unet", folder, device, dtype),
             vae=_load("vae", folder, device, torch.float32),
@@ -57,11 +58,24 @@ def load_parts(folder: Path, family: str, device: torch.device, dtype: torch.dty
                 name: CLIPTokenizer.from_pretrained(folder / tokenizer, local_files_only=True)
                 for name, tokenizer in encoders.items()
             },
-            # As StableDiffusionPipeline mends outdated files: latents are never clipped, steps are offset by 1.
-            scheduler=_DDIM.from_pretrained(folder / "scheduler", clip_sample=False, steps_offset=1),
+            scheduler=schedule(_DDIM.load_config(folder / "scheduler"), settings),
             base_hash=folder_hash(folder, (*sorted(encoders), "unet", "vae")),
             folder=folder,
         )
+
+
+def schedule(config: Mapping[str, Any], settings: ModelSettings) -> Any:
+    """A DDIM scheduler (Song et al. 2020) of a scheduler's config, as the settings correct it.
+
+    As StableDiffusionPipeline mends outdated files, latents are never clipped and steps are offset by 1. With zero
+    terminal SNR sampling must begin at the last timestep (Lin et al. 2023).
+    """
+    given = {"prediction_type": settings.prediction_type, "rescale_betas_zero_snr": settings.zero_terminal_snr}
+    mended = {**config, "clip_sample": False, "steps_offset": 1}
+    mended |= {key: value for key, value in given.items() if value is not None}
+    if mended.get("rescale_betas_zero_snr"):
+        mended["timestep_spacing"] = "trailing"
+    return _DDIM.from_config(mended)
 
 
 def _load(name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:

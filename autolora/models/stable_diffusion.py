@@ -11,12 +11,11 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from autolora.errors import ConfigError, ModelError
-from autolora.models.base import DTYPES, Context, ModelSettings, stack_contexts
+from autolora.models.base import DTYPES, PREDICTION_TYPES, Context, ModelSettings, stack_contexts
 from autolora.models.parts import Parts
 from autolora.models.prompts import prompt_windows
 
 _DDIM: Any = DDIMScheduler  # untyped libraries are called through Any
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 HALF_LOSS_SCALE = 2.0**12  # half precision loses gradients below 2^-24; losses are of the order of 1
 
 
@@ -51,6 +50,11 @@ class StableDiffusion:
                 f"expected one of {', '.join(PREDICTION_TYPES)}"
             )
         abar = scheduler.alphas_cumprod.double()
+        if self.prediction_type == "epsilon" and abar[-1] == 0:
+            raise ModelError(
+                "the last timestep is pure noise (zero terminal SNR), from which no noise can be predicted: set "
+                "model.prediction_type=v_prediction, or model.zero_terminal_snr=false"
+            )
         self._signal = abar.sqrt().float().to(self.device)
         self._noise = (1 - abar).sqrt().float().to(self.device)
         self._snr = (abar / (1 - abar)).float().to(self.device)

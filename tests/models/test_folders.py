@@ -77,8 +77,8 @@ CASES: dict[str, tuple[Spoil, str]] = {
         "inpainting .* takes 9 channels",
     ),
     "sd2": (
-        lambda p: edit(p / "text_encoder" / "config.json", hidden_size=1024),
-        r"a Stable Diffusion 2\.x model",
+        lambda p: edit(p / "unet" / "config.json", use_linear_projection=True),
+        r"is a Stable Diffusion 2\.x model .*: set model\.family=sd2",
     ),
     "lora file": (
         lambda p: one_tensor(p.parent / "a.safetensors", "lora_unet_x.lora_down.weight"),
