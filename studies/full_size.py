@@ -227,7 +227,7 @@ def random_model(family: str, pixels: int, dtype: str, device: torch.device) -> 
         unet=random_weights(unet, device, kind),
         vae=random_weights(vae, device, torch.float32),
         text_encoders={name: random_weights(text, device, kind) for name, text in zip(encoders, texts, strict=True)},
-        tokenizers={name: clip_tokenizer(PAD_TOKENS[name]) for name in encoders},
+        tokenizers={name: clip_tokenizer(pad) for name, pad in PAD_TOKENS[family].items()},
         scheduler=DDIMScheduler(**SCHEDULER),
         base_hash="0" * 16,
     )

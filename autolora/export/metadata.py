@@ -189,7 +189,7 @@ def _base(model: BaseModel) -> dict[str, str]:
         "ss_mixed_precision": {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(model.dtype, "no"),
         "ss_v2": str(family.v2),
         "ss_v_parameterization": str(velocity),
-        "ss_clip_skip": "None",
+        "ss_clip_skip": str(model.clip_skip),
         "autolora.base": model.name,
         "autolora.base_hash": model.base_hash,
     }

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -53,7 +54,7 @@ class RenderSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which base model: family, folder (`paperdoll` is the packaged one) and picture size in pixels.
+    """Which base model: family, folder, file or hub id (`paperdoll` is the packaged one), picture size in pixels.
 
     For prior preservation it draws `class_pictures` pictures of the class word; `class_tags` are what they show
     besides, in words that it knows.
@@ -61,6 +62,8 @@ class ModelSettings:
 
     family: str = "sd1"
     path: str = "paperdoll"
+    vae: str | None = None  # a folder or .safetensors file of a VAE to use instead of the model's own
+    clip_skip: int | None = None  # 2: the text encoder's state before its last layer, as A1111 counts; null: the last
     name: str | None = None  # how results call it; the folder's name by default
     resolution: int | None = None  # the model's own by default
     prediction_type: str | None = None  # epsilon or v_prediction, where the model's files do not say it rightly
@@ -75,6 +78,8 @@ class ModelSettings:
         mistakes = []
         if self.class_pictures < 4:
             mistakes.append(f"model.class_pictures must be at least 4, got {self.class_pictures}")
+        if self.clip_skip is not None and self.clip_skip < 1:
+            mistakes.append(f"model.clip_skip must be at least 1 (the last layer) or null, got {self.clip_skip}")
         if self.dtype not in DTYPES:
             mistakes.append(f"model.dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
         if self.prediction_type not in (None, *PREDICTION_TYPES):
@@ -129,10 +134,13 @@ class BaseModel(Protocol):
 
     name: str
     base_hash: str  # 16 hex digits over the weights
+    source: Path | None  # the folder or file that diffusers can load it from
+    vae: Any  # diffusers'
     architecture: str  # "sd1", "sd2", "sdxl"; naming of exported files follows it
     resolution: int  # pixels; pictures are square
     latent_shape: tuple[int, int, int]  # (C, h, w)
     train_timesteps: int
+    clip_skip: int | None  # the text encoder's layer that is read, from the last; None: the family's usual one
     prompt_tokens: int  # a prompt's own that the model reads: 75 for CLIP
     prediction_type: str  # "epsilon" or "v_prediction"
     device: torch.device
