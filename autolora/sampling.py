@@ -127,8 +127,17 @@ def _denoise(model: BaseModel, batch: Sequence[Shot], context: Context, settings
         if copies == 2:
             plain, prompted = predicted.chunk(2)
             predicted = plain + settings.guidance * (prompted - plain)
+            predicted = _rescaled(predicted, prompted, settings.guidance_rescale)
         latents = sampler.step(predicted, t, latents).prev_sample
     return latents
+
+
+def _rescaled(guided: Tensor, prompted: Tensor, share: float) -> Tensor:
+    """Guided predictions brought back towards the deviation of prompted ones (Lin et al. 2023, section 3.4)."""
+    if not share:
+        return guided
+    deviations = [one.std(dim=(1, 2, 3), keepdim=True) for one in (prompted, guided)]
+    return share * guided * (deviations[0] / deviations[1]) + (1 - share) * guided
 
 
 def to_uint8(pixels: Tensor) -> Pictures:
@@ -146,6 +155,7 @@ class BaseRenders:
         config = model.sampler().config
         sampler = {key: str(value) for key, value in config.items() if not key.startswith("_")}
         recipe = [model.base_hash, model.resolution, settings.steps, settings.guidance, settings.negative]
+        recipe += [settings.guidance_rescale] if settings.guidance_rescale else []
         self._stem = json.dumps([*recipe, type(model.sampler()).__name__, sampler], sort_keys=True)
         self._memory: dict[tuple[str, int], Pictures] = {}
 

@@ -51,10 +51,10 @@ def adapter(request: pytest.FixtureRequest, tiny_model: StableDiffusion) -> Iter
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_a_render_is_the_one_of_diffusers(prediction: str, guidance: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("guidance", "rescale"), [(1.0, 0.0), (3.0, 0.0), (6.0, 0.7)])
+def test_a_render_is_the_one_of_diffusers(prediction: str, guidance: float, rescale: float, tmp_path: Path) -> None:
     folder = tiny.save_tiny(tmp_path / "model", prediction)
-    settings = RenderSettings(steps=5, guidance=guidance, negative="red")
+    settings = RenderSettings(steps=5, guidance=guidance, negative="red", guidance_rescale=rescale)
     pictures = render(tiny.load_tiny(folder), [Shot("1girl, mona", 7, 0.0), Shot("b", 8, 0.0)], settings)
     pipeline = PIPELINE.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -64,6 +64,7 @@ def test_a_render_is_the_one_of_diffusers(prediction: str, guidance: float, tmp_
             negative_prompt="red",
             num_inference_steps=5,
             guidance_scale=guidance,
+            guidance_rescale=rescale,
             generator=torch.Generator().manual_seed(seed),
         ).images[0]
         assert apart(picture, np.asarray(expected)) <= 1

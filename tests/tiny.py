@@ -23,6 +23,7 @@ from autolora.models import ModelSettings, RenderSettings, StableDiffusion, load
 RESOLUTION = 32  # pixels; latents are 4 channels of 8 x 8
 TOKENS = 77
 WIDTH = 32
+WIDTH_2 = 48  # of SDXL's second text encoder
 _UNET: Any = UNet2DConditionModel  # untyped libraries are called through Any
 _VAE: Any = AutoencoderKL
 _DDIM: Any = DDIMScheduler
@@ -50,9 +51,10 @@ def tiny_tokenizer(**settings: Any) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=TOKENS, **settings)
 
 
-def tiny_unet() -> Any:
-    """Two levels of 32 and 64 channels, cross-attention at both."""
+def tiny_unet(family: str = "sd1") -> Any:
+    """Two levels of 32 and 64 channels, cross-attention at both; SD2's projections are linear."""
     return _UNET(
+        use_linear_projection=family == "sd2",
         sample_size=8,
         in_channels=4,
         out_channels=4,
@@ -92,26 +94,26 @@ def tiny_unet_xl() -> Any:
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 1, 2),
-        cross_attention_dim=2 * WIDTH,
+        cross_attention_dim=WIDTH + WIDTH_2,
         attention_head_dim=(2, 4, 4),
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=WIDTH + 6 * 8,
+        projection_class_embeddings_input_dim=WIDTH_2 + 6 * 8,
         norm_num_groups=8,
     )
 
 
-def tiny_text_config() -> CLIPTextConfig:
-    """Two layers of width 32."""
+def tiny_text_config(width: int = WIDTH) -> CLIPTextConfig:
+    """Two layers."""
     return CLIPTextConfig(
         vocab_size=514,
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=TOKENS,
-        projection_dim=WIDTH,
+        projection_dim=width,
         bos_token_id=512,
         eos_token_id=513,
         pad_token_id=513,
@@ -139,7 +141,7 @@ def tiny_scheduler(prediction_type: str = "v_prediction") -> Any:
     )
 
 
-def save_tiny(folder: Path, prediction_type: str = "v_prediction", seed: int = 0) -> Path:
+def save_tiny(folder: Path, prediction_type: str = "v_prediction", seed: int = 0, family: str = "sd1") -> Path:
     """Write the model as a StableDiffusionPipeline folder, in half precision, and return the folder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -147,7 +149,7 @@ def save_tiny(folder: Path, prediction_type: str = "v_prediction", seed: int = 0
             vae=tiny_vae(),
             text_encoder=tiny_text_encoder(),
             tokenizer=tiny_tokenizer(),
-            unet=tiny_unet(),
+            unet=tiny_unet(family),
             scheduler=tiny_scheduler(prediction_type),
             safety_checker=None,
             feature_extractor=None,
@@ -164,7 +166,7 @@ def save_tiny_xl(folder: Path, seed: int = 0) -> Path:
         pipeline = _PIPELINE_XL(
             vae=tiny_vae(),
             text_encoder=tiny_text_encoder(),
-            text_encoder_2=CLIPTextModelWithProjection(tiny_text_config()),
+            text_encoder_2=CLIPTextModelWithProjection(tiny_text_config(WIDTH_2)),
             tokenizer=tiny_tokenizer(),
             tokenizer_2=tiny_tokenizer(pad_token="!"),
             unet=tiny_unet_xl(),

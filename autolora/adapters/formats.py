@@ -15,18 +15,17 @@ from autolora.errors import ExportError
 # By architecture, then by the model's root module.
 PREFIXES: dict[str, dict[str, str]] = {
     "sd1": {"unet": "lora_unet", "text_encoder": "lora_te"},
+    "sd2": {"unet": "lora_unet", "text_encoder": "lora_te"},
     "sdxl": {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
 }
 _UNET_PATHS = {"sdxl": sgm_path}  # below the prefix; others keep diffusers'
 Shapes = Mapping[str, tuple[int, ...]]  # a layer's path to its weight's shape
 
 # Marks of files that are for something else than an architecture.
+_FOR_SDXL = tuple((mark, "a LoRA for SDXL") for mark in ("lora_te2_", "lora_te1_", "lora_unet_input_blocks_"))
 _OTHER_KINDS = {
-    "sd1": (
-        ("lora_te2_", "a LoRA for SDXL"),
-        ("lora_te1_", "a LoRA for SDXL"),
-        ("lora_unet_input_blocks_", "a LoRA for SDXL"),
-    ),
+    "sd1": _FOR_SDXL,
+    "sd2": _FOR_SDXL,
     "sdxl": (("lora_te_text_model_", "a LoRA for Stable Diffusion 1.x or 2.x"),),
 }
 _OTHER_FILES = (

@@ -36,11 +36,14 @@ class Family:
     version: str
     spec: str
     webui: str
-    velocity: str = ""  # what kohya's version has behind it where the model predicts v
+    v2: bool = False
 
 
 FAMILIES: dict[str, Family] = {
-    "sd1": Family("sd_v1", "stable-diffusion-v1", "SD1", "_v"),
+    "sd1": Family("sd_v1", "stable-diffusion-v1", "SD1"),
+    "sd1 v": Family("sd_v1_v", "stable-diffusion-v1", "SD1"),
+    "sd2": Family("sd_v2", "stable-diffusion-v2-512", "SD2", v2=True),
+    "sd2 v": Family("sd_v2_v", "stable-diffusion-v2-768-v", "SD2", v2=True),
     "sdxl": Family("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "SDXL"),
 }
 
@@ -57,12 +60,15 @@ class Card:
     facts: Mapping[str, str] = field(default_factory=dict)  # more `autolora.*` metadata: score, study, trial ...
 
 
-def family_of(architecture: str) -> Family:
-    """The names of an architecture.
+def family_of(model: BaseModel) -> Family:
+    """The names of a model's architecture; some have others where it predicts v.
 
     Raises:
         ExportError: it has none yet.
     """
+    architecture = model.architecture
+    if model.prediction_type == "v_prediction" and f"{architecture} v" in FAMILIES:
+        return FAMILIES[f"{architecture} v"]
     if architecture not in FAMILIES:
         raise ExportError(f"cannot export for architecture {architecture!r}; known: {', '.join(FAMILIES)}")
     return FAMILIES[architecture]
@@ -176,14 +182,14 @@ def _training(run: Run, dataset: Dataset, name: str, card: Card, made: datetime)
 
 
 def _base(model: BaseModel) -> dict[str, str]:
-    velocity, family = model.prediction_type == "v_prediction", family_of(model.architecture)
+    velocity, family = model.prediction_type == "v_prediction", family_of(model)
     return {
         "ss_sd_model_name": model.name,
-        "ss_base_model_version": family.version + (family.velocity if velocity else ""),
+        "ss_base_model_version": family.version,
         "ss_mixed_precision": {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(model.dtype, "no"),
-        "ss_v2": "False",
+        "ss_v2": str(family.v2),
         "ss_v_parameterization": str(velocity),
-        "ss_clip_skip": "None",
+        "ss_clip_skip": str(model.clip_skip),
         "autolora.base": model.name,
         "autolora.base_hash": model.base_hash,
     }
@@ -217,7 +223,7 @@ def _modelspec(dataset: Dataset, model: BaseModel, name: str, card: Card, made: 
     triggers = [dataset.trigger, *(concept.trigger for concept in dataset.concepts)]
     found = {
         "sai_model_spec": "1.0.1",
-        "architecture": f"{family_of(model.architecture).spec}/lora",
+        "architecture": f"{family_of(model).spec}/lora",
         "implementation": "diffusers",
         "title": name,
         "description": card.description,

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
@@ -25,7 +24,7 @@ from autolora.errors import ExportError
 from autolora.export.consumers import CONSUMERS
 from autolora.export.read import read_lora
 from autolora.models.base import BaseModel, RenderSettings
-from autolora.models.folders import read_json, weight_files
+from autolora.models.pipelines import open_pipeline
 from autolora.sampling import Pictures, Shot
 
 ADAPTER = "autolora"
@@ -66,16 +65,24 @@ def verify_deltas(state: State, path: Path, model: BaseModel) -> Verified:
 class DiffusersTwin:
     """The base model with an exported file, loaded by diffusers' own `load_lora_weights` and nothing of autolora's."""
 
-    def __init__(self, path: Path, folder: Path, model: BaseModel) -> None:
-        """Load `path` onto the pipeline in `folder`, the one that `model` was read from.
+    def __init__(self, path: Path, source: Path, model: BaseModel) -> None:
+        """Load `path` onto the pipeline of `source`, the folder or file that `model` was read from.
+
+        In 32-bit floats where the model is in them. Else it draws nothing, as pictures would differ by rounding, and is
+        on the CPU in the half precision of exported files.
 
         Raises:
             ExportError: diffusers does not load the file.
         """
         self.path, self.model = path, model
-        self.draws = model.dtype == torch.float32  # pictures of 16-bit weights differ by rounding: they prove nothing
+        whole = model.dtype == torch.float32
+        self.draws = whole and model.clip_skip in (None, 1)  # diffusers 0.42 skips no layers with transformers 5
         with _quiet():
-            self.pipeline = open_pipeline(folder, model)
+            self.pipeline = open_pipeline(source, model.architecture, torch.float32 if whole else torch.float16)
+            if whole:  # the VAE is the model's own, or what the model uses instead
+                self.pipeline.register_modules(scheduler=model.sampler(), vae=model.vae)
+                self.pipeline.set_progress_bar_config(disable=True)
+                self.pipeline.to(model.device)
             try:
                 self.pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=ADAPTER)
             except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
@@ -135,6 +142,7 @@ class DiffusersTwin:
             generator=[torch.Generator().manual_seed(shot.seed) for shot in shots],
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
+            guidance_rescale=settings.guidance_rescale,
             height=self.model.resolution,
             width=self.model.resolution,
             output_type="np",
@@ -156,27 +164,6 @@ def compare_pictures(ours: Pictures, theirs: Pictures, most: float = MEAN_DIFFER
             f"apart on average, expected at most {most:g}; please report this with both library versions"
         )
     return worst
-
-
-def open_pipeline(folder: Path, model: BaseModel) -> Any:
-    """The model folder as the diffusers pipeline that it names, with the model's own sampler.
-
-    In 32-bit floats where the model is in them. Else it is only to be loaded into: on the CPU, in the half precision of
-    exported files.
-    """
-    whole = model.dtype == torch.float32
-    variant, _ = weight_files(folder / "unet")
-    unused = {"safety_checker", "feature_extractor", "image_encoder"} & read_json(folder / "model_index.json").keys()
-    pipeline: Any = DiffusionPipeline.from_pretrained(
-        folder,
-        variant=variant,
-        torch_dtype=torch.float32 if whole else torch.float16,
-        local_files_only=True,
-        **dict.fromkeys(unused),
-    )
-    pipeline.scheduler = model.sampler()
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(model.device if whole else "cpu")
 
 
 @dataclass(frozen=True)

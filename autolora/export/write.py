@@ -120,7 +120,7 @@ def _sidecar(model: BaseModel, card: Card) -> str:
     """What A1111, Forge and InvokeAI read beside the file."""
     content = {
         "description": card.description,
-        "sd version": family_of(model.architecture).webui,
+        "sd version": family_of(model).webui,
         "activation text": card.activation_text,
         "preferred weight": card.preferred_weight,
         "notes": card.notes,

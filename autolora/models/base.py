@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from autolora.errors import ConfigError
 
 MOST_CHUNKS = 3  # windows of the text encoder that a prompt may fill: 225 tokens of CLIP's 75
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 MOST_STEPS = 500  # denoising steps; schedulers cannot take more than they have training timesteps
 
 
@@ -27,6 +29,7 @@ class RenderSettings:
     guidance: float = 4.0  # 1 renders without guidance, at half the work
     batch_size: int = 32
     negative: str = ""
+    guidance_rescale: float = 0.0  # share of what guidance adds in contrast that is taken back; 0.7 for v-prediction
 
     def __post_init__(self) -> None:
         mistakes = []
@@ -36,6 +39,8 @@ class RenderSettings:
             mistakes.append(f"model.render.search_steps must be at least 1 or null, got {self.search_steps}")
         if not self.guidance >= 1:
             mistakes.append(f"model.render.guidance must be 1 (none) or more, got {self.guidance}")
+        if not 0 <= self.guidance_rescale <= 1:
+            mistakes.append(f"model.render.guidance_rescale must be from 0 (none) to 1, got {self.guidance_rescale}")
         if self.batch_size < 1:
             mistakes.append(f"model.render.batch_size must be at least 1, got {self.batch_size}")
         if mistakes:
@@ -49,7 +54,7 @@ class RenderSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which base model: family, folder (`paperdoll` is the packaged one) and picture size in pixels.
+    """Which base model: family, folder, file or hub id (`paperdoll` is the packaged one), picture size in pixels.
 
     For prior preservation it draws `class_pictures` pictures of the class word; `class_tags` are what they show
     besides, in words that it knows.
@@ -57,8 +62,12 @@ class ModelSettings:
 
     family: str = "sd1"
     path: str = "paperdoll"
+    vae: str | None = None  # a folder or .safetensors file of a VAE to use instead of the model's own
+    clip_skip: int | None = None  # 2: the text encoder's state before its last layer, as A1111 counts; null: the last
     name: str | None = None  # how results call it; the folder's name by default
     resolution: int | None = None  # the model's own by default
+    prediction_type: str | None = None  # epsilon or v_prediction, where the model's files do not say it rightly
+    zero_terminal_snr: bool | None = None  # the same: whether its last timestep is pure noise
     dtype: str = "float32"  # of the frozen weights; adapters and their optimizer stay in 32 bit
     gradient_checkpointing: bool = False  # layers are computed again on the way back: slower, in far less memory
     class_pictures: int = 192
@@ -66,10 +75,18 @@ class ModelSettings:
     render: RenderSettings = field(default_factory=RenderSettings)
 
     def __post_init__(self) -> None:
+        mistakes = []
         if self.class_pictures < 4:
-            raise ConfigError(f"model.class_pictures must be at least 4, got {self.class_pictures}")
+            mistakes.append(f"model.class_pictures must be at least 4, got {self.class_pictures}")
+        if self.clip_skip is not None and self.clip_skip < 1:
+            mistakes.append(f"model.clip_skip must be at least 1 (the last layer) or null, got {self.clip_skip}")
         if self.dtype not in DTYPES:
-            raise ConfigError(f"model.dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
+            mistakes.append(f"model.dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
+        if self.prediction_type not in (None, *PREDICTION_TYPES):
+            kinds = ", ".join(PREDICTION_TYPES)
+            mistakes.append(f"model.prediction_type must be one of {kinds} or null, got {self.prediction_type}")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
 
 
 @dataclass(frozen=True)
@@ -117,10 +134,13 @@ class BaseModel(Protocol):
 
     name: str
     base_hash: str  # 16 hex digits over the weights
-    architecture: str  # "sd1", "sdxl"; naming of exported files follows it
+    source: Path | None  # the folder or file that diffusers can load it from
+    vae: Any  # diffusers'
+    architecture: str  # "sd1", "sd2", "sdxl"; naming of exported files follows it
     resolution: int  # pixels; pictures are square
     latent_shape: tuple[int, int, int]  # (C, h, w)
     train_timesteps: int
+    clip_skip: int | None  # the text encoder's layer that is read, from the last; None: the family's usual one
     prompt_tokens: int  # a prompt's own that the model reads: 75 for CLIP
     prediction_type: str  # "epsilon" or "v_prediction"
     device: torch.device

@@ -26,6 +26,14 @@ _SD1_UNET: Config = {
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
 }
+_SD2_UNET: Config = {
+    **_SD1_UNET,
+    "sample_size": 96,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+    "upcast_attention": True,
+}
 _SDXL_UNET: Config = {
     "sample_size": 128,
     "in_channels": 4,
@@ -67,6 +75,16 @@ _VIT_L: Config = {
     "num_attention_heads": 12,
     "projection_dim": 768,
 }
+_VIT_H: Config = {  # its last layer is not read, and left out
+    **_CLIP,
+    "hidden_act": "gelu",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "projection_dim": 512,
+    "pad_token_id": 0,
+}
 _VIT_BIGG: Config = {
     **_CLIP,
     "hidden_act": "gelu",
@@ -89,6 +107,7 @@ SCHEDULER: Config = {
 }
 CONFIGS: dict[str, dict[str, Config]] = {
     "sd1": {"unet": _SD1_UNET, "vae": _VAE, "text_encoder": _VIT_L},
+    "sd2": {"unet": _SD2_UNET, "vae": {**_VAE, "sample_size": 768}, "text_encoder": _VIT_H},
     "sdxl": {
         "unet": _SDXL_UNET,
         "vae": {**_VAE, "sample_size": 1024, "scaling_factor": 0.13025},
@@ -96,7 +115,11 @@ CONFIGS: dict[str, dict[str, Config]] = {
         "text_encoder_2": _VIT_BIGG,
     },
 }
-PAD_TOKENS = {"text_encoder": "<|endoftext|>", "text_encoder_2": "!"}
+PAD_TOKENS = {
+    "sd1": {"text_encoder": "<|endoftext|>"},
+    "sd2": {"text_encoder": "!"},
+    "sdxl": {"text_encoder": "<|endoftext|>", "text_encoder_2": "!"},
+}
 
 
 def clip_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:

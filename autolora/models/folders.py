@@ -9,16 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from autolora.errors import ModelError
 
 ENCODERS: dict[str, dict[str, str]] = {  # by family: the folders of text encoders, and of their tokenizers
     "sd1": {"text_encoder": "tokenizer"},
+    "sd2": {"text_encoder": "tokenizer"},
     "sdxl": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
 }
 NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}
-CONVERT = "convert it once: diffusers.DiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
 AGAIN = "download or convert the model again"
 
 
@@ -30,7 +28,7 @@ def parts_of(family: str) -> tuple[str, ...]:
 def expected(family: str) -> str:
     """The same in words."""
     names = ", ".join(part if "." in part else f"{part}/" for part in parts_of(family))
-    return f"expected a diffusers {NAMES[family]} folder ({names})"
+    return f"expected a {NAMES[family]} checkpoint (.safetensors) or diffusers folder ({names})"
 
 
 def check_folder(path: Path, family: str) -> None:
@@ -40,8 +38,6 @@ def check_folder(path: Path, family: str) -> None:
         ModelError: what was found there, what was expected and what to do.
     """
     wanted = expected(family)
-    if path.is_file():
-        raise ModelError(f"model.path={path} is {_describe_file(path)}; {wanted}")
     if not path.is_dir():
         raise ModelError(f"model.path={path} does not exist{_closest(path)}; {wanted}")
     if not (path / "model_index.json").is_file():
@@ -50,10 +46,8 @@ def check_folder(path: Path, family: str) -> None:
     found = recognise(path, kind)
     if found is None:
         raise ModelError(f"model.path={path} holds a {kind}; {wanted}")
-    if found not in ENCODERS:
-        raise ModelError(f"model.path={path} is a {NAMES[found]} model ({kind}), not supported yet; {wanted}")
     if found != family:
-        raise ModelError(f"model.path={path} is {_an(found)} model ({kind}): set model.family={found}; {wanted}")
+        raise ModelError(f"model.path={path} is {an(found)} model ({kind}): set model.family={found}; {wanted}")
     missing = [part for part in parts_of(family) if not (path / part).exists()]
     if missing:
         raise ModelError(f"model.path={path} lacks {', '.join(missing)}; {wanted}: {AGAIN}")
@@ -67,16 +61,17 @@ def check_folder(path: Path, family: str) -> None:
 
 
 def recognise(folder: Path, pipeline: str) -> str | None:
-    """The family of a folder with that pipeline in its index, None if none: SDXL and SD2 by their text encoders."""
+    """The family of a folder with that pipeline in its index, if any: SDXL by its text encoders, SD2 by its UNet."""
     if (folder / "text_encoder_2").exists() or "XL" in pipeline:
         return "sdxl" if pipeline.startswith("StableDiffusion") and "3" not in pipeline else None
     if not pipeline.startswith("StableDiffusion") or "3" in pipeline:
         return None
-    config = folder / "text_encoder" / "config.json"
-    return "sd2" if config.is_file() and read_json(config).get("hidden_size") == 1024 else "sd1"
+    config = folder / "unet" / "config.json"
+    return "sd2" if config.is_file() and read_json(config).get("use_linear_projection") else "sd1"
 
 
-def _an(family: str) -> str:
+def an(family: str) -> str:
+    """A family with its article."""
     return f"an {NAMES[family]}" if family == "sdxl" else f"a {NAMES[family]}"
 
 
@@ -118,26 +113,22 @@ def folder_hash(folder: Path, parts: Sequence[str]) -> str:
     for part in parts:
         for path in weight_files(folder / part)[1]:
             digest.update(path.relative_to(folder).as_posix().encode())
-            with path.open("rb") as handle:
-                while block := handle.read(1 << 20):
-                    digest.update(block)
+            _feed(digest, path)
     return digest.hexdigest()[:16]
 
 
-def _describe_file(path: Path) -> str:
-    """What kind of model file this is, and what to do with it."""
-    if path.suffix != ".safetensors":
-        return f"a file: {CONVERT}"
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys = list(file.keys())
-    except (SafetensorError, OSError) as error:
-        return f"a broken .safetensors file ({error})"
-    if any("lora" in key.lower() or "hada_" in key or "lokr_" in key for key in keys):
-        return "a LoRA file, not a base model (`autolora score lora=FILE` takes LoRA files)"
-    if any(key.startswith("conditioner.embedders.1") for key in keys):
-        return f"a single-file SDXL checkpoint, which is not supported yet: {CONVERT}"
-    return f"a single .safetensors file, which is not supported yet: {CONVERT}"
+def file_hash(paths: Sequence[Path]) -> str:
+    """SHA-256 (first 16 hex digits) over the bytes of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        _feed(digest, path)
+    return digest.hexdigest()[:16]
+
+
+def _feed(digest: hashlib._Hash, path: Path) -> None:
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
 
 
 def _describe_folder(path: Path) -> str:
@@ -147,7 +138,7 @@ def _describe_folder(path: Path) -> str:
         return f"but its subfolder {inside[0]} has: set model.path={path / inside[0]}"
     single = sorted(child for child in path.iterdir() if child.suffix in (".safetensors", ".ckpt"))
     if single:
-        return f"it holds {single[0].name}, {_describe_file(single[0]).split(':')[0]}"
+        return f"but it holds {single[0].name}: set model.path={single[0]}"
     names = sorted(child.name for child in path.iterdir())
     return "found " + (", ".join([*names[:6], *["..."][: len(names) > 6]]) or "an empty folder")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from autolora.models.base import Context
-from autolora.models.stable_diffusion import StableDiffusion
+from autolora.models.stable_diffusion import StableDiffusion, check_penultimate
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -21,6 +21,9 @@ class StableDiffusionXL(StableDiffusion):
         """Both encoders' states before their last layer, joined; the second's projection of the whole."""
         tokens = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         return tokens, outputs[-1].text_embeds
+
+    def _check_clip_skip(self) -> None:
+        check_penultimate(self.clip_skip, "SDXL")
 
     def _told(self, noisy: Tensor, context: Context) -> dict[str, Tensor] | None:
         if context.pooled is None:

@@ -11,12 +11,11 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from autolora.errors import ConfigError, ModelError
-from autolora.models.base import DTYPES, Context, ModelSettings, stack_contexts
+from autolora.models.base import DTYPES, PREDICTION_TYPES, Context, ModelSettings, stack_contexts
 from autolora.models.parts import Parts
 from autolora.models.prompts import prompt_windows
 
 _DDIM: Any = DDIMScheduler  # untyped libraries are called through Any
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 HALF_LOSS_SCALE = 2.0**12  # half precision loses gradients below 2^-24; losses are of the order of 1
 
 
@@ -26,7 +25,7 @@ class StableDiffusion:
     architecture = "sd1"
 
     def __init__(self, parts: Parts, name: str, settings: ModelSettings) -> None:
-        self.name, self.base_hash, self.folder = name, parts.base_hash, parts.folder
+        self.name, self.base_hash, self.source = name, parts.base_hash, parts.source
         self.unet, self.vae = parts.unet, parts.vae
         self.text_encoders, self.tokenizers = parts.text_encoders, parts.tokenizers
         self.text_encoder, self.tokenizer = parts.text_encoders["text_encoder"], parts.tokenizers["text_encoder"]
@@ -34,12 +33,19 @@ class StableDiffusion:
         self.loss_scale = HALF_LOSS_SCALE if self.dtype == torch.float16 else 1.0
         self.max_tokens = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         self.prompt_tokens = self.max_tokens - 2  # one begins, one ends
+        self.clip_skip = settings.clip_skip
+        self._check_clip_skip()
         if settings.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         if self.device.type == "cuda":
             self.vae.enable_slicing()  # one picture after the other: decoding takes more memory than the UNet
         self._take_schedule(parts.scheduler)
         self._take_size(settings.resolution)
+
+    def _check_clip_skip(self) -> None:
+        most = self.text_encoder.config.num_hidden_layers
+        if self.clip_skip is not None and self.clip_skip > most:
+            raise ConfigError(f"model.clip_skip={self.clip_skip}: this text encoder has {most} layers")
 
     def _take_schedule(self, scheduler: Any) -> None:
         self.scheduler = scheduler
@@ -51,6 +57,11 @@ class StableDiffusion:
                 f"expected one of {', '.join(PREDICTION_TYPES)}"
             )
         abar = scheduler.alphas_cumprod.double()
+        if self.prediction_type == "epsilon" and abar[-1] == 0:
+            raise ModelError(
+                "the last timestep is pure noise (zero terminal SNR), from which no noise can be predicted: set "
+                "model.prediction_type=v_prediction, or model.zero_terminal_snr=false"
+            )
         self._signal = abar.sqrt().float().to(self.device)
         self._noise = (1 - abar).sqrt().float().to(self.device)
         self._snr = (abar / (1 - abar)).float().to(self.device)
@@ -100,8 +111,11 @@ class StableDiffusion:
 
     def _read(self, outputs: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
         """Text encoders' outputs of W windows -> tokens (W, tokens, dim), and pooled (W, dim) where a family has it."""
-        tokens: Tensor = outputs[0].last_hidden_state
-        return tokens, None
+        if self.clip_skip is None:
+            tokens: Tensor = outputs[0].last_hidden_state
+            return tokens, None
+        with self._precision():
+            return self.text_encoder.final_layer_norm(outputs[0].hidden_states[-self.clip_skip]), None
 
     def tokens(self, prompt: str) -> list[str]:
         """The tokenizer's own pieces of a prompt, uncut; a piece that ends a word ends in `</w>`."""
@@ -156,6 +170,16 @@ class StableDiffusion:
     def sampler(self) -> Any:
         """A fresh DDIM scheduler (Song et al. 2020, eta 0: no randomness after the first noise)."""
         return _DDIM.from_config(self.scheduler.config)
+
+
+def check_penultimate(clip_skip: int | None, name: str) -> None:
+    """Refuse a layer that a family was not trained on.
+
+    Raises:
+        ConfigError: it is set to another one.
+    """
+    if clip_skip not in (None, 2):
+        raise ConfigError(f"model.clip_skip={clip_skip}: {name} always reads the layer before the last, which is 2")
 
 
 def _per_sample(table: Tensor, timesteps: Tensor) -> Tensor:

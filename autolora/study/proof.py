@@ -67,13 +67,13 @@ def prove(
         verify_deltas(plain, path, bench.model)
         bench.adapter.load(read_lora(path, bench.model))
         twin_score = work.score(scorer, bars).score if scorer is not None else None
-    folder = getattr(bench.model, "folder", None)
-    if folder is not None:
+    source = bench.model.source
+    if source is not None:
         probe = work.of("trigger")[0]
         shots = [Shot(probe.prompt, probe.seeds[0], weight) for weight in work.scoring.weights]
-        loaded = DiffusersTwin(path, folder, bench.model)
+        loaded = DiffusersTwin(path, source, bench.model)
         loaded.verify_deltas(plain)
         if loaded.draws:
             ours = render(bench.model, shots, work.render_settings, bench.adapter)
             compare_pictures(ours, loaded.render(shots, work.render_settings))
-    return Proof((*found.read_by, "diffusers") if twin is None and folder is not None else found.read_by, twin_score)
+    return Proof((*found.read_by, "diffusers") if twin is None and source is not None else found.read_by, twin_score)

@@ -24,6 +24,9 @@ RELEASED = {
     ("sd1", "unet"): 859_520_964,
     ("sd1", "vae"): 83_653_863,
     ("sd1", "text_encoder"): 123_060_480,
+    ("sd2", "unet"): 865_910_724,
+    ("sd2", "vae"): 83_653_863,
+    ("sd2", "text_encoder"): 340_387_840,
     ("sdxl", "unet"): 2_567_463_684,
     ("sdxl", "vae"): 83_653_863,
     ("sdxl", "text_encoder"): 123_060_480,
@@ -38,15 +41,16 @@ def test_networks_have_the_size_of_the_released_ones(family: str, part: str) -> 
     assert sum(parameter.numel() for parameter in network.parameters()) == RELEASED[family, part]
 
 
-@pytest.mark.parametrize("part", PAD_TOKENS)
-def test_the_tokenizer_is_clips(part: str) -> None:
-    tokenizer, reference = clip_tokenizer(PAD_TOKENS[part]), open_clip.get_tokenizer("ViT-L-14")
-    # SDXL's second pads by `!` and so reads one in a prompt otherwise than open_clip, in diffusers as here.
+@pytest.mark.parametrize(("family", "part"), [(family, part) for family, pads in PAD_TOKENS.items() for part in pads])
+def test_the_tokenizer_is_clips(family: str, part: str) -> None:
+    pad = PAD_TOKENS[family][part]
+    tokenizer, reference = clip_tokenizer(pad), open_clip.get_tokenizer("ViT-L-14")
+    # SD2's and SDXL's second pad by `!` and so read one in a prompt otherwise than open_clip, in diffusers as here.
     prompts = ["1girl, Mona_Taco, (é) :3 don't", "masterpiece, best quality, 東方 café  naïve ~~?", ""]
     for prompt in prompts:
         ids = tokenizer(prompt, padding="max_length").input_ids
         expected = reference(prompt)[0].tolist()
         end = expected.index(49407) + 1
         assert ids[:end] == expected[:end] and len(ids) == 77
-        assert set(ids[end:]) == {tokenizer.convert_tokens_to_ids(PAD_TOKENS[part])}
-    assert tokenizer.pad_token_id == CONFIGS["sdxl"][part]["pad_token_id"]
+        assert set(ids[end:]) == {tokenizer.convert_tokens_to_ids(pad)}
+    assert tokenizer.pad_token_id == CONFIGS[family][part]["pad_token_id"]

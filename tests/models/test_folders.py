@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from autolora.errors import ModelError
-from autolora.models.folders import check_folder
+from autolora.models.sources import find_source
 
 Spoil = Callable[[Path], Path | None]  # spoils a good model folder; may give another path to try
 
@@ -23,6 +23,12 @@ def edit(path: Path, **changes: object) -> None:
 
 def one_tensor(path: Path, key: str) -> Path:
     save_file({key: torch.zeros(1)}, path)
+    return path
+
+
+def unet_file(path: Path, channels: int, *keys: str) -> Path:
+    first = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, channels, 3, 3)}
+    save_file({**first, **{key: torch.zeros(1) for key in keys}}, path)
     return path
 
 
@@ -54,7 +60,7 @@ def only(path: Path, key: str) -> Path:
 CASES: dict[str, tuple[Spoil, str]] = {
     "missing": (
         lambda p: p.parent / "modle",
-        r"does not exist; did you mean .*model\b.*expected a diffusers",
+        r"does not exist; did you mean .*model\b.*expected a Stable Diffusion 1\.x checkpoint",
     ),
     "missing parent": (lambda p: p.parent / "no" / "model", r"does not exist \(nor does .*no\)"),
     "subfolder": (lambda p: p.parent, r"its subfolder model has: set model\.path="),
@@ -77,8 +83,8 @@ CASES: dict[str, tuple[Spoil, str]] = {
         "inpainting .* takes 9 channels",
     ),
     "sd2": (
-        lambda p: edit(p / "text_encoder" / "config.json", hidden_size=1024),
-        r"a Stable Diffusion 2\.x model",
+        lambda p: edit(p / "unet" / "config.json", use_linear_projection=True),
+        r"is a Stable Diffusion 2\.x model .*: set model\.family=sd2",
     ),
     "lora file": (
         lambda p: one_tensor(p.parent / "a.safetensors", "lora_unet_x.lora_down.weight"),
@@ -86,15 +92,25 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "lora in folder": (
         lambda p: only(p.parent / "x", "lora_te_x.alpha"),
-        r"holds mona\.safetensors, a LoRA file",
+        r"but it holds mona\.safetensors: set model\.path=.*mona\.safetensors",
     ),
-    "checkpoint": (
-        lambda p: one_tensor(p.parent / "a.safetensors", "model.diffusion_model.x"),
-        r"single \.safetensors file, which is not supported yet: .*from_single_file",
+    "no checkpoint": (
+        lambda p: one_tensor(p.parent / "a.safetensors", "some.weight"),
+        r"is no checkpoint: it has no model\.diffusion_model\.input_blocks\.0\.0\.weight \(found some\.weight",
     ),
-    "sdxl checkpoint": (
-        lambda p: one_tensor(p.parent / "a.safetensors", "conditioner.embedders.1.model.x"),
-        "single-file SDXL checkpoint",
+    "flux checkpoint": (
+        lambda p: one_tensor(p.parent / "a.safetensors", "double_blocks.0.img_attn.qkv.weight"),
+        "is a Flux checkpoint",
+    ),
+    "unet alone": (lambda p: unet_file(p.parent / "a.safetensors", 4), "is a UNet without its text encoders"),
+    "inpainting checkpoint": (lambda p: unet_file(p.parent / "a.safetensors", 9), "its unet takes 9 channels"),
+    "refiner": (
+        lambda p: unet_file(p.parent / "a.safetensors", 4, "conditioner.embedders.0.model.ln_final.bias"),
+        "is an SDXL refiner",
+    ),
+    "no vae": (
+        lambda p: unet_file(p.parent / "a.safetensors", 4, "cond_stage_model.transformer.x"),
+        "has no VAE",
     ),
     "broken file": (
         lambda p: wrote(p.parent / "a.safetensors", b"hello"),
@@ -102,7 +118,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "ckpt": (
         lambda p: wrote(p.parent / "a.ckpt", b"x"),
-        "is a file: convert it once",
+        r"is a \.ckpt file: those can run code",
     ),
 }
 
@@ -111,7 +127,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
 def test_a_wrong_path_is_refused(case: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     spoil, message = CASES[case]
     folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
-    check_folder(folder, "sd1")
+    assert find_source(str(folder), "sd1") == folder
     with pytest.raises(ModelError, match=message) as caught:
-        check_folder(spoil(folder) or folder, "sd1")
+        find_source(str(spoil(folder) or folder), "sd1")
     assert "\n" not in str(caught.value)

@@ -1,0 +1,66 @@
+"""A base model as diffusers' own pipeline: from a folder, or from a single file by configs that are built in."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from transformers import CLIPTextConfig
+
+from autolora.models.configs import CONFIGS, PAD_TOKENS, SCHEDULER, clip_tokenizer
+from autolora.models.folders import ENCODERS, read_json, weight_files
+
+_DIFFUSERS: Any = diffusers  # untyped libraries are called through Any
+_CLASSES = {"sd1": "StableDiffusionPipeline", "sd2": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+_PARTS: dict[str, tuple[str, str]] = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "scheduler": ("diffusers", "DDIMScheduler"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "tokenizer_2": ("transformers", "CLIPTokenizer"),
+}
+
+
+def open_pipeline(source: Path, family: str, dtype: torch.dtype) -> Any:
+    """The pipeline of a diffusers folder or of a checkpoint in a family's original layout, on the CPU."""
+    if source.is_file():
+        with config_folder(family) as folder:
+            return getattr(_DIFFUSERS, _CLASSES[family]).from_single_file(
+                source, config=str(folder), torch_dtype=dtype, local_files_only=True
+            )
+    variant, _ = weight_files(source / "unet")
+    unused = set(_UNUSED) & read_json(source / "model_index.json").keys()
+    return _DIFFUSERS.DiffusionPipeline.from_pretrained(
+        source, variant=variant, torch_dtype=dtype, local_files_only=True, **dict.fromkeys(unused)
+    )
+
+
+@contextmanager
+def config_folder(family: str) -> Iterator[Path]:
+    """A diffusers folder of a family without weights, so that nothing has to be looked up on a hub."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, encoders = Path(name), ENCODERS[family]
+        parts = ("unet", "vae", "scheduler", *encoders, *encoders.values())
+        index = {"_class_name": _CLASSES[family], **{part: _PARTS[part] for part in parts}}
+        _write(folder / "model_index.json", index)
+        for part in ("unet", "vae"):
+            _write(folder / part / "config.json", {"_class_name": _PARTS[part][1], **CONFIGS[family][part]})
+        _write(folder / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **SCHEDULER})
+        for encoder, tokenizer in encoders.items():
+            CLIPTextConfig(**CONFIGS[family][encoder]).save_pretrained(folder / encoder)
+            clip_tokenizer(PAD_TOKENS[family][encoder]).save_pretrained(folder / tokenizer)
+        yield folder
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")

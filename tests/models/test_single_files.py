@@ -1,0 +1,190 @@
+"""A checkpoint in one file is the model that it was written from as a folder; without a network, by its keys."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig
+
+from autolora.adapters.lora import LoRA
+from autolora.errors import ConfigError, ModelError
+from autolora.export.metadata import Card
+from autolora.export.read import read_metadata
+from autolora.export.verify import DiffusersTwin
+from autolora.export.write import export_lora
+from autolora.models import ModelSettings, StableDiffusion, load_model
+from autolora.models.configs import CONFIGS, PAD_TOKENS, clip_tokenizer
+from autolora.models.single_files import SingleFile, recognise_file
+from tests import tiny
+from tests.export.world import dataset, random_state, run
+from tests.original import save_original, vae_state
+
+PIPELINE: Any = DiffusionPipeline
+VAE: Any = AutoencoderKL
+PROMPTS = ["1girl, Mona", "", "mona_(é), " * 7, "a" * 100]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One model as a folder and as a file."""
+
+    family: str
+    folder: Path
+    file: Path
+
+
+@pytest.fixture(params=["sd1", "sd2", "sdxl"])
+def pair(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
+    """A tiny model with CLIP's own vocabulary, and its sizes in the place of the built-in ones; no network."""
+    family, folder = request.param, tmp_path / "folder"
+    small, large = tiny.tiny_text_config(), tiny.tiny_text_config(tiny.WIDTH_2)
+    for config in (small, large):
+        config.vocab_size, config.bos_token_id, config.eos_token_id, config.pad_token_id = 49408, 49406, 49407, 0
+    monkeypatch.setattr(tiny, "tiny_text_config", lambda width=tiny.WIDTH: small if width == tiny.WIDTH else large)
+    monkeypatch.setattr(tiny, "tiny_vae", lambda: VAE(**VAE_CONFIG))
+    monkeypatch.setattr(tiny, "tiny_tokenizer", lambda pad_token=None: clip_tokenizer(pad_token or first_pad(family)))
+    tiny.save_tiny_xl(folder) if family == "sdxl" else tiny.save_tiny(folder, "epsilon", family=family)
+    pipeline = PIPELINE.from_pretrained(folder)
+    configs = {"unet": dict(pipeline.unet.config), "vae": VAE_CONFIG}
+    encoders = [name for name in ("text_encoder", "text_encoder_2") if getattr(pipeline, name, None) is not None]
+    configs |= {name: as_dict(getattr(pipeline, name).config) for name in encoders}
+    monkeypatch.setitem(CONFIGS, family, configs)
+    file = save_original(pipeline, tmp_path / "files" / "one.safetensors", family)
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    return Pair(family, folder, file)
+
+
+VAE_CONFIG = {**dict(tiny.tiny_vae().config), "mid_block_add_attention": True}
+
+
+def first_pad(family: str) -> str:
+    return PAD_TOKENS[family]["text_encoder"]
+
+
+def as_dict(config: CLIPTextConfig) -> dict[str, Any]:
+    return {key: value for key, value in config.to_dict().items() if key not in ("architectures", "dtype")}
+
+
+def no_network(*_: object) -> None:
+    raise OSError("no network in this test")
+
+
+def both(pair: Pair, **settings: Any) -> tuple[StableDiffusion, StableDiffusion]:
+    settings.setdefault("prediction_type", "epsilon")
+    return tiny.load_tiny(pair.folder, pair.family, **settings), tiny.load_tiny(pair.file, pair.family, **settings)
+
+
+def test_file_and_folder_are_one_model(pair: Pair) -> None:
+    folder, file = both(pair)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(1, 3, 32, 32, generator=generator) * 2 - 1
+    noisy = torch.randn(len(PROMPTS), *folder.latent_shape, generator=generator)
+    steps = torch.arange(len(PROMPTS)) * 200
+    assert torch.equal(folder.encode_images(pixels), file.encode_images(pixels))
+    assert torch.equal(folder.decode_latents(noisy), file.decode_latents(noisy))
+    contexts = folder.encode_prompts(PROMPTS), file.encode_prompts(PROMPTS)
+    assert torch.equal(contexts[0].tokens, contexts[1].tokens)
+    assert (contexts[0].pooled is None) == (contexts[1].pooled is None) == (pair.family != "sdxl")
+    if contexts[0].pooled is not None and contexts[1].pooled is not None:
+        assert torch.equal(contexts[0].pooled, contexts[1].pooled)
+    found = [model.predict(noisy, steps, context) for model, context in zip((folder, file), contexts, strict=True)]
+    assert torch.equal(*found) and float(found[0].std()) > 0.01
+    assert torch.equal(folder.snr(steps), file.snr(steps))
+    assert (file.name, folder.base_hash == file.base_hash) == ("tiny", False)
+
+
+def test_what_a_file_is_is_known_by_its_keys(pair: Pair, tmp_path: Path) -> None:
+    expected = SingleFile(pair.family, "v_prediction" if pair.family == "sd2" else None)
+    assert recognise_file(pair.file) == expected
+    tensors = load_file(pair.file)
+    marked = tmp_path / "marked.safetensors"
+    save_file(tensors | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, marked)
+    assert recognise_file(marked) == SingleFile(pair.family, "v_prediction", True)
+    model = tiny.load_tiny(marked, pair.family)
+    assert model.prediction_type == "v_prediction" and float(model.snr(torch.tensor([999]))) == 0
+    assert tiny.load_tiny(marked, pair.family, prediction_type="epsilon", zero_terminal_snr=False).snr(
+        torch.tensor([999])
+    )
+    save_file(tensors, marked, {"modelspec.prediction_type": "v"})
+    assert recognise_file(marked).prediction_type == "v_prediction"
+
+
+def test_a_lora_for_a_file_is_proved_by_diffusers(pair: Pair, tmp_path: Path) -> None:
+    _, model = both(pair)
+    spec = LoRA(dim=2, alpha=1, text_encoder=True)
+    state = random_state(model, spec)
+    path = export_lora(state, run(spec), dataset(), model, tmp_path, "a", card=Card("a", 1.0, "b", 4)).path
+    assert model.source == pair.file
+    assert DiffusersTwin(path, pair.file, model).verify_deltas(state).layers
+    assert read_metadata(path)["ss_clip_skip"] == "None"
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_another_vae_takes_the_place_of_its_own(as_file: bool, pair: Pair, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(9)
+        other = VAE(**VAE_CONFIG).half()
+    other.save_pretrained(tmp_path / "vae")
+    source = tmp_path / "vae"
+    if as_file:
+        source = tmp_path / "vae.safetensors"
+        tensors = {key.removeprefix("first_stage_model."): t.contiguous() for key, t in vae_state(other).items()}
+        save_file(tensors, source)
+    plain, model = both(pair)[1], both(pair, vae=str(source))[1]
+    pixels = torch.zeros(1, 3, 32, 32)
+    expected = other.float().encode(pixels).latent_dist.mean * CONFIGS[pair.family]["vae"]["scaling_factor"]
+    torch.testing.assert_close(model.encode_images(pixels), expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(plain.encode_images(pixels), expected, atol=1e-3)
+    assert model.base_hash != plain.base_hash
+
+
+def test_clip_skip(pair: Pair) -> None:
+    if pair.family != "sd1":
+        assert torch.equal(*(m.encode_prompts(PROMPTS).tokens for m in (both(pair)[0], both(pair, clip_skip=2)[0])))
+        with pytest.raises(ConfigError, match="always reads the layer before the last, which is 2"):
+            both(pair, clip_skip=1)
+        return
+    plain, last, skipped = (both(pair, clip_skip=skip)[1] for skip in (None, 1, 2))
+    assert torch.equal(plain.encode_prompts(PROMPTS).tokens, last.encode_prompts(PROMPTS).tokens)
+    pipeline = PIPELINE.from_pretrained(pair.folder, torch_dtype=torch.float32)
+    ids = pipeline.tokenizer("1girl", padding="max_length", return_tensors="pt").input_ids
+    hidden = pipeline.text_encoder(ids, output_hidden_states=True).hidden_states
+    expected = pipeline.text_encoder.final_layer_norm(hidden[-2])
+    torch.testing.assert_close(skipped.encode_prompts(["1girl"]).tokens, expected, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ConfigError, match=r"clip_skip=3: this text encoder has 2 layers"):
+        both(pair, clip_skip=3)
+
+
+def test_a_file_that_lacks_a_tensor_is_refused(pair: Pair, tmp_path: Path) -> None:
+    for key in ("model.diffusion_model.middle_block.0.in_layers.2.weight", "first_stage_model.decoder.conv_in.bias"):
+        tensors = load_file(pair.file)
+        del tensors[key]
+        save_file(tensors, tmp_path / "lacks.safetensors")
+        with pytest.raises(ModelError, match=r"lacks 1 tensors of|cannot be loaded"):
+            tiny.load_tiny(tmp_path / "lacks.safetensors", pair.family, prediction_type="epsilon")
+
+
+def test_a_wrong_choice_is_refused_with_what_was_found(pair: Pair) -> None:
+    other = "sd1" if pair.family == "sdxl" else "sdxl"
+    with pytest.raises(ModelError, match=rf"checkpoint: set model\.family={pair.family}; expected a"):
+        load_model(ModelSettings(family=other, path=str(pair.file)))
+
+
+def test_a_hub_id_is_found_in_the_cache(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "models--someone--tiny"
+    shutil.copytree(tiny_model_dir, cache / "snapshots" / "0123abcd")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0123abcd")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert load_model(ModelSettings(path="someone/tiny")).latent_shape == (4, 8, 8)
+    with pytest.raises(ModelError, match=r"someone/other is neither a folder or file here nor in the cache"):
+        load_model(ModelSettings(path="someone/other"))

@@ -1,0 +1,106 @@
+"""A training step's loss is the one that diffusers' own parts give on the same pictures, noise and timesteps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline
+from torch.nn import functional as F
+
+from autolora.data.buckets import size_ids
+from autolora.errors import ModelError
+from autolora.models import StableDiffusion
+from autolora.train.batches import Stream
+from autolora.train.loop import Assignment, Slot, train_step
+from tests import tiny
+from tests.train.test_families import RUN, folder, work  # noqa: F401 - folder is a fixture
+
+PIPELINE: Any = DiffusionPipeline
+DDPM: Any = DDPMScheduler
+PLAIN = replace(RUN, train=replace(RUN.train, min_snr_gamma=None, preserve_share=0.0, batch_size=3))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A family, what it predicts, and whether its last timestep is pure noise."""
+
+    family: str
+    prediction: str
+    terminal: bool
+
+
+KINDS = {
+    "sd1": Kind("sd1", "epsilon", False),
+    "sd1 v": Kind("sd1", "v_prediction", True),
+    "sd2": Kind("sd2", "epsilon", False),
+    "sd2 v": Kind("sd2", "v_prediction", False),
+    "sdxl": Kind("sdxl", "epsilon", False),
+    "sdxl v": Kind("sdxl", "v_prediction", True),
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return KINDS[request.param]
+
+
+def saved(kind: Kind, path: Path) -> Path:
+    if kind.family == "sdxl":
+        return tiny.save_tiny_xl(path)
+    return tiny.save_tiny(path, "epsilon", family=kind.family)
+
+
+def load(kind: Kind, path: Path) -> StableDiffusion:
+    """The folder's files say epsilon; the settings say what it is."""
+    return tiny.load_tiny(path, kind.family, prediction_type=kind.prediction, zero_terminal_snr=kind.terminal)
+
+
+def test_the_loss_is_that_of_diffusers(kind: Kind, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    path = saved(kind, tmp_path / "model")
+    bench = work(load(kind, path), folder, tmp_path)
+    try:
+        slot = Slot(0, Assignment(PLAIN), bench)
+        train_step(bench, {0: slot})
+    finally:
+        bench.adapter.detach()
+    batch = Stream(PLAIN, bench.dataset, bench.model).next_batch()
+    assert len(batch.pictures) > 1
+
+    pipeline = PIPELINE.from_pretrained(path, torch_dtype=torch.float32)
+    scheduler = DDPM.from_config(
+        pipeline.scheduler.config, prediction_type=kind.prediction, rescale_betas_zero_snr=kind.terminal
+    )
+    clean = bench.latents.latents(batch.pictures, batch.flips)
+    noisy = scheduler.add_noise(clean, batch.noise, batch.timesteps)
+    prompts, more = list(batch.captions), {}
+    if kind.family == "sdxl":
+        tokens, _, pooled, _ = pipeline.encode_prompt(prompts, device="cpu", do_classifier_free_guidance=False)
+        sizes = torch.tensor([size_ids(p, f) for p, f in zip(batch.pictures, batch.flips, strict=True)])
+        more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+    else:
+        tokens = pipeline.encode_prompt(prompts, "cpu", 1, False)[0]
+    with torch.no_grad():
+        predicted = pipeline.unet(noisy, batch.timesteps, tokens, **more).sample
+    velocity = kind.prediction == "v_prediction"
+    target = scheduler.get_velocity(clean, batch.noise, batch.timesteps) if velocity else batch.noise
+    expected = float(F.mse_loss(predicted, target))
+    assert float(slot.losses[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_renders_of_v_models_begin_at_pure_noise(kind: Kind, tmp_path: Path) -> None:
+    model = load(kind, saved(kind, tmp_path / "model"))
+    sampler = model.sampler()
+    sampler.set_timesteps(4)
+    assert (float(model.snr(torch.tensor([model.train_timesteps - 1]))) == 0) == kind.terminal
+    assert (int(sampler.timesteps[0]) == model.train_timesteps - 1) == kind.terminal
+    assert sampler.config.prediction_type == kind.prediction
+
+
+def test_noise_cannot_be_predicted_from_pure_noise(tmp_path: Path) -> None:
+    path = tiny.save_tiny(tmp_path / "model", "epsilon")
+    with pytest.raises(ModelError, match=r"set model\.prediction_type=v_prediction, or model\.zero_terminal_snr=false"):
+        tiny.load_tiny(path, zero_terminal_snr=True)
