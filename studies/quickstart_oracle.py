@@ -28,9 +28,9 @@ from autolora import config as cfg
 from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.base import State
 from autolora.adapters.lora import LoRA
+from autolora.adapters.read import read_lora
 from autolora.cli import main as autolora
 from autolora.data.concepts import DatasetSettings, load_dataset
-from autolora.export.read import read_lora
 from autolora.models import load_model
 from autolora.models.base import BaseModel
 from autolora.paperdoll.look import Character, novel_character

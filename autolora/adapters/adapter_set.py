@@ -194,5 +194,5 @@ def _load_layer(layer: AdaptedLayer, parts: State | None, slot: int, room: Room)
         return
     there = layer.update.parts(0) if layer.update is not None else {}
     if {name: tensor.shape for name, tensor in there.items()} != {name: t.shape for name, t in parts.items()}:
-        layer.kept = [LowRank.of(layer, parts) if parts.keys() <= LOW_RANK else tuned_of(layer, parts)]
+        layer.kept = [LowRank.of(layer, parts) if parts.keys() <= LOW_RANK else tuned_of(layer.base, parts)]
     layer.kept[0].load(0, parts)

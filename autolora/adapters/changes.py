@@ -87,10 +87,17 @@ def _needed(weight: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _lora(parts: Mapping[str, Tensor]) -> Tensor:
-    down, up = parts["lora_down.weight"], parts["lora_up.weight"]
-    if "lora_mid.weight" in parts:  # a convolution between two of one pixel
-        down = torch.einsum("rmhw,mi->rihw", parts["lora_mid.weight"], down.flatten(1))
-    return layer_scale(parts, len(parts["lora_down.weight"])) * (up.flatten(1) @ down.flatten(1))
+    down, up = without_mid(parts)["lora_down.weight"], parts["lora_up.weight"]
+    return layer_scale(parts, len(down)) * (up.flatten(1) @ down.flatten(1))
+
+
+def without_mid(parts: Mapping[str, Tensor]) -> State:
+    """The same LoRA in two factors, where LyCORIS has a convolution (r, r, k, k) between two of one pixel."""
+    found = dict(parts)
+    if "lora_mid.weight" in found:
+        mid, down = found.pop("lora_mid.weight"), found["lora_down.weight"]
+        found["lora_down.weight"] = torch.einsum("rmhw,mi->rihw", mid, down.flatten(1))
+    return found
 
 
 def _dora(delta: Tensor, magnitude: Tensor, weight: Tensor) -> Tensor:

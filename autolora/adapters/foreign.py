@@ -1,7 +1,4 @@
-"""Files of other programs as adapter states: diffusers' and peft's names, LyCORIS' kinds and DoRA.
-
-Whatever a file factors its updates into, its change of each weight is written as up @ down with alpha = rank.
-"""
+"""Files of other programs as adapter states: diffusers' and peft's names, LyCORIS' kinds and DoRA."""
 
 from __future__ import annotations
 
@@ -12,20 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autolora.adapters.base import State
-from autolora.adapters.changes import LOW_RANK, PARTS, as_lora, change, parts_by_layer
-from autolora.adapters.formats import Shapes, paths_by_name, same_weights
-from autolora.errors import ExportError
+from autolora.adapters.changes import LOW_RANK, PARTS, as_lora, change, parts_by_layer, without_mid
+from autolora.adapters.formats import fitted, paths_by_name, same_weights
+from autolora.adapters.tuned import held
+from autolora.errors import ConfigError, ExportError
+
+Layers = Mapping[str, nn.Linear | nn.Conv2d]  # of a model, by path
 
 _FACTOR = re.compile(r"(.+?)\.lora(?:\.(down|up)|_(A|B)(?:\.\w+)?)\.weight")
-_HALVES = {"down": "lora_down", "A": "lora_down", "up": "lora_up", "B": "lora_up"}
+_MAGNITUDE = re.compile(r"(.+?)\.(?:lora_magnitude_vector(?:\.\w+)*|lora\.dora_scale|dora_scale)")
+_OTHER = re.compile(r"(.+?\..+)\.(hada_\w+|lokr_\w+|ia3_l|alpha)")
+_HALVES = {
+    "down": "lora_down.weight",
+    "A": "lora_down.weight",
+    "up": "lora_up.weight",
+    "B": "lora_up.weight",
+}
 
 
 def in_diffusers_names(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a file's layers are called as diffusers or peft call them."""
-    return any(_FACTOR.fullmatch(_modern(key)) for key in tensors)
+    return any((_split(key) or ("", "alpha"))[1] != "alpha" for key in tensors)
 
 
 def in_lycoris_parts(tensors: Mapping[str, Tensor]) -> bool:
@@ -34,7 +41,7 @@ def in_lycoris_parts(tensors: Mapping[str, Tensor]) -> bool:
     return bool(parts & set(PARTS) - LOW_RANK)
 
 
-def from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, shapes: Shapes) -> State:
+def from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, layers: Layers) -> State:
     """Rename a diffusers or peft file's tensors to the paths of a model's layers.
 
     Scales come from the file's own `.alpha` tensors, else from diffusers' metadata, else from peft's
@@ -44,45 +51,90 @@ def from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], p
         ExportError: layers the model does not have, half a pair, or shapes that do not fit.
     """
     settings = _settings(tensors, metadata, path)
-    state: State = {}
+    by_layer: dict[str, State] = {}
     for key, tensor in tensors.items():
-        name = _modern(key)
-        if name.endswith(".alpha"):
-            state[f"{_layer(name.removesuffix('.alpha'), shapes)}.alpha"] = tensor.float()
-            continue
-        found = _FACTOR.fullmatch(name)
+        found = _split(key)
         if found is None:
-            raise ExportError(f"{key} is no part of a plain LoRA, which is all that can be read in diffusers' format")
-        layer = _layer(found[1], shapes)
-        half = _HALVES[found[2] or found[3]]
-        state[f"{layer}.{half}.weight"] = tensor.float()
-    for layer in sorted({key.rpartition(".lora_")[0] for key in state if ".lora_" in key}):
-        _check_pair(state, layer, shapes[layer])
-        rank = state[f"{layer}.lora_down.weight"].shape[0]
-        state.setdefault(f"{layer}.alpha", torch.tensor(_alpha(settings, layer, rank)))
+            raise ExportError(f"{key} is no part of an adapter that can be read in diffusers' or peft's format")
+        by_layer.setdefault(_layer(found[0], layers), {})[found[1]] = tensor.float()
+    state: State = {}
+    for layer, parts in by_layer.items():
+        named = _in_lycoris_parts(layer, parts, settings, layers[layer])
+        if "lora_down.weight" in named or "lora_up.weight" in named:
+            _check_pair(named, layer, tuple(layers[layer].weight.shape))
+        state |= _as_held(layer, layer, named, layers[layer])
     return state
 
 
-def from_lycoris(tensors: Mapping[str, Tensor], architecture: str, weights: Mapping[str, Tensor]) -> State:
-    """Layers of any kind as the plain LoRA of the same change of weights (and of as high a rank as that takes).
+def from_lycoris(tensors: Mapping[str, Tensor], architecture: str, layers: Layers) -> State:
+    """Layers of any kind, each as an adapter of ours holds it, else as the plain LoRA of the same change of weights.
 
     Raises:
         ExportError: layers the model does not have, incomplete parts, shapes that do not fit.
     """
-    names = paths_by_name(weights, architecture)
+    names = paths_by_name(layers, architecture)
     state: State = {}
     for name, parts in parts_by_layer(tensors).items():
         if name not in names:
             raise ExportError(f"the base model has no layer {name}: the file was made for another model")
-        weight = weights[names[name]]
-        try:
-            found = change(parts, weight)
-        except ExportError as error:
-            raise ExportError(f"{name} is {error}") from error
-        if found.shape != weight.flatten(1).shape:
-            raise ExportError(f"{name} changes {tuple(found.shape)} weights, the model has {tuple(weight.shape)}")
-        state |= as_lora({f"{names[name]}.{part}": tensor for part, tensor in parts.items()}, weights)
+        state |= _as_held(name, names[name], {part: t.float() for part, t in parts.items()}, layers[names[name]])
     return state
+
+
+def _as_held(name: str, path: str, parts: State, layer: nn.Linear | nn.Conv2d) -> State:
+    """One layer's part of a state; `name` is the file's own."""
+    weight = layer.weight.detach()
+    try:
+        found = change(parts, weight)
+    except ExportError as error:
+        raise ExportError(f"{name} is {error}") from error
+    if found.shape != weight.flatten(1).shape:
+        raise ExportError(f"{name} changes {tuple(found.shape)} weights, the model has {tuple(weight.shape)}")
+    if parts.keys() <= LOW_RANK | {"lora_mid.weight"}:
+        parts = without_mid(parts)
+        down, up = parts["lora_down.weight"], parts["lora_up.weight"]
+        return fitted(name, path, down, up, parts.get("alpha"), tuple(weight.shape))
+    try:
+        return {f"{path}.{part}": tensor for part, tensor in held(layer, parts).items()}
+    except ConfigError:
+        return as_lora({f"{path}.{part}": tensor for part, tensor in parts.items()}, {path: weight})
+
+
+def _in_lycoris_parts(path: str, parts: State, settings: dict[str, Any], layer: nn.Linear | nn.Conv2d) -> State:
+    """A layer's parts, as diffusers or peft call them, by LyCORIS' names and with an alpha.
+
+    peft scales LoKr of two whole factors too, so that is put into the first; its IA3 scales a layer's bias as well.
+
+    Raises:
+        ExportError: IA3 of the outputs of a layer with a bias, which no change of weight is.
+    """
+    if "ia3_l" in parts:
+        on_input = _is_named(path, settings.get("feedforward_modules") or [])
+        if layer.bias is not None and not on_input:
+            raise ExportError(f"{path} has a bias, which peft's IA3 scales too and other programs do not")
+        return {"weight": parts["ia3_l"].flatten() - 1, "on_input": torch.tensor(on_input)}
+    if _setting(settings, path, "use_dora", False) and "dora_scale" not in parts:
+        raise ExportError(f"the file says that it is DoRA, but {path} has no magnitude: export it again")
+    if "dora_scale" in parts:  # peft's is (out,), or (1, out, 1, 1)
+        parts = {**parts, "dora_scale": parts["dora_scale"].reshape(-1, *(1,) * (layer.weight.dim() - 1))}
+    factored = [name for name in ("lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if name in parts]
+    if factored:
+        return {"alpha": torch.tensor(_alpha(settings, path, len(parts[factored[0]]))), **parts}
+    if "lokr_w1" in parts:
+        rank = int(_setting(settings, path, "r", 1, "rank_pattern"))
+        return {**parts, "lokr_w1": parts["lokr_w1"] * (_alpha(settings, path, rank) / rank)}
+    return parts
+
+
+def _split(key: str) -> tuple[str, str] | None:
+    """A key's layer and part by LyCORIS' name (`ia3_l` stays peft's); None where it is no part of an adapter."""
+    name = _modern(key)
+    if (factor := _FACTOR.fullmatch(name)) is not None:
+        return factor[1], _HALVES[factor[2] or factor[3]]
+    if (magnitude := _MAGNITUDE.fullmatch(name)) is not None and "." in magnitude[1]:
+        return magnitude[1], "dora_scale"
+    other = _OTHER.fullmatch(name)
+    return (other[1], other[2]) if other else None
 
 
 def _modern(key: str) -> str:
@@ -94,17 +146,17 @@ def _modern(key: str) -> str:
     return re.sub(r"(\.self_attn)\.to_([qkv])_lora\.", r"\1.\2_proj.lora.", key)
 
 
-def _layer(name: str, shapes: Shapes) -> str:
+def _layer(name: str, layers: Layers) -> str:
     """The model's path of a layer; peft files do not say of which part of the model they speak."""
     short = name.replace("text_model.", "", 1)  # newer transformers versions leave that level out
     for path in (name, short, f"unet.{name}", f"text_encoder.{name}", f"text_encoder.{short}"):
-        if path in shapes:
+        if path in layers:
             return path
     raise ExportError(f"the base model has no layer {name}: the file was made for another model")
 
 
-def _check_pair(state: State, layer: str, shape: tuple[int, ...]) -> None:
-    down, up = state.get(f"{layer}.lora_down.weight"), state.get(f"{layer}.lora_up.weight")
+def _check_pair(parts: State, layer: str, shape: tuple[int, ...]) -> None:
+    down, up = parts.get("lora_down.weight"), parts.get("lora_up.weight")
     if down is None or up is None:
         raise ExportError(f"{layer} has only one of its two factors: export or download the file again")
     if up.shape[0] != shape[0] or up.shape[1] != down.shape[0] or not same_weights(down.shape[1:], shape[1:]):
@@ -122,20 +174,34 @@ def _settings(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: 
         if not beside.is_file():
             raise ExportError(f"{path.name} is peft's; its adapter_config.json, which says its alpha, is missing")
         own = json.loads(beside.read_text("utf-8"))
-    if any(value for name, value in own.items() if name.endswith("use_dora")):
-        raise ExportError("this is a DoRA file, which is not supported yet")
     return own
 
 
-def _alpha(settings: dict[str, Any], layer: str, rank: int) -> float:
-    """A layer's alpha; diffusers' metadata put `unet.` or `text_encoder.` before peft's names."""
-    root, _, rest = layer.partition(".")
+def _setting(settings: dict[str, Any], path: str, name: str, otherwise: Any, pattern: str = "") -> Any:
+    """A layer's own value of a setting; diffusers' metadata put `unet.` or `text_encoder.` before peft's names."""
+    root = path.partition(".")[0]
 
-    def value(name: str, otherwise: Any) -> Any:
-        return settings.get(f"{root}.{name}", settings.get(name, otherwise))
+    def given(key: str, default: Any) -> Any:
+        return settings.get(f"{root}.{key}", settings.get(key, default))
 
-    alpha = value("lora_alpha", rank)
-    for pattern, other in value("alpha_pattern", {}).items():
-        if rest == pattern or rest.endswith(f".{pattern}"):
-            alpha = other
-    return float(alpha) * (rank**0.5 if value("use_rslora", False) else 1.0)
+    found = given(name, otherwise)
+    for layer, other in (given(pattern, {}) if pattern else {}).items():
+        if _is_named(path, [layer]):
+            found = other
+    return found
+
+
+def _alpha(settings: dict[str, Any], path: str, rank: int) -> float:
+    """A layer's alpha by its settings; LoHa and LoKr call it so, LoRA `lora_alpha`; its rank where there are none."""
+    alpha = _setting(
+        settings, path, "lora_alpha", _setting(settings, path, "alpha", rank, "alpha_pattern"), "alpha_pattern"
+    )
+    return float(alpha) * (rank**0.5 if _setting(settings, path, "use_rslora", False) else 1.0)
+
+
+def _is_named(path: str, names: list[str] | str) -> bool:
+    """Whether peft's target names, or its one expression, mean a layer."""
+    rest = path.partition(".")[2]
+    if isinstance(names, str):
+        return re.fullmatch(names, rest) is not None
+    return any(rest == name or rest.endswith(f".{name}") for name in names)

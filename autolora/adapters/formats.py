@@ -102,18 +102,23 @@ def from_kohya(tensors: Mapping[str, Tensor], architecture: str, shapes: Shapes)
             raise ExportError(f"{name} has no {missing}: the file is incomplete; export or download it again")
         if f"{path}.alpha" in state:
             raise ExportError(f"{name} is in the file under two names; programs read either, so export it again")
-        state |= _fitted(name, path, down, up, alpha, shapes[path])
+        state |= fitted(name, path, down, up, alpha, shapes[path])
     return state
 
 
-def layer_weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The weights of every linear and convolution layer by path, whether or not an adapter is attached."""
+def layers_of(modules: Mapping[str, nn.Module]) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Every linear and convolution layer by path, whether or not an adapter is attached."""
     return {
-        f"{root_name}.{name}".removesuffix(".base"): module.weight.detach()
+        f"{root_name}.{name}".removesuffix(".base"): module
         for root_name, root in modules.items()
         for name, module in root.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     }
+
+
+def layer_weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The weights of the same."""
+    return {path: layer.weight.detach() for path, layer in layers_of(modules).items()}
 
 
 def layer_shapes(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
@@ -155,7 +160,7 @@ def _prefixes(architecture: str) -> dict[str, str]:
     return PREFIXES[architecture]
 
 
-def _fitted(name: str, path: str, down: Tensor, up: Tensor, alpha: Tensor | None, shape: tuple[int, ...]) -> State:
+def fitted(name: str, path: str, down: Tensor, up: Tensor, alpha: Tensor | None, shape: tuple[int, ...]) -> State:
     """One layer's tensors with the dimensions of the model's layer; `shape` is its weight's."""
     rank = down.shape[0] if down.dim() >= 2 else 0
     shaped = rank > 0 and up.dim() >= 2 and up.shape[1] == rank and up.numel() == rank * up.shape[0]

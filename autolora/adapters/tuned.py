@@ -11,7 +11,7 @@ from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inje
 from torch import Tensor, nn
 
 from autolora.adapters.base import AdaptedLayer, Adapter, Room, Routing, State
-from autolora.adapters.changes import change
+from autolora.adapters.changes import change, layer_scale
 from autolora.adapters.lora import LoRA
 from autolora.errors import ConfigError
 
@@ -204,13 +204,15 @@ class Tuned:
     @torch.no_grad()
     def load(self, slot: int, parts: Mapping[str, Tensor]) -> None:
         """Take over what `parts` gave."""
+        if parts.keys() - {"alpha", "on_input"} != self._named().keys():
+            raise ConfigError(f"{', '.join(sorted(parts))} are not the parts of a {self.kind} such as this")
         for name, parameter in self._named().items():
             given = parts[name] + 1 if self.kind == "ia3" else parts[name]
             if given.numel() != parameter.numel():
                 raise ConfigError(f"{name} of {tuple(given.shape)} does not fit {tuple(parameter.shape)}")
             parameter.copy_(given.reshape(parameter.shape))
-        if "alpha" in parts and not _whole(self.tuner):
-            self.tuner.scaling[NAME] = float(parts["alpha"]) / self.tuner.r[NAME]
+        if self.kind != "ia3" and not _whole(self.tuner):
+            self.tuner.scaling[NAME] = layer_scale(parts, self.tuner.r[NAME])
 
     def change(self, slot: int) -> Tensor:
         """The change of weight, of the layer's shape."""
@@ -253,33 +255,57 @@ class Tuned:
         magnitude.copy_((share * (weight + by_output[:, None] * delta).norm(dim=1)).view(magnitude.shape))
 
 
-def tuned_of(layer: AdaptedLayer, parts: Mapping[str, Tensor]) -> Tuned:
+def held(base: nn.Linear | nn.Conv2d, parts: Mapping[str, Tensor]) -> State:
+    """A file's parts as one of peft's tuners has them, in float32.
+
+    Raises:
+        ConfigError: none makes the same change of them.
+    """
+    if "on_input" in parts and not parts["on_input"] and base.bias is not None:
+        raise ConfigError("IA3 scales a layer's bias too, the file its weight alone")
+    if "dora_scale" in parts and parts["dora_scale"].dim() > 1 and len(parts["dora_scale"]) != len(base.weight):
+        raise ConfigError("DoRA has a magnitude for each output, the file one for each input")
+    tuned = tuned_of(base, parts)
+    tuned.load(0, parts)
+    return tuned.parts(0)
+
+
+def tuned_of(base: nn.Module, parts: Mapping[str, Tensor]) -> Tuned:
     """A change with room for saved parts.
 
     Raises:
         ConfigError: they are of no kind that is known.
     """
     if "on_input" in parts:
-        return Tuned(layer.base, _ia3_config(bool(parts["on_input"])))
-    if "dora_scale" in parts:
-        return Tuned(layer.base, DoRA().config(len(parts["lora_down.weight"]), 1.0))
+        return Tuned(base, _ia3_config(bool(parts["on_input"])))
+    if "dora_scale" in parts and "lora_mid.weight" not in parts:
+        return Tuned(base, DoRA().config(len(parts["lora_down.weight"]), 1.0))
     if "hada_w1_b" in parts:
-        return Tuned(layer.base, LoHa().config(len(parts["hada_w1_b"]), 1.0))
-    if "lokr_w1" in parts:
-        return _lokr_of(layer, parts)
+        rank, effective = len(parts["hada_w1_b"]), "hada_t1" in parts
+        return Tuned(base, LoHaConfig(r=rank, alpha=rank, use_effective_conv2d=effective, target_modules=["layer"]))
+    if any(name.startswith("lokr_") for name in parts):
+        return _lokr_of(base, parts)
     raise ConfigError(f"parts {', '.join(sorted(parts))} are of no adapter that is known")
 
 
-def _lokr_of(layer: AdaptedLayer, parts: Mapping[str, Tensor]) -> Tuned:
+def _lokr_of(base: nn.Module, parts: Mapping[str, Tensor]) -> Tuned:
     """The first of the ways of dividing a layer that these factors have the shapes of."""
     sides = [max(tensor.shape[:2]) for name, tensor in parts.items() if tensor.dim() > 1]
-    rank = len(parts["lokr_w2_b"]) if "lokr_w2_b" in parts else max(sides)
+    rank = next((len(parts[name]) for name in ("lokr_w2_b", "lokr_w1_b") if name in parts), max(sides))
     wanted = {name: tuple(tensor.shape) for name, tensor in parts.items() if name != "alpha"}
     for factor in (-1, *sorted(set(sides))):
-        found = Tuned(layer.base, LoKr(factor=factor).config(rank, rank))
+        config = LoKrConfig(
+            r=rank,
+            alpha=rank,
+            decompose_factor=factor,
+            decompose_both="lokr_w1_a" in parts,
+            use_effective_conv2d="lokr_t2" in parts,
+            target_modules=["layer"],
+        )
+        found = Tuned(base, config)
         if {name: tuple(tensor.shape) for name, tensor in found.parts(0).items() if name != "alpha"} == wanted:
             return found
-    raise ConfigError(f"no division of {tuple(layer.base.weight.shape)} has factors of the shapes {wanted}")
+    raise ConfigError(f"no division of a {type(base).__name__} has factors of the shapes {wanted}")
 
 
 def _factors(tuner: Any) -> list[str]:

@@ -20,9 +20,9 @@ from transformers.utils import logging as transformers_logging
 from autolora.adapters.base import State
 from autolora.adapters.changes import change, parts_by_layer
 from autolora.adapters.formats import delta, kohya_name, layer_paths, layer_weights
+from autolora.adapters.read import read_lora
 from autolora.errors import ExportError
 from autolora.export.consumers import CONSUMERS
-from autolora.export.read import read_lora
 from autolora.models.base import BaseModel, RenderSettings
 from autolora.models.pipelines import open_pipeline
 from autolora.sampling import Pictures, Shot

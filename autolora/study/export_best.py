@@ -12,8 +12,8 @@ from torch import Tensor
 from autolora.adapters.base import State
 from autolora.adapters.changes import as_lora, distance, is_plain
 from autolora.adapters.formats import layer_weights
+from autolora.adapters.read import lora_of
 from autolora.export.metadata import Card
-from autolora.export.read import lora_of
 from autolora.export.write import Exported, export_lora
 from autolora.sampling import Shot, render
 from autolora.study.trial import Point, Record

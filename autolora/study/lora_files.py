@@ -15,8 +15,8 @@ from rich.table import Table
 
 from autolora import config as cfg
 from autolora.adapters.base import State
+from autolora.adapters.read import lora_of, read_lora
 from autolora.errors import ConfigError, ExportError, Unmeasurable
-from autolora.export.read import lora_of, read_lora
 from autolora.models import load_model
 from autolora.prepare.regularization import suggest_regularization
 from autolora.progress import Bars

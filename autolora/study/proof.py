@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autolora.adapters.base import State
+from autolora.adapters.read import read_lora
 from autolora.errors import ExportError
-from autolora.export.read import read_lora
 from autolora.export.verify import DiffusersTwin, compare_pictures, verify_deltas
 from autolora.export.write import Exported
 from autolora.progress import Bars

@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from autolora.adapters.adapter_set import attach
-from autolora.adapters.formats import delta, kohya_name, layer_paths
+from autolora.adapters.adapter_set import AdapterSet, attach
+from autolora.adapters.changes import change
+from autolora.adapters.formats import delta, kohya_name, layer_paths, layer_weights
+from autolora.adapters.read import lora_of, read_lora
 from autolora.errors import ExportError
-from autolora.export.read import lora_of, read_lora
 from autolora.models import StableDiffusion
 
+KEPT = {LoHaConfig: ("hada", "alpha"), LoKrConfig: ("lokr", "alpha")}
 TARGETS = ["to_q", "to_out.0", "proj_in", "ff.net.2"]
 
 
@@ -40,10 +42,14 @@ def trained(model: StableDiffusion, config: Any) -> tuple[Any, dict[str, Tensor]
     return wrapped, changes
 
 
+def updates(adapter: AdapterSet) -> list[tuple[str, Any]]:
+    return [(path, layer.update) for path, layer in adapter.layers.items() if layer.update]
+
+
 def assert_same(state: dict[str, Tensor], changes: dict[str, Tensor]) -> None:
     assert set(layer_paths(state)) == set(changes)
-    for path, change in changes.items():
-        assert torch.allclose(delta(state, path), change, atol=1e-5), path
+    for path, expected in changes.items():
+        assert torch.allclose(delta(state, path), expected, atol=1e-5), path
 
 
 @pytest.mark.parametrize("more", [{}, {"use_rslora": True}, {"alpha_pattern": {"to_q": 3}}], ids=str)
@@ -96,9 +102,7 @@ def test_names_of_older_diffusers(old: str, tiny_model: StableDiffusion, tmp_pat
     ],
     ids=["loha", "lokr", "lokr-both", "lokr-full"],
 )
-def test_lycoris_layers_become_the_lora_of_the_same_change(
-    config: Any, tiny_model: StableDiffusion, tmp_path: Path
-) -> None:
+def test_lycoris_layers_keep_their_kind(config: Any, tiny_model: StableDiffusion, tmp_path: Path) -> None:
     wrapped, changes = trained(tiny_model, config)
     tensors = {}
     for key, tensor in get_peft_model_state_dict(wrapped).items():
@@ -109,11 +113,101 @@ def test_lycoris_layers_become_the_lora_of_the_same_change(
     save_file(tensors, tmp_path / "lycoris.safetensors")
     state = read_lora(tmp_path / "lycoris.safetensors", tiny_model)
     assert_same(state, changes)
+    assert {key.rpartition(".")[2][:4] for key in state} == {tensors_of[:4] for tensors_of in KEPT[type(config)]}
     adapter = attach(tiny_model.modules, lora_of(state))
     try:
         adapter.load(state)
+        assert all(torch.allclose(u.change(0).flatten(1), changes[p], atol=1e-5) for p, u in updates(adapter))
     finally:
         adapter.detach()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=4, lora_alpha=2, use_dora=True, target_modules=[*TARGETS, "conv1"]),
+        LoHaConfig(r=3, alpha=2, target_modules=TARGETS),
+        LoHaConfig(r=3, alpha=2, use_effective_conv2d=True, target_modules=["conv1"]),
+        LoKrConfig(r=3, alpha=2, decompose_both=True, target_modules=TARGETS),
+        LoKrConfig(r=999, alpha=333, target_modules=TARGETS),
+        IA3Config(target_modules=["to_k", "to_v", "ff.net.2"], feedforward_modules=["ff.net.2"]),
+    ],
+    ids=["dora", "loha", "loha-effective", "lokr-both", "lokr-whole", "ia3"],
+)
+def test_a_peft_folder_of_another_kind(config: Any, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    """peft's own merge says what its file changes."""
+    unet = UNet2DConditionModel.from_config(tiny_model.unet.config)
+    unet.load_state_dict(tiny_model.unet.state_dict())
+    wrapped = get_peft_model(unet, config)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
+    wrapped.save_pretrained(tmp_path)
+    state = read_lora(tmp_path / "adapter_model.safetensors", tiny_model)
+    merged, weights = wrapped.merge_and_unload(), layer_weights(tiny_model.modules)
+    assert len(layer_paths(state)) > 5
+    for path in layer_paths(state):
+        expected = merged.get_submodule(path.removeprefix("unet.")).weight - weights[path]
+        assert torch.allclose(delta(state, path, weights[path]), expected.detach().flatten(1), atol=1e-5), path
+    adapter = attach(tiny_model.modules, lora_of(state))
+    try:
+        adapter.load(state)
+        assert all(type(update).__name__ == "Tuned" for _, update in updates(adapter))
+    finally:
+        adapter.detach()
+
+
+def test_peft_ia3_on_a_bias_is_refused(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    wrapped = get_peft_model(
+        UNet2DConditionModel.from_config(tiny_model.unet.config),
+        IA3Config(target_modules=["proj_in"], feedforward_modules=[]),
+    )
+    wrapped.save_pretrained(tmp_path)
+    with pytest.raises(ExportError, match="has a bias"):
+        read_lora(tmp_path / "adapter_model.safetensors", tiny_model)
+
+
+CONV = "mid_block.resnets.0.conv1"
+PROJ = "mid_block.attentions.0.proj_in"
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [(CONV, "loha-tucker"), (CONV, "locon-tucker"), (PROJ, "dora-by-input"), (PROJ, "ia3-on-a-bias")],
+)
+def test_rarer_lycoris_layers(layer: str, kind: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    """A Tucker LoCon needs no higher rank; what no tuner holds is the plain LoRA of the same change."""
+    path, name, weights = f"unet.{layer}", kohya_name(f"unet.{layer}", "sd1"), layer_weights(tiny_model.modules)
+    weight = weights[path]
+    out, inputs, *kernel = weight.shape
+    shapes = {
+        "loha-tucker": {f"hada_w{i}_a": (2, out) for i in (1, 2)}
+        | {f"hada_w{i}_b": (2, inputs) for i in (1, 2)}
+        | {f"hada_t{i}": (2, 2, *kernel) for i in (1, 2)},
+        "locon-tucker": {
+            "lora_down.weight": (2, inputs, 1, 1),
+            "lora_up.weight": (out, 2, 1, 1),
+            "lora_mid.weight": (2, 2, *kernel),
+        },
+        "dora-by-input": {
+            "lora_down.weight": (2, *weight.shape[1:]),
+            "lora_up.weight": (out, 2, *(1,) * len(kernel)),
+            "dora_scale": (1, *weight.shape[1:]),
+        },
+        "ia3-on-a-bias": {"weight": (out,)},
+    }[kind]
+    generator = torch.Generator().manual_seed(0)
+    parts = {part: torch.randn(shape, generator=generator) * 0.3 for part, shape in shapes.items()}
+    parts |= {"on_input": torch.tensor(0)} if kind == "ia3-on-a-bias" else {"alpha": torch.tensor(1.0)}
+    save_file({f"{name}.{part}": tensor for part, tensor in parts.items()}, tmp_path / "rare.safetensors")
+    state = read_lora(tmp_path / "rare.safetensors", tiny_model)
+    assert torch.allclose(delta(state, path, weight), change(parts, weight), atol=1e-4)
+    assert any("hada_t1" in key for key in state) == (kind == "loha-tucker")
+    if kind == "locon-tucker":
+        assert state[f"{path}.lora_down.weight"].shape == (2, inputs, *kernel)
+    elif kind != "loha-tucker":
+        assert {key.removeprefix(f"{path}.") for key in state} == {"lora_down.weight", "lora_up.weight", "alpha"}
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
 from autolora.adapters.changes import as_lora, distance, parts_by_layer
 from autolora.adapters.formats import kohya_name, layer_weights
+from autolora.adapters.read import read_metadata
 from autolora.adapters.tuned import DoRA, LoHa, LoKr
 from autolora.errors import ExportError
 from autolora.export.consumers import CONSUMERS
 from autolora.export.metadata import Card
-from autolora.export.read import read_metadata
 from autolora.export.verify import DiffusersTwin, verify_deltas
 from autolora.export.write import export_lora
 from autolora.models import StableDiffusion

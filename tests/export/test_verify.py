@@ -16,9 +16,9 @@ from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
 from autolora.adapters.formats import layer_paths, to_kohya
 from autolora.adapters.lora import LoRA
+from autolora.adapters.read import lora_of, read_lora
 from autolora.errors import ExportError
 from autolora.export.metadata import Card
-from autolora.export.read import lora_of, read_lora
 from autolora.export.verify import DiffusersTwin, compare_pictures, verify_deltas
 from autolora.export.write import export_lora
 from autolora.models import RenderSettings, StableDiffusion

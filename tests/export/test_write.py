@@ -15,10 +15,10 @@ from PIL import Image
 
 from autolora.adapters.base import State
 from autolora.adapters.lora import LoRA
+from autolora.adapters.read import read_lora, read_metadata
 from autolora.data.caption_recipe import CaptionRecipe
 from autolora.errors import ExportError, StorageError
 from autolora.export.metadata import Card
-from autolora.export.read import read_lora, read_metadata
 from autolora.export.write import Exported, export_lora, file_stem
 from autolora.models import StableDiffusion
 from tests.export.world import dataset, random_state, run

@@ -18,7 +18,7 @@ from autolora.adapters.formats import kohya_name
 from autolora.adapters.lora import LoRA
 from autolora.errors import ConfigError, ModelError
 from autolora.export.metadata import Card
-from autolora.export.read import read_lora, read_metadata
+from autolora.adapters.read import read_lora, read_metadata
 from autolora.export.verify import DiffusersTwin, compare_pictures, verify_deltas
 from autolora.export.write import export_lora
 from autolora.models import Context, ModelSettings, RenderSettings, StableDiffusion, load_model

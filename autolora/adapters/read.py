@@ -7,8 +7,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from autolora.adapters.base import TARGETS, State, in_text_encoder
+from autolora.adapters.changes import parts_by_layer
 from autolora.adapters.foreign import from_diffusers, from_lycoris, in_diffusers_names, in_lycoris_parts
-from autolora.adapters.formats import from_kohya, layer_paths, layer_shapes, layer_weights
+from autolora.adapters.formats import from_kohya, layer_shapes, layers_of
 from autolora.adapters.lora import LoRA
 from autolora.errors import ExportError
 from autolora.models.base import BaseModel
@@ -17,8 +18,28 @@ from autolora.models.base import BaseModel
 def read_lora(path: Path, model: BaseModel) -> State:
     """Read a LoRA of kohya's, diffusers', peft's or LyCORIS' format as an adapter state for this model, in float32.
 
+    Each layer keeps its kind where an adapter of ours can hold it exactly; otherwise it is the plain LoRA of the same
+    change, of as high a rank as that takes.
+
     Raises:
         ExportError: no file, a broken or cut one, another format, or made for another base model.
+    """
+    tensors, metadata = read_file(path)
+    try:
+        if in_lycoris_parts(tensors):
+            return from_lycoris(tensors, model.architecture, layers_of(model.modules))
+        if in_diffusers_names(tensors):
+            return from_diffusers(tensors, metadata, path, layers_of(model.modules))
+        return from_kohya(tensors, model.architecture, layer_shapes(model.modules))
+    except ExportError as error:
+        raise ExportError(f"{path}: {error}") from error
+
+
+def read_file(path: Path) -> tuple[State, dict[str, str]]:
+    """The tensors and metadata of a .safetensors file as they stand in it.
+
+    Raises:
+        ExportError: no file, or a broken or cut one.
     """
     path = path.expanduser()
     if not path.exists():
@@ -30,19 +51,10 @@ def read_lora(path: Path, model: BaseModel) -> State:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
-            metadata = dict(file.metadata() or {})
+            return tensors, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         kind = "is cut short or broken" if path.suffix == ".safetensors" else "is no .safetensors file"
         raise ExportError(f"{path} {kind} ({error}): download or export it again") from error
-    shapes = layer_shapes(model.modules)
-    try:
-        if in_lycoris_parts(tensors):
-            return from_lycoris(tensors, model.architecture, layer_weights(model.modules))
-        if in_diffusers_names(tensors):
-            return from_diffusers(tensors, metadata, path, shapes)
-        return from_kohya(tensors, model.architecture, shapes)
-    except ExportError as error:
-        raise ExportError(f"{path}: {error}") from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -59,18 +71,18 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def lora_of(state: State) -> LoRA:
-    """The adapter settings that have room for a state: its largest rank and the kinds of layers it changes."""
-    paths = layer_paths(state)
-    dim = max(state[f"{path}.lora_down.weight"].shape[0] for path in paths)
-    alphas = [
-        float(state[f"{path}.alpha"]) * dim / state[f"{path}.lora_down.weight"].shape[0]
-        for path in paths
-        if f"{path}.alpha" in state
-    ]
-    targets = tuple(kind for kind, suffixes in TARGETS.items() if any(path.endswith(suffixes) for path in paths))
+    """The plain LoRA that has room for a state: its largest rank and the kinds of layers it changes."""
+    layers = parts_by_layer(state)
+    dim, alpha = max(_rank_and_alpha(parts) for parts in layers.values())
+    targets = tuple(kind for kind, suffixes in TARGETS.items() if any(path.endswith(suffixes) for path in layers))
     return LoRA(
         dim=dim,
-        alpha=alphas[0] if alphas else float(dim),
+        alpha=alpha,
         targets=targets or tuple(TARGETS),
-        text_encoder=any(in_text_encoder(path) for path in paths),
+        text_encoder=any(in_text_encoder(path) for path in layers),
     )
+
+
+def _rank_and_alpha(parts: State) -> tuple[int, float]:
+    rank = len(parts["lora_down.weight"]) if "lora_down.weight" in parts else 1
+    return rank, float(parts.get("alpha", rank))
