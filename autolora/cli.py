@@ -21,11 +21,12 @@ COMMANDS = {
     "tune": "run a study: many recipes, each checkpoint scored, the best LoRA exported with a report",
     "score": "score LoRA files made anywhere: lora=FILE, or lora=FOLDER to rank them",
     "report": "write a study's report again",
-    "export": "export a study's best LoRA again",
+    "export": "export a study's best LoRA again, or verify=FILE: which programs read a file made anywhere, and how",
     "dashboard": "open a study in the Optuna dashboard on this machine",
     "paperdoll": "draw a dataset of the embedded world: paperdoll dataset OUT --seed N --outfits K",
 }
 TAKES_STUDY = ("tune", "report", "export", "dashboard", "check")
+OF_A_FILE = ("verify=",)  # what `export` does with a file instead of a study
 USAGE = """autolora {version}: an overfitting-aware auto-tuning LoRA trainer
 
 usage: autolora COMMAND [STUDY] [key=value ...]
@@ -39,6 +40,7 @@ examples
   autolora tune quickstart dataset.path=~/mona out=runs/mona  your own pictures
   autolora train recipe=doll-prodigy dataset.path=~/mona
   autolora score lora=mona.safetensors dataset.path=~/mona
+  autolora export verify=mona.safetensors model=sd15 model.path=~/models/sd15
   autolora tune quickstart --cfg job                          the resolved config
 
 STUDY is a name in studies/ or the path of your own .yaml file. Every key of the config can be set.
@@ -117,8 +119,9 @@ def _configured(command: str, rest: list[str]) -> int:
     from autolora import config
     from autolora.study import commands
 
-    if command in TAKES_STUDY and study is None:
-        study = "quickstart" if command != "check" else None
+    of_a_file = command == "export" and any(argument.startswith(OF_A_FILE) for argument in rest)
+    if command in TAKES_STUDY and command != "check" and study is None and not of_a_file:
+        study = "quickstart"
     primary = "tune" if study else "train"
     composed = config.compose(primary, rest, study)
     if show:

@@ -21,9 +21,12 @@ def webui(parts: Parts, weight: Tensor) -> Tensor:
     Raises:
         NotImplementedError: DoRA by output, whose norms it takes by input.
     """
-    if "dora_scale" in parts and parts["dora_scale"].shape[0] == weight.shape[0]:
-        raise NotImplementedError("A1111 takes DoRA's norms by input")
-    return _product(parts, weight)
+    delta = _product(parts, weight)
+    if "dora_scale" not in parts:
+        return delta
+    if parts["dora_scale"].shape[0] == weight.shape[0]:
+        raise NotImplementedError("it takes DoRA's norms by input, this file has them by output")
+    return _decomposed(parts["dora_scale"].float(), weight.float(), delta)
 
 
 def _product(parts: Parts, weight: Tensor) -> Tensor:
@@ -38,9 +41,8 @@ def _product(parts: Parts, weight: Tensor) -> Tensor:
         )
     if "hada_w1_a" in parts:
         dim = parts["hada_w1_b"].shape[0]
-        found = (parts["hada_w1_a"].float() @ parts["hada_w1_b"].float().flatten(1)) * (
-            parts["hada_w2_a"].float() @ parts["hada_w2_b"].float().flatten(1)
-        )
+        first, second = (_half(parts, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") for i in (1, 2))
+        found = first * second
     elif any(name.startswith("lokr_") for name in parts):
         halves = []
         for name in ("lokr_w1", "lokr_w2"):
@@ -48,7 +50,7 @@ def _product(parts: Parts, weight: Tensor) -> Tensor:
                 halves.append(parts[name].float())
             else:
                 dim = parts[f"{name}_b"].shape[0]
-                halves.append(parts[f"{name}_a"].float() @ parts[f"{name}_b"].float().flatten(1))
+                halves.append(_half(parts, f"{name}_a", f"{name}_b", f"lokr_t{name[-1]}"))
         first, second = halves
         if second.dim() == 4:
             first = first[:, :, None, None]
@@ -58,23 +60,26 @@ def _product(parts: Parts, weight: Tensor) -> Tensor:
         found = torch.kron(first, second.contiguous())
     else:
         dim = parts["lora_down.weight"].shape[0]
-        found = parts["lora_up.weight"].float().flatten(1) @ parts["lora_down.weight"].float().flatten(1)
+        down, up = parts["lora_down.weight"].float().flatten(1), parts["lora_up.weight"].float().flatten(1)
+        if "lora_mid.weight" in parts:
+            found = torch.einsum("nmkl,in,mj->ijkl", parts["lora_mid.weight"].float(), up, down)
+        else:
+            found = up @ down
     scale = alpha / dim if alpha is not None and dim is not None else 1.0
     return found.reshape(shape) * scale
 
 
-def comfy(parts: Parts, weight: Tensor) -> Tensor:
-    """ComfyUI: the same changes, and DoRA by the axis that its scale has.
+def _half(parts: Parts, a: str, b: str, core: str) -> Tensor:
+    """Two factors' product, or three's where a convolution's kernel has one of its own."""
+    if core not in parts:
+        return parts[a].float() @ parts[b].float().flatten(1)
+    inner = torch.einsum("ijkl,jr->irkl", parts[core].float(), parts[b].float())
+    return torch.einsum("ijkl,ir->rjkl", inner, parts[a].float())
 
-    Raises:
-        NotImplementedError: it does not read IA3.
-    """
-    if "on_input" in parts:
-        raise NotImplementedError("ComfyUI reads no IA3")
-    delta = _product(parts, weight)
-    if "dora_scale" not in parts:
-        return delta
-    scale, whole = parts["dora_scale"].float(), weight.float() + delta
+
+def _decomposed(scale: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
+    """The change that DoRA's magnitudes make of W + delta, by the axis that they have."""
+    whole = weight + delta
     if scale.shape[0] == whole.shape[0]:
         length = whole.reshape(whole.shape[0], -1).norm(dim=1, keepdim=True)
         length = length.reshape(whole.shape[0], *[1] * (whole.dim() - 1))
@@ -86,6 +91,18 @@ def comfy(parts: Parts, weight: Tensor) -> Tensor:
     return found
 
 
+def comfy(parts: Parts, weight: Tensor) -> Tensor:
+    """ComfyUI: the same changes, and DoRA by the axis that its scale has.
+
+    Raises:
+        NotImplementedError: it does not read IA3.
+    """
+    if "on_input" in parts:
+        raise NotImplementedError("it reads no IA3")
+    delta = _product(parts, weight)
+    return _decomposed(parts["dora_scale"].float(), weight.float(), delta) if "dora_scale" in parts else delta
+
+
 def kohya(parts: Parts, weight: Tensor) -> Tensor:
     """sd-scripts' networks.lora: LoRA and LoCon, a convolution's two factors run one after the other.
 
@@ -93,7 +110,7 @@ def kohya(parts: Parts, weight: Tensor) -> Tensor:
         NotImplementedError: another kind.
     """
     if set(parts) - {"lora_down.weight", "lora_up.weight", "alpha"}:
-        raise NotImplementedError("networks.lora reads LoRA and LoCon only")
+        raise NotImplementedError("its networks.lora reads LoRA and LoCon only")
     down, up = parts["lora_down.weight"].float(), parts["lora_up.weight"].float()
     scale = parts["alpha"].item() / down.shape[0] if "alpha" in parts else 1.0
     if weight.dim() == 2:

@@ -100,6 +100,9 @@ class DiffusersTwin:
                     found[f"{root}.{name}.lora_up.weight"] = up.detach().float().cpu()
                     # At weight 1 peft's scaling is alpha / rank, whatever alpha it made of the file.
                     found[f"{root}.{name}.alpha"] = torch.tensor(layer.scaling[ADAPTER] * down.shape[0])
+                    if ADAPTER in layer.lora_magnitude_vector:
+                        magnitude = layer.lora_magnitude_vector[ADAPTER].weight.detach().float().cpu()
+                        found[f"{root}.{name}.dora_scale"] = magnitude.view(-1, *(1,) * (down.dim() - 1))
         return found
 
     def verify_deltas(self, state: State) -> Verified:

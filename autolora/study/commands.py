@@ -27,6 +27,7 @@ from autolora.study.plan import Plan, make_plan, open_study
 from autolora.study.proof import prove
 from autolora.study.trial import Record
 from autolora.study.tune import run_study
+from autolora.study.verify_file import verify_file
 from autolora.study.workbench import open_workbench
 from autolora.train.loop import Assignment
 from autolora.train.loop import train as train_rounds
@@ -122,7 +123,9 @@ def _existing(config: DictConfig, study: str | None, arguments: list[str]) -> tu
 
 
 def export(config: DictConfig, study: str | None, arguments: list[str]) -> int:
-    """Export a study's best LoRA again."""
+    """Export a study's best LoRA again, or with `verify=FILE` prove a file."""
+    if config.verify:
+        return verify_file(config)
     plan, opened = _existing(config, study, arguments)
     with Bars() as bars:
         own = [plan.run(recipe, {}) for recipe in plan.space]

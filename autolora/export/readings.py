@@ -1,0 +1,109 @@
+"""How each program reads a file that anyone may have written, and whether that is what the file says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from autolora.adapters.base import State
+from autolora.adapters.changes import change, parts_by_layer
+from autolora.adapters.foreign import in_diffusers_names, in_lycoris_parts
+from autolora.adapters.formats import delta, kohya_name, layer_paths, layer_weights
+from autolora.adapters.read import read_file, read_lora
+from autolora.errors import ExportError
+from autolora.export.consumers import CONSUMERS, Reader
+from autolora.export.verify import DiffusersTwin
+from autolora.models.base import BaseModel
+
+TOLERANCE = 1e-4  # of a layer's change, and a hundredth of that of its weight: 32-bit arithmetic in another order
+Read = Callable[[str, Tensor], Tensor]  # a layer's path and weight to its change
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a program makes of a file: all of it to within `apart`, or not, for the reason in one of the others."""
+
+    program: str
+    apart: float = 0.0  # the largest relative difference of a layer's change (Frobenius norm)
+    unread: str = ""  # why it does not read the file
+    differs: str = ""  # what it makes otherwise than the file says, with the first layer
+
+    @property
+    def alike(self) -> bool:
+        """Whether it reads the file as it is meant."""
+        return not (self.unread or self.differs)
+
+
+def readings(path: Path, model: BaseModel, advance: Callable[[int], None] | None = None) -> tuple[int, list[Reading]]:
+    """A file's number of layers, and how each program reads them; `advance` is told of every layer compared.
+
+    Raises:
+        ExportError: the file cannot be read, or was made for another base model.
+    """
+    state, weights = read_lora(path, model), layer_weights(model.modules)
+    done, reading = dict[str, Reading](), dict[str, Read]()
+    tensors, _ = read_file(path)
+    for program, formula in CONSUMERS.items():
+        if in_diffusers_names(tensors) and not in_lycoris_parts(tensors):
+            done[program] = Reading(program, unread="its layers have diffusers' or peft's names")
+        else:
+            reading[program] = partial(_by_formula, formula, parts_by_layer(tensors), model.architecture)
+    if (folder := getattr(model, "folder", None)) is not None:
+        loaded = _in_diffusers(path, folder, model, state)
+        if isinstance(loaded, Reading):
+            done[loaded.program] = loaded
+        else:
+            reading["diffusers"] = partial(delta, loaded)
+    worst = dict.fromkeys(reading, 0.0)
+    for name, parts in sorted(parts_by_layer(state).items()):
+        weight = weights[name].float()
+        wanted = change(parts, weight)
+        for program, read in tuple(reading.items()):
+            found = _compare(program, name, wanted, weight, read)
+            worst[program] = max(worst[program], found.apart)
+            if not found.alike:
+                done[program] = found
+                del reading[program]
+        if advance:
+            advance(1)
+    done |= {program: Reading(program, worst[program]) for program in reading}
+    return len(layer_paths(state)), [done[program] for program in (*CONSUMERS, "diffusers") if program in done]
+
+
+def _by_formula(formula: Reader, layers: dict[str, State], architecture: str, name: str, weight: Tensor) -> Tensor:
+    return formula(layers[kohya_name(name, architecture)], weight).flatten(1)
+
+
+def _in_diffusers(path: Path, folder: Path, model: BaseModel, state: State) -> State | Reading:
+    """The adapter as diffusers loads it, or why it is not to be compared."""
+    try:
+        loaded = DiffusersTwin(path, folder, model).state()
+    except ExportError as error:
+        return Reading("diffusers", unread=str(error).replace(f"diffusers does not load {path}: ", ""))
+    ours, theirs = set(layer_paths(state)), set(layer_paths(loaded))
+    if not theirs:
+        return Reading("diffusers", unread="it finds no LoRA in the file")
+    if missing := sorted(ours - theirs):
+        return Reading("diffusers", differs=f"it leaves out {len(missing)} layers, such as {missing[0]}")
+    if added := sorted(theirs - ours):
+        return Reading("diffusers", differs=f"it changes {len(added)} layers more, such as {added[0]}")
+    return loaded
+
+
+def _compare(program: str, name: str, wanted: Tensor, weight: Tensor, read: Read) -> Reading:
+    try:
+        found = read(name, weight)
+    except NotImplementedError as error:
+        return Reading(program, unread=f"{error} ({name})")
+    size = float(torch.linalg.vector_norm(wanted))
+    apart = float(torch.linalg.vector_norm(found - wanted))
+    if not apart <= TOLERANCE * (size + float(torch.linalg.vector_norm(weight)) / 100):
+        return Reading(
+            program, differs=f"its change of {name} is {apart / max(size, 1e-12):.1%} off what the file says"
+        )
+    return Reading(program, apart / size if size else apart)
