@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import hashlib
 import math
 import re
 import shutil
@@ -32,7 +34,7 @@ from autolora.optim.schedules import SCHEDULES
 from autolora.paperdoll.weights import QUICKSTART
 from autolora.prepare.tagger import TaggerSettings
 from autolora.scoring.settings import ScoringSettings
-from autolora.train.run import Run, TrainSettings
+from autolora.train.run import InitFile, Run, TrainSettings
 
 PACKAGE = Path(__file__).parent
 ROOT = (
@@ -222,7 +224,27 @@ def build_run(config: DictConfig) -> Run:
             raise ConfigError(f"{name}.kind={kind} is unknown; expected one of {', '.join(table)}")
         parts[name] = build(table[kind], config[name], name)
     train, captions = build(TrainSettings, config.train, "train"), build(CaptionRecipe, config.captions, "captions")
-    return Run(config.recipe_name, **parts, train=train, captions=captions)
+    return Run(config.recipe_name, **parts, train=train, captions=captions, init=_init_file(config.init))
+
+
+def _init_file(given: Any) -> InitFile | None:
+    """The file that training starts from, by its content."""
+    if given is None:
+        return None
+    path = Path(str(given)).expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f"init={given} is no file: give the path of a .safetensors LoRA to start from, or leave it out"
+        )
+    found = path.stat()
+    return InitFile(str(path), _sha256(path, found.st_size, found.st_mtime_ns))
+
+
+@functools.cache
+def _sha256(path: Path, size: int, changed_ns: int) -> str:
+    """Of a file as it is now; a study composes its runs often."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def dataset_settings(config: DictConfig) -> DatasetSettings:

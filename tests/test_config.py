@@ -147,6 +147,17 @@ def test_a_workbench_is_told_all_that_a_range_may_ask_of_it(tmp_path: Path) -> N
     assert any(adapter.text_encoder for adapter in adapters) and max(adapter.largest for adapter in adapters) == 64
 
 
+def test_a_file_to_start_from_is_known_by_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "mona.safetensors"
+    path.write_bytes(b"one")
+    first = config.build_run(config.compose("train", [f"init={path}"]))
+    assert first.init is not None and first.init.path == str(path) and len(first.init.sha256) == 64
+    path.write_bytes(b"other")
+    assert config.build_run(config.compose("train", [f"init={path}"])).fingerprint() != first.fingerprint()
+    with pytest.raises(ConfigError, match=r"init=.*gone\.safetensors is no file"):
+        config.build_run(config.compose("train", [f"init={tmp_path / 'gone.safetensors'}"]))
+
+
 def test_unknown_study_lists_the_known() -> None:
     with pytest.raises(ConfigError, match="quickstart"):
         config.find_study("nope")

@@ -20,6 +20,7 @@ PREFIXES: dict[str, dict[str, str]] = {
 }
 _UNET_PATHS = {"sdxl": sgm_path}  # below the prefix; others keep diffusers'
 Shapes = Mapping[str, tuple[int, ...]]  # a layer's path to its weight's shape
+Weights = Mapping[str, Tensor]  # a layer's path to its weight
 
 # Marks of files that are for something else than an architecture.
 _FOR_SDXL = tuple((mark, "a LoRA for SDXL") for mark in ("lora_te2_", "lora_te1_", "lora_unet_input_blocks_"))

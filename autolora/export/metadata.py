@@ -85,7 +85,7 @@ def build_metadata(
         **_modelspec(dataset, model, name, card, made),
         "autolora.recipe": run.name,
         "autolora.run": run.fingerprint(),
-        "autolora.settings": json.dumps(dataclasses.asdict(run), ensure_ascii=False),
+        "autolora.settings": json.dumps(run.settings(), ensure_ascii=False),
         "autolora.step": str(card.step),
         "autolora.weight": f"{card.preferred_weight:g}",
         **{f"autolora.{key}": str(value) for key, value in card.facts.items()},

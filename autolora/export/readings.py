@@ -61,7 +61,7 @@ def readings(path: Path, model: BaseModel, advance: Callable[[int], None] | None
             reading["diffusers"] = partial(delta, loaded)
     worst = dict.fromkeys(reading, 0.0)
     for name, parts in sorted(parts_by_layer(state).items()):
-        weight = weights[name].float()
+        weight = weights[name].float().cpu()
         wanted = change(parts, weight)
         for program, read in tuple(reading.items()):
             found = _compare(program, name, wanted, weight, read)

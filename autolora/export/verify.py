@@ -50,7 +50,7 @@ def verify_deltas(state: State, path: Path, model: BaseModel) -> Verified:
     _check_layers(state, loaded, str(path))
     layers, readers, worst = parts_by_layer(load_file(path, str(model.device))), dict(CONSUMERS), 0.0
     for name, wanted in _expectations(state, weights):
-        weight = weights[name].float()
+        weight = weights[name].float().cpu()
         worst = max(worst, _agree(name, wanted, delta(loaded, name, weight), str(path)))
         for program, read in tuple(readers.items()):
             try:

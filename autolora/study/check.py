@@ -118,6 +118,7 @@ def recipe_section(run: Run, dataset: Dataset) -> Section:
             risks.setdefault(tag.risk, []).append(f"{tag.tag} {tag.steps_total:.0f}")
     words = (
         *run.adapter.notes(),
+        *([f"starts from {run.init.path}"] if run.init else []),
         *(f"{risk} ({', '.join(tags)} steps): {RISKS[risk]}" for risk, tags in risks.items()),
     )
     columns = ("", "pictures", "repeats", "steps/epoch", "steps", "overlap", "risk")

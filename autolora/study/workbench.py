@@ -31,6 +31,7 @@ from autolora.train.checkpoint import Checkpoint
 from autolora.train.loop import Bench
 from autolora.train.loss import validation_losses
 from autolora.train.run import Run
+from autolora.train.start import check_start
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
     scoring, settings = cfg.scoring_settings(config), cfg.model_settings(config)
     encoder, tagger = load_encoder(scoring.encoder), load_tagger(scoring.tagger) if scoring.tagger else None
     model = load_model(settings)
+    for run in runs:
+        check_start(run, model)
     dataset = with_frames(dataset, source, model.resolution)
     cache = Path(str(config.cache)).expanduser()
     latents, renders = LatentCache(model, cache / "latents"), BaseRenders(model, settings.render, cache / "renders")

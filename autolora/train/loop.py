@@ -20,6 +20,7 @@ from autolora.train.batches import Batch, LatentCache, PromptCache, Stream
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.loss import diffusion_loss, validation_losses
 from autolora.train.run import Run, TrainSettings
+from autolora.train.start import starting_state
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Slot:
         self.index, self.run, self.bench = index, assignment.run, bench
         self.stream = Stream(self.run, bench.dataset, bench.model, bench.class_pictures)
         bench.adapter.start(index, self.run.adapter, self.stream.generators["adapter"])
+        if self.run.init and not assignment.resume:
+            bench.adapter.load(starting_state(self.run, bench.adapter.state(index), bench.model), index)
         self.optimizers = _optimizers(self.run, bench.adapter, index)
         self.base_rates = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
         self.step, self.optimizer_step, self.seconds = 0, 0, 0.0

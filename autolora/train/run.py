@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from autolora.adapters.lora import DyLoRA, LoRA
 from autolora.data.caption_recipe import CaptionRecipe, apply_captions
@@ -100,6 +101,14 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
+class InitFile:
+    """A LoRA file that training starts from; what it holds decides what becomes of it, not where it lies."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything that decides what a LoRA becomes, besides the pictures and the base model."""
 
@@ -109,6 +118,7 @@ class Run:
     schedule: Schedule = field(default_factory=Constant)
     train: TrainSettings = field(default_factory=TrainSettings)
     captions: CaptionRecipe = field(default_factory=CaptionRecipe)
+    init: InitFile | None = None  # None: from nothing
 
     def __post_init__(self) -> None:
         if isinstance(self.optimizer, ScheduleFree):
@@ -123,8 +133,12 @@ class Run:
     def fingerprint(self) -> str:
         """16 hex digits that change with anything in the run."""
         kinds = [type(part).__name__ for part in (self.adapter, self.optimizer, self.schedule)]
-        text = json.dumps([kinds, dataclasses.asdict(self)], sort_keys=True)
+        text = json.dumps([kinds, self.settings()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def settings(self) -> dict[str, Any]:
+        """All of it as plain values; of an `init` file its hash, as a LoRA's readers need not know folders."""
+        return {**dataclasses.asdict(self), "init": self.init.sha256 if self.init else None}
 
     def with_captions(self, dataset: Dataset) -> Dataset:
         """The dataset with the captions that the run trains with.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +12,16 @@ import pytest
 import torch
 
 from autolora.adapters.adapter_set import attach
+from autolora.adapters.base import AdaptedLayer
 from autolora.adapters.lora import DyLoRA, LoRA
+from autolora.adapters.read import read_lora
 from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.data.ledger import step_ledger
 from autolora.data.sources import Picture
 from autolora.errors import ConfigError, StudyError
+from autolora.export.metadata import Card
+from autolora.export.write import export_lora
 from autolora.models import StableDiffusion
 from autolora.optim.optimizers import CAME, Adafactor, AdamW, Lion, Prodigy, ScheduleFree
 from autolora.optim.schedules import AnnealedCosine, Constant, CosineRestarts
@@ -24,8 +30,13 @@ from autolora.train import batches, checkpoint
 from autolora.train.batches import LatentCache, PromptCache, Stream
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.loop import Assignment, Bench, Slot, train, train_step
-from autolora.train.run import Run, TrainSettings
+from autolora.train.run import InitFile, Run, TrainSettings
+from autolora.train.start import check_start
+from tests.export.world import dataset as world
+from tests.export.world import random_state
+from tests.export.world import run as world_run
 
+CARD = Card("1girl", 1.0, "a file to start from", 10)
 ADAPTER = LoRA(dim=2, alpha=1.1)  # an alpha that float32 cannot hold
 ADAMW = Run(
     "adamw",
@@ -109,6 +120,59 @@ def test_resumed_equals_uninterrupted(run: Run, tiny_model: StableDiffusion, fol
     )
     assert [c.step for c in resumed] == [10, 20, 30]
     assert all(same(a, b) and a.train_loss == b.train_loss for a, b in zip(whole, resumed, strict=True))
+
+
+@pytest.fixture
+def init(tiny_model: StableDiffusion, tmp_path: Path) -> Path:
+    """A LoRA file in kohya's names, of a smaller rank and another scale than the run's."""
+    spec = LoRA(dim=1, alpha=0.7)
+    return export_lora(
+        random_state(tiny_model, spec), world_run(spec), world(), tiny_model, tmp_path, "init", card=CARD
+    ).path
+
+
+def starting(path: Path) -> Run:
+    return replace(ADAMW, init=InitFile(str(path), hashlib.sha256(path.read_bytes()).hexdigest()))
+
+
+def test_training_starts_from_a_file(tiny_model: StableDiffusion, folder: Path, tmp_path: Path, init: Path) -> None:
+    """Before the first step the model is what the file makes of it; what is trained and resumed goes on from there."""
+    run, noisy = starting(init), torch.randn(1, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
+    steps, context = torch.tensor([500]), tiny_model.encode_prompts(["1girl"]).detach()
+    bench = work(tiny_model, folder, tmp_path, run)
+    with torch.no_grad():
+        base = tiny_model.predict(noisy, steps, context)
+        bench.adapter.load(read_lora(init, tiny_model))
+        expected = tiny_model.predict(noisy, steps, context)
+        Slot(0, Assignment(run), bench)
+        found = tiny_model.predict(noisy, steps, context)
+    bench.adapter.detach()
+    assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(found, base, atol=1e-3)
+    whole = train_all(work(tiny_model, folder, tmp_path, run), Assignment(run))
+    plain = train_all(work(tiny_model, folder, tmp_path), Assignment(ADAMW))
+    assert not same(whole[0], plain[0])
+    checkpoint.save(whole[0], tmp_path / "latest.pt")
+    resumed = train_all(
+        work(tiny_model, folder, tmp_path), Assignment(run, checkpoint.load(tmp_path / "latest.pt", run))
+    )
+    assert all(same(a, b) and a.train_loss == b.train_loss for a, b in zip(whole, resumed, strict=True))
+
+
+def test_a_run_is_told_from_others_by_what_it_starts_from(tmp_path: Path) -> None:
+    for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (starting(tmp_path / name) for name in "abc")
+    assert a.fingerprint() == b.fingerprint() != c.fingerprint()
+    assert ADAMW.fingerprint() not in (a.fingerprint(), c.fingerprint())
+    assert str(tmp_path) not in json.dumps(a.settings())
+
+
+def test_a_file_that_does_not_fit_is_refused_before_training(tiny_model: StableDiffusion, init: Path) -> None:
+    run = starting(init)
+    check_start(run, tiny_model)
+    with pytest.raises(ConfigError, match=r"init=.*init\.safetensors with recipe adamw: it holds lora"):
+        check_start(replace(run, adapter=LoHa(dim=2, alpha=1)), tiny_model)
+    assert not any(isinstance(module, AdaptedLayer) for module in tiny_model.unet.modules())
 
 
 def test_a_finished_checkpoint_comes_again_without_a_step(
