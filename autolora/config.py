@@ -28,6 +28,7 @@ from autolora.data.buckets import BucketSettings
 from autolora.data.caption_recipe import CaptionRecipe
 from autolora.data.concepts import DatasetSettings
 from autolora.errors import ConfigError
+from autolora.export.write import ExportSettings
 from autolora.models.base import ModelSettings, RenderSettings
 from autolora.optim.optimizers import OPTIMIZERS
 from autolora.optim.schedules import SCHEDULES
@@ -266,6 +267,11 @@ def scoring_settings(config: DictConfig) -> ScoringSettings:
 def tagger_settings(config: DictConfig) -> TaggerSettings:
     """The tagger's part."""
     return build(TaggerSettings, config.tagger, "tagger")
+
+
+def export_settings(config: DictConfig) -> ExportSettings:
+    """How LoRAs are exported."""
+    return build(ExportSettings, config.export, "export")
 
 
 def study_settings(config: DictConfig) -> StudySettings:

@@ -158,6 +158,13 @@ def test_a_file_to_start_from_is_known_by_its_content(tmp_path: Path) -> None:
         config.build_run(config.compose("train", [f"init={tmp_path / 'gone.safetensors'}"]))
 
 
+def test_how_an_export_is_written() -> None:
+    found = config.export_settings(config.compose("train", ["export.dtype=bfloat16", "export.diffusers=true"]))
+    assert (found.dtype, found.diffusers) == ("bfloat16", True)
+    with pytest.raises(ConfigError, match=r"export\.dtype must be one of float16, bfloat16, float32, got int8"):
+        config.export_settings(config.compose("train", ["export.dtype=int8"]))
+
+
 def test_unknown_study_lists_the_known() -> None:
     with pytest.raises(ConfigError, match="quickstart"):
         config.find_study("nope")

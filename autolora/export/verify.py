@@ -49,8 +49,8 @@ def verify_deltas(state: State, path: Path, model: BaseModel) -> Verified:
     weights, loaded = layer_weights(model.modules), _moved(read_lora(path, model), model.device)
     _check_layers(state, loaded, str(path))
     layers, readers, worst = parts_by_layer(load_file(path, str(model.device))), dict(CONSUMERS), 0.0
-    for name, wanted in _expectations(state, weights):
-        weight = weights[name].float().cpu()
+    for name, wanted in _expectations(state, weights, _roundoff(path)):
+        weight = weights[name].float()
         worst = max(worst, _agree(name, wanted, delta(loaded, name, weight), str(path)))
         for program, read in tuple(readers.items()):
             try:
@@ -114,7 +114,7 @@ class DiffusersTwin:
         where, loaded = f"{self.path} in diffusers", _moved(self.state(), self.model.device)
         _check_layers(state, loaded, where)
         weights, worst = layer_weights(self.model.modules), 0.0
-        for name, wanted in _expectations(state, weights):
+        for name, wanted in _expectations(state, weights, _roundoff(self.path)):
             worst = max(worst, _agree(name, wanted, delta(loaded, name, weights[name]), where))
         return Verified(len(layer_paths(state)), worst)
 
@@ -178,15 +178,18 @@ class _Wanted:
     rounding: float
 
 
-def _expectations(state: State, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, _Wanted]]:
+def _roundoff(path: Path) -> float:
+    """By how much at most, relatively, a file's numbers have been rounded."""
+    return 2**-8 if torch.bfloat16 in {tensor.dtype for tensor in load_file(path).values()} else 2**-11
+
+
+def _expectations(state: State, weights: Mapping[str, Tensor], roundoff: float) -> Iterator[tuple[str, _Wanted]]:
     """What each layer must come to, one after the other, as all of them at once may be as large as the model."""
     for name, own in sorted(parts_by_layer(state).items()):
         parts = _moved(own, weights[name].device)
         expected = change(parts, weights[name])
-        yield (
-            name,
-            _Wanted(expected, float(torch.linalg.vector_norm(expected)), _rounding(parts, expected, weights[name])),
-        )
+        size = float(torch.linalg.vector_norm(expected))
+        yield name, _Wanted(expected, size, _rounding(parts, expected, weights[name], roundoff))
 
 
 def _moved(state: State, device: torch.device) -> State:
@@ -220,19 +223,20 @@ def _agree(name: str, wanted: _Wanted, found: Tensor, where: str) -> float:
     return error / wanted.size if wanted.size else error
 
 
-def _rounding(parts: State, expected: Tensor, weight: Tensor) -> float:
+def _rounding(parts: State, expected: Tensor, weight: Tensor, roundoff: float) -> float:
     """The most that storing a layer's parts in half precision can do to its change (Frobenius norm).
 
-    Each entry x moves by half a unit in its last place, 2^-11 of it, or by 2^-25 where it is subnormal: so by at most
-    2^-11 (|x| + 2^-14). A product of k parts then moves by at most the product of these times (1 + 2^-11)^k - 1. DoRA
+    Each entry x moves by half a unit in its last place, u = 2^-11 of it (2^-8 as bfloat16), or by 2^-25 where it is
+    subnormal: so by at most u (|x| + 2^-14). A product of k parts then moves by at most the product of these times
+    (1 + u)^k - 1. DoRA
     changes W by what it makes of W + D, which moves as its magnitude and its direction do. 1% is added for 32-bit
     arithmetic, and what a change written as a plain LoRA loses of it.
     """
     if "dora_scale" in parts:
-        return 1.01 * 4 * 2**-11 * float(torch.linalg.vector_norm(weight.to(expected).flatten(1) + expected))
+        return 1.01 * 4 * roundoff * float(torch.linalg.vector_norm(weight.to(expected).flatten(1) + expected))
     kept = ("alpha", "on_input")
     larger = {name: part if name in kept else part.float().abs() + 2**-14 for name, part in parts.items()}
-    moved = ((1 + 2**-11) ** (len(parts) - 1) - 1) * torch.linalg.vector_norm(change(larger, weight.abs()))
+    moved = ((1 + roundoff) ** (len(parts) - 1) - 1) * torch.linalg.vector_norm(change(larger, weight.abs()))
     return 1.01 * float(moved) + 2e-6 * float(torch.linalg.vector_norm(expected)) + 1e-12
 
 

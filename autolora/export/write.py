@@ -16,7 +16,7 @@ from torch import Tensor
 from autolora.adapters.base import State
 from autolora.adapters.formats import layer_paths, to_kohya
 from autolora.data.concepts import Dataset
-from autolora.errors import ExportError
+from autolora.errors import ConfigError, ExportError
 from autolora.export.metadata import Card, build_metadata, family_of, hashes, thumbnail
 from autolora.files import atomic_path, write_atomic
 from autolora.models.base import BaseModel
@@ -24,6 +24,21 @@ from autolora.train.run import Run
 
 # Forbidden in file names on some system, or of a meaning of their own in `<lora:name:0.8>` prompts.
 _UNSAFE = re.compile(r'[<>:"/\\|?*,\x00-\x1f]+')
+
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """How an export is written."""
+
+    dtype: str = "float16"
+    diffusers: bool = False  # a copy as diffusers and peft save one
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"export.dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,7 @@ class Exported:
     preview: Path | None
     layers: int
     size: int  # bytes of the .safetensors
+    diffusers: Path | None = None  # the copy in diffusers' format, where one was asked for
 
 
 def export_lora(
@@ -59,7 +75,7 @@ def export_lora(
         StorageError: the folder cannot be written.
     """
     stem = file_stem(name)
-    tensors = _in_dtype(to_kohya(state, model.architecture), dtype)
+    tensors = in_dtype(to_kohya(state, model.architecture), dtype)
     metadata = build_metadata(run, dataset, model, stem, card, made or datetime.now(UTC))
     metadata |= hashes(tensors, metadata)
     path, sidecar, picture = (out_dir / f"{stem}{suffix}" for suffix in (".safetensors", ".json", ".png"))
@@ -87,7 +103,7 @@ def file_stem(name: str) -> str:
     return stem
 
 
-def _in_dtype(tensors: State, dtype: torch.dtype) -> dict[str, Tensor]:
+def in_dtype(tensors: State, dtype: torch.dtype) -> dict[str, Tensor]:
     """Factors in `dtype`; alphas stay float32, since half precision would round them for every layer alike."""
     found = {}
     for key, tensor in tensors.items():

@@ -185,6 +185,8 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
         proof = prove(work, record.load(best), best, exported, twin, None, bars)
     write_atomic(folder / "score.json", json.dumps(record.summary(), indent=2))
     print(f"best checkpoint: step {best.step}, {best.words}\nLoRA: {exported.path}")
+    if exported.diffusers:
+        print(f"for diffusers: {exported.diffusers.parent}")
     if twin:
         print(twin_in_words(twin, proof))
     return UNMEASURED_EXIT_CODE if work.unmeasured else 0

@@ -13,8 +13,9 @@ from autolora.adapters.base import State
 from autolora.adapters.changes import as_lora, distance, is_plain
 from autolora.adapters.formats import layer_weights
 from autolora.adapters.read import lora_of
+from autolora.export.diffusers_copy import has_format, write_diffusers
 from autolora.export.metadata import Card
-from autolora.export.write import Exported, export_lora
+from autolora.export.write import DTYPES, Exported, ExportSettings, export_lora
 from autolora.sampling import Shot, render
 from autolora.study.trial import Point, Record
 from autolora.study.workbench import Workbench
@@ -36,7 +37,8 @@ class Twin:
 def export_best(record: Record, best: Point, work: Workbench, folder: Path, study: str) -> tuple[Exported, Twin | None]:
     """Export a record's best checkpoint with its words, figures and a picture; it is left loaded in the adapter.
 
-    What is no plain LoRA gets one beside it, as near as its dim allows.
+    What is no plain LoRA gets one beside it, as near as its dim allows. The copy for diffusers, where one is asked for,
+    is of the LoRA or DoRA itself, of another kind that plain LoRA.
 
     Args:
         record: the trial.
@@ -62,17 +64,26 @@ def export_best(record: Record, best: Point, work: Workbench, folder: Path, stud
         step=best.step,
         facts={"study": study, "score": best.words, "base_hash": model.base_hash},
     )
-    picture, name = Image.fromarray(preview), dataset.trigger
-    exported = export_lora(state, record.run, dataset, model, folder, name, card=card, preview=picture)
+    picture, name, dtype = Image.fromarray(preview), dataset.trigger, DTYPES[work.export.dtype]
+    exported = export_lora(state, record.run, dataset, model, folder, name, card=card, preview=picture, dtype=dtype)
     if is_plain(state):
-        return exported, None
+        return _with_copy(exported, state, work.export), None
     kind = type(record.run.adapter).__name__
     twin, dim, apart = nearest_lora(state, layer_weights(model.modules))
     note = f"{card.description}; a plain LoRA of dim {dim} in the place of its {kind}"
     run = replace(record.run, adapter=lora_of(twin))
     plain = replace(card, description=note, facts={**card.facts, "twin_of": kind, "twin_distance": f"{apart:.4f}"})
-    written = export_lora(twin, run, dataset, model, folder, f"{name}-lora", card=plain, preview=picture)
-    return exported, Twin(written.path, twin, dim, apart)
+    written = export_lora(twin, run, dataset, model, folder, f"{name}-lora", card=plain, preview=picture, dtype=dtype)
+    readable = state if has_format(state) else twin
+    return _with_copy(exported, readable, work.export), Twin(written.path, twin, dim, apart)
+
+
+def _with_copy(exported: Exported, state: State, settings: ExportSettings) -> Exported:
+    """With the copy in diffusers' format, where that is asked for."""
+    if not settings.diffusers:
+        return exported
+    folder = exported.path.parent / "diffusers"
+    return replace(exported, diffusers=write_diffusers(state, folder, DTYPES[settings.dtype]))
 
 
 def nearest_lora(state: State, weights: Mapping[str, Tensor]) -> tuple[State, int, float]:

@@ -84,6 +84,7 @@ def _result(
         "tag_bleed": {"tags": winner.point.tags, **winner.point.tag_bleed},
         "verdict": winner.point.verdict,
         "export": str(exported.path),
+        "diffusers": str(exported.diffusers) if exported.diffusers else None,
     }
 
 
@@ -124,4 +125,5 @@ def _summary(found: list[tuple[FrozenTrial, Record]], finals: Finals, exported: 
         lines.append(f"not to be told from it by score: trial {' and '.join(map(str, finals.ties))}")
     lines += [seeds_in_words(finals)] if finals.retrained else []
     lines += [f"LoRA:   {exported.path}", f"report: {page}"]
+    lines += [f"for diffusers: {exported.diffusers.parent}"] if exported.diffusers else []
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -12,6 +12,7 @@ from autolora import config as cfg
 from autolora.adapters.adapter_set import attach
 from autolora.data.concepts import load_dataset, with_frames
 from autolora.errors import Unmeasurable
+from autolora.export.write import ExportSettings
 from autolora.models import load_model
 from autolora.models.base import RenderSettings
 from autolora.prepare.regularization import class_pictures, class_prompts
@@ -47,6 +48,7 @@ class Workbench:
     unmeasured: str  # why; empty where it can
     base_losses: tuple[float, ...]  # the base model's validation losses by timestep bucket
     tagger: Tagger | None = None
+    export: ExportSettings = field(default_factory=ExportSettings)
 
     def of(self, *groups: str) -> list[Probe]:
         """The probes of some groups."""
@@ -132,4 +134,5 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
     bench = Bench(model, adapter, dataset, latents, PromptCache(model), shown)
     losses = validation_losses(model, dataset, latents, bench.prompts, adapter)
     probes = build_probes(dataset, scoring, ALL_GROUPS)
-    return Workbench(bench, renders, settings.render, scoring, probes, scorer, unmeasured, losses, tagger)
+    export = cfg.export_settings(config)
+    return Workbench(bench, renders, settings.render, scoring, probes, scorer, unmeasured, losses, tagger, export)

@@ -62,6 +62,17 @@ def test_reloaded_deltas_are_the_adapters(state: State, path: Path, tiny_model: 
     assert 0 < found.delta_error < 2e-3  # half precision rounds, so exactly 0 would mean nothing was compared
 
 
+def test_bfloat16_is_judged_by_what_it_holds(
+    state: State, tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """It is eight times as coarse: the error is larger than half precision explains, and still only rounding."""
+    path = export_lora(
+        state, run(SPEC), dataset(), tiny_model, tmp_path, "coarse", card=CARD, dtype=torch.bfloat16
+    ).path
+    assert 2e-3 < verify_deltas(state, path, tiny_model).delta_error < 1e-2
+    assert DiffusersTwin(path, tiny_model_dir, tiny_model).verify_deltas(state).layers == len(layer_paths(state))
+
+
 def test_diffusers_loads_every_key_without_a_word(
     path: Path, tiny_model_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

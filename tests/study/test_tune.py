@@ -198,7 +198,7 @@ def test_one_recipe_is_trained_and_exported(
     """A run killed before its export is finished by the same command, and then left alone."""
     small = [s for s in SMALL if not s.startswith("study.")]
     command = ["train", "dataset=quickstart", "train.steps_per_concept=8", f"cache={finished / 'cache'}", *small]
-    command.append(f"out={tmp_path}")
+    command += [f"out={tmp_path}", "export.diffusers=true", "export.dtype=bfloat16"]
 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -208,7 +208,9 @@ def test_one_recipe_is_trained_and_exported(
     monkeypatch.undo()
     assert main(command) == 0
     (lora,) = (tmp_path / "best").glob("*.safetensors")
-    assert str(lora) in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert str(lora) in printed and f"for diffusers: {tmp_path / 'best' / 'diffusers'}" in printed
+    assert torch.bfloat16 in {tensor.dtype for tensor in load_file(lora).values()}
     written = lora.stat().st_mtime_ns
     assert main(command) == 0
     assert "is finished" in capsys.readouterr().out and lora.stat().st_mtime_ns == written

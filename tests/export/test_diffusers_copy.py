@@ -1,0 +1,71 @@
+"""The copy in diffusers' own format does in diffusers what the adapter does here."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+
+from autolora.adapters.adapter_set import attach
+from autolora.adapters.changes import distance
+from autolora.adapters.formats import layer_weights
+from autolora.adapters.read import read_lora
+from autolora.errors import ExportError
+from autolora.export.diffusers_copy import NAME, write_diffusers
+from autolora.export.verify import DiffusersTwin
+from autolora.models import StableDiffusion
+from tests.adapters.test_contract import KINDS
+from tests.export.test_kinds import trained
+
+NO_TEXT_ENCODER = "No LoRA keys associated to CLIPTextModel"  # its note on every file that changes the UNet alone
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "locon", "dora", "dora-conv"])
+def test_diffusers_makes_the_same_of_it_without_a_warning(
+    kind: str, tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state, _ = trained(tiny_model, kind)
+    path = write_diffusers(state, tmp_path, torch.float32)
+    assert path.name == NAME
+    assert distance(read_lora(path, tiny_model), state, layer_weights(tiny_model.modules)) < 1e-5
+    twin = DiffusersTwin(path, tiny_model_dir, tiny_model)
+    assert twin.verify_deltas(state).delta_error < 1e-5
+    noisy = torch.randn(2, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
+    context, steps = tiny_model.encode_prompts(["1girl", "hat"]).detach(), torch.tensor([50, 500])
+    adapter = attach(tiny_model.modules, KINDS[kind])
+    try:
+        adapter.load({key: tensor for key, tensor in state.items() if key.startswith("unet.")})
+        with torch.no_grad():
+            ours = tiny_model.predict(noisy, steps, context)
+            theirs = twin.pipeline.unet(noisy, steps, context, return_dict=False)[0]
+    finally:
+        adapter.detach()
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_model_dir, safety_checker=None, dtype=torch.float32)
+    diffusers_logging.enable_propagation()
+    try:
+        with caplog.at_level(logging.WARNING):
+            pipeline.load_lora_weights(tmp_path)
+    finally:
+        diffusers_logging.disable_propagation()
+    assert not [r for r in caplog.records if not r.getMessage().startswith(NO_TEXT_ENCODER)]
+
+
+def test_half_precision_is_proved_too(tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path) -> None:
+    state, _ = trained(tiny_model, "dora")
+    assert DiffusersTwin(write_diffusers(state, tmp_path), tiny_model_dir, tiny_model).verify_deltas(state).layers
+    other, _ = trained(tiny_model, "lora")
+    wrong = {key: value * (1.1 if "lora_up" in key else 1) for key, value in other.items()}
+    with pytest.raises(ExportError, match="in diffusers: the change of"):
+        DiffusersTwin(write_diffusers(wrong, tmp_path), tiny_model_dir, tiny_model).verify_deltas(other)
+
+
+def test_a_kind_that_diffusers_does_not_have(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    state, _ = trained(tiny_model, "loha")
+    with pytest.raises(ExportError, match="LoRA, LoCon and DoRA only"):
+        write_diffusers(state, tmp_path)
+    assert not list(tmp_path.iterdir())
