@@ -21,12 +21,12 @@ COMMANDS = {
     "tune": "run a study: many recipes, each checkpoint scored, the best LoRA exported with a report",
     "score": "score LoRA files made anywhere: lora=FILE, or lora=FOLDER to rank them",
     "report": "write a study's report again",
-    "export": "export a study's best LoRA again, or verify=FILE: which programs read a file made anywhere, and how",
+    "export": "export a study's best LoRA again; verify=FILE: who reads a file; resize=FILE: a smaller rank as good",
     "dashboard": "open a study in the Optuna dashboard on this machine",
     "paperdoll": "draw a dataset of the embedded world: paperdoll dataset OUT --seed N --outfits K",
 }
 TAKES_STUDY = ("tune", "report", "export", "dashboard", "check")
-OF_A_FILE = ("verify=",)  # what `export` does with a file instead of a study
+OF_A_FILE = ("verify=", "resize=")  # what `export` does with a file instead of a study
 USAGE = """autolora {version}: an overfitting-aware auto-tuning LoRA trainer
 
 usage: autolora COMMAND [STUDY] [key=value ...]
@@ -41,6 +41,7 @@ examples
   autolora train recipe=doll-prodigy dataset.path=~/mona
   autolora score lora=mona.safetensors dataset.path=~/mona
   autolora export verify=mona.safetensors model=sd15 model.path=~/models/sd15
+  autolora export resize=mona.safetensors dataset.path=~/mona
   autolora tune quickstart --cfg job                          the resolved config
 
 STUDY is a name in studies/ or the path of your own .yaml file. Every key of the config can be set.

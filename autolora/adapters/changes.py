@@ -156,6 +156,21 @@ def low_rank(matrix: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
     return (left[:, :kept] * root).float().contiguous(), (root[:, None] * right[:kept]).float().contiguous()
 
 
+def ordered_factors(parts: Mapping[str, Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer's change as up (out, r) and down (r, in) at scale 1, what matters most in the first ranks, on the CPU.
+
+    A LoRA keeps its rank, as the SVD is only of what QR leaves of its factors; another kind takes what it needs.
+    """
+    if not parts.keys() <= LOW_RANK:
+        return low_rank(change(parts, weight).cpu())
+    down, up = parts["lora_down.weight"].flatten(1).double(), parts["lora_up.weight"].flatten(1).double()
+    outer, left = torch.linalg.qr(up)
+    inner, right = torch.linalg.qr(down.T)
+    a, values, b = torch.linalg.svd(left @ right.T * layer_scale(parts, len(down)), full_matrices=False)
+    root = values.sqrt()
+    return (outer @ a * root).float().contiguous(), (root[:, None] * (b @ inner.T)).float().contiguous()
+
+
 def as_lora(state: Mapping[str, Tensor], weights: Mapping[str, Tensor], rank: int | None = None) -> State:
     """The plain LoRA that comes nearest to an adapter of any kind, layer by layer, with alpha = rank.
 

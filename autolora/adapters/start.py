@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autolora.adapters.base import State
-from autolora.adapters.changes import change, layer_scale, low_rank, parts_by_layer
+from autolora.adapters.changes import change, layer_scale, ordered_factors, parts_by_layer
 from autolora.adapters.formats import Weights
 from autolora.errors import ConfigError
 
@@ -85,10 +85,10 @@ def _filled_up(path: str, given: State, fresh: State, weight: Tensor, ordered: b
             "autolora export resize=FILE"
         )
     down, up = given["lora_down.weight"].flatten(1), given["lora_up.weight"].flatten(1)
-    if ordered:
-        up, down = low_rank(up @ down, rank)
-        rank = len(down)
     factor = _relative_scale(given, fresh) ** 0.5
+    if ordered:
+        up, down = ordered_factors({**given, "alpha": torch.tensor(float(rank))}, weight)
+        rank = len(down)
     filled = torch.cat([down * factor, fresh["lora_down.weight"].flatten(1)[rank:]])
     widened = F.pad(up * factor, (0, room - rank))
     found = {

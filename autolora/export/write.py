@@ -86,7 +86,7 @@ def export_lora(
     else:
         picture.unlink(missing_ok=True)  # of an earlier export: it would show another LoRA
     write_atomic(sidecar, _sidecar(model, card))
-    write_atomic(path, _in_order(safetensors.torch.save(tensors, metadata)))
+    write_atomic(path, in_order(safetensors.torch.save(tensors, metadata)))
     layers = len(layer_paths(state))
     return Exported(path, sidecar, picture if preview is not None else None, layers, path.stat().st_size)
 
@@ -119,7 +119,7 @@ def in_dtype(tensors: State, dtype: torch.dtype) -> dict[str, Tensor]:
     return found
 
 
-def _in_order(content: bytes) -> bytes:
+def in_order(content: bytes) -> bytes:
     """The same file with its metadata sorted: safetensors writes it in an order that changes from run to run.
 
     Layout: 8 bytes of header length, the header as JSON padded with spaces to a multiple of 8, the tensors.

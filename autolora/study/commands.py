@@ -25,6 +25,7 @@ from autolora.study.finish import finish, study_report, twin_in_words
 from autolora.study.lora_files import find_files, grid, print_table, read_files, score_files
 from autolora.study.plan import Plan, make_plan, open_study
 from autolora.study.proof import prove
+from autolora.study.resize_file import resize_file
 from autolora.study.trial import Record
 from autolora.study.tune import run_study
 from autolora.study.verify_file import verify_file
@@ -123,9 +124,11 @@ def _existing(config: DictConfig, study: str | None, arguments: list[str]) -> tu
 
 
 def export(config: DictConfig, study: str | None, arguments: list[str]) -> int:
-    """Export a study's best LoRA again, or with `verify=FILE` prove a file."""
+    """Export a study's best LoRA again, or with `verify=FILE` prove a file, with `resize=FILE` make it smaller."""
     if config.verify:
         return verify_file(config)
+    if config.resize:
+        return resize_file(config)
     plan, opened = _existing(config, study, arguments)
     with Bars() as bars:
         own = [plan.run(recipe, {}) for recipe in plan.space]

@@ -1,0 +1,115 @@
+"""Smaller ranks: the nearest LoRA by SVD, a DyLoRA's own cuts, and files that every program reads alike."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from autolora.adapters.adapter_set import attach
+from autolora.adapters.base import State
+from autolora.adapters.changes import change, distance, parts_by_layer
+from autolora.adapters.formats import layer_weights
+from autolora.adapters.lora import DyLoRA, cut
+from autolora.adapters.read import read_lora, read_metadata
+from autolora.errors import ConfigError
+from autolora.export.metadata import Card
+from autolora.export.readings import readings
+from autolora.export.resize import MOST, Resizer, unit_of, write_resized
+from autolora.export.write import export_lora
+from autolora.models import StableDiffusion
+from autolora.scoring.intervals import Estimate
+from autolora.study.resize_file import Resized, smallest_kept, wanted_dims
+from tests.adapters.test_contract import KINDS
+from tests.export.test_kinds import export, trained
+from tests.export.world import dataset, random_state, run
+
+DYLORA = DyLoRA(dim=8, alpha=4, unit=2)
+CARD = Card("1girl, zorak", 0.7, "a test", 20)
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "locon", "dora", "loha", "lokr", "ia3"])
+def test_the_nearest_lora_of_each_rank(kind: str, tiny_model: StableDiffusion) -> None:
+    """No other matrix of that rank is nearer (Eckart and Young), and a rank that is enough loses nothing."""
+    state, changes = trained(tiny_model, kind)
+    weights = layer_weights(tiny_model.modules)
+    resizer = Resizer(state, weights)
+    assert resizer.most == (4 if kind in ("lora", "rslora", "locon") else MOST)
+    for path, parts in parts_by_layer(resizer.to(2)).items():
+        matrix = changes[path].flatten(1).double()
+        lost = torch.linalg.svdvals(matrix)[2:].square().sum().sqrt()
+        apart = torch.linalg.vector_norm(change(parts).double() - matrix)
+        assert float(apart) == pytest.approx(float(lost), rel=1e-3, abs=1e-4), path
+        assert len(parts["lora_down.weight"]) <= 2 and float(parts["alpha"]) == 2
+    assert distance(resizer.to(resizer.most), state, weights) < (1e-5 if resizer.most == 4 else 1e-2)
+
+
+def test_layers_of_several_ranks_are_read_alike_everywhere(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    """Convolutions of rank 2 in a file of dim 3: one alpha for all, so that no program takes a wrong scale."""
+    state, _ = trained(tiny_model, "locon")
+    source = export(tiny_model, "locon", state, tmp_path)
+    source.with_suffix(".png").write_bytes(b"a picture")
+    smaller = Resizer(state, layer_weights(tiny_model.modules)).to(3)
+    path = write_resized(smaller, 3, source, read_metadata(source), tiny_model, tmp_path, torch.float32)
+    assert path.name == "locon-dim3.safetensors"
+    assert {len(tensor) for key, tensor in smaller.items() if key.endswith("lora_down.weight")} == {2, 3}
+    assert all(one.alike for one in readings(path, tiny_model)[1])
+    assert distance(read_lora(path, tiny_model), smaller, layer_weights(tiny_model.modules)) < 1e-6
+    said, before = read_metadata(path), read_metadata(source)
+    assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("3", "3")
+    assert json.loads(said["ss_network_args"]) == {"conv_dim": "3", "conv_alpha": "3"}
+    assert said["ss_tag_frequency"] == before["ss_tag_frequency"]
+    assert said["sshs_model_hash"] != before["sshs_model_hash"] and said["autolora.resized_from"] == source.name
+    assert path.with_suffix(".png").read_bytes() == b"a picture" and path.with_suffix(".json").is_file()
+
+
+def test_a_dylora_is_cut_with_its_own_alpha(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    """By SVD it would be another LoRA than the one that was trained at that rank."""
+    adapter = attach(tiny_model.modules, DYLORA)
+    try:
+        adapter.start(0, DYLORA, torch.Generator().manual_seed(0))
+        state = adapter.state(0)
+    finally:
+        adapter.detach()
+    generator = torch.Generator().manual_seed(1)
+    state |= {k: torch.randn(t.shape, generator=generator) * 0.1 for k, t in state.items() if "lora_up" in k}
+    source = export_lora(
+        state, replace(run(KINDS["lora"]), adapter=DYLORA), dataset(), tiny_model, tmp_path, "dy", card=CARD
+    ).path
+    metadata, weights = read_metadata(source), layer_weights(tiny_model.modules)
+    resizer = Resizer(read_lora(source, tiny_model), weights, unit_of(metadata))
+    assert resizer.unit == 2
+    assert distance(resizer.to(2), cut(state, 2), weights) < 1e-3  # half precision
+    assert distance(Resizer(state, weights).to(2), cut(state, 2), weights) > 0.1
+    path = write_resized(resizer.to(2), 2, source, metadata, tiny_model, tmp_path)
+    assert read_metadata(path)["ss_network_alpha"] == "2"
+
+
+def plain(model: StableDiffusion) -> State:
+    return random_state(model, replace(KINDS["lora"], dim=12))
+
+
+def test_ranks_to_try(tiny_model: StableDiffusion) -> None:
+    weights = layer_weights(tiny_model.modules)
+    resizer = Resizer(plain(tiny_model), weights)
+    assert [*wanted_dims(None, resizer)] == [6, 3, 1]
+    assert [*wanted_dims([2, 8, 2], resizer)] == [8, 2]
+    resizer.unit, resizer.most, resizer.largest = 4, 64, 32
+    assert [*wanted_dims(None, resizer)] == [32, 16, 8, 4]
+    loha = Resizer(trained(tiny_model, "loha")[0], weights)
+    assert [*wanted_dims(None, loha)] == [128, 64, 32, 16, 8, 4, 2, 1]
+    for wrong in ([6], [0], [128], ["a"], [True]):
+        with pytest.raises(ConfigError, match=r"dims=.*expected ranks from 4 to 64 in steps of 4"):
+            wanted_dims(wrong, resizer)  # type: ignore[arg-type]
+
+
+def test_the_smallest_rank_is_offered_of_those_that_keep_the_score(tmp_path: Path) -> None:
+    def made_up(dim: int | None, kept: bool) -> Resized:
+        return Resized(dim, tmp_path, Estimate(0.5, 0.4, 0.6), [], kept)
+
+    whole, eight, four, two = made_up(None, True), made_up(8, True), made_up(4, False), made_up(2, True)
+    assert smallest_kept([whole, eight, four, two]) == eight  # what is smaller than one that loses is luck
+    assert smallest_kept([whole, four]) is None and smallest_kept([whole]) is None

@@ -1,0 +1,79 @@
+"""A LoRA exported, scored, made smaller and trained on from: the same all the way, on the embedded world."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autolora.adapters.adapter_set import attach
+from autolora.adapters.formats import to_kohya
+from autolora.cli import main
+from autolora.config import build_run, compose
+from autolora.export.write import in_dtype
+from autolora.models import load_model
+from autolora.models.base import ModelSettings
+from autolora.train.start import starting_state
+from tests.study.test_tune import SMALL
+
+SETTINGS = [s for s in SMALL if not s.startswith("study.")]
+NOISE = 0.005  # of a score, by half precision
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a LoRA of dim 4 was trained and exported, and its file made smaller."""
+    tmp = tmp_path_factory.mktemp("resize")
+    train = ["train", "dataset=quickstart", f"out={tmp / 'run'}", "adapter.dim=4", "adapter.alpha=4", *SETTINGS]
+    assert main([*train, "optimizer.lr=0.01", "train.epochs=1", f"cache={tmp / 'cache'}"]) == 0
+    assert main(["export", f"resize={lora(tmp)}", "dims=[4,1]", *shared(tmp)]) == 0
+    return tmp
+
+
+def shared(tmp: Path) -> list[str]:
+    return ["dataset=quickstart", f"cache={tmp / 'cache'}", *SETTINGS]
+
+
+def lora(tmp: Path) -> Path:
+    return next(path for path in (tmp / "run" / "best").glob("*.safetensors") if "-dim" not in path.stem)
+
+
+def test_the_same_rank_scores_the_same_and_a_smaller_one_does_not(folder: Path) -> None:
+    whole, four, one = json.loads((lora(folder).parent / "resize.json").read_text("utf-8"))
+    assert [found["dim"] for found in (whole, four, one)] == [None, 4, 1]
+    assert four["score"]["value"] == pytest.approx(whole["score"]["value"], abs=NOISE) and four["kept"]
+    assert one["score"]["value"] != pytest.approx(whole["score"]["value"], abs=NOISE)
+    assert one["megabytes"] < 0.6 * whole["megabytes"]
+    assert all(Path(found["path"]).is_file() for found in (whole, four, one))
+
+
+def test_a_file_that_was_resized_and_trained_on_from_scores_the_same(folder: Path, tmp_path: Path) -> None:
+    """`score` reads what `resize` wrote, and the adapter of another rank and alpha that starts from it, written again."""
+    _, four, _ = json.loads((lora(folder).parent / "resize.json").read_text("utf-8"))
+    model = load_model(ModelSettings())
+    run = build_run(compose("train", ["adapter.dim=6", "adapter.alpha=2", f"init={four['path']}"]))
+    adapter = attach(model.modules, run.adapter)
+    try:
+        adapter.start(0, run.adapter, torch.Generator().manual_seed(0))
+        started = starting_state(run, adapter.state(0), model)
+    finally:
+        adapter.detach()
+    assert max(len(tensor) for key, tensor in started.items() if "lora_down" in key) == 6
+    save_file(in_dtype(to_kohya(started, "sd1"), torch.float16), tmp_path / "again.safetensors")
+    (tmp_path / "resized.safetensors").write_bytes(Path(four["path"]).read_bytes())
+    assert main(["score", f"lora={tmp_path}", *shared(folder)]) == 0
+    scored = {one["recipe"]: one["score"]["value"] for one in json.loads((tmp_path / "score.json").read_text("utf-8"))}
+    assert scored["resized.safetensors"] == pytest.approx(four["score"]["value"], abs=1e-6)
+    assert scored["again.safetensors"] == pytest.approx(four["score"]["value"], abs=NOISE)
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [(["dims=[64]"], 2, "expected ranks from 1 to 4"), (["resize=/no/such.safetensors"], 6, "does not exist")],
+)
+def test_mistakes_are_told_before_anything_is_rendered(
+    more: list[str], code: int, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", f"resize={lora(folder)}", *shared(folder), *more]) == code
+    assert said in capsys.readouterr().err
