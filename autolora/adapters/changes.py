@@ -62,7 +62,6 @@ def change(parts: Mapping[str, Tensor], weight: Tensor | None = None) -> Tensor:
         ExportError: the parts are incomplete, or `weight` is needed.
     """
     parts = {name: tensor.float() for name, tensor in parts.items()}
-    weight = None if weight is None else weight.to(next(iter(parts.values())).device)
     try:
         if "on_input" in parts:
             return _ia3(parts, _needed(weight, parts["weight"]))

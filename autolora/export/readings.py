@@ -13,7 +13,7 @@ from torch import Tensor
 from autolora.adapters.base import State
 from autolora.adapters.changes import change, parts_by_layer
 from autolora.adapters.foreign import in_diffusers_names, in_lycoris_parts
-from autolora.adapters.formats import delta, kohya_name, layer_paths, layer_weights
+from autolora.adapters.formats import delta, layer_paths, layer_weights, paths_by_name
 from autolora.adapters.read import read_file, read_lora
 from autolora.errors import ExportError
 from autolora.export.consumers import CONSUMERS, Reader
@@ -48,11 +48,13 @@ def readings(path: Path, model: BaseModel, advance: Callable[[int], None] | None
     state, weights = read_lora(path, model), layer_weights(model.modules)
     done, reading = dict[str, Reading](), dict[str, Read]()
     tensors, _ = read_file(path)
-    for program, formula in CONSUMERS.items():
-        if in_diffusers_names(tensors) and not in_lycoris_parts(tensors):
-            done[program] = Reading(program, unread="its layers have diffusers' or peft's names")
-        else:
-            reading[program] = partial(_by_formula, formula, parts_by_layer(tensors), model.architecture)
+    if in_diffusers_names(tensors) and not in_lycoris_parts(tensors):
+        reason = "its layers have diffusers' or peft's names"
+        done = {program: Reading(program, unread=reason) for program in CONSUMERS}
+    else:
+        names = paths_by_name(weights, model.architecture)
+        layers = {names[name]: parts for name, parts in parts_by_layer(tensors).items()}
+        reading = {program: partial(_by_formula, formula, layers) for program, formula in CONSUMERS.items()}
     if (folder := getattr(model, "folder", None)) is not None:
         loaded = _in_diffusers(path, folder, model, state)
         if isinstance(loaded, Reading):
@@ -75,8 +77,8 @@ def readings(path: Path, model: BaseModel, advance: Callable[[int], None] | None
     return len(layer_paths(state)), [done[program] for program in (*CONSUMERS, "diffusers") if program in done]
 
 
-def _by_formula(formula: Reader, layers: dict[str, State], architecture: str, name: str, weight: Tensor) -> Tensor:
-    return formula(layers[kohya_name(name, architecture)], weight).flatten(1)
+def _by_formula(formula: Reader, layers: dict[str, State], name: str, weight: Tensor) -> Tensor:
+    return formula(layers[name], weight).flatten(1)
 
 
 def _in_diffusers(path: Path, folder: Path, model: BaseModel, state: State) -> State | Reading:

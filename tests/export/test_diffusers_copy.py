@@ -35,13 +35,13 @@ def test_diffusers_makes_the_same_of_it_without_a_warning(
     twin = DiffusersTwin(path, tiny_model_dir, tiny_model)
     assert twin.verify_deltas(state).delta_error < 1e-5
     noisy = torch.randn(2, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
-    context, steps = tiny_model.encode_prompts(["1girl", "hat"]).detach(), torch.tensor([50, 500])
+    context, steps = tiny_model.encode_prompts(["1girl", "hat"]), torch.tensor([50, 500])
     adapter = attach(tiny_model.modules, KINDS[kind])
     try:
         adapter.load({key: tensor for key, tensor in state.items() if key.startswith("unet.")})
         with torch.no_grad():
             ours = tiny_model.predict(noisy, steps, context)
-            theirs = twin.pipeline.unet(noisy, steps, context, return_dict=False)[0]
+            theirs = twin.pipeline.unet(noisy, steps, context.tokens, return_dict=False)[0]
     finally:
         adapter.detach()
     assert torch.allclose(ours, theirs, atol=1e-4)
@@ -53,6 +53,14 @@ def test_diffusers_makes_the_same_of_it_without_a_warning(
     finally:
         diffusers_logging.disable_propagation()
     assert not [r for r in caplog.records if not r.getMessage().startswith(NO_TEXT_ENCODER)]
+
+
+def test_both_text_encoders_of_sdxl(tiny_xl: StableDiffusion, tiny_xl_dir: Path, tmp_path: Path) -> None:
+    state, _ = trained(tiny_xl, "lora")
+    assert {key.partition(".")[0] for key in state} == {"unet", "text_encoder", "text_encoder_2"}
+    path = write_diffusers(state, tmp_path, torch.float32)
+    assert distance(read_lora(path, tiny_xl), state, layer_weights(tiny_xl.modules)) < 1e-5
+    assert DiffusersTwin(path, tiny_xl_dir, tiny_xl).verify_deltas(state).delta_error < 1e-5
 
 
 def test_half_precision_is_proved_too(tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from autolora.adapters.changes import parts_by_layer
 from autolora.cli import main
 from autolora.export import readings as module
 from autolora.export.consumers import CONSUMERS
@@ -46,6 +47,23 @@ def test_each_kind_is_read_by_whom_it_is_for(kind: str, tiny_model: StableDiffus
         one.unread for program, one in seen.items() if not one.alike and (program, kind) != ("diffusers", "dora")
     )
     assert bool(seen["diffusers"].differs) == (kind == "dora")  # it leaves the magnitudes out
+
+
+def test_sdxl_in_either_style_of_names(tiny_xl: StableDiffusion, tmp_path: Path) -> None:
+    """kohya's are the original UNet's; some programs write diffusers' below the same prefix."""
+    state, _ = trained(tiny_xl, "lora")
+    path = export(tiny_xl, "lora", state, tmp_path)
+    assert all(one.alike for one in by_program(readings(path, tiny_xl)[1]).values())
+    other = {
+        f"lora_{layer.replace('.', '_')}.{part}": tensor.contiguous()
+        for layer, parts in parts_by_layer(state).items()
+        if layer.startswith("unet.")
+        for part, tensor in parts.items()
+    }
+    save_file(other, tmp_path / "other.safetensors")
+    layers, found = readings(tmp_path / "other.safetensors", tiny_xl)
+    assert layers == len(other) // 3
+    assert all(one.alike for one in found if one.program != "diffusers")
 
 
 def test_a_file_in_diffusers_names_is_diffusers_own(tiny_model: StableDiffusion, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.base import State
 from autolora.adapters.formats import kohya_name
 from autolora.adapters.lora import LoRA
+from autolora.adapters.read import read_lora, read_metadata
 from autolora.errors import ConfigError, ModelError
 from autolora.export.metadata import Card
-from autolora.adapters.read import read_lora, read_metadata
 from autolora.export.verify import DiffusersTwin, compare_pictures, verify_deltas
 from autolora.export.write import export_lora
 from autolora.models import Context, ModelSettings, RenderSettings, StableDiffusion, load_model

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.formats import to_kohya
@@ -49,7 +51,7 @@ def test_the_same_rank_scores_the_same_and_a_smaller_one_does_not(folder: Path) 
 
 
 def test_a_file_that_was_resized_and_trained_on_from_scores_the_same(folder: Path, tmp_path: Path) -> None:
-    """`score` reads what `resize` wrote, and the adapter of another rank and alpha that starts from it, written again."""
+    """`score` reads what `resize` wrote, and what starts from that at another rank and alpha, written again."""
     _, four, _ = json.loads((lora(folder).parent / "resize.json").read_text("utf-8"))
     model = load_model(ModelSettings())
     run = build_run(compose("train", ["adapter.dim=6", "adapter.alpha=2", f"init={four['path']}"]))
