@@ -24,6 +24,25 @@ def test_every_study_composes_and_its_recipes_lie_inside_their_ranges(study: str
         assert plan.run(recipe, values) == plan.run(recipe, {})
 
 
+GUIDE = {recipe for recipe in RECIPES if recipe.startswith("guide-")}
+PAPERDOLL = ["model=paperdoll", "scoring=paperdoll", "dataset=quickstart"]
+
+
+@pytest.mark.parametrize("study", ["character", "outfits", "style", "object"])
+def test_studies_of_a_real_model_search_around_all_of_the_guide_and_run_on_the_embedded_world_too(study: str) -> None:
+    """Every value of every range builds, and within the guide's limits, but where it is without a limit."""
+    plan, own = make_plan(config.compose("tune", PAPERDOLL, study), study, PAPERDOLL)
+    assert set(own) == GUIDE and len(GUIDE) == 7
+    assert config.model_settings(config.compose("tune", PAPERDOLL, study)).path == "paperdoll"
+    for run in plan.extremes():
+        said = [note for note in run.adapter.notes() if "neither rank" not in note]
+        assert not said, (run.name, said)
+    with pytest.raises(ConfigError, match=r"model\.path must be given"):
+        config.model_settings(config.compose("tune", [], study))
+    left = ["~study.recipes.guide-ia3"]
+    assert set(make_plan(config.compose("tune", left, study), study, left)[1]) == GUIDE - {"guide-ia3"}
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_builds(recipe: str) -> None:
     assert config.build_run(config.compose("train", [f"recipe={recipe}"])).name == recipe
