@@ -55,8 +55,8 @@ def readings(path: Path, model: BaseModel, advance: Callable[[int], None] | None
         names = paths_by_name(weights, model.architecture)
         layers = {names[name]: parts for name, parts in parts_by_layer(tensors).items()}
         reading = {program: partial(_by_formula, formula, layers) for program, formula in CONSUMERS.items()}
-    if (folder := getattr(model, "folder", None)) is not None:
-        loaded = _in_diffusers(path, folder, model, state)
+    if model.source is not None:
+        loaded = _in_diffusers(path, model.source, model, state)
         if isinstance(loaded, Reading):
             done[loaded.program] = loaded
         else:
@@ -81,10 +81,10 @@ def _by_formula(formula: Reader, layers: dict[str, State], name: str, weight: Te
     return formula(layers[name], weight).flatten(1)
 
 
-def _in_diffusers(path: Path, folder: Path, model: BaseModel, state: State) -> State | Reading:
+def _in_diffusers(path: Path, source: Path, model: BaseModel, state: State) -> State | Reading:
     """The adapter as diffusers loads it, or why it is not to be compared."""
     try:
-        loaded = DiffusersTwin(path, folder, model).state()
+        loaded = DiffusersTwin(path, source, model).state()
     except ExportError as error:
         return Reading("diffusers", unread=str(error).replace(f"diffusers does not load {path}: ", ""))
     ours, theirs = set(layer_paths(state)), set(layer_paths(loaded))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from autolora.adapters.lora import LoRA
+from autolora.adapters.read import read_metadata
 from autolora.export.metadata import Card
-from autolora.export.read import read_metadata
 from autolora.export.verify import DiffusersTwin, verify_deltas
 from autolora.export.write import export_lora
 from tests import tiny

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig
 
 from autolora.adapters.lora import LoRA
+from autolora.adapters.read import read_metadata
 from autolora.errors import ConfigError, ModelError
 from autolora.export.metadata import Card
-from autolora.export.read import read_metadata
 from autolora.export.verify import DiffusersTwin
 from autolora.export.write import export_lora
 from autolora.models import ModelSettings, StableDiffusion, load_model
