@@ -244,8 +244,11 @@ def _init_file(given: Any) -> InitFile | None:
 @functools.cache
 def _sha256(path: Path, size: int, changed_ns: int) -> str:
     """Of a file as it is now; a study composes its runs often."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"init={path} cannot be read ({error.strerror}): give a file that you may read") from error
 
 
 def dataset_settings(config: DictConfig) -> DatasetSettings:
