@@ -114,8 +114,9 @@ class StableDiffusion:
         if self.clip_skip is None:
             tokens: Tensor = outputs[0].last_hidden_state
             return tokens, None
+        encoder = getattr(self.text_encoder, "text_model", self.text_encoder)  # older transformers have that level
         with self._precision():
-            return self.text_encoder.final_layer_norm(outputs[0].hidden_states[-self.clip_skip]), None
+            return encoder.final_layer_norm(outputs[0].hidden_states[-self.clip_skip]), None
 
     def tokens(self, prompt: str) -> list[str]:
         """The tokenizer's own pieces of a prompt, uncut; a piece that ends a word ends in `</w>`."""
