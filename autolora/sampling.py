@@ -102,7 +102,7 @@ def _contexts(
     `known` keeps them by prompt and by the weight the text encoder ran at.
     """
     trained = adapter is not None and adapter.touches_text_encoder
-    keys = [(shot.prompt, shot.weight if trained else 0.0) for shot in batch]
+    keys = [(settings.prompt(shot.prompt), shot.weight if trained else 0.0) for shot in batch]
     if settings.guidance != 1:
         keys = [(settings.negative, weight) for _, weight in keys] + keys
     new = [key for key in dict.fromkeys(keys) if key not in known]
@@ -114,7 +114,7 @@ def _contexts(
 
 def _denoise(model: BaseModel, batch: Sequence[Shot], context: Context, settings: RenderSettings) -> Tensor:
     """Latents of a batch from each shot's own noise, guided as in Ho and Salimans (2022)."""
-    sampler = model.sampler()
+    sampler = model.sampler(settings.sampler)
     sampler.set_timesteps(settings.steps)
     # Each drawn alone and on the CPU: the same on every device, in every batch and in diffusers.
     sources = [torch.Generator().manual_seed(shot.seed) for shot in batch]
@@ -152,11 +152,11 @@ class BaseRenders:
     def __init__(self, model: BaseModel, settings: RenderSettings, folder: Path) -> None:
         self.model, self.settings, self.folder = model, settings, folder
         # Keys that begin with "_" are bookkeeping of diffusers, and differ between processes.
-        config = model.sampler().config
-        sampler = {key: str(value) for key, value in config.items() if not key.startswith("_")}
+        plain = model.sampler(settings.sampler)
+        sampler = {key: str(value) for key, value in plain.config.items() if not key.startswith("_")}
         recipe = [model.base_hash, model.resolution, settings.steps, settings.guidance, settings.negative]
-        recipe += [settings.guidance_rescale] if settings.guidance_rescale else []
-        self._stem = json.dumps([*recipe, type(model.sampler()).__name__, sampler], sort_keys=True)
+        recipe += [settings.guidance_rescale, settings.prefix] if settings.guidance_rescale or settings.prefix else []
+        self._stem = json.dumps([*recipe, type(plain).__name__, sampler], sort_keys=True)
         self._memory: dict[tuple[str, int], Pictures] = {}
 
     def path(self, prompt: str, seed: int) -> Path:

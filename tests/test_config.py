@@ -8,6 +8,7 @@ import pytest
 
 from autolora import config
 from autolora.errors import ConfigError
+from autolora.models import FAMILIES
 from autolora.study.plan import make_plan
 
 STUDIES = sorted(p.stem for p in (config.ROOT / "studies").glob("*.yaml"))
@@ -80,6 +81,28 @@ def test_a_probe_of_ones_own_is_one_line() -> None:
 def test_paths_work_as_people_type_them(typed: str) -> None:
     composed = config.compose("train", [f"dataset.path={typed}"])
     assert config.dataset_settings(composed).path == typed
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (config.ROOT / "conf" / "model").glob("*.yaml")))
+def test_every_base_model_is_a_family_with_its_way_of_rendering(preset: str) -> None:
+    settings = config.model_settings(config.compose("train", [f"model={preset}", "model.path=x.safetensors"]))
+    assert settings.family in FAMILIES and settings.class_tags
+    assert settings.resolution is None or settings.resolution % 64 == 0
+    tags = settings.render.prompt("1girl")
+    assert tags.endswith("1girl") and (tags == "1girl") == (preset in ("paperdoll", "sd15", "sd2", "sdxl"))
+
+
+def test_presets_say_what_their_users_know() -> None:
+    found = {
+        preset: config.model_settings(config.compose("train", [f"model={preset}", "model.path=x"]))
+        for preset in ("pony", "noobai-vpred", "sd15-anime", "illustrious")
+    }
+    assert (found["pony"].family, found["pony"].resolution, found["pony"].clip_skip) == ("sdxl", 1024, 2)
+    assert found["pony"].render.prompt("1girl").startswith("score_9, score_8_up")
+    noobai = found["noobai-vpred"]
+    assert (noobai.prediction_type, noobai.zero_terminal_snr) == ("v_prediction", True)
+    assert noobai.render.guidance_rescale > 0 and found["illustrious"].render.guidance_rescale == 0
+    assert (found["sd15-anime"].family, found["sd15-anime"].clip_skip) == ("sd1", 2)
 
 
 def test_the_guide_is_written_down() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 
 from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.lora import LoRA
@@ -20,6 +20,13 @@ from autolora.sampling import BaseRenders, Pictures, Shot, render
 from tests import tiny
 
 PIPELINE: Any = StableDiffusionPipeline
+EULER: Any = EulerDiscreteScheduler
+DPM: Any = DPMSolverMultistepScheduler
+SCHEDULERS = {
+    "ddim": DDIMScheduler.from_config,
+    "euler": EULER.from_config,
+    "dpmpp_2m": lambda config: DPM.from_config(config, algorithm_type="dpmsolver++", use_karras_sigmas=True),
+}
 SETTINGS = RenderSettings(steps=4, guidance=3.0, batch_size=4)
 SHOTS = [
     Shot(p, s, w) for s, (p, w) in enumerate([("1girl", 0.0), ("mona", 1.0), ("mona", 0.7), ("x y", 1.0), ("", 0.0)])
@@ -51,13 +58,19 @@ def adapter(request: pytest.FixtureRequest, tiny_model: StableDiffusion) -> Iter
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
-@pytest.mark.parametrize(("guidance", "rescale"), [(1.0, 0.0), (3.0, 0.0), (6.0, 0.7)])
-def test_a_render_is_the_one_of_diffusers(prediction: str, guidance: float, rescale: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("guidance", "rescale", "sampler"),
+    [(1.0, 0.0, "ddim"), (3.0, 0.0, "ddim"), (6.0, 0.7, "ddim"), (3.0, 0.0, "euler"), (3.0, 0.0, "dpmpp_2m")],
+)
+def test_a_render_is_the_one_of_diffusers(
+    prediction: str, guidance: float, rescale: float, sampler: str, tmp_path: Path
+) -> None:
     folder = tiny.save_tiny(tmp_path / "model", prediction)
-    settings = RenderSettings(steps=5, guidance=guidance, negative="red", guidance_rescale=rescale)
+    settings = RenderSettings(steps=5, guidance=guidance, negative="red", guidance_rescale=rescale, sampler=sampler)
     pictures = render(tiny.load_tiny(folder), [Shot("1girl, mona", 7, 0.0), Shot("b", 8, 0.0)], settings)
     pipeline = PIPELINE.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = SCHEDULERS[sampler](pipeline.scheduler.config)
     for picture, prompt, seed in zip(pictures, ["1girl, mona", "b"], [7, 8], strict=True):
         expected = pipeline(
             prompt,
@@ -212,7 +225,7 @@ def test_the_cache_key_is_the_same_in_every_process(
     sampler = tiny_model.sampler()
     changed = {**sampler.config, "_use_default_values": ["any", "order"], "_diffusers_version": "9"}
     monkeypatch.setattr(type(sampler), "config", changed)
-    monkeypatch.setattr(tiny_model, "sampler", lambda: sampler)
+    monkeypatch.setattr(tiny_model, "sampler", lambda *_: sampler)
     assert BaseRenders(tiny_model, SETTINGS, tmp_path).path("a", 1) == key
 
 

@@ -80,7 +80,7 @@ class DiffusersTwin:
         with _quiet():
             self.pipeline = open_pipeline(source, model.architecture, torch.float32 if whole else torch.float16)
             if whole:  # the VAE is the model's own, or what the model uses instead
-                self.pipeline.register_modules(scheduler=model.sampler(), vae=model.vae)
+                self.pipeline.register_modules(vae=model.vae)
                 self.pipeline.set_progress_bar_config(disable=True)
                 self.pipeline.to(model.device)
             try:
@@ -139,8 +139,9 @@ class DiffusersTwin:
         return pictures
 
     def _draw(self, shots: Sequence[Shot], settings: RenderSettings) -> Pictures:
+        self.pipeline.scheduler = self.model.sampler(settings.sampler)
         drawn = self.pipeline(
-            prompt=[shot.prompt for shot in shots],
+            prompt=[settings.prompt(shot.prompt) for shot in shots],
             negative_prompt=[settings.negative] * len(shots),
             generator=[torch.Generator().manual_seed(shot.seed) for shot in shots],
             num_inference_steps=settings.steps,

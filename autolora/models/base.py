@@ -17,6 +17,7 @@ from autolora.errors import ConfigError
 MOST_CHUNKS = 3  # windows of the text encoder that a prompt may fill: 225 tokens of CLIP's 75
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+SAMPLERS = ("ddim", "euler", "dpmpp_2m")
 MOST_STEPS = 500  # denoising steps; schedulers cannot take more than they have training timesteps
 
 
@@ -28,7 +29,9 @@ class RenderSettings:
     search_steps: int | None = None  # fewer while a study searches; its finals and pictures take `steps`
     guidance: float = 4.0  # 1 renders without guidance, at half the work
     batch_size: int = 32
+    prefix: str = ""  # what stands before every prompt: quality tags, as a model's users write them
     negative: str = ""
+    sampler: str = "ddim"  # or euler, dpmpp_2m: none draws noise on the way, so that a seed means one picture
     guidance_rescale: float = 0.0  # share of what guidance adds in contrast that is taken back; 0.7 for v-prediction
 
     def __post_init__(self) -> None:
@@ -39,12 +42,18 @@ class RenderSettings:
             mistakes.append(f"model.render.search_steps must be at least 1 or null, got {self.search_steps}")
         if not self.guidance >= 1:
             mistakes.append(f"model.render.guidance must be 1 (none) or more, got {self.guidance}")
+        if self.sampler not in SAMPLERS:
+            mistakes.append(f"model.render.sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler}")
         if not 0 <= self.guidance_rescale <= 1:
             mistakes.append(f"model.render.guidance_rescale must be from 0 (none) to 1, got {self.guidance_rescale}")
         if self.batch_size < 1:
             mistakes.append(f"model.render.batch_size must be at least 1, got {self.batch_size}")
         if mistakes:
             raise ConfigError("; ".join(mistakes))
+
+    def prompt(self, prompt: str) -> str:
+        """A prompt as the model gets it."""
+        return ", ".join(part for part in (self.prefix, prompt) if part)
 
     @property
     def search(self) -> RenderSettings:
@@ -194,6 +203,6 @@ class BaseModel(Protocol):
         """Signal-to-noise ratio abar / (1 - abar), (B,); 0 at the last timestep if the model ends there."""
         ...
 
-    def sampler(self) -> Any:
-        """A fresh deterministic diffusers scheduler for rendering."""
+    def sampler(self, name: str = "ddim") -> Any:
+        """A fresh deterministic diffusers scheduler for rendering, one of SAMPLERS."""
         ...

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import Tensor, nn
 
 from autolora.errors import ConfigError, ModelError
@@ -15,7 +15,11 @@ from autolora.models.base import DTYPES, PREDICTION_TYPES, Context, ModelSetting
 from autolora.models.parts import Parts
 from autolora.models.prompts import prompt_windows
 
-_DDIM: Any = DDIMScheduler  # untyped libraries are called through Any
+_SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {  # untyped libraries are called through Any
+    "ddim": (DDIMScheduler, {}),
+    "euler": (EulerDiscreteScheduler, {}),
+    "dpmpp_2m": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+}
 HALF_LOSS_SCALE = 2.0**12  # half precision loses gradients below 2^-24; losses are of the order of 1
 
 
@@ -168,9 +172,14 @@ class StableDiffusion:
         ratio: Tensor = self._snr[timesteps]
         return ratio
 
-    def sampler(self) -> Any:
-        """A fresh DDIM scheduler (Song et al. 2020, eta 0: no randomness after the first noise)."""
-        return _DDIM.from_config(self.scheduler.config)
+    def sampler(self, name: str = "ddim") -> Any:
+        """A fresh scheduler without randomness after the first noise.
+
+        DDIM (Song et al. 2020) with eta 0, Euler (Karras et al. 2022) without churn, or DPM-Solver++ of the second
+        order over several steps (Lu et al. 2022) with Karras' noise levels.
+        """
+        kind, settings = _SAMPLERS[name]
+        return kind.from_config(self.scheduler.config, **settings)
 
 
 def check_penultimate(clip_skip: int | None, name: str) -> None:
