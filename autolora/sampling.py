@@ -155,7 +155,14 @@ class BaseRenders:
         plain = model.sampler(settings.sampler)
         sampler = {key: str(value) for key, value in plain.config.items() if not key.startswith("_")}
         recipe = [model.base_hash, model.resolution, settings.steps, settings.guidance, settings.negative]
-        recipe += [settings.guidance_rescale, settings.prefix] if settings.guidance_rescale or settings.prefix else []
+        more = {
+            "dtype": None if model.dtype == torch.float32 else str(model.dtype),
+            "clip_skip": model.clip_skip,
+            "guidance_rescale": settings.guidance_rescale,
+            "prefix": settings.prefix,
+        }
+        unusual = {name: value for name, value in more.items() if value}  # what is usual leaves older files their names
+        recipe = [*recipe, *([unusual] if unusual else [])]
         self._stem = json.dumps([*recipe, type(plain).__name__, sampler], sort_keys=True)
         self._memory: dict[tuple[str, int], Pictures] = {}
 

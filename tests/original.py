@@ -109,8 +109,9 @@ def vae_state(vae: Any) -> dict[str, Tensor]:
 
 
 def openai_clip(encoder: Any, prefix: str) -> dict[str, Tensor]:
-    """As transformers, with the level `text_model`."""
-    return {f"{prefix}text_model.{key.removeprefix('text_model.')}": t for key, t in encoder.state_dict().items()}
+    """As transformers, with the level `text_model`, and positions that are numbered in the file."""
+    found = {f"{prefix}text_model.{key.removeprefix('text_model.')}": t for key, t in encoder.state_dict().items()}
+    return {**found, f"{prefix}text_model.embeddings.position_ids": torch.arange(77)[None]}
 
 
 def open_clip(encoder: Any, prefix: str) -> dict[str, Tensor]:
@@ -134,7 +135,15 @@ def open_clip(encoder: Any, prefix: str) -> dict[str, Tensor]:
             found[f"{theirs}attn.out_proj.{half}"] = state.pop(f"{ours}self_attn.out_proj.{half}")
             found |= {f"{theirs}{new}.{half}": state.pop(f"{ours}{old}.{half}") for old, new in names.items()}
     assert not state, sorted(state)
-    return found
+    return {**found, f"{prefix}logit_scale": torch.tensor(4.6)}
+
+
+def _unread(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What SD2's files hold besides: a last layer (number 23, whatever the size) and a projection, both not read."""
+    prefix = "cond_stage_model.model."
+    first = f"{prefix}transformer.resblocks.0."
+    last = {key.replace(".0.", ".23.", 1): t for key, t in tensors.items() if key.startswith(first)}
+    return {**last, f"{prefix}text_projection": torch.eye(len(tensors[f"{prefix}ln_final.bias"]))}
 
 
 def save_original(pipeline: Any, path: Path, family: str, *marks: str) -> Path:
@@ -144,10 +153,11 @@ def save_original(pipeline: Any, path: Path, family: str, *marks: str) -> Path:
         tensors |= openai_clip(pipeline.text_encoder, "cond_stage_model.transformer.")
     elif family == "sd2":
         tensors |= open_clip(pipeline.text_encoder, "cond_stage_model.model.")
+        tensors |= _unread(tensors)
     else:
         tensors |= openai_clip(pipeline.text_encoder, "conditioner.embedders.0.transformer.")
         tensors |= open_clip(pipeline.text_encoder_2, "conditioner.embedders.1.model.")
-    tensors |= dict.fromkeys(marks, torch.zeros(0))
+    tensors |= {"alphas_cumprod": torch.ones(1000), "betas": torch.ones(1000), **dict.fromkeys(marks, torch.zeros(0))}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: tensor.half().contiguous().clone() for key, tensor in tensors.items()}, path)
     return path

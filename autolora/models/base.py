@@ -117,6 +117,11 @@ class Context:
     def __getitem__(self, part: slice) -> Context:
         return Context(*(None if one is None else one[part] for one in vars(self).values()))  # type: ignore[arg-type]
 
+    @property
+    def nbytes(self) -> int:
+        """Of all its tensors."""
+        return sum(one.nbytes for one in vars(self).values() if one is not None)
+
     def rows(self) -> list[Context]:
         """One for each picture."""
         return [self[i : i + 1] for i in range(len(self))]

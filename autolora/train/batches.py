@@ -129,12 +129,16 @@ class LatentCache:
         return self.model.encode_images(pixels[None].float() / 127.5 - 1)[0].cpu()
 
 
+MOST_CONTEXT_BYTES = 2**28  # of text embeddings kept on the device: 800 captions of SDXL in 16 bit, or all of SD1's
+
+
 class PromptCache:
-    """Text embeddings by caption, bounded; off while the text encoder trains."""
+    """Text embeddings by caption, bounded in number and memory; off while the text encoder trains."""
 
     def __init__(self, model: BaseModel, size: int = 4096) -> None:
         self.model, self.size = model, size
         self._known: OrderedDict[str, Context] = OrderedDict()
+        self._bytes = 0
 
     def contexts(self, captions: Sequence[str], trains_text_encoder: bool) -> Context:
         """The contexts of B captions; with gradients only where the text encoder trains."""
@@ -144,11 +148,12 @@ class PromptCache:
             if caption not in self._known:
                 with torch.no_grad():  # one by one: in a batch, rounding would depend on what else was new
                     self._known[caption] = self.model.encode_prompts([caption])
+                self._bytes += self._known[caption].nbytes
         for caption in captions:
             self._known.move_to_end(caption)
         found = stack_contexts([self._known[c] for c in captions])
-        while len(self._known) > self.size:
-            self._known.popitem(last=False)
+        while len(self._known) > self.size or self._bytes > MOST_CONTEXT_BYTES:
+            self._bytes -= self._known.popitem(last=False)[1].nbytes
         return found
 
 

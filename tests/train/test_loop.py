@@ -250,6 +250,15 @@ def test_prompt_cache_is_bounded(tiny_model: StableDiffusion) -> None:
     assert len(cache._known) == 3
 
 
+def test_prompt_cache_is_bounded_in_memory(tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    each = tiny_model.encode_prompts(["a"]).nbytes
+    monkeypatch.setattr(batches, "MOST_CONTEXT_BYTES", 2 * each + 1)
+    cache = PromptCache(tiny_model)
+    for words in (["a", "b", "c"], ["d"], ["c"], ["e"]):
+        assert len(cache.contexts(words, False)) == len(words)
+    assert list(cache._known) == ["c", "e"] and cache._bytes == 2 * each
+
+
 def test_global_randomness_is_left_alone(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
     before = torch.get_rng_state()
     train_all(work(tiny_model, folder, tmp_path), Assignment(replace(ADAMW, train=replace(ADAMW.train, epochs=1))))
