@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from autolora import __version__
-from autolora.errors import AutoloraError, ConfigError
+from autolora.errors import AutoloraError, ConfigError, ModelError
 
 COMMANDS = {
     "check": "show what would be trained and its cost: problems, concepts, ledger, buckets, captions, triggers",
@@ -48,6 +48,12 @@ STUDY is a name in studies/ or the path of your own .yaml file. Every key of the
 Ctrl-C stops; the same command continues. Exit codes: 0 done, 2 configuration, 3 pictures, 4 model,
 5 study, 6 LoRA file, 7 disk, 8 done but unmeasured, 130 or 143 interrupted.
 """
+
+
+_LESS_MEMORY = (
+    "set model.gradient_checkpointing=true, train.batch_size=1 or model.render.batch_size=1, or take a smaller "
+    "model.resolution or adapter.dim"
+)
 
 
 class Stopped(KeyboardInterrupt):
@@ -131,7 +137,12 @@ def _configured(command: str, rest: list[str]) -> int:
         print(OmegaConf.to_yaml(composed), end="")
         return 0
     actions: dict[str, Callable[..., int]] = {name: getattr(commands, name) for name in COMMANDS if name != "paperdoll"}
-    return actions[command](composed, study, rest)
+    import torch
+
+    try:
+        return actions[command](composed, study, rest)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"the GPU's memory does not suffice ({str(error).splitlines()[0]}): {_LESS_MEMORY}") from error
 
 
 def _paperdoll(rest: list[str]) -> int:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from autolora.cli import COMMANDS, main
 from autolora.paperdoll.world import write_dataset
@@ -73,6 +74,19 @@ def test_an_image_size_that_is_no_model_is_told_apart(tmp_path: Path, capsys: py
     (tmp_path / "folder").mkdir()
     assert main(["train", "dataset=quickstart", f"model.path={tmp_path / 'folder'}"]) == 4
     assert "model_index.json" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_one_line_that_says_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 11 GiB.")
+
+    monkeypatch.setattr("autolora.study.commands.train", full)
+    assert main(["train"]) == 4
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said and "Tried to allocate 2.00 GiB" in said
+    assert "model.gradient_checkpointing=true" in said
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:

@@ -213,9 +213,16 @@ def test_the_cache_key_holds_what_decides_a_picture(tiny_model: StableDiffusion,
     def place(settings: RenderSettings, prompt: str = "a", seed: int = 1) -> Path:
         return BaseRenders(tiny_model, settings, tmp_path).path(prompt, seed)
 
-    other = [dataclasses.replace(SETTINGS, **change) for change in ({"steps": 5}, {"guidance": 2.0}, {"negative": "b"})]
+    changes: list[dict[str, Any]] = [{"steps": 5}, {"guidance": 2.0}, {"negative": "b"}]
+    changes += [{"prefix": "b"}, {"sampler": "euler"}, {"guidance_rescale": 0.5}]
+    other = [dataclasses.replace(SETTINGS, **change) for change in changes]
     assert place(SETTINGS) == place(dataclasses.replace(SETTINGS, batch_size=9))
-    assert len({place(SETTINGS), place(SETTINGS, "b"), place(SETTINGS, seed=2), *map(place, other)}) == 6
+    assert len({place(SETTINGS), place(SETTINGS, "b"), place(SETTINGS, seed=2), *map(place, other)}) == 9
+
+
+def test_the_cache_key_holds_how_the_model_is_read(tiny_model_dir: Path, tmp_path: Path) -> None:
+    models = [tiny.load_tiny(tiny_model_dir, **own) for own in ({}, {"dtype": "bfloat16"}, {"clip_skip": 2})]
+    assert len({BaseRenders(model, SETTINGS, tmp_path).path("a", 1) for model in models}) == 3
 
 
 def test_the_cache_key_is_the_same_in_every_process(

@@ -55,6 +55,8 @@ def load_model(settings: ModelSettings) -> StableDiffusion:
             vae, digest = load_vae(Path(settings.vae).expanduser(), settings.family, device)
             parts = replace(parts, vae=vae, base_hash=f"{parts.base_hash[:8]}{digest[:8]}")
         return FAMILIES[settings.family](parts, name, settings)
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"model.path={source} cannot be loaded ({reason}): {AGAIN}") from error
