@@ -180,7 +180,7 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
                     f"{run.name} diverged at step {checkpoint.step}: lower optimizer.lr or set train.max_norm"
                 )
             if record.scored_step() != checkpoint.step:
-                record.add(checkpoint, work.measure(checkpoint, record.curve, record.curve, bars))
+                record.add(checkpoint, work.measure(checkpoint, record.curve, record.curve, bars, record.samples))
             bars.say(f"step {checkpoint.step}: {record.curve[-1].words}")
         best = record.best()
         assert best is not None

@@ -136,6 +136,11 @@ class Record:
             record.curve = [Point(**p) for p in points if p["step"] <= latest.step]
         return record
 
+    @property
+    def samples(self) -> Path:
+        """The folder of what some of its renders looked like."""
+        return self.folder / "samples"
+
     def latest(self) -> Checkpoint | None:
         """The checkpoint to continue from."""
         path = self.folder / "latest.pt"

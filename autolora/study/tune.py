@@ -79,7 +79,7 @@ class Driver:
             return self._finish(slot, TrialState.COMPLETE)
         if record.scored_step() != checkpoint.step:
             began = time.perf_counter()
-            new = self.work.measure(checkpoint, record.curve, self.seen, self.bars)
+            new = self.work.measure(checkpoint, record.curve, self.seen, self.bars, record.samples)
             record.add(checkpoint, new)
             self.seen.append(new)
             self.scoring_seconds += time.perf_counter() - began
