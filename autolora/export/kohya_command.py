@@ -13,6 +13,7 @@ from autolora.optim.optimizers import CAME, Adafactor, AdamW, Lion, Prodigy, Rat
 from autolora.optim.schedules import AnnealedCosine, Constant, Cosine, CosineRestarts, Linear
 from autolora.train.run import Run
 
+SCRIPTS = {"sd1": "train_network.py", "sdxl": "sdxl_train_network.py"}
 OPTIMIZERS = {ScheduleFree: "AdamWScheduleFree", CAME: "pytorch_optimizer.CAME"}  # the others are called as here
 SCHEDULES = {
     Constant: "constant",
@@ -61,7 +62,7 @@ def kohya_command(run: Run, dataset: Dataset, model: BaseModel, step: int) -> Ko
         *_training(run),
         f"--max_train_steps={batches}",
     ]
-    lines = ["accelerate launch train_network.py", *(shlex.quote(flag) for flag in flags)]
+    lines = [f"accelerate launch {SCRIPTS[model.architecture]}", *(shlex.quote(flag) for flag in flags)]
     return KohyaCommand(" \\\n  ".join(lines), tuple(_differences(run, dataset, batches, total)))
 
 

@@ -234,6 +234,12 @@ class Record:
         return remedy(p.constraints, options)
 
 
+def points_of(folder: Path) -> list[Point]:
+    """What a trial's folder says of its checkpoints, without their weights; nothing where it says nothing yet."""
+    path = folder / "curve.json"
+    return [Point(**p) for p in json.loads(path.read_text("utf-8"))] if path.is_file() else []
+
+
 def ties(one: Point, other: Point) -> bool:
     """Whether the intervals of two scores overlap: a tie, as far as can be told."""
     if one.score is None or other.score is None:
