@@ -128,11 +128,11 @@ def _json(content: object) -> Markup:
     return Markup(json.dumps(content, ensure_ascii=False).replace("<", "\\u003c"))
 
 
-def environment() -> Environment:
-    """What renders the templates, with the filters that they use."""
+def environment(escaped: bool = True) -> Environment:
+    """What renders the templates, with the filters that they use; only what is no HTML goes without escapes."""
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
+        autoescape=escaped,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -15,9 +15,11 @@ from autolora.export.kohya_command import kohya_command
 from autolora.progress import Bars
 from autolora.provenance import provenance
 from autolora.report.content import Costs, CurvePoint, HowTo, Report, TrialRow
+from autolora.report.model_card import write_model_card
 from autolora.report.page import write_report
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.scorecard import held_mean
+from autolora.study.card import model_card
 from autolora.study.effects import effects
 from autolora.study.finals import Finals, disagreement, seeds_in_words, tags_in_words
 from autolora.study.gallery import Exhibit, Shelf, gallery, matrix, pairs, scored_by
@@ -46,12 +48,16 @@ def report_study(
     ]
     judged = {one.trial.number: one.point for one in finals.finalists}
     captioned = run.with_captions(dataset)
+    pictures, outfits = gallery(shelf, exhibits), matrix(shelf, exhibits[-1])
+    if export_path:
+        card = model_card(plan, work, winner.record, best, export_path, pictures, outfits)
+        write_model_card(card, export_path.parent)
     whole = replace(
         _unfinished(plan, study, work, found, judged),
         verdict=best.verdict,
-        gallery=gallery(shelf, exhibits),
+        gallery=pictures,
         pairs=pairs(shelf, exhibits),
-        matrix=matrix(shelf, exhibits[-1]),
+        matrix=outfits,
         ledger=step_ledger(captioned, run.steps_of(dataset), run.train.epochs, run.steps_beside(dataset)),
         costs=_costs(study, work, found, best.step),
         howto=_howto(plan, work, winner.trial, winner.record, best),
