@@ -62,7 +62,12 @@ def kohya_command(run: Run, dataset: Dataset, model: BaseModel, step: int) -> Ko
         *_training(run),
         f"--max_train_steps={batches}",
     ]
-    lines = [f"accelerate launch {SCRIPTS[model.architecture]}", *(shlex.quote(flag) for flag in flags)]
+    lines = [f"accelerate launch {SCRIPTS[model.architecture]}"]
+    for flag in flags:
+        if flag.startswith("--"):
+            lines.append(shlex.quote(flag))
+        else:
+            lines[-1] += f" {shlex.quote(flag)}"
     return KohyaCommand(" \\\n  ".join(lines), tuple(_differences(run, dataset, batches, total)))
 
 

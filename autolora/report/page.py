@@ -107,8 +107,15 @@ def _hovered(one: Dot, album: Album) -> dict[str, Any]:
         "words": one.words,
         "verdict": one.point.verdict,
         "terms": one.terms,
-        "pictures": album.thumbnails(one.point.pictures[:HOVERED]),
+        "pictures": album.thumbnails(_spread(one.point.pictures)),
     }
+
+
+def _spread(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """At most HOVERED pictures, from the first to the last: with the trigger to without."""
+    if len(pictures) <= HOVERED:
+        return list(pictures)
+    return [pictures[round(place * (len(pictures) - 1) / (HOVERED - 1))] for place in range(HOVERED)]
 
 
 def _effects(report: Report) -> list[tuple[str, list[tuple[Effect, Markup]]]]:

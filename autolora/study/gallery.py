@@ -19,7 +19,7 @@ from autolora.progress import Bars
 from autolora.report import content
 from autolora.report.content import Column, Gallery, OutfitMatrix, Pair
 from autolora.sampling import BaseRenders, Shot, render
-from autolora.scoring.intervals import bootstrap_means, estimate, ruled_out
+from autolora.scoring.intervals import Estimate, bootstrap_means, estimate, ruled_out
 from autolora.scoring.measure import outfit_matrix
 from autolora.scoring.scorecard import embed, render_probes
 from autolora.study.samples import Sample, read_samples, sample_probes, write_samples
@@ -114,6 +114,10 @@ def _called(sample: Sample) -> bool:
     return sample.group == "trigger"
 
 
+def _share(rate: Estimate) -> Estimate:
+    return Estimate(*(min(max(end, 0.0), 1.0) for end in (rate.value, rate.low, rate.high)))
+
+
 def gallery(shelf: Shelf, exhibits: Sequence[Exhibit]) -> Gallery:
     """A column for the base model, then one for each exhibit, by its checkpoints and by weight."""
     best = exhibits[-1]
@@ -159,7 +163,7 @@ def matrix(shelf: Shelf, best: Exhibit) -> OutfitMatrix | None:
         tables = [passes[..., place] for place in range(len(names))]
         draws = [bootstrap_means(table, scorer.settings.bootstrap, 0) for table in tables]
         rates = [estimate(float(t.mean()), d, len(t)) for t, d in zip(tables, draws, strict=True)]
-        shares.append(tuple(ruled_out(rate, passes[..., 0].size) for rate in rates))
+        shares.append(tuple(_share(ruled_out(rate, passes[..., 0].size)) for rate in rates))
         telling.append(tuple(Image.fromarray(own[int(table.reshape(-1).argmax())]) for table in tables))
     real: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = scorer.material.training
     return OutfitMatrix(names, tuple(Image.fromarray(real[n][0]) for n in names), tuple(shares), tuple(telling))
