@@ -7,13 +7,12 @@ import shlex
 from dataclasses import dataclass
 
 from autolora.data.concepts import Dataset
-from autolora.export.metadata import network
+from autolora.export.metadata import family_of, network
 from autolora.models.base import BaseModel
 from autolora.optim.optimizers import CAME, Adafactor, AdamW, Lion, Prodigy, Rated, ScheduleFree
 from autolora.optim.schedules import AnnealedCosine, Constant, Cosine, CosineRestarts, Linear
 from autolora.train.run import Run
 
-SCRIPTS = {"sd1": "train_network.py", "sdxl": "sdxl_train_network.py"}
 OPTIMIZERS = {ScheduleFree: "AdamWScheduleFree", CAME: "pytorch_optimizer.CAME"}  # the others are called as here
 SCHEDULES = {
     Constant: "constant",
@@ -55,6 +54,8 @@ def kohya_command(run: Run, dataset: Dataset, model: BaseModel, step: int) -> Ko
         "--save_model_as=safetensors",
         f"--resolution={side},{side}",
         *(["--enable_bucket"] if any(picture.frame for picture in dataset.pictures) else []),
+        *(["--v2"] if family_of(model).v2 else []),
+        *([f"--clip_skip={model.clip_skip}"] if model.clip_skip else []),
         *(["--v_parameterization"] if model.prediction_type == "v_prediction" else []),
         *_network(run),
         *_optimizer(run),
@@ -62,7 +63,8 @@ def kohya_command(run: Run, dataset: Dataset, model: BaseModel, step: int) -> Ko
         *_training(run),
         f"--max_train_steps={batches}",
     ]
-    lines = [f"accelerate launch {SCRIPTS[model.architecture]}"]
+    script = "sdxl_train_network.py" if model.architecture == "sdxl" else "train_network.py"
+    lines = [f"accelerate launch {script}"]
     for flag in flags:
         if flag.startswith("--"):
             lines.append(shlex.quote(flag))

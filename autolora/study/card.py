@@ -49,7 +49,7 @@ def model_card(
         triggers={"the character": dataset.trigger, **{c.name: c.trigger for c in dataset.concepts}},
         weight=best.weight,
         base=f"{model.name} (weights {model.base_hash})",
-        family=family_of(model.architecture).spec,
+        family=family_of(model).spec,
         licence=_licence(plan),
         samples=_samples(gallery, best.weight),
         scorecard=tuple((_plain(n), Estimate(**terms[n]), words) for n, words in MEANINGS.items() if n in terms),

@@ -100,13 +100,18 @@ def _unfinished(plan: Plan, study: Study, work: Workbench, found: Found, judged:
         effects=effects(plan.space, found),
         costs=_costs(study, work, found, 0),
         baselines={t.user_attrs["baseline"]: t.number for t, _ in found if t.user_attrs.get("baseline")},
-        command=" ".join(["autolora tune", plan.study_name, *plan.arguments]),
+        command=" ".join(["autolora tune", plan.study_name, *_lasting(plan.arguments)]),
         model=work.bench.model.name,
         activation_text=", ".join(dict.fromkeys([dataset.trigger, *(c.trigger for c in dataset.concepts)])),
         class_word=dataset.class_word,
         bleed_limit=work.scoring.bleed_limit,
         refresh_seconds=REFRESH_SECONDS,
     )
+
+
+def _lasting(arguments: Sequence[str]) -> list[str]:
+    """What of a command decides on the study, not on what is said of it."""
+    return [argument for argument in arguments if argument.partition("=")[0] not in ("quiet", "json")]
 
 
 def _so_far(found: Found, trials: int) -> str:

@@ -15,7 +15,7 @@ from autolora.train.run import Run
 
 
 def model(architecture: str = "sd1", prediction: str = "epsilon") -> Any:
-    return SimpleNamespace(architecture=architecture, prediction_type=prediction, resolution=512)
+    return SimpleNamespace(architecture=architecture, prediction_type=prediction, resolution=512, clip_skip=None)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_what_is_shown_beside_is_not_counted_and_is_named(dataset: Dataset) -> N
         (("recipe=guide-adamw", "optimizer=adafactor", "schedule=constant"), ["relative_step=False"]),
         (("recipe=guide-adamw", "train.loss=huber"), ["--loss_type=huber", "--huber_c=0.1"]),
         (("recipe=guide-adamw", "train.flip=true"), ["--flip_aug"]),
-        (("recipe=guide-adamw", "adapter.text_encoder=true", "optimizer.text_encoder_lr=0.5"), ["--text_encoder_lr=0.5"]),
+        (("adapter.text_encoder=true", "optimizer.text_encoder_lr=0.5"), ["--text_encoder_lr=0.5"]),
     ],
 )  # fmt: skip
 def test_kinds(overrides: tuple[str, ...], wanted: list[str], dataset: Dataset) -> None:
@@ -75,6 +75,7 @@ def test_kinds(overrides: tuple[str, ...], wanted: list[str], dataset: Dataset) 
 def test_other_bases(dataset: Dataset) -> None:
     assert "sdxl_train_network.py" in kohya_command(run_of(), dataset, model("sdxl"), 100).text
     assert "--v_parameterization" in flags(kohya_command(run_of(), dataset, model(prediction="v_prediction"), 100))
+    assert "--v2" in flags(kohya_command(run_of(), dataset, model("sd2"), 100))
 
 
 def test_no_private_path(dataset: Dataset) -> None:
