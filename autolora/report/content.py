@@ -76,7 +76,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Column:
-    """One model beside the others: a picture of each sample after so many steps at weight 1, and at several weights.
+    """One model beside the others: a picture of each sample after so many steps, and at several weights.
 
     A base model has one entry, after 0 steps; `step` is the checkpoint that the weights are of, `weight` is shown
     first.
@@ -91,10 +91,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The models side by side, the base model first, the best last."""
+    """The models side by side, the base model first, the best last; their steps are all shown at one weight."""
 
     samples: tuple[Sample, ...]
     columns: tuple[Column, ...]
+    step_weight: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ def render_page(report: Report) -> str:
 def _gallery_data(gallery: Gallery, album: Album) -> dict[str, Any]:
     """The pictures by step and by weight of every column, as keys of the album."""
     return {
+        "stepWeight": gallery.step_weight,
         "steps": sorted({step for column in gallery.columns for step in column.by_step if step}),
         "weights": sorted({weight for column in gallery.columns for weight in column.by_weight}),
         "columns": [

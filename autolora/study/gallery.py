@@ -120,15 +120,15 @@ def _share(rate: Estimate) -> Estimate:
 
 def gallery(shelf: Shelf, exhibits: Sequence[Exhibit]) -> Gallery:
     """A column for the base model, then one for each exhibit, by its checkpoints and by weight."""
-    best = exhibits[-1]
+    best, searched = exhibits[-1], max(shelf.work.scoring.weights)
     columns = [Column("base model", {0: shelf.base()})]
     for one in exhibits:
-        by_weight = {weight: shelf.at(one, weight) for weight in sorted({*WEIGHTS, best.weight, one.weight})}
+        by_weight = {weight: shelf.at(one, weight) for weight in sorted({*WEIGHTS, best.weight, searched})}
         kept = {p.step: scored_by(one.record, p.step, shelf.samples) for p in one.record.curve}
         by_step = {step: images for step, images in kept.items() if images}
-        columns.append(Column(one.name, by_step or {one.step: by_weight[1.0]}, by_weight, one.step, one.weight))
+        columns.append(Column(one.name, by_step or {one.step: by_weight[searched]}, by_weight, one.step, one.weight))
     shown = tuple(content.Sample(s.prompt, s.seed, GROUPS[s.group]) for s in shelf.samples)
-    return Gallery(shown, tuple(columns))
+    return Gallery(shown, tuple(columns), searched)
 
 
 def pairs(shelf: Shelf, exhibits: Sequence[Exhibit]) -> tuple[Pair, ...]:

@@ -13,7 +13,6 @@ from autolora.config import quote
 from autolora.data.caption_recipe import CaptionRecipe
 from autolora.optim.optimizers import OPTIMIZERS
 from autolora.optim.schedules import SCHEDULES
-from autolora.report.words import number
 from autolora.train.run import Run
 
 
@@ -42,11 +41,6 @@ def train_command(recipe: str, values: Mapping[str, Any], dataset: str) -> str:
     overrides = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
     given = [] if dataset == "quickstart" else [f"dataset.path={dataset}"]
     return " ".join(["autolora train", f"recipe={recipe}", *map(quote, [*given, *overrides])])
-
-
-def values_in_words(values: Mapping[str, Any]) -> str:
-    """What was drawn for a trial, in one line."""
-    return ", ".join(f"{key.split('.')[-1]} {number(value)}" for key, value in values.items())
 
 
 def _kind(table: Mapping[str, type[Any]], part: object) -> str:

@@ -16,12 +16,12 @@
     button.addEventListener("click", () => copy(button));
   }
 
-  function showGallery(root, { columns, steps, weights }) {
+  function showGallery(root, { columns, steps, weights, stepWeight }) {
     const compare = root.querySelector("#compare"), step = root.querySelector("#step"), weight = root.querySelector("#weight");
     const last = columns.length - 1;
     let mode = "chosen";
 
-    // What a column shows: at weight 1 its last checkpoint up to the step asked for, or its own step at a weight.
+    // What a column shows: its last checkpoint up to the step asked for, or its own step at a weight.
     function shown(column) {
       const known = Object.keys(column.steps).map(Number).sort((a, b) => a - b);
       if (known.length === 1 && known[0] === 0) return { images: column.steps[0], words: "" };
@@ -29,11 +29,11 @@
         const asked = steps[step.value];
         const at = known.filter((own) => own <= asked).pop();
         if (at === undefined) return { images: null, words: `first shown at step ${known[0]}` };
-        return { images: column.steps[at], words: `step ${at}, weight 1` };
+        return { images: column.steps[at], words: `step ${at}, weight ${stepWeight}` };
       }
       const value = String(mode === "weight" ? weights[weight.value] : column.weight);
       if (column.weights[value]) return { images: column.weights[value], words: `step ${column.step}, weight ${value}` };
-      return { images: column.steps[column.step] || null, words: `step ${column.step}, weight 1` };
+      return { images: column.steps[column.step] || null, words: `step ${column.step}, weight ${stepWeight}` };
     }
 
     function draw() {
@@ -50,7 +50,7 @@
       });
       const said = {
         chosen: "each at the checkpoint and weight that counts",
-        step: `after ${steps[step.value]} images shown, at weight 1`,
+        step: `after ${steps[step.value]} images shown, at weight ${stepWeight}`,
         weight: `at weight ${weights[weight.value]}`,
       }[mode];
       root.querySelector("#shown").textContent = said;
