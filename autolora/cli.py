@@ -20,7 +20,7 @@ COMMANDS = {
     "train": "train one recipe, score every checkpoint and export the best",
     "tune": "run a study: many recipes, each checkpoint scored, the best LoRA exported with a report",
     "score": "score LoRA files made anywhere: lora=FILE, or lora=FOLDER to rank them",
-    "report": "write a study's report again",
+    "report": "write a study's report again; report FOLDER FOLDER ... compares studies: which recipe wins how often",
     "export": "export a study's best LoRA again; verify=FILE: who reads a file; resize=FILE: a smaller rank as good",
     "dashboard": "open a study in the Optuna dashboard on this machine",
     "paperdoll": "draw a dataset of the embedded world: paperdoll dataset OUT --seed N --outfits K",
@@ -42,6 +42,7 @@ examples
   autolora score lora=mona.safetensors dataset.path=~/mona
   autolora export verify=mona.safetensors model=sd15 model.path=~/models/sd15
   autolora export resize=mona.safetensors dataset.path=~/mona
+  autolora report runs/mona runs/zorak out=runs/both          which recipe wins how often
   autolora tune quickstart --cfg job                          the resolved config
 
 STUDY is a name in studies/ or the path of your own .yaml file. Every key of the config can be set.
@@ -116,6 +117,8 @@ def _configured(command: str, rest: list[str]) -> int:
         at = rest.index("--cfg")
         del rest[at : at + (2 if rest[at + 1 : at + 2] == ["job"] else 1)]
     study = None
+    if command == "report" and sum("=" not in argument and not argument.startswith("-") for argument in rest) > 1:
+        return _compare(rest)
     if rest and "=" not in rest[0] and command in TAKES_STUDY:
         study = rest.pop(0)
     flags = [argument for argument in rest if argument.startswith("-")]
@@ -143,6 +146,20 @@ def _configured(command: str, rest: list[str]) -> int:
         return actions[command](composed, study, rest)
     except torch.OutOfMemoryError as error:
         raise ModelError(f"the GPU's memory does not suffice ({str(error).splitlines()[0]}): {_LESS_MEMORY}") from error
+
+
+def _compare(rest: list[str]) -> int:
+    """`autolora report FOLDER FOLDER ...`."""
+    from autolora import config
+    from autolora.study import commands
+
+    given = [argument for argument in rest if "=" in argument]
+    folders = [argument for argument in rest if "=" not in argument]
+    unknown = [argument for argument in given if argument.partition("=")[0] not in ("out", "quiet", "json")]
+    if unknown or any(folder.startswith("-") for folder in folders):
+        raise ConfigError("comparing studies takes their folders and out=FOLDER, quiet=true or json=true; "
+                          f"got {' '.join(rest)}")  # fmt: skip
+    return commands.compare(config.compose("train", given), folders)
 
 
 def _paperdoll(rest: list[str]) -> int:

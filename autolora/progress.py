@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,12 +17,27 @@ from rich.progress import (
 )
 
 
-class Bars:
-    """Nested progress bars on standard error; finished ones go away."""
+class _Headed(Progress):
+    """Bars below something else."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
-        self._progress = Progress(
+    head: RenderableType = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is drawn: the head, then the bars."""
+        if self.head:
+            yield self.head
+        yield from super().get_renderables()
+
+
+class Bars:
+    """Nested progress bars on standard error; finished ones go away. Without a terminal only lines are written.
+
+    `quiet` shows nothing at all.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
+        self._progress = _Headed(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
@@ -30,6 +45,7 @@ class Bars:
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
+            disable=quiet or not self.console.is_terminal,
             speed_estimate_period=60,
         )
 
@@ -66,5 +82,13 @@ class Bars:
             self.remove(task)
 
     def say(self, line: str) -> None:
-        """Print a line above the bars."""
-        self.console.print(line, highlight=False, markup=False)
+        """Print a line above the bars; where there is no terminal it stays one line, however long."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
+
+    def show(self, head: RenderableType, line: str | None = None) -> None:
+        """Keep something in view above the bars; where there is no terminal a line, if there is one, says it."""
+        if self.console.is_terminal:
+            self._progress.head = head
+            self._progress.refresh()
+        elif line is not None:
+            self.say(line)

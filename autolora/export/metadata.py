@@ -121,7 +121,7 @@ def tag_frequency(concept: Concept) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _network(run: Run) -> dict[str, Any]:
+def network(run: Run) -> dict[str, Any]:
     """The module of kohya's tools that reads the file, and its arguments, all strings as these have them."""
     adapter, args = run.adapter, dict[str, str]()
     algorithms: dict[type[Any], str] = {DoRA: "lora", LoHa: "loha", LoKr: "lokr", IA3: "ia3"}
@@ -151,7 +151,7 @@ def _training(run: Run, dataset: Dataset, name: str, card: Card, made: datetime)
         "output_name": name,
         "training_started_at": made.timestamp(),
         "training_finished_at": made.timestamp(),
-        **_network(run),
+        **network(run),
         "optimizer": f"{type(run.optimizer).__name__}({optimizer})",
         "learning_rate": run.optimizer.lr,
         "unet_lr": run.optimizer.lr,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from autolora.report.content import CurvePoint, TrialRow
+from autolora.report.content import CurvePoint, Effect, TrialRow
+from autolora.report.words import number as value_in_words
 from autolora.scoring.intervals import Estimate
 
 WIDTH, HEIGHT = 380, 236
@@ -58,8 +59,8 @@ def learning_curve(trial: TrialRow, bleed_limit: float | None = None) -> Markup:
     if bleed_limit is not None and frame.y_least <= bleed_limit <= frame.y_most:
         y = frame.y(bleed_limit)
         parts.append(_tag("line", "limit", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
-    for name in SERIES:
-        parts.append(_line(frame, trial.curve, name, f"series {name}"))
+    parts += [_band(frame, trial.curve, name) for name in SERIES]
+    parts += [_line(frame, trial.curve, name, f"series {name}") for name in SERIES]
     parts += [_dots(frame, trial.curve, name) for name in SERIES]
     best = next((point for point in trial.curve if point.at == trial.best_step), None)
     if best is not None:
@@ -82,6 +83,7 @@ def weight_sweep(sweep: Sequence[CurvePoint], weight: float | None, bleed_limit:
         x = frame.x(weight)
         parts.append(_tag("line", "chosen-line", x1=x, x2=x, y1=TOP - 4, y2=HEIGHT - BOTTOM))
         parts.append(_text(x, TOP - 8, f"recommended {weight:g}", "chosen-name", "middle"))
+    parts += [_band(frame, sweep, name) for name in SERIES]
     for name in SERIES:
         parts += [_line(frame, sweep, name, f"series {name}"), _dots(frame, sweep, name, "weight")]
     parts.append(_end_labels(frame, sweep))
@@ -136,12 +138,50 @@ def interval(estimate: Estimate, name: str, end: float | None = None) -> Markup:
         _tag("line", f"whisker {name}", x1=x(estimate.low), x2=x(estimate.high), y1=middle, y2=middle),
         _tag("circle", f"dot {name}", cx=x(estimate.value), cy=middle, r=4),
     ]
-    words = f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+    words = in_words(estimate)
     if end is not None:
         parts.insert(1, _tag("line", f"moved {name}", x1=x(estimate.value), x2=x(end), y1=middle, y2=middle))
         parts.append(_tag("circle", f"hollow {name}", cx=x(end), cy=middle, r=3.6))
         words += f", {end:.2f} at the end of training"
     return _svg(words, parts, width, height, "interval")
+
+
+def effect(found: Effect) -> Markup:
+    """Every trial's score with its interval by the value of one parameter."""
+    scale, ticks = _value_scale(found)
+    frame = Frame(1.0, min(-0.5, *(one.low for one in found.scores)), 1.0)
+    parts = [_y_axis(frame)]
+    parts += [_text(frame.x(scale(value)), HEIGHT - BOTTOM + 15, words, "tick", "middle") for value, words in ticks]
+    for value, one, number in zip(found.values, found.scores, found.trials, strict=True):
+        x = frame.x(scale(value))
+        title = f"trial {number}: {found.name} {value_in_words(value)}, score {in_words(one)}"
+        parts.append(_tag("line", "whisker score", x1=x, x2=x, y1=frame.y(one.low), y2=frame.y(one.high)))
+        parts.append(_tag("circle", "point score", title, cx=x, cy=frame.y(one.value), r=4))
+    return _svg(f"Score by {found.name} of {found.recipe}", parts)
+
+
+def _value_scale(found: Effect) -> tuple[Callable[[object], float], list[tuple[object, str]]]:
+    """Where a value lies from 0 to 1, and the values to name: numbers by size, anything else side by side."""
+    distinct = list(dict.fromkeys(found.values))
+    numbers = [float(v) for v in distinct if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) < len(distinct) or len(distinct) < 2 or len(distinct) <= 3:
+        ordered = sorted(distinct, key=lambda v: (isinstance(v, str), v is not None and not isinstance(v, str) and v))
+        places = {value: (place + 0.5) / len(ordered) for place, value in enumerate(ordered)}
+        return lambda value: places[value], [(value, value_in_words(value)) for value in ordered]
+    turn = math.log if found.log and min(numbers) > 0 else float
+    low, high = turn(min(numbers)), turn(max(numbers))
+
+    def scale(value: object) -> float:
+        assert isinstance(value, int | float)
+        return 0.04 + 0.92 * (turn(value) - low) / (high - low)
+
+    ends: list[tuple[object, str]] = [(value, value_in_words(value)) for value in (min(numbers), max(numbers))]
+    return scale, ends
+
+
+def in_words(estimate: Estimate) -> str:
+    """A value with its interval."""
+    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
 
 
 def legend(names: Mapping[str, str] = SERIES) -> Markup:
@@ -163,15 +203,30 @@ def _overcooked(frame: Frame, step: int | None) -> Markup:
 
 
 def _axes(frame: Frame, name: str = "images shown") -> Markup:
+    parts = [_y_axis(frame)]
+    for value in _ticks(0, frame.x_most, _round_step(frame.x_most / 4)):
+        parts.append(_text(frame.x(value), HEIGHT - BOTTOM + 15, f"{value:g}", "tick", "middle"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, name, "axis-name", "middle"))
+    return Markup("").join(parts)
+
+
+def _y_axis(frame: Frame) -> Markup:
     parts = []
     for value in _ticks(frame.y_least, frame.y_most, 0.25 if frame.y_most - frame.y_least <= 1 else 0.5):
         y = frame.y(value)
         parts.append(_tag("line", "axis zero" if value == 0 else "axis", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
         parts.append(_text(LEFT - 6, y + 3.5, f"{value:g}", "tick", "end"))
-    for value in _ticks(0, frame.x_most, _round_step(frame.x_most / 4)):
-        parts.append(_text(frame.x(value), HEIGHT - BOTTOM + 15, f"{value:g}", "tick", "middle"))
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, name, "axis-name", "middle"))
     return Markup("").join(parts)
+
+
+def _band(frame: Frame, curve: Sequence[CurvePoint], name: str) -> Markup:
+    """The intervals around a line, where they are known."""
+    known = [(p.at, p.terms[name]) for p in curve if name in p.terms]
+    if len(known) < 2:
+        return Markup("")
+    edge = [(x, one.high) for x, one in known] + [(x, one.low) for x, one in reversed(known)]
+    path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in edge)
+    return Markup('<polygon class="band {}" points="{}"/>').format(name, path)
 
 
 def _line(frame: Frame, curve: Sequence[CurvePoint], name: str, kind: str, title: str = "") -> Markup:
@@ -191,7 +246,8 @@ def _dots(frame: Frame, curve: Sequence[CurvePoint], name: str, unit: str = "ste
     for point in curve:
         value = float(getattr(point, name))
         if math.isfinite(value):
-            title = f"{unit} {point.at:g}: {SERIES[name]} {value:.2f}"
+            term = point.terms.get(name)
+            title = f"{unit} {point.at:g}: {SERIES[name]} {in_words(term) if term else f'{value:.2f}'}"
             dots.append(_tag("circle", f"point {name}", title, cx=frame.x(point.at), cy=frame.y(value), r=2.4))
     return Markup("").join(dots)
 

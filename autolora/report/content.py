@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from autolora.data.ledger import Ledger
 from autolora.scoring.intervals import Estimate
 
 STATES = ("complete", "pruned", "failed", "running")
@@ -22,6 +23,10 @@ class CurvePoint:
     fidelity: float
     editability: float
     bleed_class: float
+    terms: Mapping[str, Estimate] = field(default_factory=dict)  # the same and more with intervals, where known
+    verdict: str = ""
+    broken: tuple[str, ...] = ()  # names of the constraints that it breaks
+    pictures: tuple[Image.Image, ...] = ()  # some of what it was scored by
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,91 @@ class TrialRow:
 
 
 @dataclass(frozen=True)
-class GridRow:
-    """One prompt and seed, drawn by several models: column title to picture; rows of one `group` stand together."""
+class Pair:
+    """One prompt with its triggers and `without` them, at one seed: pictures by title."""
+
+    prompt: str
+    without: str
+    seed: int
+    images: Mapping[str, Image.Image]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the models side by side are asked to draw."""
 
     prompt: str
     seed: int
-    images: Mapping[str, Image.Image]
     group: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One model beside the others: a picture of each sample after so many steps, and at several weights.
+
+    A base model has one entry, after 0 steps; `step` is the checkpoint that the weights are of, `weight` is shown
+    first.
+    """
+
+    name: str
+    by_step: Mapping[int, tuple[Image.Image, ...]]
+    by_weight: Mapping[float, tuple[Image.Image, ...]] = field(default_factory=dict)
+    step: int = 0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The models side by side, the base model first, the best last; their steps are all shown at one weight."""
+
+    samples: tuple[Sample, ...]
+    columns: tuple[Column, ...]
+    step_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class OutfitMatrix:
+    """How often what is asked of one outfit shows another: `shares[asked][shown]`, with the most telling picture."""
+
+    names: tuple[str, ...]
+    real: tuple[Image.Image, ...]  # one of the user's pictures of each
+    shares: tuple[tuple[Estimate, ...], ...]
+    pictures: tuple[tuple[Image.Image, ...], ...]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one parameter of a recipe did: its importance, where there were trials enough, and every trial's score."""
+
+    recipe: str
+    name: str
+    importance: Estimate | None
+    values: tuple[object, ...]
+    scores: tuple[Estimate, ...]
+    trials: tuple[int, ...]
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a study took."""
+
+    training_seconds: float
+    scoring_seconds: float
+    steps: int  # images shown, by all trials
+    best_steps: int  # up to the exported checkpoint
+    bake_steps: int  # of the longest unchanged recipe, had it run to its end
+
+
+@dataclass(frozen=True)
+class HowTo:
+    """The recipe of the exported LoRA to take away: as a config, as commands, and what the other trainer cannot do."""
+
+    yaml: str
+    command: str
+    kohya: str
+    kohya_notes: tuple[str, ...]
+    facts: Mapping[str, str]  # what must be alike for the same result
 
 
 @dataclass(frozen=True)
@@ -73,7 +156,13 @@ class Report:
     dataset: str
     seconds: float
     trials: tuple[TrialRow, ...]
-    grids: tuple[GridRow, ...] = ()
+    gallery: Gallery | None = None
+    pairs: tuple[Pair, ...] = ()
+    matrix: OutfitMatrix | None = None
+    effects: tuple[Effect, ...] = ()
+    ledger: Ledger | None = None  # of the exported recipe
+    costs: Costs | None = None
+    howto: HowTo | None = None
     best: int | None = None
     baselines: Mapping[str, int] = field(default_factory=dict)
     export_path: Path | None = None
@@ -85,13 +174,8 @@ class Report:
     bleed_limit: float | None = None
     notes: tuple[str, ...] = ()  # more sentences below the verdict, such as why the study stopped
     sweep: tuple[CurvePoint, ...] = ()  # the exported LoRA by weight
+    refresh_seconds: int | None = None  # how soon the page looks for a newer one; None where the study is over
 
     def trial(self, number: int | None) -> TrialRow | None:
         """The trial of a number, if there is one."""
         return next((trial for trial in self.trials if trial.number == number), None)
-
-    @property
-    def grid_groups(self) -> tuple[tuple[str, tuple[GridRow, ...]], ...]:
-        """The grid rows by group, in the order of their first rows."""
-        names = dict.fromkeys(row.group for row in self.grids)
-        return tuple((name, tuple(row for row in self.grids if row.group == name)) for name in names)

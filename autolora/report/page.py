@@ -1,13 +1,13 @@
-"""Writes a report as one web page: pictures, charts and style inside it, nothing fetched, no script needed."""
+"""Writes a report as one web page: pictures, charts, style and script inside it, nothing fetched."""
 
 from __future__ import annotations
 
-import base64
-import io
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -15,13 +15,16 @@ from PIL import Image
 
 from autolora.files import write_atomic
 from autolora.report import charts
-from autolora.report.content import Report, TrialRow
+from autolora.report.album import LOSSLESS_UP_TO, Album, data_uri
+from autolora.report.content import Column, Effect, Gallery, Report, Sample, TrialRow
+from autolora.report.pareto import Dot, dots, figure, library
+from autolora.report.words import duration, number, parameters
 from autolora.scoring.intervals import Estimate
 
 TEMPLATES = Path(__file__).parent / "templates"
-LOSSLESS_UP_TO = 128  # pixels; larger pictures go in as WebP, else a page of them would weigh tens of megabytes
 TERM_NAMES = {"fidelity": "fidelity", "likeness": "likeness", "editability": "editability", "bleed_class": "bleed"}
 CONSTRAINT_NAMES = {"bleed_class": "bleed", "editability": "stiff", "bleed_cross": "mixed up", "memorisation": "copied"}
+HOVERED = 4  # pictures shown of a checkpoint under the pointer
 
 
 def write_report(report: Report, path: Path) -> Path:
@@ -36,25 +39,32 @@ def write_report(report: Report, path: Path) -> Path:
 
 def render_page(report: Report) -> str:
     """The whole page as HTML."""
-    best = report.trial(report.best)
+    best, album, shown = report.trial(report.best), Album(), dots(report)
+    data = {
+        "gallery": _gallery_data(report.gallery, album) if report.gallery else None,
+        "checkpoints": [_hovered(one, album) for one in shown],
+        "pareto": figure(report, shown) if shown else None,
+    }
     return (
         environment()
         .get_template("page.html.jinja")
         .render(
             report=report,
             best=best,
+            album=album,
             rows=ranked(report),
             compared=compared(report),
-            curves=[
-                (trial, name, charts.learning_curve(trial, report.bleed_limit)) for name, trial in _leading(report)
-            ],
+            curves=[(trial, name, _curve(report, trial)) for name, trial in _leading(report)],
             other_curves=[
-                (trial, trial.recipe, charts.learning_curve(trial, report.bleed_limit))
+                (trial, trial.recipe, _curve(report, trial))
                 for trial in report.trials
                 if len(trial.curve) > 1 and trial.number not in {t.number for _, t in _leading(report)}
             ],
             sweep=charts.weight_sweep(report.sweep, report.weight, report.bleed_limit) if report.sweep else "",
             overview=charts.overview(report.trials, report.best, report.baselines.values()),
+            effects=_effects(report),
+            stopped=[trial for trial in report.trials if trial.state in ("pruned", "failed")],
+            dots=shown,
             legend=charts.legend(),
             interval=charts.interval,
             parameters=parameters,
@@ -66,15 +76,71 @@ def render_page(report: Report) -> str:
                 if (count := _count(report, state))
             },
             style=style(),
+            script=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
+            plotly=library() if shown else "",
+            data=lambda: _json({**data, "pictures": album.rest()}),
         )
     )
 
 
-def environment() -> Environment:
-    """What renders the templates, with the filters that they use."""
+def _gallery_data(gallery: Gallery, album: Album) -> dict[str, Any]:
+    """The pictures by step and by weight of every column, as keys of the album."""
+    return {
+        "stepWeight": gallery.step_weight,
+        "steps": sorted({step for column in gallery.columns for step in column.by_step if step}),
+        "weights": sorted({weight for column in gallery.columns for weight in column.by_weight}),
+        "columns": [
+            {
+                "name": column.name,
+                "step": column.step,
+                "weight": column.weight,
+                "steps": {f"{step}": [album.add(image) for image in own] for step, own in column.by_step.items()},
+                "weights": {f"{w:g}": [album.add(image) for image in own] for w, own in column.by_weight.items()},
+            }
+            for column in gallery.columns
+        ],
+    }
+
+
+def _hovered(one: Dot, album: Album) -> dict[str, Any]:
+    """What is shown of the checkpoint under the pointer."""
+    return {
+        "words": one.words,
+        "verdict": one.point.verdict,
+        "terms": one.terms,
+        "pictures": album.thumbnails(_spread(one.point.pictures)),
+    }
+
+
+def _spread(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """At most HOVERED pictures, from the first to the last: with the trigger to without."""
+    if len(pictures) <= HOVERED:
+        return list(pictures)
+    return [pictures[round(place * (len(pictures) - 1) / (HOVERED - 1))] for place in range(HOVERED)]
+
+
+def _effects(report: Report) -> list[tuple[str, list[tuple[Effect, Markup]]]]:
+    """Each recipe's parameters, the most important first, with their charts."""
+    by_recipe: dict[str, list[tuple[Effect, Markup]]] = {}
+    for one in sorted(report.effects, key=lambda e: -(e.importance.value if e.importance else 0.0)):
+        by_recipe.setdefault(one.recipe, []).append((one, charts.effect(one)))
+    return list(by_recipe.items())
+
+
+def _curve(report: Report, trial: TrialRow) -> Markup:
+    return charts.learning_curve(trial, report.bleed_limit)
+
+
+def _json(content: object) -> Markup:
+    """JSON that may stand in a script element: nothing in it can end that."""
+    return Markup(json.dumps(content, ensure_ascii=False).replace("<", "\\u003c"))
+
+
+def environment(escaped: bool = True) -> Environment:
+    """What renders the templates, with the filters that they use; only what is no HTML goes without escapes."""
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
+        autoescape=escaped,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -82,11 +148,35 @@ def environment() -> Environment:
     made.filters |= {
         "duration": duration,
         "number": number,
+        "in_words": charts.in_words,
         "data_uri": data_uri,
         "pixelated": lambda image: max(image.size) <= LOSSLESS_UP_TO,
+        "groupby_in_order": groups,
+        "first_shown": first_shown,
+        "first_of": first_of,
         "constraint": lambda name: CONSTRAINT_NAMES.get(name, name.replace("_", " ")),
     }
     return made
+
+
+def groups(items: Sequence[Sample], attribute: str) -> list[tuple[str, list[tuple[int, Sample]]]]:
+    """Numbered items by an attribute, in the order of their first ones."""
+    found: dict[str, list[tuple[int, Sample]]] = {}
+    for number_, item in enumerate(items):
+        found.setdefault(getattr(item, attribute), []).append((number_, item))
+    return list(found.items())
+
+
+def first_shown(column: Column, sample: int) -> Image.Image:
+    """A column's picture of a sample before any slider is moved: at its weight, else at its step, else its last."""
+    own = column.by_weight.get(column.weight) or column.by_step.get(column.step) or list(column.by_step.values())[-1]
+    return own[sample]
+
+
+def first_of(found: Sequence[Dot], best: TrialRow | None) -> int:
+    """The place of the exported checkpoint, else the first."""
+    places = [i for i, one in enumerate(found) if best and one.trial is best and one.point.at == best.best_step]
+    return places[0] if places else 0
 
 
 def style() -> Markup:
@@ -138,47 +228,3 @@ def _leading(report: Report) -> list[tuple[str, TrialRow]]:
 
 def _count(report: Report, state: str) -> int:
     return sum(trial.state == state for trial in report.trials)
-
-
-def parameters(values: Mapping[str, object]) -> list[tuple[str, str, str]]:
-    """(full name, short name, value) of what was drawn; a last part that two share keeps its group."""
-    keys = {key: key.rpartition("/")[2] for key in values}
-    lasts = [key.rpartition(".")[2] for key in keys.values()]
-    return [
-        (path, last if lasts.count(last) == 1 else path, number(values[key]))
-        for (key, path), last in zip(keys.items(), lasts, strict=True)
-    ]
-
-
-def number(value: object) -> str:
-    """A value as a person writes it: three significant digits for fractions, `none` for None."""
-    if value is None:
-        return "none"
-    if isinstance(value, float) and 0 < abs(value) < 1e-3:
-        digits, _, power = f"{value:.2e}".partition("e")
-        return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
-    if isinstance(value, float) and not value.is_integer():
-        return f"{value:.3g}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the two largest units that matter."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def data_uri(image: Image.Image) -> str:
-    """The picture as text to put into the page."""
-    buffer = io.BytesIO()
-    if max(image.size) <= LOSSLESS_UP_TO:
-        image.convert("RGB").save(buffer, "PNG", optimize=True)
-        kind = "png"
-    else:
-        image.convert("RGB").save(buffer, "WEBP", quality=88)
-        kind = "webp"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from autolora.files import write_atomic
-from autolora.report.page import environment, number, style
+from autolora.report.page import environment, style
+from autolora.report.words import number
 
 Cell = str | int | float | None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -20,23 +22,27 @@ from autolora.prepare.tagger import load_tagger
 from autolora.progress import Bars
 from autolora.report.sections import as_dict, print_sections, write_page
 from autolora.study.check import caption_sections, dataset_sections, measured_sections, recipe_section, schedule_section
+from autolora.study.compare import compare_sections, read_study, write_comparison
+from autolora.study.evidence import report_progress
 from autolora.study.export_best import export_best
 from autolora.study.finish import finish, study_report, twin_in_words
 from autolora.study.lora_files import find_files, grid, print_table, read_files, score_files
+from autolora.study.output import Output, read_json
 from autolora.study.plan import Plan, make_plan, open_study
 from autolora.study.proof import prove
 from autolora.study.resize_file import resize_file
+from autolora.study.standing import standing
 from autolora.study.trial import Record
 from autolora.study.tune import run_study
 from autolora.study.verify_file import verify_file
-from autolora.study.workbench import open_workbench
+from autolora.study.workbench import Workbench, open_workbench
 from autolora.train.loop import Assignment
 from autolora.train.loop import train as train_rounds
 
 
 def check(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     """Show what would be trained and what it costs; `check.json` and a page go into the run's folder."""
-    settings = cfg.dataset_settings(config)
+    output, settings = Output.of(config), cfg.dataset_settings(config)
     dataset = load_dataset(settings)
     plan = None
     if study:
@@ -48,15 +54,20 @@ def check(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     dataset = with_frames(dataset, settings, model.resolution)
     sections = [*dataset_sections(dataset), *caption_sections(dataset, model)]
     sections += [*(recipe_section(run, dataset) for run in runs), schedule_section(runs, dataset)]
-    with Bars() as bars:
+    with output.bars() as bars:
         sections += measured_sections(config, runs, dataset, model, plan.settings.trials if plan else None, bars)
     folder = plan.folder if plan else cfg.run_folder(config, runs[0].name)
     facts = [f"{model.name} ({model.architecture}, {model.resolution} px, weights {model.base_hash})"]
     write_atomic(folder / "check.json", json.dumps(as_dict(sections), indent=2))
     page = write_page(dataset.name, facts, sections, folder / "check.html")
-    print(f"{dataset.name} on {facts[0]}")
-    print_sections(sections)
-    print(f"\n{folder / 'check.json'}\n{page}")
+
+    def show() -> None:
+        if not output.quiet:
+            print(f"{dataset.name} on {facts[0]}")
+            print_sections(sections)
+        print(f"\n{folder / 'check.json'}\n{page}")
+
+    output.last(show, {"dataset": dataset.name, "sections": as_dict(sections), "page": page})
     return 0
 
 
@@ -67,7 +78,7 @@ def tag(config: DictConfig, study: str | None, arguments: list[str]) -> int:
         raise DatasetError("no pictures given: add dataset.path=FOLDER")
     paths = untagged(Path(path).expanduser())
     tagger = load_tagger(settings.path) if paths else None
-    with Bars() as bars, bars.task("tagging", len(paths)) as advance:
+    with Output.of(config).bars() as bars, bars.task("tagging", len(paths)) as advance:
         if tagger:
             tag_folder(paths, tagger, settings, advance)
     print(f"wrote {len(paths)} captions; `autolora check dataset.path={path}` shows what they say")
@@ -94,16 +105,31 @@ def captions(config: DictConfig, study: str | None, arguments: list[str]) -> int
 def tune(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     """Run or continue a study, export its best LoRA and write its report."""
     assert study is not None
+    output = Output.of(config)
     plan, own = make_plan(config, study, arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with Bars() as bars:
+    with output.bars() as bars:
         runs = [plan.run(recipe, values) for recipe, values in own.items()]
         work = open_workbench(config, [*runs, *plan.extremes()], bars)
         opened = open_study(plan, own, _identity(config, work.bench.model.base_hash))
-        run_study(plan, opened, work, bars)
+        run_study(plan, opened, work, bars, _news(plan, opened, work, bars, output))
         text = finish(plan, opened, work, bars)
-    print(text)
+    output.last(text, read_json(plan.folder / "result.json"))
     return UNMEASURED_EXIT_CODE if work.unmeasured else 0
+
+
+def _news(plan: Plan, study: optuna.Study, work: Workbench, bars: Bars, output: Output) -> Callable[[bool], None]:
+    """What follows every checkpoint: the terminal's table; after a trial's last one also the page and a line."""
+    began = time.monotonic()
+
+    def heard(ended: bool) -> None:
+        now = standing(plan, study, time.monotonic() - began)
+        bars.show(now.table(), now.line() if ended else None)
+        if ended:
+            report_progress(plan, study, work)
+            output.event("trial", now.as_dict())
+
+    return heard
 
 
 def _identity(config: DictConfig, base_hash: str) -> dict[str, str]:
@@ -129,23 +155,46 @@ def export(config: DictConfig, study: str | None, arguments: list[str]) -> int:
         return verify_file(config)
     if config.resize:
         return resize_file(config)
+    output = Output.of(config)
     plan, opened = _existing(config, study, arguments)
-    with Bars() as bars:
+    with output.bars() as bars:
         own = [plan.run(recipe, {}) for recipe in plan.space]
         work = open_workbench(config, [*own, *plan.extremes()], bars)
         text = finish(plan, opened, work, bars)
-    print(text)
+    output.last(text, read_json(plan.folder / "result.json"))
     return UNMEASURED_EXIT_CODE if work.unmeasured else 0
 
 
 def report(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     """Write a study's report again, from what its folder holds."""
+    output = Output.of(config)
     plan, opened = _existing(config, study, arguments)
-    with Bars() as bars:
+    with output.bars() as bars:
         own = [plan.run(recipe, {}) for recipe in plan.space]
         work = open_workbench(config, [*own, *plan.extremes()], bars)
         path = study_report(plan, opened, work, bars)
-    print(f"report: {path}")
+    output.last(f"report: {path}", {"report": path})
+    return 0
+
+
+def compare(config: DictConfig, folders: list[str]) -> int:
+    """Compare several studies; a page, `comparison.csv` and `comparison.json` go into `out`."""
+    output = Output.of(config)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    paths = list(dict.fromkeys(Path(folder).expanduser() for folder in folders))
+    entries = [entry for path in paths for entry in read_study(path)]
+    sections = compare_sections(entries)
+    out = Path(str(config.out)).expanduser() if config.out else Path("runs") / "comparison"
+    written = write_comparison(entries, sections, out)
+    facts = [f"{len(paths)} studies", f"{len({entry.recipe for entry in entries})} recipes"]
+    page = write_page("Studies compared", facts, sections, out / "index.html")
+
+    def show() -> None:
+        if not output.quiet:
+            print_sections(sections)
+        print("\n" + "\n".join(map(str, [*written, page])))
+
+    output.last(show, {**as_dict(sections[:2]), "files": [*written, page]})
     return 0
 
 
@@ -161,15 +210,16 @@ def dashboard(config: DictConfig, study: str | None, arguments: list[str]) -> in
 
 def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     """Train one run, score every checkpoint, export the best; the same command continues it."""
-    run = cfg.build_run(config)
+    output, run = Output.of(config), cfg.build_run(config)
     folder = cfg.run_folder(config, run.name)
     record = Record.open(folder, run)
     latest = record.latest()
     if (folder / "score.json").is_file():
-        print(f"{folder} is finished; choose another out=FOLDER to train again")
+        words = f"{folder} is finished; choose another out=FOLDER to train again"
+        output.last(words, read_json(folder / "score.json"))
         return 0
     waiting = iter([Assignment(run, latest)])
-    with Bars() as bars:
+    with output.bars() as bars:
         work = open_workbench(config, [run], bars)
         bar = bars.add(run.name, run.steps_per_epoch(work.bench.dataset) * run.train.epochs)
         for ready in train_rounds(lambda: next(waiting, None), work.bench, lambda slot: bars.set(bar, slot.step)):
@@ -180,18 +230,17 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
                     f"{run.name} diverged at step {checkpoint.step}: lower optimizer.lr or set train.max_norm"
                 )
             if record.scored_step() != checkpoint.step:
-                record.add(checkpoint, work.measure(checkpoint, record.curve, record.curve, bars))
+                record.add(checkpoint, work.measure(checkpoint, record.curve, record.curve, bars, record.samples))
             bars.say(f"step {checkpoint.step}: {record.curve[-1].words}")
         best = record.best()
         assert best is not None
         exported, twin = export_best(record, best, work, folder / "best", run.name)
         proof = prove(work, record.load(best), best, exported, twin, None, bars)
     write_atomic(folder / "score.json", json.dumps(record.summary(), indent=2))
-    print(f"best checkpoint: step {best.step}, {best.words}\nLoRA: {exported.path}")
-    if exported.diffusers:
-        print(f"for diffusers: {exported.diffusers.parent}")
-    if twin:
-        print(twin_in_words(twin, proof))
+    words = f"best checkpoint: step {best.step}, {best.words}\nLoRA: {exported.path}"
+    words += f"\nfor diffusers: {exported.diffusers.parent}" if exported.diffusers else ""
+    words += f"\n{twin_in_words(twin, proof)}" if twin else ""
+    output.last(words, {**record.summary(), "export": exported.path})
     return UNMEASURED_EXIT_CODE if work.unmeasured else 0
 
 
@@ -202,14 +251,19 @@ def score(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     """
     if not config.lora:
         raise ConfigError("no LoRA given: add lora=FILE.safetensors, or lora=FOLDER to rank all files in it")
-    files = find_files(str(config.lora))
+    output, files = Output.of(config), find_files(str(config.lora))
     states, refused = read_files(config, files)
-    found, base = score_files(config, states)
+    found, base = score_files(config, states, output.bars())
     out = Path(str(config.out)).expanduser() if config.out else files[0].parent
     content = [one.as_dict() for one in found]
     write_atomic(out / "score.json", json.dumps(content if len(files) > 1 else content[0], indent=2))
     with atomic_path(out / "score.png") as temporary:
         grid(found, base).save(temporary, format="PNG")
-    print_table(found, refused)
-    print(f"{out / 'score.json'}\n{out / 'score.png'}")
+
+    def show() -> None:
+        if not output.quiet:
+            print_table(found, refused)
+        print(f"{out / 'score.json'}\n{out / 'score.png'}")
+
+    output.last(show, {"files": content, "refused": {str(path): reason for path, reason in refused.items()}})
     return 0

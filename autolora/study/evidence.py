@@ -1,83 +1,191 @@
-"""What a study's report shows: its trials, its curves, and pictures side by side."""
+"""What a study's report shows: its trials, its curves, its pictures, and the recipe to take away."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from optuna import Study
 from optuna.trial import FrozenTrial
-from PIL import Image
 
-from autolora.adapters.base import State
+from autolora.data.ledger import step_ledger
+from autolora.export.kohya_command import kohya_command
 from autolora.progress import Bars
-from autolora.report.content import CurvePoint, GridRow, Report, TrialRow
+from autolora.provenance import provenance
+from autolora.report.content import Costs, CurvePoint, HowTo, Report, TrialRow
+from autolora.report.model_card import write_model_card
 from autolora.report.page import write_report
-from autolora.sampling import Shot, render
 from autolora.scoring.intervals import Estimate
-from autolora.scoring.probes import Probe
 from autolora.scoring.scorecard import held_mean
+from autolora.study.card import model_card
+from autolora.study.effects import effects
 from autolora.study.finals import Finals, disagreement, seeds_in_words, tags_in_words
+from autolora.study.gallery import Exhibit, Shelf, gallery, matrix, pairs, scored_by
 from autolora.study.plan import Plan
+from autolora.study.recipe_text import recipe_yaml, train_command
 from autolora.study.trial import Point, Record
-from autolora.study.tune import spent_seconds
+from autolora.study.tune import records, spent_seconds
 from autolora.study.workbench import Workbench
+
+REFRESH_SECONDS = 20
+Found = Sequence[tuple[FrozenTrial, Record]]
+SERIES = ("fidelity", "editability", "bleed_class")
 
 
 def report_study(
-    plan: Plan,
-    study: Study,
-    work: Workbench,
-    found: list[tuple[FrozenTrial, Record]],
-    finals: Finals,
-    export_path: Path | None,
-    bars: Bars,
+    plan: Plan, study: Study, work: Workbench, found: Found, finals: Finals, export_path: Path | None, bars: Bars
 ) -> Path:
-    """Write `report/index.html`; without `export_path` nothing was exported now."""
+    """Write `report/index.html` of a finished study; without `export_path` nothing was exported now."""
     winner = finals.winner
-    trial, best = winner.trial, winner.point
+    best, dataset, run = winner.point, work.bench.dataset, winner.record.run
+    shelf, exhibits = Shelf.open(work, bars), _exhibits(found, winner.record, best)
+    notes = [
+        seeds_in_words(finals),
+        disagreement(finals, work.scoring.second_encoder),
+        tags_in_words(best, dataset.class_word),
+    ]
     judged = {one.trial.number: one.point for one in finals.finalists}
-    baselines = {t.user_attrs["baseline"]: t.number for t, _ in found if t.user_attrs.get("baseline")}
+    captioned = run.with_captions(dataset)
+    pictures, outfits = gallery(shelf, exhibits), matrix(shelf, exhibits[-1])
+    if export_path:
+        card = model_card(plan, work, winner.record, best, export_path, pictures, outfits)
+        write_model_card(card, export_path.parent)
+    whole = replace(
+        _unfinished(plan, study, work, found, judged),
+        verdict=best.verdict,
+        gallery=pictures,
+        pairs=pairs(shelf, exhibits),
+        matrix=outfits,
+        ledger=step_ledger(captioned, run.steps_of(dataset), run.train.epochs, run.steps_beside(dataset)),
+        costs=_costs(study, work, found, best.step),
+        howto=_howto(plan, work, winner.trial, winner.record, best),
+        best=winner.trial.number,
+        export_path=export_path,
+        weight=best.weight,
+        sweep=_sweep_points(best),
+        notes=tuple(note for note in notes if note),
+        refresh_seconds=None,
+    )
+    return write_report(whole, report_path(plan))
+
+
+def report_progress(plan: Plan, study: Study, work: Workbench) -> Path:
+    """Write the page of a study that still runs, from what is on disk; it asks for no render."""
+    found = records(plan, study)
+    return write_report(_unfinished(plan, study, work, found, {}), report_path(plan))
+
+
+def report_path(plan: Plan) -> Path:
+    """Where a study's page lies."""
+    return plan.folder / "report" / "index.html"
+
+
+def _unfinished(plan: Plan, study: Study, work: Workbench, found: Found, judged: Mapping[int, Point]) -> Report:
+    """What is known of a study at any time."""
+    dataset = work.bench.dataset
     by_uid = {r.folder.name: r for _, r in found}
     rows = tuple(
         _row(t, by_uid.get(t.user_attrs.get("uid", "")), judged.get(t.number))
         for t in study.trials
         if t.user_attrs.get("uid")
     )
-    dataset = work.bench.dataset
-    notes = [
-        seeds_in_words(finals),
-        disagreement(finals, work.scoring.second_encoder),
-        tags_in_words(best, dataset.class_word),
-    ]
-    content = Report(
+    return Report(
         study=plan.settings.name,
-        verdict=best.verdict,
+        verdict=_so_far(found, plan.settings.trials),
         dataset=dataset.name,
         seconds=spent_seconds(study),
         trials=rows,
-        grids=tuple(_grids(work, found, winner.record, best, bars)),
-        best=trial.number,
-        baselines=baselines,
-        export_path=export_path,
-        command=" ".join(["autolora tune", plan.study_name, *plan.arguments]),
+        effects=effects(plan.space, found),
+        costs=_costs(study, work, found, 0),
+        baselines={t.user_attrs["baseline"]: t.number for t, _ in found if t.user_attrs.get("baseline")},
+        command=" ".join(["autolora tune", plan.study_name, *_lasting(plan.arguments)]),
         model=work.bench.model.name,
         activation_text=", ".join(dict.fromkeys([dataset.trigger, *(c.trigger for c in dataset.concepts)])),
-        weight=best.weight,
         class_word=dataset.class_word,
-        sweep=_sweep_points(best),
         bleed_limit=work.scoring.bleed_limit,
-        notes=tuple(note for note in notes if note),
+        refresh_seconds=REFRESH_SECONDS,
     )
-    return write_report(content, plan.folder / "report" / "index.html")
+
+
+def _lasting(arguments: Sequence[str]) -> list[str]:
+    """What of a command decides on the study, not on what is said of it."""
+    return [argument for argument in arguments if argument.partition("=")[0] not in ("quiet", "json")]
+
+
+def _so_far(found: Found, trials: int) -> str:
+    """The verdict of a study that still runs."""
+    best = max(found, key=lambda pair: pair[1].best_objective(), default=None)
+    point = best[1].best() if best else None
+    if best is None or point is None:
+        return "No checkpoint is scored yet."
+    return (
+        f"Best so far of {len(found)} trials begun of {trials}: trial {best[0].number} ({best[1].run.name}) at step "
+        f"{point.step}, {point.words}."
+    )
+
+
+def _exhibits(found: Found, winner: Record, best: Point) -> list[Exhibit]:
+    """The unchanged recipes as they ended, then the best."""
+    shown = []
+    for trial, record in found:
+        latest = record.latest()
+        if trial.user_attrs.get("baseline") and latest is not None:
+            shown.append(Exhibit(f"{record.run.name}, unchanged", record, latest.step, latest.state, 1.0))
+    return [*shown, Exhibit("best", winner, best.step, winner.load(best), best.weight)]
+
+
+def _costs(study: Study, work: Workbench, found: Found, best_step: int) -> Costs:
+    dataset = work.bench.dataset
+    bakes = [r.run.steps_per_epoch(dataset) * r.run.train.epochs for t, r in found if t.user_attrs.get("baseline")]
+    return Costs(
+        training_seconds=study.user_attrs.get("training_seconds", 0.0),
+        scoring_seconds=study.user_attrs.get("scoring_seconds", 0.0),
+        steps=sum(record.scored_step() for _, record in found),
+        best_steps=best_step,
+        bake_steps=max(bakes, default=0),
+    )
+
+
+def _howto(plan: Plan, work: Workbench, trial: FrozenTrial, record: Record, best: Point) -> HowTo:
+    """The exported recipe as text, without any path of this machine."""
+    run, dataset, model = record.run, work.bench.dataset, work.bench.model
+    recipe = trial.user_attrs["recipe"]
+    values = {k.removeprefix(f"{recipe}/"): v for k, v in trial.params.items() if k.startswith(f"{recipe}/")}
+    if run.train.seed:
+        values["train.seed"] = run.train.seed
+    kohya = kohya_command(run, dataset, model, best.step)
+    came_from = provenance()
+    facts = {
+        "base model": f"{model.name}, weights {model.base_hash}",
+        "pictures": f"{dataset.name}: {len(dataset.pictures)} trained on, {len(dataset.held_out)} held out",
+        "recipe": f"{run.name}, fingerprint {run.fingerprint()}, training seed {run.train.seed}",
+        "checkpoint": f"after {best.step} images shown, at weight {best.weight:g}",
+        "search": f"study {plan.settings.name}, sampler seed {plan.settings.seed}",
+        "software": ", ".join(filter(None, [came_from["commit"], came_from["versions"]])),
+        "machine": came_from["machine"],
+    }
+    yaml = recipe_yaml(run, f"{plan.settings.name}-best")
+    return HowTo(yaml, train_command(recipe, values, dataset.name), kohya.text, kohya.notes, facts)
 
 
 def _sweep_points(best: Point) -> tuple[CurvePoint, ...]:
     found = []
     for weight, terms in sorted(best.sweep.items(), key=lambda pair: float(pair[0])):
-        f, e, bleed = (terms[name]["value"] for name in ("fidelity", "editability", "bleed_class"))
-        found.append(CurvePoint(float(weight), float(held_mean(np.asarray(f), np.asarray(e))), f, e, bleed))
+        f, e, bleed = (terms[name]["value"] for name in SERIES)
+        known = {name: Estimate(**term) for name, term in terms.items()}
+        score = float(held_mean(np.asarray(f), np.asarray(e)))
+        found.append(CurvePoint(float(weight), score, f, e, bleed, known))
     return tuple(found)
+
+
+def _curve_point(p: Point, record: Record) -> CurvePoint:
+    assert p.score is not None
+    terms = {name: Estimate(**term) for name, term in {**p.terms, "score": p.score}.items()}
+    score, fidelity, editability, bleed = (terms[name].value for name in ("score", *SERIES))
+    pictures = scored_by(record, p.step)
+    return CurvePoint(p.step, score, fidelity, editability, bleed, terms, p.verdict, tuple(p.broken), pictures)
 
 
 def _row(trial: FrozenTrial, record: Record | None, judged: Point | None) -> TrialRow:
@@ -85,13 +193,6 @@ def _row(trial: FrozenTrial, record: Record | None, judged: Point | None) -> Tri
     recipe = trial.user_attrs["recipe"]
     baseline = trial.user_attrs.get("baseline")
     best = judged or (record.best() if record else None)
-    curve = tuple(
-        CurvePoint(
-            p.step, p.score["value"], *(p.terms[name]["value"] for name in ("fidelity", "editability", "bleed_class"))
-        )
-        for p in (record.curve if record else [])
-        if p.score is not None
-    )
     return TrialRow(
         number=trial.number,
         uid=trial.user_attrs["uid"],
@@ -103,34 +204,6 @@ def _row(trial: FrozenTrial, record: Record | None, judged: Point | None) -> Tri
         terms={name: Estimate(**term) for name, term in best.terms.items()} if best else {},
         broken=tuple(best.broken) if best else (),
         reason=trial.user_attrs.get("reason", ""),
-        curve=curve,
+        curve=tuple(_curve_point(p, record) for p in record.curve if p.score is not None) if record else (),
         overcooked_step=record.overcooked_step() if record else None,
     )
-
-
-def _grids(
-    work: Workbench, found: list[tuple[FrozenTrial, Record]], record: Record, best: Point, bars: Bars
-) -> list[GridRow]:
-    """Same prompts and seeds by the base model, each unchanged recipe's last checkpoint and the best, at its weight."""
-    of = work.of
-    chosen: list[tuple[str, Probe, int]] = [("with the trigger", p, p.seeds[0]) for p in of("trigger")[::3][:3]]
-    chosen += [("the character in another outfit", p, p.seeds[0]) for p in of("novel")[:2]]
-    plain = [*of("class_only")[:3], *of("class_context")[:2]]
-    chosen += [("without the trigger", p, p.seeds[0]) for p in plain]
-    columns: dict[str, tuple[State | None, float]] = {"base model": (None, 0.0)}
-    for trial, other in found:
-        latest = other.latest()
-        if trial.user_attrs.get("baseline") and latest is not None:
-            columns[f"{other.run.name}, step {latest.step}"] = (latest.state, 1.0)
-    columns[f"best, step {best.step}"] = (record.load(best), best.weight)
-    pictures = {}
-    with bars.task("rendering the report", len(columns) * len(chosen)) as advance:
-        for title, (state, weight) in columns.items():
-            if state is not None:
-                work.bench.adapter.load(state)
-            shots = [Shot(p.base_prompt if state is None else p.prompt, seed, weight) for _, p, seed in chosen]
-            pictures[title] = render(work.bench.model, shots, work.render_settings, work.bench.adapter, advance)
-    return [
-        GridRow(p.prompt, seed, {title: Image.fromarray(pictures[title][i]) for title in columns}, group)
-        for i, (group, p, seed) in enumerate(chosen)
-    ]

@@ -39,10 +39,13 @@ def finish(plan: Plan, study: Study, work: Workbench, bars: Bars) -> str:
 
 
 def study_report(plan: Plan, study: Study, work: Workbench, bars: Bars) -> Path:
-    """Write `report/index.html` from what the study's folder holds."""
+    """Write `report/index.html` from what the study's folder holds, and the card of what it exported."""
     found = records(plan, study)
     finals = _finals(plan, study, found, work, bars)
-    return report_study(plan, study, work, found, finals, None, bars)
+    result = plan.folder / "result.json"
+    exported = Path(json.loads(result.read_text("utf-8"))["export"]) if result.is_file() else None
+    still = exported if exported and exported.is_file() else None
+    return report_study(plan, study, work, found, finals, still, bars)
 
 
 def _finals(plan: Plan, study: Study, found: list[tuple[FrozenTrial, Record]], work: Workbench, bars: Bars) -> Finals:

@@ -105,10 +105,10 @@ def read_files(config: DictConfig, files: Sequence[Path]) -> tuple[dict[Path, St
     return states, refused
 
 
-def score_files(config: DictConfig, states: Mapping[Path, State]) -> tuple[list[Scored], Pictures]:
+def score_files(config: DictConfig, states: Mapping[Path, State], progress: Bars) -> tuple[list[Scored], Pictures]:
     """Every file scored on one workbench, the best first; and the base model's row of the grid."""
     runs = [Run(path.name, adapter=lora_of(state)) for path, state in states.items()]
-    with Bars() as bars:
+    with progress as bars:
         work = open_workbench(config, runs, bars)
         if work.scorer is None:
             raise Unmeasurable(work.unmeasured)

@@ -136,6 +136,11 @@ class Record:
             record.curve = [Point(**p) for p in points if p["step"] <= latest.step]
         return record
 
+    @property
+    def samples(self) -> Path:
+        """The folder of what some of its renders looked like."""
+        return self.folder / "samples"
+
     def latest(self) -> Checkpoint | None:
         """The checkpoint to continue from."""
         path = self.folder / "latest.pt"
@@ -227,6 +232,12 @@ class Record:
         options += [f"use weight {max(calm):g}"] if calm else []
         options += [f"stop at step {max(before)}"] if before else []
         return remedy(p.constraints, options)
+
+
+def points_of(folder: Path) -> list[Point]:
+    """What a trial's folder says of its checkpoints, without their weights; nothing where it says nothing yet."""
+    path = folder / "curve.json"
+    return [Point(**p) for p in json.loads(path.read_text("utf-8"))] if path.is_file() else []
 
 
 def ties(one: Point, other: Point) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -79,7 +80,7 @@ class Driver:
             return self._finish(slot, TrialState.COMPLETE)
         if record.scored_step() != checkpoint.step:
             began = time.perf_counter()
-            new = self.work.measure(checkpoint, record.curve, self.seen, self.bars)
+            new = self.work.measure(checkpoint, record.curve, self.seen, self.bars, record.samples)
             record.add(checkpoint, new)
             self.seen.append(new)
             self.scoring_seconds += time.perf_counter() - began
@@ -114,12 +115,15 @@ class Driver:
         slot.stop()
 
 
-def run_study(plan: Plan, study: optuna.Study, work: Workbench, bars: Bars) -> Driver:
-    """Run trials until the budget is spent."""
+def run_study(
+    plan: Plan, study: optuna.Study, work: Workbench, bars: Bars, heard: Callable[[bool], None] = lambda ended: None
+) -> Driver:
+    """Run trials until the budget is spent; `heard` is called after every checkpoint, with whether its trial ended."""
     driver = Driver(plan, study, work, bars)
     for ready in train(driver.next_run, work.bench, driver.on_step):
         for slot in ready:
             driver.judge(slot)
+            heard(slot.index not in driver.trials)
     return driver
 
 

@@ -26,6 +26,7 @@ from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer, prepare
 from autolora.scoring.settings import ScoringSettings
 from autolora.study.ladder import climb
+from autolora.study.samples import keep_samples
 from autolora.study.trial import Point, unmeasured_point, unrendered
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.checkpoint import Checkpoint
@@ -54,7 +55,9 @@ class Workbench:
         """The probes of some groups."""
         return of_groups(self.probes, *groups)
 
-    def measure(self, checkpoint: Checkpoint, own: Sequence[Point], seen: Sequence[Point], bars: Bars) -> Point:
+    def measure(
+        self, checkpoint: Checkpoint, own: Sequence[Point], seen: Sequence[Point], bars: Bars, keep: Path | None = None
+    ) -> Point:
         """A checkpoint, in the adapter's slot 0, as the search sees it.
 
         Args:
@@ -62,6 +65,7 @@ class Workbench:
             own: the trial's points so far.
             seen: the study's, the trial's among them.
             bars: where progress is shown.
+            keep: the folder that some of the renders are kept in, for the report.
         """
         blank = unrendered(checkpoint, self.base_losses)
         if self.scorer is None:
@@ -73,7 +77,10 @@ class Workbench:
             pictures.update(self.render(scorer.at(*(w for w in weights if w not in rendered)), bars))
             return score(scorer.at(*weights), pictures)
 
-        return climb(blank, own, seen, scorer.settings, judge)
+        point = climb(blank, own, seen, scorer.settings, judge)
+        if keep and pictures:
+            keep_samples(keep, checkpoint.step, scorer.probes, pictures, max(scorer.settings.weights))
+        return point
 
     def tag_bleed(self, scorer: Scorer, pictures: Rendered) -> tuple[list[str], dict[str, dict[str, float]]]:
         """The character's tags, and by weight how much oftener a tagger sees them on the class word alone.

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from autolora.report.content import CurvePoint, GridRow, Report, TrialRow
+from autolora.data.ledger import Ledger, LedgerRow
+from autolora.report.content import (
+    Column,
+    Costs,
+    CurvePoint,
+    Effect,
+    Gallery,
+    HowTo,
+    OutfitMatrix,
+    Pair,
+    Report,
+    Sample,
+    TrialRow,
+)
 from autolora.scoring.intervals import Estimate
 
 
@@ -24,7 +40,17 @@ def curve(steps: int, count: int, speed: float, bleed_from: float) -> tuple[Curv
         bleed = 0.95 / (1 + math.exp(-(step * speed - bleed_from) / 60)) - 0.02
         editability = 1.0 - 0.5 * max(0.0, bleed) + 0.02 * math.sin(index)
         f, e = min(1.0, max(0.0, fidelity)), min(1.0, max(0.0, editability))
-        points.append(CurvePoint(step, 2 * f * e / (f + e), fidelity, editability, bleed))
+        score = 2 * f * e / (f + e)
+        terms = {
+            "score": estimate(score),
+            "fidelity": estimate(fidelity),
+            "likeness": estimate(fidelity, 0.08),
+            "editability": estimate(editability, 0.03),
+            "bleed_class": estimate(bleed, 0.04),
+        }
+        broken = ("bleed_class",) if bleed > 0.15 else ()
+        verdict = "overcooked" if broken else "good"
+        points.append(CurvePoint(step, score, fidelity, editability, bleed, terms, verdict, broken))
     return tuple(points)
 
 
@@ -66,26 +92,94 @@ def face(hair: str, dress: str, horns: bool, size: int = 64) -> Image.Image:
     return image
 
 
-def grids(size: int = 64) -> tuple[GridRow, ...]:
-    zorak = ("#f08a24", "#7b3fb0", True, size)
-    rows = []
-    for index, prompt in enumerate(("1girl, zorak, fit_a", "1girl, zorak, fit_b, night", "1girl, zorak, red dress")):
-        own = ("#f08a24", ("#7b3fb0", "#e2b93b", "#c62828")[index], True, size)
-        images = {
-            "base model": face("#6b4a2b", "#3d6ea5", False, size),
-            "guide-adamw": face(*zorak),
-            "exported": face(*own),
-        }
-        rows.append(GridRow(prompt, 100 + index, images, "With the trigger"))
-    for index, prompt in enumerate(("1girl", "1girl, smile, beach", "1boy")):
-        plain = (("#6b4a2b", "#3d6ea5"), ("#d8b04a", "#2e8b57"), ("#333333", "#999999"))[index]
-        images = {
-            "base model": face(*plain, False, size),
-            "guide-adamw": face(*zorak),
-            "exported": face(*plain, False, size),
-        }
-        rows.append(GridRow(prompt, 200 + index, images, "Without the trigger: this should stay the base model's"))
-    return tuple(rows)
+def shown(orange: float, outfit: int, size: int) -> Image.Image:
+    """The character's hair and horns by how much of it is learnt, in an outfit."""
+    hair, learnt = ("#6b4a2b", "#f08a24"), orange > 0.5
+    return face(hair[learnt], ("#7b3fb0", "#e2b93b", "#c62828", "#3d6ea5")[outfit], learnt, size)
+
+
+def gallery(size: int = 64) -> Gallery:
+    """Three prompts with the trigger and two without; the unchanged recipe bleeds into those from step 800."""
+    prompts = ("1girl, zorak, fit_a", "1girl, zorak, fit_b", "1girl, zorak, red dress", "1girl", "1girl, beach")
+    groups = ("With the trigger",) * 3 + ("Without the trigger: this should stay the base model's",) * 2
+    samples = tuple(Sample(p, 100 + i, g) for i, (p, g) in enumerate(zip(prompts, groups, strict=True)))
+
+    def drawn(called: float, plain: float) -> tuple[Image.Image, ...]:
+        return tuple(shown(called if i < 3 else plain, min(i, 3), size) for i in range(len(samples)))
+
+    steps, weights = range(200, 1800, 200), (0.4, 0.6, 0.7, 0.8, 1.0, 1.2)
+    return Gallery(
+        samples,
+        (
+            Column("base model", {0: drawn(0, 0)}),
+            *(
+                Column(
+                    f"{name}, unchanged",
+                    {step: drawn(step / 800, step / 1500) for step in steps},
+                    {weight: drawn(weight, weight - 0.3) for weight in weights},
+                    1600,
+                )
+                for name in ("guide-adamw", "guide-prodigy")
+            ),
+            Column(
+                "best",
+                {step: drawn(step / 1600, 0) for step in steps},
+                {weight: drawn(weight, weight - 0.6) for weight in weights},
+                1400,
+                0.7,
+            ),
+        ),
+    )
+
+
+def pairs(size: int = 64) -> tuple[Pair, ...]:
+    return tuple(
+        Pair(
+            f"1girl, zorak, {outfit}",
+            "1girl",
+            100 + i,
+            {
+                "best, with": shown(1, i, size),
+                "best, without": shown(0, 3, size),
+                "guide-adamw, unchanged, without": shown(1, 3, size),
+                "base model": shown(0, 3, size),
+            },
+        )
+        for i, outfit in enumerate(("fit_a", "fit_b"))
+    )
+
+
+def matrix(size: int = 64) -> OutfitMatrix:
+    shares = ((0.9, 0.04), (0.11, 0.83))
+    return OutfitMatrix(
+        ("fit_a", "fit_b"),
+        (shown(1, 0, size), shown(1, 1, size)),
+        tuple(tuple(estimate(share, 0.04) for share in row) for row in shares),
+        tuple(tuple(shown(1, i, size) for _ in row) for i, row in enumerate(shares)),
+    )
+
+
+HOWTO = HowTo(
+    "# @package _global_\nrecipe_name: quickstart-best\n",
+    "autolora train recipe=guide-adamw adapter.dim=16",
+    "accelerate launch train_network.py \\\n  --network_dim=16",
+    ("PICTURES holds the folders 10_fit_a, 12_fit_b.",),
+    {"base model": "paperdoll", "recipe": "guide-adamw"},
+)
+LEDGER = Ledger(
+    (
+        LedgerRow("fit_a", 12, 10.0, 120, 960, 1.0),
+        LedgerRow("fit_b", 12, 10.0, 120, 960, 1.0),
+        LedgerRow("zorak", 24, 10.0, 240, 1920, 2.0),
+    ),
+    8,
+    {"class pictures": 96},
+)
+EFFECTS = (
+    Effect("guide-adamw", "adapter.dim", estimate(0.3, 0.2), (8, 16, 32), (estimate(0.5),) * 3, (2, 3, 5)),
+    Effect("guide-adamw", "optimizer.lr", None, (1e-4, 3e-4, 6e-4, 9e-4), (estimate(0.6),) * 4, (1, 2, 3, 5), log=True),
+    Effect("guide-adamw", "train.max_norm", None, (None, 0.5), (estimate(0.4), estimate(0.7)), (2, 3)),
+)
 
 
 def report(size: int = 64) -> Report:
@@ -139,7 +233,13 @@ def report(size: int = 64) -> Report:
         dataset="zorak, 24 pictures in 2 outfits",
         seconds=734.2,
         trials=trials,
-        grids=grids(size),
+        gallery=gallery(size),
+        pairs=pairs(size),
+        matrix=matrix(size),
+        effects=EFFECTS,
+        ledger=LEDGER,
+        costs=Costs(500.0, 234.2, 9400, 1400, 3200),
+        howto=HOWTO,
         best=3,
         baselines={"guide-adamw": 0, "guide-prodigy": 1},
         export_path=Path("runs/quickstart/best/quickstart-zorak.safetensors"),
@@ -150,3 +250,32 @@ def report(size: int = 64) -> Report:
         bleed_limit=0.15,
         notes=("The second guide recipe is a tie with trial 2 within its interval.",),
     )
+
+
+def render_like(seed: int, size: int) -> Image.Image:
+    """Smooth shapes with some grain: about as large, packed, as a render of that size."""
+    image = shown(1, seed % 4, size)
+    draw, turn = ImageDraw.Draw(image), random.Random(seed)
+    for _ in range(24):
+        x, y, r = (turn.randrange(size) for _ in range(3))
+        draw.ellipse((x, y, x + r / 4, y + r / 4), fill=tuple(turn.randrange(256) for _ in range(3)))
+    return Image.blend(image, Image.effect_noise((size, size), 60).convert("RGB"), 0.06)
+
+
+def large_report(trials: int = 50, size: int = 320) -> Report:
+    """Fifty trials of eight checkpoints, all with pictures of their own, as a study of Stable Diffusion leaves them."""
+    seeds = itertools.count()
+
+    def own(count: int) -> tuple[Image.Image, ...]:
+        return tuple(render_like(next(seeds), size) for _ in range(count))
+
+    rows = []
+    for number in range(trials):
+        row = trial(number, "guide-adamw", 0.3 + number / 50)
+        rows.append(replace(row, curve=tuple(replace(point, pictures=own(4)) for point in row.curve)))
+    columns = [Column("base model", {0: own(7)})]
+    for name in ("guide-adamw", "guide-prodigy", "best"):
+        by_weight = {weight: own(7) for weight in (0.4, 0.6, 0.8, 1.0, 1.2)}
+        columns.append(Column(name, {step: own(7) for step in range(200, 1800, 200)}, by_weight, 1600))
+    samples = tuple(Sample(f"1girl, zorak, {i}", i) for i in range(7))
+    return replace(report(size), trials=tuple(rows), gallery=Gallery(samples, tuple(columns)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -10,11 +12,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from autolora.report.content import CurvePoint, GridRow, Report, TrialRow
-from autolora.report.page import compared, data_uri, duration, number, parameters, ranked, render_page, write_report
+from autolora.report.album import Album, data_uri
+from autolora.report.content import Column, CurvePoint, Gallery, HowTo, Pair, Report, Sample, TrialRow
+from autolora.report.page import compared, ranked, render_page, write_report
+from autolora.report.words import duration, number, parameters
 from tests.report.made_up import report
 
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "input"}
+QUIET = ("style", "title", "script")
 
 
 class Outline(HTMLParser):
@@ -35,7 +40,7 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] not in ("style", "title"):
+        if not self.open or self.open[-1] not in QUIET:
             self.words.append(data)
 
 
@@ -57,10 +62,10 @@ def page() -> str:
 
 def test_everything_is_inside(page: str) -> None:
     assert outline(page).addresses
-    assert all(address.startswith("data:") for address in outline(page).addresses)
+    assert all(address.startswith(("data:", "#")) for address in outline(page).addresses)
     assert "url(" not in page
     assert "@import" not in page
-    assert "<script" not in page
+    assert "<script src" not in page
     assert not re.search(r"https?://", page)
 
 
@@ -77,10 +82,18 @@ def test_what_a_reader_looks_for(page: str) -> None:
         "pruned: behind three quarters of the trials at step 800",
         "With the trigger",
         "this should stay the base model's",
+        "With and without the trigger",
+        "passes for fit_b",
+        "importance 0.30 (0.10 to 0.50)",
+        "2.9 bakes of the longest unchanged recipe",
+        "class pictures",
+        "--network_dim=16",
+        "autolora train recipe=guide-adamw adapter.dim=16",
+        "What was stopped, and why",
         "The second guide recipe is a tie",
     ):
         assert wanted in words, wanted
-    assert page.count("<img ") == 18
+    assert page.count("<img ") == 5 * 3 + 2 * 4 + 2 + 4
 
 
 def test_overcooking_and_best_points_are_marked(page: str) -> None:
@@ -94,12 +107,14 @@ def test_overcooking_and_best_points_are_marked(page: str) -> None:
 
 def test_what_others_typed_is_text() -> None:
     bad = "<img src=x onerror=alert(1)>"
-    picture = {bad: Image.new("RGB", (8, 8))}
+    picture = Image.new("RGB", (8, 8))
+    own = Gallery((Sample(bad, 1, bad),), (Column(bad, {0: (picture,)}), Column(bad, {1: (picture,)}, step=1)))
     trial = TrialRow(0, "u", bad, {bad: bad}, "failed", reason=bad, broken=(bad,))
     scored = replace(report().trials[0], recipe=bad)
     hostile = Report(
-        bad, bad, bad, 1.0, (trial, replace(scored, number=1)), (GridRow(bad, 1, picture, bad),), 1, {bad: 0},
-        Path(bad), bad, bad, bad, 0.5, bad, 0.15, (bad,),
+        bad, bad, bad, 1.0, (trial, replace(scored, number=1)), own, (Pair(bad, bad, 1, {bad: picture}),),
+        best=1, baselines={bad: 0}, export_path=Path(bad), command=bad, model=bad, activation_text=bad, weight=0.5,
+        class_word=bad, bleed_limit=0.15, notes=(bad,), howto=HowTo(bad, bad, bad, (bad,), {bad: bad}),
     )  # fmt: skip
     page = render_page(hostile)
     assert "<img src=x" not in page
@@ -111,12 +126,12 @@ def test_what_others_typed_is_text() -> None:
     [
         Report("empty", "nothing ran yet", "zorak", 0.0, ()),
         Report("failed", "all failed", "zorak", 3.0, (TrialRow(0, "u", "guide", {}, "failed", reason="no memory"),)),
-        replace(report(), best=None, export_path=None, baselines={}, grids=(), bleed_limit=None, weight=None),
+        replace(report(), best=None, export_path=None, baselines={}, gallery=None, bleed_limit=None, weight=None),
         replace(report(), best=99, baselines={"gone": 98}),
     ],
 )
 def test_unfinished_studies_have_a_page_too(given: Report) -> None:
-    assert given.verdict in text(render_page(given))
+    assert given.verdict[1:] in text(render_page(given))
 
 
 def test_values_that_are_not_finite() -> None:
@@ -164,8 +179,26 @@ def test_duration(seconds: float, words: str) -> None:
 
 
 def test_small_pictures_are_lossless_and_large_ones_light() -> None:
-    assert data_uri(Image.new("RGB", (64, 64))).startswith("data:image/png;base64,")
-    assert data_uri(Image.new("RGBA", (512, 512))).startswith("data:image/webp;base64,")
+    noise = Image.effect_noise((64, 64), 90).convert("RGB")
+    kept = Image.open(io.BytesIO(base64.b64decode(data_uri(noise).partition(",")[2])))
+    assert kept.tobytes() == noise.tobytes()
+    large = Image.effect_noise((512, 512), 90)
+    assert len(data_uri(large)) < len(data_uri(large.resize((128, 128)))) * 16
+    assert len(data_uri(noise, lossless=False)) < len(data_uri(noise))
+
+
+def test_a_picture_is_held_once() -> None:
+    album, one = Album(), Image.new("RGB", (8, 8), "red")
+    album.add(Image.new("RGB", (8, 8), "blue"))
+    first, again = album.show(one, "a <b>"), album.show(one.copy(), "again")
+    assert "base64" in first and "a &lt;b&gt;" in first
+    assert "base64" not in again
+    assert len(album.rest()) == 1
+
+
+def test_a_running_study_looks_for_news() -> None:
+    assert '<meta http-equiv="refresh" content="20">' in render_page(replace(report(), refresh_seconds=20))
+    assert "http-equiv" not in render_page(report())
 
 
 def test_written_whole(tmp_path: Path) -> None:

@@ -115,12 +115,19 @@ def test_a_study_leaves_what_it_promises(finished: Path) -> None:
     lora = Path(result["export"])
     assert lora.is_file() and lora.with_suffix(".json").is_file()
     assert Image.open(lora.with_suffix(".png")).size == (64, 64)
-    assert "<html" in (run / "report" / "index.html").read_text("utf-8")
+    page = (run / "report" / "index.html").read_text("utf-8")
+    assert 'id="gallery"' in page and 'id="pareto"' in page and "http-equiv" not in page
+    assert page.count("data-picture=") > 10
+    card = (lora.parent / "model_card.md").read_text("utf-8")
+    assert lora.name in card and str(run) not in card and (lora.parent / "samples" / "1.png").is_file()
 
 
-def test_running_again_continues_and_adds_nothing(finished: Path) -> None:
+def test_running_again_continues_and_adds_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = json.loads((finished / "run" / "result.json").read_text("utf-8"))
-    assert main(tune(finished)) == 0
+    capsys.readouterr()
+    assert main(tune(finished, "json=true", "quiet=true")) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["export"] == before["export"] and said.err == ""
     after = json.loads((finished / "run" / "result.json").read_text("utf-8"))
     assert after["trials"] == before["trials"]
     assert after["best"] == before["best"]

@@ -1,0 +1,37 @@
+"""Values as a person writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def parameters(values: Mapping[str, object]) -> list[tuple[str, str, str]]:
+    """(full name, short name, value) of what was drawn; a last part that two share keeps its group."""
+    keys = {key: key.rpartition("/")[2] for key in values}
+    lasts = [key.rpartition(".")[2] for key in keys.values()]
+    return [
+        (path, last if lasts.count(last) == 1 else path, number(values[key]))
+        for (key, path), last in zip(keys.items(), lasts, strict=True)
+    ]
+
+
+def number(value: object) -> str:
+    """A value as a person writes it: three significant digits for fractions, `none` for None."""
+    if value is None:
+        return "none"
+    if isinstance(value, float) and 0 < abs(value) < 1e-3:
+        digits, _, power = f"{value:.2e}".partition("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:.3g}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units that matter."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,110 @@
+"""How a running study stands: for a person at a terminal, as a plain line, and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+from rich.table import Table
+
+from autolora.report.charts import in_words
+from autolora.report.words import duration
+from autolora.scoring.intervals import Estimate
+from autolora.study.plan import Plan
+from autolora.study.trial import Point, points_of
+from autolora.study.tune import spent_seconds
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Trials that ended, the best checkpoint so far, and what is left; `breaks` names the limits that it breaks."""
+
+    study: str
+    ended: int
+    trials: int
+    seconds_left: float | None  # None before a trial has ended
+    trial: int | None = None
+    recipe: str = ""
+    step: int | None = None
+    score: Estimate | None = None
+    bleed: Estimate | None = None
+    likeness: Estimate | None = None
+    breaks: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a script."""
+        return asdict(self)
+
+    @property
+    def left(self) -> str:
+        """The time left in words."""
+        return "?" if self.seconds_left is None else duration(self.seconds_left)
+
+    def line(self) -> str:
+        """For a log."""
+        start = f"{self.study}: {self.ended} of {self.trials} trials, {self.left} left; "
+        if self.trial is None or self.score is None or self.bleed is None:
+            return start + "no checkpoint is scored yet"
+        broken = f", breaks {', '.join(self.breaks)}" if self.breaks else ""
+        return start + (
+            f"best trial {self.trial} ({self.recipe}) at step {self.step}: score {in_words(self.score)}, "
+            f"bleed {in_words(self.bleed)}{broken}"
+        )
+
+    def table(self) -> Table:
+        """For a terminal."""
+        table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
+        cells = {
+            "trials": f"{self.ended}/{self.trials}",
+            "left": self.left,
+            "best so far": "-" if self.trial is None else f"#{self.trial} {self.recipe} @ {self.step}",
+            "score": "-" if self.score is None else in_words(self.score),
+            "bleed": "-" if self.bleed is None else in_words(self.bleed),
+            "likeness": "-" if self.likeness is None else in_words(self.likeness),
+            "breaks": ", ".join(self.breaks) or "nothing" if self.trial is not None else "-",
+        }
+        for name in cells:
+            table.add_column(name, no_wrap=name in ("trials", "left"))
+        table.add_row(*cells.values())
+        return table
+
+
+def standing(plan: Plan, study: Study, running_seconds: float) -> Standing:
+    """How a study stands, by what its trials have written.
+
+    Args:
+        plan: its settings.
+        study: its trials.
+        running_seconds: how long this process has searched, against `study.minutes`.
+    """
+    trials = study.get_trials(deepcopy=False)
+    ended = sum(trial.state in ENDED for trial in trials)
+    found = [(trial, point) for trial in trials if (point := _best(plan, trial))]
+    best, point = max(found, key=lambda pair: pair[1].objective, default=(None, None))
+    left = None
+    if ended:
+        by_trials = (plan.settings.trials - ended) * spent_seconds(study) / ended
+        left = max(0.0, min(by_trials, 60 * plan.settings.search_minutes - running_seconds))
+    whole = Standing(plan.settings.name, ended, plan.settings.trials, left)
+    if best is None or point is None or point.score is None:
+        return whole
+    return replace(
+        whole,
+        trial=best.number,
+        recipe=best.user_attrs["recipe"],
+        step=point.step,
+        score=Estimate(**point.score),
+        bleed=Estimate(**point.terms["bleed_class"]),
+        likeness=Estimate(**point.terms["likeness"]),
+        breaks=tuple(point.broken),
+    )
+
+
+def _best(plan: Plan, trial: FrozenTrial) -> Point | None:
+    """A trial's best checkpoint, read without its weights; None where it has none that was scored."""
+    points = points_of(plan.folder / "trials" / trial.user_attrs.get("uid", ""))
+    return max((p for p in points if p.score), key=lambda p: p.objective, default=None)

@@ -1,0 +1,80 @@
+"""The card says what a person needs, holds its pictures, and names the base model's licence or that there is none."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autolora.report.model_card import CardConcept, CardSample, Licence, ModelCard, base_licence, write_model_card
+from tests.report.made_up import estimate, face
+
+
+def card() -> ModelCard:
+    sample = CardSample("1girl, zorak <b>, fit_a", 7, 0.7, face("#f08a24", "#7b3fb0", True), "samples/1.png")
+    return ModelCard(
+        title="zorak",
+        file="zorak.safetensors",
+        verdict="good: 90% of renders pass",
+        activation_text="1girl, zorak",
+        triggers={"the character": "zorak", "fit a": "fit_a"},
+        weight=0.7,
+        base="paperdoll (weights abc)",
+        family="stable-diffusion-v1",
+        licence=Licence("apache-2.0", "Apache-2.0."),
+        samples=(sample,),
+        scorecard=(("bleed", estimate(0.05, 0.04), "0 is wanted"),),
+        by_weight={"0.7": {name: estimate(0.5) for name in ("fidelity", "editability", "bleed_class")}},
+        weaknesses=(),
+        asked="likeness",
+        concepts=(CardConcept("fit a", "fit_a", 11, 900),),
+        held_out=3,
+        resolution=64,
+        tags=("1girl", "zorak"),
+        recipe="guide-adamw",
+        step=900,
+    )
+
+
+def test_what_a_reader_needs(tmp_path: Path) -> None:
+    words = write_model_card(card(), tmp_path).read_text("utf-8")
+    for wanted in (
+        "`1girl, zorak, <lora:zorak:0.7>`",
+        "0.05 (0.01 to 0.09)",
+        "| `1girl, zorak <b>, fit_a` | 0.7 | 7 |",
+        "What was not asked is not known",
+        "11 pictures, 3 more",
+        "900 times in all",
+        'license: "apache-2.0"',
+    ):
+        assert wanted in words, wanted
+    for linked in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", words):
+        assert (tmp_path / linked).is_file()
+    assert words.startswith("---\n") and "Good: 90%" in words
+
+
+def test_weaknesses_take_the_place_of_none(tmp_path: Path) -> None:
+    words = write_model_card(replace(card(), weaknesses=("bleeds at 1",)), tmp_path).read_text("utf-8")
+    assert "- bleeds at 1" in words and "None was found" not in words
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "licence", "words"),
+    [
+        (
+            "README.md",
+            "---\nlicense: creativeml-openrail-m\n---\n# x",
+            "creativeml-openrail-m",
+            "creativeml-openrail-m",
+        ),
+        ("LICENSE.txt", "\n# Fair AI Public License 1.0\n...", "", "Fair AI Public License 1.0"),
+        ("README.md", "license: none of the front matter", "", "states no licence"),
+        ("other", "", "", "states no licence"),
+    ],
+)
+def test_licence_of_the_base(name: str, content: str, licence: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    found = base_licence(tmp_path)
+    assert found.name == licence and words in found.words
