@@ -107,14 +107,13 @@ def _whole(part: Any, path: Path) -> Any:
 
 
 def load_vae(source: Path, family: str, device: torch.device) -> tuple[Any, str]:
-    """A VAE to use instead of a model's own, and the hash of its file: a diffusers folder (or one of a whole model) or
-    a single file.
+    """A VAE to use instead of a model's own, and its hash, from a diffusers folder (a whole model's, too) or a file.
 
     Raises:
         ModelError: there is none.
     """
     with _quiet():
-        if source.is_file():
+        if source.is_file() and source.suffix == ".safetensors":
             config = CONFIGS[family]["vae"]
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **config}))

@@ -146,6 +146,15 @@ def test_another_vae_takes_the_place_of_its_own(as_file: bool, pair: Pair, tmp_p
     assert model.base_hash != plain.base_hash
 
 
+def test_what_is_no_vae_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.ckpt").write_bytes(b"x")
+    for source in (tmp_path / "a.ckpt", tmp_path / "missing", tmp_path):
+        with pytest.raises(ModelError, match=r"model\.vae=.* is neither a diffusers VAE folder nor a \.safetensors"):
+            tiny.load_tiny(tiny_model_dir, vae=str(source))
+    whole = tiny.load_tiny(tiny_model_dir, vae=str(tiny_model_dir))  # a model's own VAE out of its folder
+    assert torch.equal(whole.vae.encoder.conv_in.weight, tiny.load_tiny(tiny_model_dir).vae.encoder.conv_in.weight)
+
+
 def test_clip_skip(pair: Pair) -> None:
     if pair.family != "sd1":
         assert torch.equal(*(m.encode_prompts(PROMPTS).tokens for m in (both(pair)[0], both(pair, clip_skip=2)[0])))
