@@ -43,7 +43,7 @@ class AdapterSet:
     """The wrapped layers of one model, reused by every trial of a process."""
 
     def __init__(self, modules: Mapping[str, nn.Module], adapters: Sequence[Adapter], room: Room) -> None:
-        self.room, self.slots = room, room.slots
+        self.room = room
         self.touches_text_encoder = any(one.text_encoder for one in adapters)
         self.routing = Routing()
         self.layers: dict[str, AdaptedLayer] = {}
@@ -67,6 +67,11 @@ class AdapterSet:
             targets = sorted({target for one in adapters for target in one.targets})
             raise ConfigError(f"adapter.targets={targets} match no layer of the model")
 
+    @property
+    def slots(self) -> int:
+        """How many segments a batch has."""
+        return self.room.slots if self.routing.only is None else 1
+
     def detach(self) -> None:
         """Put the original layers back."""
         for parent, attribute, module in self._homes:
@@ -81,13 +86,13 @@ class AdapterSet:
         """
         if left := next((path for path in self._left if spec.changes(path)), None):
             raise ConfigError(f"{type(spec).__name__} changes {left}, which this set was not built for")
-        if self.slots > 1 and spec.largest > self.room.max_dim:
+        if self.room.slots > 1 and spec.largest > self.room.max_dim:
             raise ConfigError(f"adapter.dim={spec.largest} exceeds the {self.room.max_dim} this set was built for")
         self._specs[slot] = spec
         for path, layer in self.layers.items():
             if spec.changes(path):
                 spec.start(layer, path, slot, self.room, generator)
-            elif self.slots == 1:
+            elif self.room.slots == 1:
                 layer.kept = []
         return self.parameters(slot)
 
@@ -116,7 +121,7 @@ class AdapterSet:
     def gather_grads(self, loss_scale: float = 1.0) -> None:
         """Hand each slot its gradients, free of what its loss was multiplied by, and use all ranks again."""
         for update in self.updates:
-            for slot in range(self.slots):
+            for slot in range(self.room.slots):
                 update.gather_grads(slot)
                 update.limit(slot, None)
                 for parameter in update.parameters(slot) if loss_scale != 1 else ():
@@ -136,6 +141,15 @@ class AdapterSet:
             yield
         finally:
             self.routing.set(None)
+
+    @contextmanager
+    def only(self, slot: int) -> Iterator[None]:
+        """One slot's adapter for the whole batch, as if it were alone; not for training."""
+        self.routing.only = slot
+        try:
+            yield
+        finally:
+            self.routing.only = None
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

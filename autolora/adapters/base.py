@@ -41,6 +41,7 @@ class Routing:
     def __init__(self) -> None:
         self.weights: Tensor | None = None  # None: all are 1
         self.enabled = True
+        self.only: int | None = None  # the slot that the whole batch is for; None: a segment for each
         self._known: dict[object, Tensor] = {}
 
     def set(self, weights: Tensor | None) -> None:

@@ -169,30 +169,35 @@ class LowRank:
     def forward(self, x: Tensor, base: nn.Module, routing: Routing) -> Tensor:
         """base(x) plus each sample's change."""
         y: Tensor = base(x)
-        slots, batch = self.down.shape[0], x.shape[0]
-        hidden = self._hidden(x)
-        if any(self.used):
-            kept = [used or self.down.shape[1] for used in self.used]
-            ranks = torch.arange(self.down.shape[1], device=x.device)
-            hidden = hidden * (ranks < torch.tensor(kept, device=x.device)[:, None, None]).to(hidden.dtype)
-        scales = [self.scale(slot) for slot in range(slots)]
+        chosen = range(len(self.used)) if routing.only is None else range(routing.only, routing.only + 1)
+        down: Tensor = self.down
+        up: Tensor = self.up
+        if len(chosen) < len(self.used):
+            down, up = down[chosen.start : chosen.stop], up[chosen.start : chosen.stop]
+        slots, batch, used = len(chosen), x.shape[0], [self.used[slot] for slot in chosen]
+        hidden = self._hidden(x, down)
+        if any(used):
+            ranks = torch.arange(down.shape[1], device=x.device)
+            kept = torch.tensor([rank or down.shape[1] for rank in used], device=x.device)
+            hidden = hidden * (ranks < kept[:, None, None]).to(hidden.dtype)
+        scales = [self.scale(slot) for slot in chosen]
         common = scales[0]
         if routing.weights is not None or any(scale != common for scale in scales):
             each = hidden.reshape(batch, -1, hidden.shape[-1]) * routing.scales(scales, batch, hidden)
             hidden, common = each.view(hidden.shape), 1.0
-        out = torch.baddbmm(_rows(y, slots), hidden, self.up, alpha=common)  # one pass adds the change and scales it
+        out = torch.baddbmm(_rows(y, slots), hidden, up, alpha=common)  # one pass adds the change and scales it
         if y.dim() < 4:
             return out.view(y.shape)
         return out.view(batch, *y.shape[2:], out.shape[-1]).permute(0, 3, 1, 2)
 
-    def _hidden(self, x: Tensor) -> Tensor:
+    def _hidden(self, x: Tensor, down: Tensor) -> Tensor:
         """(K, B / K * tokens, R), by one grouped convolution where the base is one of more than one pixel."""
-        slots, rank = self.down.shape[:2]
+        slots, rank = down.shape[:2]
         base = self.base
         if isinstance(base, nn.Linear) or base.kernel_size == (1, 1):
-            return torch.bmm(_rows(x, slots), self.down.transpose(1, 2))
+            return torch.bmm(_rows(x, slots), down.transpose(1, 2))
         grouped = x.view(slots, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
-        kernel = self.down.view(slots * rank, *base.weight.shape[1:])
+        kernel = down.reshape(slots * rank, *base.weight.shape[1:])
         seen = F.conv2d(grouped, kernel, None, base.stride, base.padding, base.dilation, slots)
         return seen.view(len(grouped), slots, rank, -1).permute(1, 0, 3, 2).reshape(slots, -1, rank)
 

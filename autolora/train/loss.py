@@ -78,9 +78,9 @@ def validation_losses(
         captions = [p.caption for p in pictures for _ in range(VALIDATION_TIMESTEPS)]
         noise = torch.randn(clean.shape, generator=source).to(model.device)
         timesteps = grid.repeat(len(pictures)).to(model.device)
-        with adapter.disabled() if slot is None else nullcontext():
+        with adapter.only(slot or 0), adapter.disabled() if slot is None else nullcontext():
             sizes = latents.sizes(pictures).repeat_interleave(VALIDATION_TIMESTEPS, 0)
-            losses += _losses(model, clean, noise, timesteps, captions, sizes, prompts, adapter, slot)
+            losses += _losses(model, clean, noise, timesteps, captions, sizes, prompts, adapter)
     buckets = torch.cat(losses).reshape(-1, VALIDATION_TIMESTEPS).mean(0)
     return tuple(float(loss) for loss in buckets)
 
@@ -94,18 +94,14 @@ def _losses(
     sizes: Tensor,
     prompts: PromptCache,
     adapter: AdapterSet,
-    slot: int | None,
 ) -> list[Tensor]:
     """Unweighted losses of one frame's pictures, in parts."""
     found = []
     for start in range(0, len(clean), 16):
         part = slice(start, start + 16)
-        count, copies = len(clean[part]), adapter.slots  # a batch is one segment a slot; only this slot's counts
-        own = slice((slot or 0) * count, ((slot or 0) + 1) * count)
-        context = prompts.contexts(captions[part] * copies, adapter.touches_text_encoder)
-        context = replace(context, sizes=sizes[part].repeat(copies, 1))
-        noisy = model.add_noise(clean[part], noise[part], timesteps[part]).repeat(copies, 1, 1, 1)
-        predicted = model.predict(noisy, timesteps[part].repeat(copies), context)[own]
+        context = replace(prompts.contexts(captions[part], adapter.touches_text_encoder), sizes=sizes[part])
+        noisy = model.add_noise(clean[part], noise[part], timesteps[part])
+        predicted = model.predict(noisy, timesteps[part], context)
         target = model.target(clean[part], noise[part], timesteps[part])
         found.append(diffusion_loss(model, predicted, target, timesteps[part], PLAIN))
     return found

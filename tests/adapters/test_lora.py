@@ -140,6 +140,25 @@ def test_two_slots_equal_two_single_runs(tiny_model: StableDiffusion) -> None:
         single.detach()
 
 
+def test_one_slot_of_two_is_as_if_it_were_alone(tiny_model: StableDiffusion) -> None:
+    call = inputs(tiny_model)
+    pair = attach(tiny_model.modules, SPEC, slots=2)
+    for slot in (0, 1):
+        pair.start(slot, SPEC, torch.Generator().manual_seed(slot))
+        randomize(pair, slot, slot)
+    state = pair.state(1)
+    with torch.no_grad(), pair.only(1), pair.weighted(torch.tensor([1.0, 0.5, 1.0, 0.0])):
+        assert pair.slots == 1
+        found = tiny_model.predict(*call)
+    assert pair.slots == 2
+    pair.detach()
+    alone = attach(tiny_model.modules, SPEC)
+    alone.load(state)
+    with torch.no_grad(), alone.weighted(torch.tensor([1.0, 0.5, 1.0, 0.0])):
+        assert torch.allclose(found, tiny_model.predict(*call), atol=1e-6)
+    alone.detach()
+
+
 def test_state_round_trips(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
     randomize(adapter, 0, 3)
     call, state = inputs(tiny_model), adapter.state(0)
