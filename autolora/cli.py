@@ -19,13 +19,14 @@ COMMANDS = {
     "captions": "show how captions are edited (captions.prune=all ...); out=FOLDER writes an edited copy",
     "train": "train one recipe, score every checkpoint and export the best",
     "tune": "run a study: many recipes, each checkpoint scored, the best LoRA exported with a report",
+    "worker": "join a study from another process or machine: worker study=NAME storage=URL out=FOLDER",
     "score": "score LoRA files made anywhere: lora=FILE, or lora=FOLDER to rank them",
     "report": "write a study's report again; report FOLDER FOLDER ... compares studies: which recipe wins how often",
     "export": "export a study's best LoRA again; verify=FILE: who reads a file; resize=FILE: a smaller rank as good",
     "dashboard": "open a study in the Optuna dashboard on this machine",
     "paperdoll": "draw a dataset of the embedded world: paperdoll dataset OUT --seed N --outfits K",
 }
-TAKES_STUDY = ("tune", "report", "export", "dashboard", "check")
+TAKES_STUDY = ("tune", "worker", "report", "export", "dashboard", "check")
 OF_A_FILE = ("verify=", "resize=")  # what `export` does with a file instead of a study
 USAGE = """autolora {version}: an overfitting-aware auto-tuning LoRA trainer
 
@@ -38,6 +39,7 @@ examples
   autolora tune quickstart                                    the embedded world; needs no download
   autolora check quickstart dataset.path=~/mona               what would be trained, before training
   autolora tune quickstart dataset.path=~/mona out=runs/mona  your own pictures
+  autolora tune quickstart workers=auto                       one worker per visible GPU, or per core
   autolora train recipe=doll-prodigy dataset.path=~/mona
   autolora score lora=mona.safetensors dataset.path=~/mona
   autolora export verify=mona.safetensors model=sd15 model.path=~/models/sd15
@@ -58,7 +60,7 @@ _LESS_MEMORY = (
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM arrived."""
+    """SIGTERM or SIGUSR1 arrived."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore")
-    if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, _on_sigterm)
+    for name in ("SIGTERM", "SIGUSR1"):  # the latter is how Slurm warns before it takes a machine away
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _on_stop)
     try:
         code = run(arguments)
         sys.stdout.flush()
@@ -81,11 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as stop:
+        if isinstance(stop, Stopped) and arguments[:1] == ["worker"]:
+            return 0  # as it was asked to: its trial is back in the queue
         print("\nautolora: stopped; run the same command again to continue", file=sys.stderr)
         return 143 if isinstance(stop, Stopped) else 130
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
+def _on_stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # what is in hand is handed back undisturbed
     raise Stopped
 
 
@@ -116,6 +122,7 @@ def _configured(command: str, rest: list[str]) -> int:
     if show:
         at = rest.index("--cfg")
         del rest[at : at + (2 if rest[at + 1 : at + 2] == ["job"] else 1)]
+    storage, rest = _storage(command, rest)
     study = None
     if command == "report" and sum("=" not in argument and not argument.startswith("-") for argument in rest) > 1:
         return _compare(rest)
@@ -129,14 +136,24 @@ def _configured(command: str, rest: list[str]) -> int:
     from autolora import config
     from autolora.study import commands
 
+    if command == "worker" and study is None:
+        from autolora.study.plan import joined
+
+        study, rest = joined(storage, rest)
     of_a_file = command == "export" and any(argument.startswith(OF_A_FILE) for argument in rest)
     if command in TAKES_STUDY and command != "check" and study is None and not of_a_file:
         study = "quickstart"
     primary = "tune" if study else "train"
     composed = config.compose(primary, rest, study)
+    if storage and command in TAKES_STUDY and study:
+        composed.storage = storage
     if show:
         from omegaconf import OmegaConf
 
+        from autolora.study.storage import shown
+
+        if composed.get("storage"):
+            composed.storage = shown(composed.storage)
         print(OmegaConf.to_yaml(composed), end="")
         return 0
     actions: dict[str, Callable[..., int]] = {name: getattr(commands, name) for name in COMMANDS if name != "paperdoll"}
@@ -160,6 +177,15 @@ def _compare(rest: list[str]) -> int:
         raise ConfigError("comparing studies takes their folders and out=FOLDER, quiet=true or json=true; "
                           f"got {' '.join(rest)}")  # fmt: skip
     return commands.compare(config.compose("train", given), folders)
+
+
+def _storage(command: str, rest: list[str]) -> tuple[str | None, list[str]]:
+    """The storage, and the other arguments: it may hold a password, which no config, report or message is to show."""
+    given = [argument for argument in rest if argument.startswith("storage=")]
+    if given and command not in TAKES_STUDY:
+        raise ConfigError(f"`autolora {command}` has no storage; {', '.join(TAKES_STUDY)} have")
+    url = given[-1].removeprefix("storage=") if given else os.environ.get("AUTOLORA_STORAGE")
+    return url or None, [argument for argument in rest if argument not in given]
 
 
 def _paperdoll(rest: list[str]) -> int:

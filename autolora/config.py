@@ -53,13 +53,22 @@ class StudySettings:
     recipes: dict[str, Any]
     trials: int = 10
     minutes: float | None = None
+    steps: int | None = None
+    stagnation: int | None = None
     startup_trials: int = 3
     finalists: int = 3
     retrain_seeds: int = 2
     seed: int = 0
     patience: int = 2
+    heartbeat_seconds: float = 30.0
+    grace_seconds: float = 120.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.heartbeat_seconds < self.grace_seconds:
+            raise ConfigError(
+                "study.heartbeat_seconds must be above 0 and below study.grace_seconds, got "
+                f"{self.heartbeat_seconds:g} and {self.grace_seconds:g}"
+            )
         if min(self.trials, self.finalists, self.patience) < 1 or self.startup_trials < 0:
             raise ConfigError(
                 "study.trials, study.finalists and study.patience must be at least 1 and study.startup_trials 0 or "
@@ -67,6 +76,10 @@ class StudySettings:
             )
         if self.minutes is not None and self.minutes <= 0:
             raise ConfigError(f"study.minutes must be above 0 or null, got {self.minutes}")
+        for name in ("steps", "stagnation"):
+            given = getattr(self, name)
+            if given is not None and given < 1:
+                raise ConfigError(f"study.{name} must be at least 1 or null, got {given}")
         if self.retrain_seeds < 0:
             raise ConfigError(f"study.retrain_seeds must be 0 (none) or more, got {self.retrain_seeds}")
 

@@ -45,6 +45,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed, ours and those of libraries: their names are hidden."""
+    for path in folder.rglob(".*"):
+        path.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a whole file atomically; text as UTF-8.
 

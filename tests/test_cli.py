@@ -31,6 +31,17 @@ def test_cfg_job_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]) 
     assert "trials: 4" in printed and "recipe_name: doll-adamw" in printed
 
 
+@pytest.mark.parametrize("by", ["argument", "environment"])
+def test_the_password_of_a_storage_is_not_printed(
+    by: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "postgresql+psycopg://mona:hush@db/lora"
+    if by == "environment":
+        monkeypatch.setenv("AUTOLORA_STORAGE", url)
+    assert main(["tune", "quickstart", *([f"storage={url}"] if by == "argument" else []), "--cfg", "job"]) == 0
+    assert "storage: postgresql+psycopg://mona:***@db/lora" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -38,13 +49,19 @@ def test_cfg_job_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]) 
         (["tune", "nope"], 2, "study `nope` not found"),
         (["tune", "quickstart", "train.epochz=3"], 2, "did you mean `epochs`"),
         (["tune", "quickstart", "--fast"], 2, "unknown option --fast"),
+        (["tune", "quickstart", "workers=none"], 2, "workers must be auto"),
+        (["tune", "quickstart", "study.grace_seconds=10"], 2, "below study.grace_seconds"),
+        (["train", "storage=journal"], 2, "has no storage"),
+        (["worker"], 2, "study=NAME storage=URL"),
+        (["worker", "study=mona", "storage=postgresql+psycopg://a:hush@127.0.0.1:1/b"], 5, "a:***@127.0.0.1"),
+        (["worker", "quickstart", "out=/no/such/run"], 5, "`autolora tune quickstart` first"),
         (["train"], 3, "no dataset given"),
         (["train", "dataset.path=/no/such/folder"], 3, "/no/such/folder"),
         (["train", "dataset=quickstart", "model.path=/no/such/model"], 4, "/no/such/model"),
         (["train", "dataset=quickstart", "scoring.encoder=local-dir:/no/such"], 2, "open_clip"),
         (["score", "dataset=quickstart"], 2, "lora=FILE"),
         (["score", "dataset=quickstart", "lora=/no/such.safetensors"], 6, "does not exist"),
-        (["report", "quickstart", "out=/no/such/run"], 5, "no study in"),
+        (["report", "quickstart", "out=/no/such/run"], 5, "no study quickstart in /no/such/run"),
         (["paperdoll", "dataset", "/tmp", "--seed", "1"], 3, "not an empty folder"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import optuna
 from omegaconf import DictConfig
+from optuna_dashboard import run_server
 
 from autolora import config as cfg
 from autolora.data.caption_recipe import apply_captions, caption_changes
@@ -21,6 +22,8 @@ from autolora.prepare.tag_folder import tag_folder, untagged
 from autolora.prepare.tagger import load_tagger
 from autolora.progress import Bars
 from autolora.report.sections import as_dict, print_sections, write_page
+from autolora.study.budget import in_words
+from autolora.study.cards import artifact_store
 from autolora.study.check import caption_sections, dataset_sections, measured_sections, recipe_section, schedule_section
 from autolora.study.compare import compare_sections, read_study, write_comparison
 from autolora.study.evidence import report_progress
@@ -28,14 +31,17 @@ from autolora.study.export_best import export_best
 from autolora.study.finish import finish, study_report, twin_in_words
 from autolora.study.lora_files import find_files, grid, print_table, read_files, score_files
 from autolora.study.output import Output, read_json
-from autolora.study.plan import Plan, make_plan, open_study
+from autolora.study.plan import Plan, join_study, make_plan, open_study, started_study
+from autolora.study.plots import save_plots
 from autolora.study.proof import prove
 from autolora.study.resize_file import resize_file
 from autolora.study.standing import standing
+from autolora.study.storage import shown
 from autolora.study.trial import Record
 from autolora.study.tune import run_study
 from autolora.study.verify_file import verify_file
 from autolora.study.workbench import Workbench, open_workbench
+from autolora.study.workers import count_workers, local_workers
 from autolora.train.loop import Assignment
 from autolora.train.loop import train as train_rounds
 
@@ -107,15 +113,31 @@ def tune(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     assert study is not None
     output = Output.of(config)
     plan, own = make_plan(config, study, arguments)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    workers = count_workers(config.workers)
     with output.bars() as bars:
         runs = [plan.run(recipe, values) for recipe, values in own.items()]
         work = open_workbench(config, [*runs, *plan.extremes()], bars)
-        opened = open_study(plan, own, _identity(config, work.bench.model.base_hash))
-        run_study(plan, opened, work, bars, _news(plan, opened, work, bars, output))
+        opened = open_study(plan, own, _identity(config, work.bench.model.base_hash), bars.say)
+        bars.say(in_words(plan.settings, runs, work.bench.dataset, workers))
+        with local_workers(plan, workers, bars):
+            run_study(plan, opened, work, bars, heard=_news(plan, opened, work, bars, output))
         text = finish(plan, opened, work, bars)
     output.last(text, read_json(plan.folder / "result.json"))
     return UNMEASURED_EXIT_CODE if work.unmeasured else 0
+
+
+def worker(config: DictConfig, study: str | None, arguments: list[str]) -> int:
+    """Join a study that `tune` started: run its trials until it is done."""
+    assert study is not None
+    output = Output.of(config)
+    plan, own = make_plan(config, study, arguments)
+    with output.bars() as bars:
+        runs = [plan.run(recipe, values) for recipe, values in own.items()]
+        work = open_workbench(config, [*runs, *plan.extremes()], bars)
+        run_study(plan, join_study(plan, _identity(config, work.bench.model.base_hash), bars.say), work, bars)
+    words = f"study {plan.settings.name}: no trial is left; `{plan.command}` ends it with its finals"
+    output.last(words, {"study": plan.settings.name})
+    return 0
 
 
 def _news(plan: Plan, study: optuna.Study, work: Workbench, bars: Bars, output: Output) -> Callable[[bool], None]:
@@ -139,14 +161,10 @@ def _identity(config: DictConfig, base_hash: str) -> dict[str, str]:
 
 def _existing(config: DictConfig, study: str | None, arguments: list[str]) -> tuple[Plan, optuna.Study]:
     assert study is not None
-    plan, own = make_plan(config, study, arguments)
-    if not (plan.folder / "study.db").is_file():
-        raise StudyError(
-            f"no study in {plan.folder}; run `autolora tune {study}` first, or name its folder with out=FOLDER"
-        )
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    plan, _ = make_plan(config, study, arguments)
+    started_study(plan, print)  # before anything is loaded
     model = load_model(cfg.model_settings(config))
-    return plan, open_study(plan, own, _identity(config, model.base_hash))
+    return plan, join_study(plan, _identity(config, model.base_hash), print)
 
 
 def export(config: DictConfig, study: str | None, arguments: list[str]) -> int:
@@ -200,11 +218,12 @@ def compare(config: DictConfig, folders: list[str]) -> int:
 
 def dashboard(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     """Serve the Optuna dashboard of a study on this machine only."""
-    from optuna_dashboard import run_server
-
-    plan, _ = _existing(config, study, arguments)
-    print("Optuna dashboard on http://127.0.0.1:8080 (Ctrl-C ends it)", flush=True)
-    run_server(f"sqlite:///{plan.folder / 'study.db'}", host="127.0.0.1", port=8080)
+    assert study is not None
+    plan, _ = make_plan(config, study, arguments)
+    opened = started_study(plan, print)
+    save_plots(opened, plan.folder)
+    print(f"Optuna dashboard on http://127.0.0.1:8080 for {shown(plan.storage)} (Ctrl-C ends it)", flush=True)
+    run_server(opened._storage, host="127.0.0.1", port=8080, artifact_store=artifact_store(plan.folder))
     return 0
 
 

@@ -19,7 +19,7 @@ from autolora.files import write_atomic
 from autolora.report.charts import in_words
 from autolora.report.sections import Section, as_dict
 from autolora.scoring.intervals import Estimate, ruled_out
-from autolora.study.plan import study_storage
+from autolora.study.storage import study_storage
 from autolora.study.trial import Point, points_of
 
 DRAWS = 4000
@@ -64,7 +64,7 @@ def read_study(folder: Path) -> list[Entry]:
     Raises:
         StudyError: it holds no study, or none with a scored checkpoint.
     """
-    if not (folder / "study.db").is_file():
+    if not any((folder / name).is_file() for name in ("study.db", "study.log")):
         raise StudyError(f"{folder} holds no study (no study.db): give the folders that `autolora tune` wrote")
     names = optuna.get_all_study_names(study_storage(folder))
     study = optuna.load_study(

@@ -26,7 +26,7 @@ from autolora.study.gallery import Exhibit, Shelf, gallery, matrix, pairs, score
 from autolora.study.plan import Plan
 from autolora.study.recipe_text import recipe_yaml, train_command
 from autolora.study.trial import Point, Record
-from autolora.study.tune import records, spent_seconds
+from autolora.study.tune import records, spent_seconds, training_seconds
 from autolora.study.workbench import Workbench
 
 REFRESH_SECONDS = 20
@@ -100,18 +100,13 @@ def _unfinished(plan: Plan, study: Study, work: Workbench, found: Found, judged:
         effects=effects(plan.space, found),
         costs=_costs(study, work, found, 0),
         baselines={t.user_attrs["baseline"]: t.number for t, _ in found if t.user_attrs.get("baseline")},
-        command=" ".join(["autolora tune", plan.study_name, *_lasting(plan.arguments)]),
+        command=plan.command,
         model=work.bench.model.name,
         activation_text=", ".join(dict.fromkeys([dataset.trigger, *(c.trigger for c in dataset.concepts)])),
         class_word=dataset.class_word,
         bleed_limit=work.scoring.bleed_limit,
         refresh_seconds=REFRESH_SECONDS,
     )
-
-
-def _lasting(arguments: Sequence[str]) -> list[str]:
-    """What of a command decides on the study, not on what is said of it."""
-    return [argument for argument in arguments if argument.partition("=")[0] not in ("quiet", "json")]
 
 
 def _so_far(found: Found, trials: int) -> str:
@@ -140,8 +135,8 @@ def _costs(study: Study, work: Workbench, found: Found, best_step: int) -> Costs
     dataset = work.bench.dataset
     bakes = [r.run.steps_per_epoch(dataset) * r.run.train.epochs for t, r in found if t.user_attrs.get("baseline")]
     return Costs(
-        training_seconds=study.user_attrs.get("training_seconds", 0.0),
-        scoring_seconds=study.user_attrs.get("scoring_seconds", 0.0),
+        training_seconds=training_seconds(study),
+        scoring_seconds=spent_seconds(study) - training_seconds(study),
         steps=sum(record.scored_step() for _, record in found),
         best_steps=best_step,
         bake_steps=max(bakes, default=0),

@@ -20,7 +20,8 @@ from autolora.scoring.encoders import load_second_encoder
 from autolora.scoring.probes import DECIDING_GROUPS
 from autolora.scoring.scorecard import Scorecard, recommended_weight, score
 from autolora.scoring.scorer import Scorer, with_encoder, with_fresh_probes
-from autolora.study.plan import Plan, study_storage
+from autolora.study.plan import Plan
+from autolora.study.storage import open_storage
 from autolora.study.trial import DIVERGED, Point, Record, judged, ties, unrendered
 from autolora.study.workbench import Workbench
 from autolora.train import checkpoint as checkpoints
@@ -150,7 +151,7 @@ class Stage:
         self.deciding = scorer.only(*DECIDING_GROUPS)
         self.training_seconds = 0.0
         self.study = optuna.create_study(
-            storage=study_storage(plan.folder),
+            storage=open_storage(plan.storage, bars.say),
             study_name=f"{plan.settings.name}/finals",
             direction="maximize",
             load_if_exists=True,

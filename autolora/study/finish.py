@@ -18,9 +18,10 @@ from autolora.study.evidence import report_study
 from autolora.study.export_best import Twin, export_best
 from autolora.study.finals import Finals, hold_finals, seeds_in_words
 from autolora.study.plan import Plan
+from autolora.study.plots import save_plots
 from autolora.study.proof import Proof, prove
 from autolora.study.trial import Record
-from autolora.study.tune import add_seconds, records, spent_seconds
+from autolora.study.tune import add_seconds, records, spent_seconds, training_seconds
 from autolora.study.workbench import Workbench
 
 
@@ -34,6 +35,7 @@ def finish(plan: Plan, study: Study, work: Workbench, bars: Bars) -> str:
     proof = prove(work, state, winner.point, exported, twin, finals.scorer, bars)
     page = report_study(plan, study, work, found, finals, exported.path, bars)
     result = _result(plan, study, found, finals, exported) | _files(twin, proof)
+    save_plots(study, plan.folder, winner.point.sweep)
     write_atomic(plan.folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return _summary(found, finals, exported, page) + (f"\n{twin_in_words(twin, proof)}" if twin else "")
 
@@ -69,7 +71,7 @@ def _result(
     return {
         "study": plan.settings.name,
         "seconds": round(spent_seconds(study), 1),
-        "training_seconds": round(study.user_attrs.get("training_seconds", 0.0), 1),
+        "training_seconds": round(training_seconds(study), 1),
         "trials": {"complete": states["COMPLETE"], "pruned": states["PRUNED"], "failed": states["FAIL"]},
         "best": {"trial": winner.trial.number, **winner.record.summary(winner.point)},
         "baselines": {

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
-from PIL import Image, ImageDraw
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -27,11 +27,11 @@ from autolora.scoring.scorer import Scorer
 from autolora.scoring.usual import usual_figures
 from autolora.scoring.verdict import remedy
 from autolora.study.finals import final_scorer
+from autolora.study.samples import labelled
 from autolora.study.workbench import open_workbench
 from autolora.train.run import Run
 
 SHOWN = {"trigger": 3, "novel": 2, "class_only": 2, "class_context": 1}  # pictures of the grid by probe group
-LABEL_PIXELS = 14
 
 
 @dataclass(frozen=True)
@@ -138,18 +138,6 @@ def grid(found: Sequence[Scored], base: Pictures) -> Image.Image:
     """A row of pictures for the base model and for each file at its recommended weight, under its name."""
     rows = [("base model", base), *((f"{one.path.stem}, weight {one.card.weight:g}", one.pictures) for one in found)]
     return labelled(rows)
-
-
-def labelled(rows: Sequence[tuple[str, Pictures]]) -> Image.Image:
-    """Rows of as many pictures each, (N, H, W, 3), under their names."""
-    count, side = rows[0][1].shape[:2]
-    sheet = Image.new("RGB", (side * count, (side + LABEL_PIXELS) * len(rows)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (label, pictures) in enumerate(rows):
-        top = i * (side + LABEL_PIXELS)
-        draw.text((2, top), label, fill="black")
-        sheet.paste(Image.fromarray(np.concatenate(list(pictures), axis=1)), (0, top + LABEL_PIXELS))
-    return sheet
 
 
 def print_table(found: Sequence[Scored], refused: Mapping[Path, str]) -> None:

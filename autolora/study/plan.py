@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,34 @@ from omegaconf import DictConfig
 
 from autolora import config as cfg
 from autolora.errors import ConfigError, StudyError
+from autolora.study.sampler import SeededByTrial
 from autolora.study.space import Space, as_text, difference, parse_space
+from autolora.study.storage import Say, open_storage, shown, storage_url
 from autolora.train.run import Run
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study's fixed parts: its settings, its space, its folder and how a trial's run is composed."""
+    """A study's fixed parts: its settings, its space, its folder, its storage and how a trial's run is composed."""
 
     settings: cfg.StudySettings
     space: Space
     folder: Path
     study_name: str
-    arguments: tuple[str, ...]
+    arguments: tuple[str, ...]  # without `storage`, which may hold a password
+    given_storage: str | None = field(default=None, repr=False)
+
+    @property
+    def storage(self) -> str:
+        """The URL of the storage, with its password."""
+        return storage_url(self.given_storage, self.folder)
+
+    @property
+    def command(self) -> str:
+        """What continues the study, without a password."""
+        lasting = [one for one in self.arguments if one.partition("=")[0] not in ("quiet", "json", "workers")]
+        words = ["autolora tune", self.study_name, *lasting]
+        return " ".join(words + ([f"storage={shown(self.given_storage)}"] if self.given_storage else []))
 
     def run(self, recipe: str, values: dict[str, Any]) -> Run:
         """The run of a recipe with some keys set."""
@@ -73,7 +89,8 @@ def make_plan(config: DictConfig, study_name: str, arguments: Sequence[str]) -> 
     """
     settings = cfg.study_settings(config)
     space = parse_space(settings.recipes)
-    plan = Plan(settings, space, cfg.run_folder(config, settings.name), study_name, tuple(arguments))
+    folder = cfg.run_folder(config, settings.name)
+    plan = Plan(settings, space, folder, study_name, tuple(arguments), config.get("storage"))
     own, mistakes = {}, []
     for recipe, keys in space.items():
         try:
@@ -91,44 +108,107 @@ def make_plan(config: DictConfig, study_name: str, arguments: Sequence[str]) -> 
     return plan, own
 
 
-def study_storage(folder: Path) -> optuna.storages.RDBStorage:
-    """The database of a study's folder."""
-    return optuna.storages.RDBStorage(
-        f"sqlite:///{folder / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}}
-    )
-
-
-def open_study(plan: Plan, own: dict[str, dict[str, Any]], identity: dict[str, str]) -> optuna.Study:
+def open_study(plan: Plan, own: dict[str, dict[str, Any]], identity: dict[str, str], say: Say) -> optuna.Study:
     """Create the study, or continue it where its space, dataset and model are unchanged.
 
     Raises:
-        StudyError: what changed, and what to do.
+        StudyError: what changed, and what to do; or the storage does not answer.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
-    settings = plan.settings
-    sampler = optuna.samplers.TPESampler(
-        multivariate=True,
-        group=True,
-        n_startup_trials=settings.startup_trials,
-        seed=settings.seed,
-    )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        storage=study_storage(plan.folder),
-        study_name=settings.name,
-        sampler=sampler,
-        pruner=optuna.pruners.PercentilePruner(66.0, n_startup_trials=4, n_warmup_steps=2),
+        storage=open_storage(plan.storage, say),
+        study_name=plan.settings.name,
         direction="maximize",
         load_if_exists=True,
+        **_methods(plan),
     )
-    new = {**as_text(plan.space), **identity}
-    old = study.user_attrs.get("space")
-    if old is None:
-        study.set_user_attr("space", new)
+    if study.user_attrs.get("space") is None:
         for recipe, values in own.items():
             named = {f"{recipe}/{key}": value for key, value in values.items()}
             study.enqueue_trial({"recipe": recipe, **named}, user_attrs={"baseline": recipe})
-    elif old != new:
-        changed = "; ".join(difference(old, new))
-        raise StudyError(f"study {settings.name} in {plan.folder} was started differently ({changed}); "
-                         "undo the change, or start another with out=OTHER_FOLDER")  # fmt: skip
+        study.set_user_attr("command", {"study": plan.study_name, "arguments": list(plan.arguments)})
+        study.set_user_attr("space", {**as_text(plan.space), **identity})  # last: now others may join
+    _refuse_changes(plan, study, identity)
     return study
+
+
+def join_study(plan: Plan, identity: dict[str, str], say: Say) -> optuna.Study:
+    """The study as `autolora tune` started it.
+
+    Raises:
+        StudyError: it was not started, or otherwise than this worker would go on with it.
+    """
+    study = started_study(plan, say)
+    _refuse_changes(plan, study, identity)
+    return study
+
+
+def started_study(plan: Plan, say: Say) -> optuna.Study:
+    """The study as it is, whatever is different now.
+
+    Raises:
+        StudyError: it was not started.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = None
+    if not _missing(plan):
+        with suppress(KeyError):
+            storage = open_storage(plan.storage, say)
+            study = optuna.load_study(storage=storage, study_name=plan.settings.name, **_methods(plan))
+    if study is None or study.user_attrs.get("space") is None:
+        where = shown(plan.given_storage) if plan.given_storage else str(plan.folder)
+        raise StudyError(
+            f"no study {plan.settings.name} in {where}; run `autolora tune {plan.study_name}` first, or name its "
+            "folder with out=FOLDER or its database with storage=URL"
+        )
+    return study
+
+
+def _missing(plan: Plan) -> bool:
+    """Whether there is no database in the study's folder; one that is merely asked after is not created."""
+    return plan.given_storage is None and not (plan.folder / "study.db").is_file()
+
+
+def joined(storage: str | None, arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The study file and the arguments of a study known by name and storage; one's own arguments go before its.
+
+    Args:
+        storage: its URL.
+        arguments: `study=NAME`, and what is different here, such as `out` and `dataset.path`.
+
+    Raises:
+        ConfigError: no name or no storage is given.
+        StudyError: no such study is there.
+    """
+    names = [argument.removeprefix("study=") for argument in arguments if argument.startswith("study=")]
+    if not names or storage is None:
+        raise ConfigError("a worker needs the study that it joins: study=NAME storage=URL, or what `tune` was given")
+    behind = open_storage(storage_url(storage, Path()), print)
+    try:
+        study = optuna.load_study(storage=behind, study_name=names[-1])
+    except KeyError as error:
+        known = ", ".join(sorted(optuna.get_all_study_names(behind))) or "none"
+        raise StudyError(f"no study {names[-1]} in {shown(storage)}; it has {known}") from error
+    command = study.user_attrs.get("command")
+    if command is None:
+        raise StudyError(f"study {names[-1]} in {shown(storage)} was not started by `autolora tune`")
+    own = [argument for argument in arguments if not argument.startswith("study=")]
+    return command["study"], [*command["arguments"], *own]
+
+
+def _methods(plan: Plan) -> dict[str, Any]:
+    """Sampler and pruner."""
+    return {
+        "sampler": SeededByTrial(plan.settings.seed, plan.settings.startup_trials),
+        "pruner": optuna.pruners.PercentilePruner(66.0, n_startup_trials=4, n_warmup_steps=2),
+    }
+
+
+def _refuse_changes(plan: Plan, study: optuna.Study, identity: dict[str, str]) -> None:
+    old, new = study.user_attrs["space"], {**as_text(plan.space), **identity}
+    if old != new:
+        changed = "; ".join(difference(old, new))
+        raise StudyError(f"study {plan.settings.name} in {plan.folder} was started differently ({changed}); "
+                         "undo the change, or start another with out=OTHER_FOLDER (and study.name=ANOTHER in a shared "
+                         "storage)")  # fmt: skip

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageDraw
 
 from autolora.files import atomic_path, write_atomic
 from autolora.sampling import Pictures
@@ -15,6 +16,7 @@ from autolora.scoring.probes import Probe, of_groups
 
 LOSSLESS_UP_TO = 128  # pixels; larger ones are kept as lossy WebP of at most SIDE
 SIDE = 320
+LABEL_PIXELS = 14
 CONCEPTS, OTHERS = 3, 2  # most concepts shown, and prompts of each other group
 
 
@@ -83,3 +85,15 @@ def read_samples(folder: Path, name: str) -> list[tuple[Sample, Image.Image]]:
     if strip.width != side * len(samples):
         return []
     return [(sample, strip.crop((i * side, 0, (i + 1) * side, side))) for i, sample in enumerate(samples)]
+
+
+def labelled(rows: Sequence[tuple[str, Pictures]]) -> Image.Image:
+    """Rows of as many pictures each, (N, H, W, 3), under their names."""
+    count, side = rows[0][1].shape[:2]
+    sheet = Image.new("RGB", (side * count, (side + LABEL_PIXELS) * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (label, pictures) in enumerate(rows):
+        top = i * (side + LABEL_PIXELS)
+        draw.text((2, top), label, fill="black")
+        sheet.paste(Image.fromarray(np.concatenate(list(pictures), axis=1)), (0, top + LABEL_PIXELS))
+    return sheet

@@ -131,9 +131,8 @@ class Record:
         """The record as it was left; the curve ends where the latest checkpoint stands."""
         record = cls(folder, run)
         latest = record.latest()
-        if latest is not None and (folder / "curve.json").is_file():
-            points = json.loads((folder / "curve.json").read_text("utf-8"))
-            record.curve = [Point(**p) for p in points if p["step"] <= latest.step]
+        if latest is not None:
+            record.curve = [p for p in points_of(folder) if p.step <= latest.step]
         return record
 
     @property

@@ -1,68 +1,88 @@
-"""A study: asks for recipes, trains and scores them, stops what cannot win, and can be continued."""
+"""A study: asks for recipes, trains and scores them, stops what cannot win, and can be continued by anyone."""
 
 from __future__ import annotations
 
+import errno
 import time
+import traceback
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from autolora.errors import StorageError, StudyError
+from autolora.files import remove_leftovers, write_atomic
 from autolora.progress import Bars
+from autolora.study.budget import STEP
+from autolora.study.cards import show_trial
+from autolora.study.claims import Claims
 from autolora.study.plan import Plan
+from autolora.study.queue import Queue
 from autolora.study.space import suggest
-from autolora.study.trial import DIVERGED, Record
+from autolora.study.trial import DIVERGED, Point, Record, points_of
 from autolora.study.workbench import Workbench
+from autolora.train.checkpoint import Checkpoint
 from autolora.train.loop import Assignment, Slot, train
+
+TRIES = 3  # of a trial that fails by itself, and trials that fail in a row before a worker blames itself
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 class Driver:
     """Feeds the training loop with trials and judges every checkpoint it yields."""
 
-    def __init__(self, plan: Plan, study: optuna.Study, work: Workbench, bars: Bars) -> None:
-        self.plan, self.study, self.work, self.bars = plan, study, work, bars
+    def __init__(self, plan: Plan, study: optuna.Study, work: Workbench, claims: Claims, bars: Bars) -> None:
+        self.plan, self.study, self.work, self.claims, self.bars = plan, study, work, claims, bars
+        self.queue = Queue(study, plan.settings, claims, bars)
         self.trials: dict[int, tuple[Trial, Record]] = {}  # by slot
-        self.seen = [p for _, record in records(plan, study) for p in record.curve]
-        self.began = time.monotonic()
-        self.scoring_seconds = 0.0
-        self.study_bar = bars.add(f"study {plan.settings.name}", plan.settings.trials, self._finished())
+        self.seen: dict[str, list[Point]] = {}  # the points of trials that ended, by uid
+        self.failed: set[int] = set()  # trials that failed here since one got on
+        self.study_bar = bars.add(f"study {plan.settings.name}", plan.settings.trials, self._ended())
         self.trial_bar = bars.add("trial", None)
 
-    def _finished(self) -> int:
-        return len(
-            self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-        )
+    def _ended(self) -> int:
+        return len(self.study.get_trials(deepcopy=False, states=ENDED))
 
     def next_run(self) -> Assignment | None:
-        """An interrupted trial first, then the next one asked of the study, until the budget is spent."""
-        settings = self.plan.settings
-        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if all(trial._trial_id != frozen._trial_id for trial, _ in self.trials.values()):
-                return self._assign(Trial(self.study, frozen._trial_id))
-        minutes = (time.monotonic() - self.began) / 60
-        if self._finished() >= settings.trials or minutes >= settings.search_minutes:
-            return None
-        return self._assign(self.study.ask())
+        """The next trial's run with the checkpoint it continues from, until the study is done."""
+        self.bars.set(self.study_bar, self._ended())
+        trial = self.queue.next()
+        return self._assign(trial) if trial else None
 
     def _assign(self, trial: Trial) -> Assignment:
         recipe, values = suggest(trial, self.plan.space)
-        run = self.plan.run(recipe, values)
         uid = trial.user_attrs.get("uid")
         if uid is None:
             uid = uuid.uuid4().hex[:12]
-            trial.set_user_attr("uid", uid)
             trial.set_user_attr("recipe", recipe)
-        record = Record.open(self.plan.folder / "trials" / uid, run)
+            trial.set_user_attr("uid", uid)
+        run = self.plan.run(recipe, values)
+        remove_leftovers(self._folder(uid))
+        record = Record.open(self._folder(uid), run)
         self.trials[0] = (trial, record)
+        self._learn()
         shown = ", ".join(
             f"{k.split('.')[-1]} {v:.3g}" if isinstance(v, float) else f"{k.split('.')[-1]} {v}"
             for k, v in values.items()
         )
         kind = "unchanged" if trial.user_attrs.get("baseline") else shown
         self.bars.say(f"trial {trial.number}: {recipe} ({kind})" + (", continued" if record.curve else ""))
-        latest = record.latest() if record.curve else None
-        return Assignment(run, latest)
+        return Assignment(run, record.latest() if record.curve else None)
+
+    def _folder(self, uid: str) -> Path:
+        return self.plan.folder / "trials" / uid
+
+    def _learn(self) -> None:
+        """Read the points of trials that ended since, here or elsewhere."""
+        for trial in self.study.get_trials(deepcopy=False, states=ENDED):
+            uid = trial.user_attrs.get("uid")
+            if uid and uid not in self.seen:
+                self.seen[uid] = points_of(self._folder(uid))
 
     def on_step(self, slot: Slot) -> None:
         """Move the bars."""
@@ -71,23 +91,24 @@ class Driver:
         self.bars.set(self.trial_bar, slot.step, f"trial {trial.number} ({slot.run.name})")
 
     def judge(self, slot: Slot) -> None:
-        """Score a checkpoint, keep it, and end the trial where that is right."""
+        """Score a checkpoint, keep it, and end the trial where that is right.
+
+        What is kept is kept by the trial's worker alone: one that lost it gives up.
+        """
         trial, record = self.trials[slot.index]
         checkpoint = slot.checkpoint
         assert checkpoint is not None
+        if not self.claims.holds(trial._trial_id):
+            return self._give_up(slot)
         if checkpoint.diverged:
             trial.set_user_attr("reason", f"diverged at step {checkpoint.step}: the loss is no longer a number")
             return self._finish(slot, TrialState.COMPLETE)
-        if record.scored_step() != checkpoint.step:
-            began = time.perf_counter()
-            new = self.work.measure(checkpoint, record.curve, self.seen, self.bars, record.samples)
-            record.add(checkpoint, new)
-            self.seen.append(new)
-            self.scoring_seconds += time.perf_counter() - began
+        if record.scored_step() != checkpoint.step and not self._score(trial, record, checkpoint):
+            return self._give_up(slot)
         best = record.best()
         assert best is not None
         number = len(record.curve)
-        if number not in self.study.trials[trial.number].intermediate_values:
+        if number not in self._storage.get_trial(trial._trial_id).intermediate_values:
             trial.report(best.objective, number)
         self.bars.say(f"  step {checkpoint.step}: {record.curve[-1].words}")
         if record.hopelessly_overcooked(self.plan.settings.patience) and not checkpoint.done:
@@ -101,39 +122,141 @@ class Driver:
             trial.set_user_attr("reason", f"pruned at step {checkpoint.step}: behind the other trials")
             self._finish(slot, TrialState.PRUNED)
 
+    def _score(self, trial: Trial, record: Record, checkpoint: Checkpoint) -> bool:
+        """Measure a checkpoint and keep it; False where the trial was lost meanwhile, and nothing is kept."""
+        began = time.perf_counter()
+        seen = [p for points in self.seen.values() for p in points]
+        new = self.work.measure(checkpoint, record.curve, [*seen, *record.curve], self.bars, record.samples)
+        if not self.claims.holds(trial._trial_id):
+            return False
+        record.add(checkpoint, new)
+        self.failed.clear()
+        scoring = trial.user_attrs.get("scoring_seconds", 0.0) + time.perf_counter() - began
+        trial.set_user_attr("scoring_seconds", scoring)
+        trial.set_user_attr(STEP, checkpoint.step)
+        return True
+
+    @property
+    def _storage(self) -> BaseStorage:
+        return self.claims.storage
+
+    def _give_up(self, slot: Slot) -> None:
+        trial, _ = self.trials.pop(slot.index)
+        self.bars.say(f"trial {trial.number}: another worker has taken it over, it is given up here")
+        slot.stop()
+
     def _finish(self, slot: Slot, state: TrialState) -> None:
         trial, record = self.trials.pop(slot.index)
         best = record.best()
-        add_seconds(self.study, slot.seconds, self.scoring_seconds)
-        self.scoring_seconds = 0.0
-        for name, broken_by in (best.constraints if best else {"diverged": 1.0}).items():
-            trial.set_constraint(name, broken_by)
-        value = best.objective if best else DIVERGED
-        self.study.tell(trial, value if state is TrialState.COMPLETE else None, state=state, skip_if_finished=True)
-        self.bars.say(f"  {self.study.trials[trial.number].user_attrs['reason']}")
-        self.bars.set(self.study_bar, self._finished())
+        trial.set_user_attr("training_seconds", slot.seconds)
+        show_trial(trial, record, trial.user_attrs["reason"], self.plan.folder)
+        keep_constraints(self._storage, trial, best.constraints if best else {"diverged": 1.0})
+        self._tell(trial, state, best.objective if best else DIVERGED)
         slot.stop()
+
+    def _tell(self, trial: Trial, state: TrialState, value: float) -> None:
+        """End a trial for good."""
+        self.claims.end(trial._trial_id)
+        told = value if state is TrialState.COMPLETE else None
+        with suppress(UpdateFinishedTrialError):  # the database was lost right after it had kept this
+            self.study.tell(trial, told, state=state, skip_if_finished=True)
+        self.bars.say(f"  {trial.user_attrs['reason']}")
+        self.bars.set(self.study_bar, self._ended())
+
+    def fail(self, error: Exception) -> None:
+        """A trial failed by itself: it is tried again a few times, here or elsewhere; the study goes on without it.
+
+        Raises:
+            StudyError: trial after trial fails here, so that it is this worker rather than a trial.
+        """
+        self.trials.clear()
+        for trial_id in [held for held in list(self.claims.held) if self.claims.holds(held)]:
+            trial = Trial(self.study, trial_id)
+            failures = trial.user_attrs.get("failures", 0) + 1
+            trial.set_user_attr("failures", failures)
+            trial.set_user_attr("reason", f"failed: {type(error).__name__}: {error}")
+            folder = self._folder(trial.user_attrs.get("uid", f"number-{trial.number}"))
+            write_atomic(folder / "failure.txt", "".join(traceback.format_exception(error)))
+            self.bars.say(f"trial {trial.number} failed ({folder / 'failure.txt'})")
+            self.failed.add(trial.number)
+            if failures < TRIES:
+                self.claims.hand_back(trial_id)
+            else:
+                self._tell(trial, TrialState.FAIL, DIVERGED)
+        if len(self.failed) >= TRIES:
+            raise StudyError(f"{TRIES} trials in a row failed here, the last by {type(error).__name__}: {error}")
 
 
 def run_study(
-    plan: Plan, study: optuna.Study, work: Workbench, bars: Bars, heard: Callable[[bool], None] = lambda ended: None
-) -> Driver:
-    """Run trials until the budget is spent; `heard` is called after every checkpoint, with whether its trial ended."""
-    driver = Driver(plan, study, work, bars)
-    for ready in train(driver.next_run, work.bench, driver.on_step):
-        for slot in ready:
-            driver.judge(slot)
-            heard(slot.index not in driver.trials)
-    return driver
+    plan: Plan,
+    study: optuna.Study,
+    work: Workbench,
+    bars: Bars,
+    machine: str | None = None,
+    heard: Callable[[bool], None] = lambda ended: None,
+) -> None:
+    """Run trials until the study is done; what is interrupted goes back into the queue.
+
+    Args:
+        plan: what to run.
+        study: where trials come from, shared with any number of workers.
+        work: what every trial is trained and judged with.
+        bars: where progress is shown.
+        machine: the name by which this worker's heartbeats are known; None: this machine's.
+        heard: is called after every checkpoint, with whether its trial ended.
+
+    Raises:
+        StorageError: a disk is full.
+        StudyError: trial after trial fails here.
+    """
+    settings = plan.settings
+    beat, grace = settings.heartbeat_seconds, settings.grace_seconds
+    with Claims(study._storage, study._study_id, beat, grace, bars.say, machine) as claims:
+        driver = Driver(plan, study, work, claims, bars)
+        while True:
+            try:
+                for ready in train(driver.next_run, work.bench, driver.on_step):
+                    for slot in ready:
+                        driver.judge(slot)
+                        heard(slot.index not in driver.trials)
+                return
+            except StorageError:
+                raise
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise StorageError(f"the disk is full ({error}); free some space and go on") from error
+                if not claims.held:
+                    raise
+                driver.fail(error)
+
+
+def keep_constraints(storage: BaseStorage, trial: Trial, constraints: dict[str, float]) -> None:
+    """Store a trial's constraints by name, and as the list that the dashboard reads.
+
+    `Trial.set_constraint` keeps what an interrupted worker wrote; this is the last word.
+    """
+    for name, broken_by in constraints.items():
+        storage.set_trial_system_attr(trial._trial_id, f"constraints:{name}", float(broken_by))
+    storage.set_trial_system_attr(trial._trial_id, "constraints", [float(v) for v in constraints.values()])
+
+
+def training_seconds(study: optuna.Study) -> float:
+    """Seconds that training took, by all workers, finals included."""
+    return _seconds(study, "training")
 
 
 def spent_seconds(study: optuna.Study) -> float:
-    """Seconds that training and scoring took, however often the study was continued."""
-    return float(sum(study.user_attrs.get(f"{part}_seconds", 0.0) for part in ("training", "scoring")))
+    """Seconds that training and scoring took, by all workers and however often the study was continued."""
+    return _seconds(study, "training") + _seconds(study, "scoring")
+
+
+def _seconds(study: optuna.Study, part: str) -> float:
+    trials = sum(trial.user_attrs.get(f"{part}_seconds", 0.0) for trial in study.get_trials(deepcopy=False))
+    return float(trials + study.user_attrs.get(f"{part}_seconds", 0.0))
 
 
 def add_seconds(study: optuna.Study, training: float, scoring: float) -> None:
-    """Count time that was spent on a study."""
+    """Count time that the finals took; that of a trial is its own."""
     for part, seconds in (("training", training), ("scoring", scoring)):
         study.set_user_attr(f"{part}_seconds", study.user_attrs.get(f"{part}_seconds", 0.0) + seconds)
 

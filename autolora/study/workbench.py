@@ -25,6 +25,7 @@ from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, of_groups
 from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer, prepare
 from autolora.scoring.settings import ScoringSettings
+from autolora.study.cards import keep_grid
 from autolora.study.ladder import climb
 from autolora.study.samples import keep_samples
 from autolora.study.trial import Point, unmeasured_point, unrendered
@@ -79,6 +80,7 @@ class Workbench:
 
         point = climb(blank, own, seen, scorer.settings, judge)
         if keep and pictures:
+            keep_grid(keep, checkpoint.step, scorer, pictures)
             keep_samples(keep, checkpoint.step, scorer.probes, pictures, max(scorer.settings.weights))
         return point
 

@@ -12,7 +12,7 @@ import pytest
 
 from autolora.cli import main
 from autolora.study.compare import TUNED, UNCHANGED, read_study, wins
-from autolora.study.plan import study_storage
+from autolora.study.storage import study_storage
 from autolora.study.trial import Point
 
 

@@ -17,8 +17,9 @@ from autolora.errors import ConfigError
 from autolora.progress import Bars
 from autolora.study.evidence import REFRESH_SECONDS, report_progress
 from autolora.study.output import Output
-from autolora.study.plan import study_storage
+from autolora.study.plan import Plan
 from autolora.study.standing import standing
+from autolora.study.storage import study_storage
 from tests.study.test_compare import point, write_study
 
 
@@ -30,9 +31,8 @@ def opened(
     study = optuna.load_study(study_name="made-up", storage=study_storage(folder))
     study.set_user_attr("training_seconds", 30.0 * len(trials))
     settings = StudySettings("made-up", {"a": {}}, trials=10, minutes=minutes)
-    plan = SimpleNamespace(
-        settings=settings, folder=folder, space={"a": {}}, study_name="mine", arguments=("json=true",)
-    )
+    command = Plan(settings, {}, folder, "mine", ("json=true",)).command
+    plan = SimpleNamespace(settings=settings, folder=folder, space={"a": {}}, study_name="mine", command=command)
     plan.run = lambda recipe, values: SimpleNamespace(name=recipe)
     return plan, study
 

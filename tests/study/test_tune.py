@@ -15,6 +15,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from optuna.artifacts import get_all_artifact_meta
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -24,6 +25,7 @@ from autolora.paperdoll.corpus import base_caption, base_picture
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.weights import BASE
 from autolora.study.finals import SWEEP_WEIGHTS
+from autolora.study.storage import open_storage
 
 CONSTRAINTS = {
     "bleed_class",
@@ -107,7 +109,13 @@ def test_a_study_leaves_what_it_promises(finished: Path) -> None:
     assert seen["tags"] and -1 <= seen["1"]["low"] <= seen["1"]["high"] <= 1
     assert "doll-adamw" in result["baselines"]
     study = optuna.load_study(study_name="small", storage=f"sqlite:///{run / 'study.db'}")
-    assert all(set(trial.constraints) == CONSTRAINTS for trial in study.trials)
+    for trial in study.trials:  # by name, and as the list that the dashboard reads
+        named = {name: value for name, value in trial.constraints.items() if not name.isdigit()}
+        assert set(named) == CONSTRAINTS
+        assert sorted(trial.system_attrs["constraints"]) == sorted(named.values())
+        assert len(get_all_artifact_meta(study_or_trial=trial, storage=study._storage)) == 1  # its pictures
+    plots = {key.split(":")[2] for key in study.system_attrs if key.startswith("dashboard:plot_data:")}
+    assert plots == {"likeness-bleed", "learning-curves", "parameter-effects", "weight-sweep"}
     finals = optuna.load_study(study_name="small/finals", storage=f"sqlite:///{run / 'study.db'}")
     assert all(trial.state is optuna.trial.TrialState.COMPLETE for trial in finals.trials)
     assert sum("+1" in trial.user_attrs["key"] for trial in finals.trials) == 2  # two recipes, one seed more each
@@ -323,3 +331,24 @@ def test_a_study_killed_between_its_last_checkpoint_and_its_verdict(
     (curve,) = [json.loads((trial / "curve.json").read_text("utf-8")) for trial in trials_of(tmp_path)]
     assert result["trials"] == {"complete": 1, "pruned": 0, "failed": 0}
     assert len(curve) == 2
+
+
+def test_two_workers_share_a_study_and_a_third_finds_nothing_left(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [a for a in tune(tmp_path, "study.trials=4", "study.retrain_seeds=0") if not a.startswith("cache=")]
+    command += [f"cache={finished / 'cache'}"]
+    storage = f"storage=journal:///{tmp_path / 'shared.log'}"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert main([*command, storage, "workers=2"]) == 0
+    study = optuna.load_study(study_name="small", storage=open_storage(storage.removeprefix("storage="), print))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4
+    assert not (tmp_path / "run" / "study.db").exists()
+    log = (tmp_path / "run" / "workers" / "2.log").read_text()
+    assert "no trial is left" in log and "Traceback" not in log
+    assert storage in (tmp_path / "run" / "report" / "index.html").read_text("utf-8")
+    capsys.readouterr()
+    assert main(["worker", "study=small", storage]) == 0  # from anywhere: the study knows how it was started
+    assert "no trial is left" in capsys.readouterr().out
+    assert main(["worker", "study=large", storage]) == 5
+    assert "it has small" in capsys.readouterr().err

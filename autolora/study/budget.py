@@ -1,0 +1,60 @@
+"""What a study may spend: trials, minutes, steps, and for how long without anything better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from optuna.trial import FrozenTrial, TrialState
+
+from autolora.config import StudySettings
+from autolora.data.concepts import Dataset
+from autolora.study.claims import worked_seconds
+from autolora.train.run import Run
+
+STEP = "step"  # user attribute: images a trial was shown up to its last checkpoint
+
+
+def may_begin(trials: Sequence[FrozenTrial], settings: StudySettings) -> bool:
+    """Whether another trial may begin; those that did are ended. `trials` are all of the study, those of others too."""
+    if worked_seconds(trials) / 60 >= settings.search_minutes:
+        return False
+    if settings.steps is not None and sum(trial.user_attrs.get(STEP, 0) for trial in trials) >= settings.steps:
+        return False
+    return settings.stagnation is None or trials_since_best(trials) < settings.stagnation
+
+
+def trials_since_best(trials: Sequence[FrozenTrial]) -> int:
+    """How many trials ended, one after the other, since the best one so far; recipes as they are do not count."""
+    ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and t.datetime_complete]
+    since, best = 0, float("-inf")
+    for trial in sorted(ended, key=lambda t: (t.datetime_complete, t.number)):
+        value = trial.value if trial.state is TrialState.COMPLETE and trial.value is not None else float("-inf")
+        since = 0 if value > best or trial.user_attrs.get("baseline") else since + 1
+        best = max(best, value)
+    return since
+
+
+def in_words(settings: StudySettings, runs: Sequence[Run], dataset: Dataset, workers: int) -> str:
+    """What is planned, before anything runs.
+
+    Args:
+        settings: the study's.
+        runs: its recipes as they are.
+        dataset: what they train on.
+        workers: that start here.
+    """
+    steps = [run.steps_per_epoch(dataset) * run.train.epochs for run in runs]
+    each = f"{min(steps):,}" + (f" to {max(steps):,}" if max(steps) > min(steps) else "")
+    limits = [f"{settings.trials} trials, {len(runs)} of them recipes as they are ({each} steps each)"]
+    if settings.minutes is not None:
+        limits.append(f"none begins after {settings.search_minutes:g} of {settings.minutes:g} minutes")
+    if settings.steps is not None:
+        limits.append(f"none begins after {settings.steps:,} steps in all")
+    if settings.stagnation is not None:
+        limits.append(f"the search ends after {settings.stagnation} trials in a row without a better one")
+    again = f"; the best {settings.finalists} are judged again" + (
+        f", the best two recipes trained again with {settings.retrain_seeds} seeds more"
+        if settings.retrain_seeds
+        else ""
+    )
+    return "plan: " + "; ".join(limits) + again + (f"; {workers} workers here" if workers > 1 else "")

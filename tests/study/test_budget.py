@@ -1,0 +1,70 @@
+"""Budgets: when no further trial begins, and the plan that is told before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from autolora.adapters.lora import LoRA
+from autolora.config import StudySettings
+from autolora.data.concepts import DatasetSettings, load_dataset
+from autolora.errors import ConfigError
+from autolora.optim.optimizers import AdamW
+from autolora.paperdoll.world import write_dataset
+from autolora.study.budget import in_words, may_begin, trials_since_best
+from autolora.train.run import Run, TrainSettings
+
+SETTINGS = StudySettings("mona", {"doll-adamw": {}}, trials=9)
+
+
+def ended(number: int, value: float | None, **attrs: object) -> FrozenTrial:
+    """A trial that ended as the number-th; without a value it was pruned."""
+    state = TrialState.PRUNED if value is None else TrialState.COMPLETE
+    trial = optuna.trial.create_trial(state=state, value=value, user_attrs=attrs)
+    trial.number, trial.datetime_complete = number, datetime(2026, 1, 1) + timedelta(minutes=number)
+    return trial
+
+
+@pytest.mark.parametrize(
+    ("values", "since"),
+    [([0.1, 0.2, 0.3], 0), ([0.1, 0.5, 0.3, None, 0.5], 3), ([None, None], 2), ([], 0)],
+)
+def test_trials_without_a_better_one_are_counted(values: list[float | None], since: int) -> None:
+    trials = [ended(number, value) for number, value in enumerate(values)]
+    assert trials_since_best(trials[::-1]) == since
+
+
+def test_recipes_as_they_are_do_not_count_as_standing_still() -> None:
+    assert trials_since_best([ended(0, 0.5, baseline="a"), ended(1, 0.3, baseline="b"), ended(2, 0.4)]) == 1
+
+
+def test_what_ends_a_search() -> None:
+    trials = [ended(0, 0.5, step=600, worked=[[0, 300]]), ended(1, 0.4, step=400, worked=[[300, 600]])]
+    assert may_begin(trials, SETTINGS)
+    assert may_begin(trials, replace(SETTINGS, steps=1001)) and not may_begin(trials, replace(SETTINGS, steps=1000))
+    assert may_begin(trials, replace(SETTINGS, minutes=15)) and not may_begin(trials, replace(SETTINGS, minutes=14))
+    assert may_begin(trials, replace(SETTINGS, stagnation=2)) and not may_begin(trials, replace(SETTINGS, stagnation=1))
+
+
+def test_the_plan_is_told(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "doll", seed=1, outfits=1, images_per_outfit=6, size=32)
+    dataset = load_dataset(DatasetSettings(path=str(tmp_path / "doll")))
+    runs = [Run("a", LoRA(), AdamW(), train=TrainSettings(epochs=2, steps_per_concept=n)) for n in (600, 1000)]
+    said = in_words(replace(SETTINGS, minutes=90, steps=20000, stagnation=6), runs, dataset, 2)
+    assert said == (
+        "plan: 9 trials, 2 of them recipes as they are (1,200 to 2,000 steps each); "
+        "none begins after 63 of 90 minutes; none begins after 20,000 steps in all; "
+        "the search ends after 6 trials in a row without a better one; "
+        "the best 3 are judged again, the best two recipes trained again with 2 seeds more; 2 workers here"
+    )
+
+
+@pytest.mark.parametrize("name", ["steps", "stagnation"])
+def test_impossible_budgets_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"study.{name} must be at least 1"):
+        replace(SETTINGS, **{name: 0})

@@ -1,0 +1,145 @@
+"""Storages: what is opened, what is refused and how, who waits for what."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.exc import OperationalError, PendingRollbackError, ProgrammingError
+
+from autolora.errors import AutoloraError, ConfigError, StorageError, StudyError
+from autolora.study import storage as storages
+from autolora.study.storage import open_storage, patient, shown, storage_url
+
+
+def nothing(_: str) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("url", "seen"),
+    [
+        ("postgresql+psycopg://mona:hush@db/lora", "postgresql+psycopg://mona:***@db/lora"),
+        ("postgresql+psycopg://mona@db/lora", "postgresql+psycopg://mona@db/lora"),
+        ("mysql://a:hush@b:1/c?ssl=1", "mysql://a:***@b:1/c?ssl=1"),
+        ("journal:///a/b.log", "journal:///a/b.log"),
+        ("hush", "***"),
+    ],
+)
+def test_a_password_is_never_shown(url: str, seen: str) -> None:
+    assert shown(url) == seen
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "message"),
+    [
+        ("nonsense", ConfigError, "expected sqlite:"),
+        ("oracles://a:hush@b/c", ConfigError, "expected sqlite:"),
+        ("postgresql+psycopg2://a:hush@b/c", ConfigError, r"pip install 'autolora\[postgres\]'"),
+        ("postgresql+psycopg://a:hush@127.0.0.1:1/c", StudyError, "nothing can be opened"),
+        ("grpc://localhost:notaport", ConfigError, "expected sqlite:"),
+        ("sqlite:////proc/nowhere/study.db", StudyError, "nothing can be opened"),
+    ],
+)
+def test_what_cannot_be_opened_is_explained(url: str, kind: type[AutoloraError], message: str) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        open_storage(url, nothing)
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [None, "journal"])
+def test_a_study_lies_in_its_folder_unless_told_otherwise(given: str | None, tmp_path: Path) -> None:
+    optuna.create_study(storage=open_storage(storage_url(given, tmp_path), nothing), study_name="mona").ask()
+    again = open_storage(storage_url(given, tmp_path), nothing)
+    assert len(optuna.load_study(storage=again, study_name="mona").trials) == 1
+    assert (tmp_path / ("study.db" if given is None else "study.log")).is_file()
+
+
+def test_a_grpc_proxy_serves_a_study(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    behind = open_storage(storage_url(None, tmp_path), nothing)
+    serve = threading.Thread(
+        target=lambda: optuna.storages.run_grpc_proxy_server(behind, host="localhost", port=port), daemon=True
+    )
+    serve.start()
+    study = optuna.create_study(storage=open_storage(f"grpc://localhost:{port}", nothing), study_name="mona")
+    study.tell(study.ask(), 1.0)
+    assert optuna.load_study(storage=behind, study_name="mona").best_value == 1.0
+
+
+def journal(path: Path) -> optuna.Study:
+    return optuna.create_study(
+        storage=open_storage(f"journal:///{path}", nothing), study_name="mona", load_if_exists=True
+    )
+
+
+def test_half_a_line_in_a_journal_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "study.log"
+    journal(path).tell(journal(path).ask(), 1.0)
+    with path.open("ab") as file:
+        file.write(b'{"op_code":')
+    journal(path).ask()
+    assert len(journal(path).trials) == 2
+    assert path.read_bytes().endswith(b"\n") and b'{"op_code":\n' not in path.read_bytes()
+
+
+def test_a_full_disk_leaves_a_journal_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "study.log"
+    study = journal(path)
+    study.ask()
+    before = path.read_bytes()
+
+    def full(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
+        path.write_bytes(before + b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(JournalFileBackend, "append_logs", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        study.ask()
+    assert path.read_bytes() == before
+
+
+class Failing(optuna.storages.InMemoryStorage):
+    """Fails some times before it answers."""
+
+    def __init__(self, *errors: Exception) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.errors = list(errors)
+
+    def get_all_studies(self) -> Any:
+        if self.errors:
+            raise self.errors.pop(0)
+        return super().get_all_studies()
+
+
+def lost(text: str, kind: type[Exception] = OperationalError) -> Exception:
+    """As Optuna passes on what the database said."""
+    error = optuna.exceptions.StorageInternalError("An exception is raised during the commit.")
+    error.__cause__ = kind("SELECT", {}, Exception(text))  # type: ignore[call-arg]
+    return error
+
+
+def test_a_database_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(storages.time, "sleep", pauses.append)
+    said: list[str] = []
+    asked_again = optuna.exceptions.StorageInternalError("An exception is raised during the commit.")
+    asked_again.__cause__ = PendingRollbackError("Can't reconnect until invalid transaction is rolled back.")
+    behind = Failing(asked_again, *[lost("server closed the connection") for _ in range(9)])
+    assert patient(behind, "the storage", said.append).get_all_studies() == []
+    assert said == ["the storage is away (server closed the connection): waiting for it", "the storage is back"]
+    assert pauses[0] < 1 and max(pauses) == storages.LONGEST_WAIT
+
+
+def test_a_full_database_and_a_mistake_are_not_waited_for() -> None:
+    with pytest.raises(StorageError, match="disk is full"):
+        patient(Failing(lost("could not extend file: No space left on device")), "it", nothing).get_all_studies()
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        patient(Failing(lost("no such table", ProgrammingError)), "it", nothing).get_all_studies()

@@ -1,0 +1,188 @@
+"""A worker's life: what it does with trials that fail, that it lost, and with signals; how many start here."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from autolora.cli import Stopped
+from autolora.errors import ConfigError, StorageError, StudyError
+from autolora.paperdoll.world import write_dataset
+from autolora.study import workers
+from autolora.study.claims import OWNER
+from autolora.study.plan import Plan, join_study
+from autolora.study.tune import TRIES, run_study
+from autolora.study.workbench import Workbench
+from tests.study import chaos
+
+TRIALS = 3
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workbench, str]:
+    folder = tmp_path_factory.mktemp("shared")
+    write_dataset(folder / "doll", seed=1, outfits=1, images_per_outfit=6, size=32)
+    settings = chaos.Settings(str(folder), str(folder / "doll"), None, 1, 0, 0, [])
+    return chaos.workbench(settings), settings.pictures
+
+
+Begun = tuple[Plan, optuna.Study, Workbench, chaos.Said]
+
+
+@pytest.fixture
+def begun(shared: tuple[Workbench, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begun:
+    """A study of three trials in a folder of its own, not yet run."""
+    monkeypatch.chdir(tmp_path)
+    work, pictures = shared
+    plan, own = chaos.planned(chaos.Settings(str(tmp_path), pictures, None, 1, 0, 0, []))
+    plan = replace(plan, settings=replace(plan.settings, trials=TRIALS))
+    chaos.start(plan, own)
+    said = chaos.Said()
+    return plan, join_study(plan, chaos.IDENTITY, said.say), work, said
+
+
+@contextmanager
+def on_measure(act: Any) -> Iterator[None]:
+    """Do something whenever a checkpoint is measured, before it is kept."""
+    measure = chaos.ScoredByLoss.measure
+
+    def acting(self: Workbench, checkpoint: Any, *rest: Any) -> Any:
+        act(checkpoint)
+        return measure(self, checkpoint, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chaos.ScoredByLoss, "measure", acting)
+        yield
+
+
+def states(study: optuna.Study) -> list[str]:
+    return [trial.state.name for trial in study.trials[:TRIALS]]
+
+
+def test_a_trial_that_fails_is_tried_again_and_then_left(begun: Begun) -> None:
+    plan, study, work, said = begun
+    bad = study.trials[1].system_attrs["fixed_params"]["doll-adamw/optimizer.lr"]
+    tried = []
+
+    def fail(checkpoint: Any) -> None:
+        if checkpoint.run.optimizer.lr == bad and checkpoint.step == 8:
+            tried.append(checkpoint.step)
+            raise RuntimeError("CUDA out of memory")
+
+    with on_measure(fail):
+        run_study(plan, study, work, said)
+    assert states(study) == ["COMPLETE", "FAIL", "COMPLETE"] and len(tried) == TRIES
+    failed = study.trials[1]
+    assert "CUDA out of memory" in failed.user_attrs["reason"]
+    assert "RuntimeError" in (plan.folder / "trials" / failed.user_attrs["uid"] / "failure.txt").read_text()
+    assert len(study.trials) == chaos.TRIALS  # no copies
+
+
+def test_a_worker_on_which_everything_fails_stops(begun: Begun) -> None:
+    def fail(_: Any) -> None:
+        raise RuntimeError("no such device")
+
+    plan, study, work, said = begun
+    with on_measure(fail), pytest.raises(StudyError, match=r"in a row failed here.*no such device"):
+        run_study(plan, study, work, said)
+    assert states(study)[2] == "WAITING"  # another worker may do better
+    run_study(plan, study, work, said)
+    assert states(study)[2] == "COMPLETE"
+
+
+def test_a_full_disk_hands_the_trial_back(begun: Begun) -> None:
+    def full(_: Any) -> None:
+        raise StorageError("no space left")
+
+    plan, study, work, said = begun
+    with on_measure(full), pytest.raises(StorageError):
+        run_study(plan, study, work, said)
+    assert states(study) == ["WAITING"] * TRIALS
+    assert all("failures" not in trial.user_attrs for trial in study.trials)
+
+
+def test_a_zombie_keeps_nothing(begun: Begun) -> None:
+    """While a checkpoint is measured another worker takes the trial over, and ends it."""
+    plan, study, work, said = begun
+    lost = []
+
+    def lose(checkpoint: Any) -> None:
+        running = [trial for trial in study.trials if trial.state is TrialState.RUNNING]
+        if checkpoint.step == 8 and not lost:
+            lost.append(running[0].number)
+            study._storage.set_trial_user_attr(running[0]._trial_id, OWNER, "elsewhere/1/1.0")
+            study._storage.set_trial_state_values(running[0]._trial_id, TrialState.COMPLETE, [0.5])
+
+    with on_measure(lose):
+        run_study(plan, study, work, said)
+    assert lost == [0] and states(study) == ["COMPLETE"] * TRIALS
+    assert study.trials[0].value == 0.5 and "another worker has taken it over" in Path("said").read_text()
+    kept = (plan.folder / "trials" / study.trials[0].user_attrs["uid"] / "curve.json").read_text()
+    assert kept.count('"step"') == 1
+
+
+def test_a_signal_hands_the_trial_back(begun: Begun) -> None:
+    def stop(checkpoint: Any) -> None:
+        if checkpoint.step == 8:
+            raise Stopped
+
+    plan, study, work, said = begun
+    with on_measure(stop), pytest.raises(Stopped):
+        run_study(plan, study, work, said)
+    assert states(study) == ["WAITING"] * TRIALS and study.trials[0].user_attrs[OWNER] == ""
+    run_study(plan, study, work, said)
+    assert states(study) == ["COMPLETE"] * TRIALS
+    measured = Path("measured").read_text().splitlines()
+    assert len(measured) == len(set(measured)) == TRIALS * chaos.CHECKPOINTS
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 on Windows")
+def test_slurm_warns_by_sigusr1() -> None:
+    from autolora import cli
+
+    before = {name: signal.getsignal(getattr(signal, name)) for name in ("SIGTERM", "SIGUSR1")}
+    try:
+        assert cli.main(["--version"]) == 0
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def test_a_trial_draws_the_same_in_whatever_worker(begun: Begun) -> None:
+    plan, *_ = begun
+    uniform = optuna.distributions.FloatDistribution(0, 1)
+
+    def draw(number: int) -> float:
+        study = join_study(plan, chaos.IDENTITY, print)
+        return float(study.sampler.sample_independent(study, study.trials[number], "lr", uniform))
+
+    assert draw(2) == draw(2) != draw(1)
+
+
+def test_one_worker_a_gpu_or_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert workers.count_workers("auto") == 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert workers.count_workers("auto") == 2
+    assert workers.environments(3) == [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("2", "5", "2")]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(workers, "cores", lambda: 8)
+    assert workers.count_workers("auto") == 8
+    assert workers.environments(2) == [{"OMP_NUM_THREADS": "4"}] * 2
+    for given in (0, "many", True, 1.5):
+        with pytest.raises(ConfigError, match="workers must be auto or a whole number"):
+            workers.count_workers(given)
