@@ -55,6 +55,7 @@ class StudySettings:
     minutes: float | None = None
     steps: int | None = None
     stagnation: int | None = None
+    pack: int = 1
     startup_trials: int = 3
     finalists: int = 3
     retrain_seeds: int = 2
@@ -69,6 +70,8 @@ class StudySettings:
                 "study.heartbeat_seconds must be above 0 and below study.grace_seconds, got "
                 f"{self.heartbeat_seconds:g} and {self.grace_seconds:g}"
             )
+        if self.pack < 1:
+            raise ConfigError(f"study.pack must be at least 1 (one trial at a time), got {self.pack}")
         if min(self.trials, self.finalists, self.patience) < 1 or self.startup_trials < 0:
             raise ConfigError(
                 "study.trials, study.finalists and study.patience must be at least 1 and study.startup_trials 0 or "

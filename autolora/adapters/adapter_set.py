@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -43,19 +44,25 @@ class AdapterSet:
     """The wrapped layers of one model, reused by every trial of a process."""
 
     def __init__(self, modules: Mapping[str, nn.Module], adapters: Sequence[Adapter], room: Room) -> None:
-        self.room = room
+        self.modules, self.adapters, self.room = modules, tuple(adapters), room
         self.touches_text_encoder = any(one.text_encoder for one in adapters)
         self.routing = Routing()
         self.layers: dict[str, AdaptedLayer] = {}
         self._homes: list[tuple[nn.Module, str, nn.Module]] = []
         self._specs: list[Adapter | None] = [None] * room.slots
         self._left: list[str] = []  # paths of layers that stay as they are
-        for root_name, root in modules.items():
+        self._wrap()
+        if not self.layers:
+            targets = sorted({target for one in adapters for target in one.targets})
+            raise ConfigError(f"adapter.targets={targets} match no layer of the model")
+
+    def _wrap(self) -> None:
+        for root_name, root in self.modules.items():
             for name, module in list(root.named_modules()):
                 path = f"{root_name}.{name}"
                 if not isinstance(module, nn.Linear | nn.Conv2d):
                     continue
-                if not any(one.changes(path) for one in adapters):
+                if not any(one.changes(path) for one in self.adapters):
                     self._left.append(path)
                 else:
                     parent_name, _, attribute = name.rpartition(".")
@@ -63,9 +70,6 @@ class AdapterSet:
                     self.layers[path] = AdaptedLayer(module, self.routing)
                     setattr(parent, attribute, self.layers[path])
                     self._homes.append((parent, attribute, module))
-        if not self.layers:
-            targets = sorted({target for one in adapters for target in one.targets})
-            raise ConfigError(f"adapter.targets={targets} match no layer of the model")
 
     @property
     def slots(self) -> int:
@@ -76,7 +80,18 @@ class AdapterSet:
         """Put the original layers back."""
         for parent, attribute, module in self._homes:
             setattr(parent, attribute, module)
-        self.layers, self._homes = {}, []
+        self.layers, self._homes, self._left = {}, [], []
+
+    @contextmanager
+    def widened(self, slots: int) -> Iterator[AdapterSet]:
+        """A set of so many slots in the place of this one, which is empty afterwards."""
+        self.detach()
+        wide = AdapterSet(self.modules, self.adapters, replace(self.room, slots=slots))
+        try:
+            yield wide
+        finally:
+            wide.detach()
+            self._wrap()
 
     def start(self, slot: int, spec: Adapter, generator: torch.Generator) -> list[nn.Parameter]:
         """Give a slot a fresh adapter and return its parameters.

@@ -167,6 +167,11 @@ class Adapter:
         """What a person should know of these settings before training."""
         return ()
 
+    @property
+    def packs(self) -> bool:
+        """Whether several can train at once on one base."""
+        return True
+
     def changes(self, path: str) -> bool:
         """Whether the layer of this path is among the targets."""
         suffixes = tuple(suffix for target in self.targets for suffix in TARGETS[target])

@@ -28,6 +28,11 @@ class _Tuned(LoRA):
         if self.rank_stabilized and not isinstance(self, DoRA):
             raise ConfigError("adapter.rank_stabilized is LoRA's and DoRA's; leave it out")
 
+    @property
+    def packs(self) -> bool:
+        """peft trains one at a time."""
+        return False
+
     def config(self, dim: int, alpha: float) -> PeftConfig:
         """peft's settings of one layer."""
         raise NotImplementedError

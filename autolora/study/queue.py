@@ -26,7 +26,10 @@ class Queue:
         self.study, self.settings, self.claims, self.bars = study, settings, claims, bars
 
     def next(self) -> Trial | None:
-        """The next trial, claimed; waits while only others have some, as they may die, and is None when all ended."""
+        """The next trial, claimed; None where there is none, at least while this worker has others.
+
+        While only other workers have some it waits, as they may die.
+        """
         while True:
             trials = [t for t in self.study.get_trials(deepcopy=False) if t.number < self.settings.trials]
             running = [t for t in trials if t.state is TrialState.RUNNING]
@@ -36,7 +39,7 @@ class Queue:
             trial = self._waiting(more) or (self._new() if more and len(trials) < self.settings.trials else None)
             if trial is not None:
                 return trial
-            if not running:
+            if not running or self.claims.held:
                 return None
             self._wait(running)
 

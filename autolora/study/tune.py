@@ -7,7 +7,8 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -39,11 +40,12 @@ class Driver:
     def __init__(self, plan: Plan, study: optuna.Study, work: Workbench, claims: Claims, bars: Bars) -> None:
         self.plan, self.study, self.work, self.claims, self.bars = plan, study, work, claims, bars
         self.queue = Queue(study, plan.settings, claims, bars)
-        self.trials: dict[int, tuple[Trial, Record]] = {}  # by slot
+        self.trials: dict[str, tuple[Trial, Record]] = {}  # by uid
+        self.over = False  # nothing is left to do
         self.seen: dict[str, list[Point]] = {}  # the points of trials that ended, by uid
         self.failed: set[int] = set()  # trials that failed here since one got on
         self.study_bar = bars.add(f"study {plan.settings.name}", plan.settings.trials, self._ended())
-        self.trial_bar = bars.add("trial", None)
+        self.trial_bars = [bars.add("trial", None) for _ in range(work.bench.adapter.slots)]
 
     def _ended(self) -> int:
         return len(self.study.get_trials(deepcopy=False, states=ENDED))
@@ -52,6 +54,7 @@ class Driver:
         """The next trial's run with the checkpoint it continues from, until the study is done."""
         self.bars.set(self.study_bar, self._ended())
         trial = self.queue.next()
+        self.over = trial is None and not self.trials
         return self._assign(trial) if trial else None
 
     def _assign(self, trial: Trial) -> Assignment:
@@ -64,7 +67,7 @@ class Driver:
         run = self.plan.run(recipe, values)
         remove_leftovers(self._folder(uid))
         record = Record.open(self._folder(uid), run)
-        self.trials[0] = (trial, record)
+        self.trials[uid] = (trial, record)
         self._learn()
         shown = ", ".join(
             f"{k.split('.')[-1]} {v:.3g}" if isinstance(v, float) else f"{k.split('.')[-1]} {v}"
@@ -72,7 +75,7 @@ class Driver:
         )
         kind = "unchanged" if trial.user_attrs.get("baseline") else shown
         self.bars.say(f"trial {trial.number}: {recipe} ({kind})" + (", continued" if record.curve else ""))
-        return Assignment(run, record.latest() if record.curve else None)
+        return Assignment(run, record.latest() if record.curve else None, uid)
 
     def _folder(self, uid: str) -> Path:
         return self.plan.folder / "trials" / uid
@@ -86,16 +89,16 @@ class Driver:
 
     def on_step(self, slot: Slot) -> None:
         """Move the bars."""
-        trial, _ = self.trials[slot.index]
-        self.bars.total(self.trial_bar, slot.total_steps)
-        self.bars.set(self.trial_bar, slot.step, f"trial {trial.number} ({slot.run.name})")
+        (trial, _), bar = self.trials[slot.name], self.trial_bars[slot.index]
+        self.bars.total(bar, slot.total_steps)
+        self.bars.set(bar, slot.step, f"trial {trial.number} ({slot.run.name})")
 
     def judge(self, slot: Slot) -> None:
         """Score a checkpoint, keep it, and end the trial where that is right.
 
         What is kept is kept by the trial's worker alone: one that lost it gives up.
         """
-        trial, record = self.trials[slot.index]
+        trial, record = self.trials[slot.name]
         checkpoint = slot.checkpoint
         assert checkpoint is not None
         if not self.claims.holds(trial._trial_id):
@@ -103,14 +106,15 @@ class Driver:
         if checkpoint.diverged:
             trial.set_user_attr("reason", f"diverged at step {checkpoint.step}: the loss is no longer a number")
             return self._finish(slot, TrialState.COMPLETE)
-        if record.scored_step() != checkpoint.step and not self._score(trial, record, checkpoint):
+        if record.scored_step() != checkpoint.step and not self._score(slot, checkpoint):
             return self._give_up(slot)
         best = record.best()
         assert best is not None
         number = len(record.curve)
         if number not in self._storage.get_trial(trial._trial_id).intermediate_values:
             trial.report(best.objective, number)
-        self.bars.say(f"  step {checkpoint.step}: {record.curve[-1].words}")
+        said = f"trial {trial.number}, " if len(self.trials) > 1 else "  "
+        self.bars.say(f"{said}step {checkpoint.step}: {record.curve[-1].words}")
         if record.hopelessly_overcooked(self.plan.settings.patience) and not checkpoint.done:
             trial.set_user_attr("reason", f"overcooked after step {record.overcooked_step()}")
             self._finish(slot, TrialState.COMPLETE)
@@ -122,11 +126,12 @@ class Driver:
             trial.set_user_attr("reason", f"pruned at step {checkpoint.step}: behind the other trials")
             self._finish(slot, TrialState.PRUNED)
 
-    def _score(self, trial: Trial, record: Record, checkpoint: Checkpoint) -> bool:
+    def _score(self, slot: Slot, checkpoint: Checkpoint) -> bool:
         """Measure a checkpoint and keep it; False where the trial was lost meanwhile, and nothing is kept."""
-        began = time.perf_counter()
+        began, (trial, record) = time.perf_counter(), self.trials[slot.name]
         seen = [p for points in self.seen.values() for p in points]
-        new = self.work.measure(checkpoint, record.curve, [*seen, *record.curve], self.bars, record.samples)
+        with self.work.bench.adapter.only(slot.index):
+            new = self.work.measure(checkpoint, record.curve, [*seen, *record.curve], self.bars, record.samples)
         if not self.claims.holds(trial._trial_id):
             return False
         record.add(checkpoint, new)
@@ -141,12 +146,12 @@ class Driver:
         return self.claims.storage
 
     def _give_up(self, slot: Slot) -> None:
-        trial, _ = self.trials.pop(slot.index)
+        trial, _ = self.trials.pop(slot.name)
         self.bars.say(f"trial {trial.number}: another worker has taken it over, it is given up here")
         slot.stop()
 
     def _finish(self, slot: Slot, state: TrialState) -> None:
-        trial, record = self.trials.pop(slot.index)
+        trial, record = self.trials.pop(slot.name)
         best = record.best()
         trial.set_user_attr("training_seconds", slot.seconds)
         show_trial(trial, record, trial.user_attrs["reason"], self.plan.folder)
@@ -160,16 +165,25 @@ class Driver:
         told = value if state is TrialState.COMPLETE else None
         with suppress(UpdateFinishedTrialError):  # the database was lost right after it had kept this
             self.study.tell(trial, told, state=state, skip_if_finished=True)
-        self.bars.say(f"  {trial.user_attrs['reason']}")
+        said = f"trial {trial.number}: " if self.trials else "  "
+        self.bars.say(said + trial.user_attrs["reason"])
         self.bars.set(self.study_bar, self._ended())
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> bool:
         """A trial failed by itself: it is tried again a few times, here or elsewhere; the study goes on without it.
+
+        Of several that trained at once none can be blamed: all are handed back, and False says to go on one at a time.
 
         Raises:
             StudyError: trial after trial fails here, so that it is this worker rather than a trial.
         """
+        together = len(self.trials) > 1
         self.trials.clear()
+        if together:
+            self.bars.say(f"training failed ({type(error).__name__}: {error}): its trials go on one at a time")
+            for trial_id in list(self.claims.held):
+                self.claims.hand_back(trial_id)
+            return False
         for trial_id in [held for held in list(self.claims.held) if self.claims.holds(held)]:
             trial = Trial(self.study, trial_id)
             failures = trial.user_attrs.get("failures", 0) + 1
@@ -185,6 +199,12 @@ class Driver:
                 self._tell(trial, TrialState.FAIL, DIVERGED)
         if len(self.failed) >= TRIES:
             raise StudyError(f"{TRIES} trials in a row failed here, the last by {type(error).__name__}: {error}")
+        return True
+
+    def close(self) -> None:
+        """Take its bars away."""
+        for bar in (self.study_bar, *self.trial_bars):
+            self.bars.remove(bar)
 
 
 def run_study(
@@ -209,25 +229,50 @@ def run_study(
         StorageError: a disk is full.
         StudyError: trial after trial fails here.
     """
-    settings = plan.settings
+    settings, slots = plan.settings, at_once(plan, work)
     beat, grace = settings.heartbeat_seconds, settings.grace_seconds
     with Claims(study._storage, study._study_id, beat, grace, bars.say, machine) as claims:
-        driver = Driver(plan, study, work, claims, bars)
-        while True:
-            try:
-                for ready in train(driver.next_run, work.bench, driver.on_step):
-                    for slot in ready:
-                        driver.judge(slot)
-                        heard(slot.index not in driver.trials)
-                return
-            except StorageError:
-                raise
-            except Exception as error:
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise StorageError(f"the disk is full ({error}); free some space and go on") from error
-                if not claims.held:
+        while not _sitting(plan, study, work, claims, bars, heard, slots):
+            slots = 1
+
+
+def at_once(plan: Plan, work: Workbench) -> int:
+    """How many trials a worker trains at once: `study.pack`, or 1 where a recipe's adapter trains alone."""
+    return plan.settings.pack if all(adapter.packs for adapter in work.bench.adapter.adapters) else 1
+
+
+def _sitting(
+    plan: Plan,
+    study: optuna.Study,
+    work: Workbench,
+    claims: Claims,
+    bars: Bars,
+    heard: Callable[[bool], None],
+    slots: int,
+) -> bool:
+    """Run trials, so many at once, until the study is over; False where that failed and they must go on alone."""
+    adapter = work.bench.adapter
+    with adapter.widened(slots) if slots > 1 else nullcontext(adapter) as wide:
+        driver = Driver(plan, study, replace(work, bench=replace(work.bench, adapter=wide)), claims, bars)
+        try:
+            while not driver.over:
+                try:
+                    for ready in train(driver.next_run, driver.work.bench, driver.on_step):
+                        for slot in ready:
+                            driver.judge(slot)
+                            heard(slot.name not in driver.trials)
+                except StorageError:
                     raise
-                driver.fail(error)
+                except Exception as error:
+                    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                        raise StorageError(f"the disk is full ({error}); free some space and go on") from error
+                    if not claims.held:
+                        raise
+                    if not driver.fail(error):
+                        return False
+        finally:
+            driver.close()
+    return True
 
 
 def keep_constraints(storage: BaseStorage, trial: Trial, constraints: dict[str, float]) -> None:

@@ -29,13 +29,14 @@ class Assignment:
 
     run: Run
     resume: Checkpoint | None = None
+    name: str = ""  # by which the caller knows it again
 
 
 class Slot:
     """One run in training: its position, its optimizer and its latest checkpoint."""
 
     def __init__(self, index: int, assignment: Assignment, bench: Bench) -> None:
-        self.index, self.run, self.bench = index, assignment.run, bench
+        self.index, self.run, self.name, self.bench = index, assignment.run, assignment.name, bench
         self.stream = Stream(self.run, bench.dataset, bench.model, bench.class_pictures)
         bench.adapter.start(index, self.run.adapter, self.stream.generators["adapter"])
         if self.run.init and not assignment.resume:

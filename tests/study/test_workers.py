@@ -44,11 +44,14 @@ def begun(shared: tuple[Workbench, str], tmp_path: Path, monkeypatch: pytest.Mon
     """A study of three trials in a folder of its own, not yet run."""
     monkeypatch.chdir(tmp_path)
     work, pictures = shared
-    plan, own = chaos.planned(chaos.Settings(str(tmp_path), pictures, None, 1, 0, 0, []))
+    return *begin(tmp_path, pictures), work, chaos.Said()
+
+
+def begin(folder: Path, pictures: str) -> tuple[Plan, optuna.Study]:
+    plan, own = chaos.planned(chaos.Settings(str(folder), pictures, None, 1, 0, 0, []))
     plan = replace(plan, settings=replace(plan.settings, trials=TRIALS))
     chaos.start(plan, own)
-    said = chaos.Said()
-    return plan, join_study(plan, chaos.IDENTITY, said.say), work, said
+    return plan, join_study(plan, chaos.IDENTITY, print)
 
 
 @contextmanager
@@ -86,6 +89,35 @@ def test_a_trial_that_fails_is_tried_again_and_then_left(begun: Begun) -> None:
     assert "CUDA out of memory" in failed.user_attrs["reason"]
     assert "RuntimeError" in (plan.folder / "trials" / failed.user_attrs["uid"] / "failure.txt").read_text()
     assert len(study.trials) == chaos.TRIALS  # no copies
+
+
+def test_trials_trained_at_once_end_as_alone(begun: Begun, shared: tuple[Workbench, str], tmp_path: Path) -> None:
+    plan, packed, work, said = begun
+    run_study(replace(plan, settings=replace(plan.settings, pack=2)), packed, work, said)
+    assert work.bench.adapter.slots == 1 and work.bench.adapter.layers  # as it was, for the finals
+    (tmp_path / "alone").mkdir()
+    plan, alone = begin(tmp_path / "alone", shared[1])
+    run_study(plan, alone, work, said)
+    assert states(packed) == states(alone) == ["COMPLETE"] * TRIALS
+    for one, other in zip(packed.trials[:TRIALS], alone.trials[:TRIALS], strict=True):
+        assert one.params == other.params and one.user_attrs["reason"] == other.user_attrs["reason"]
+        assert one.value == pytest.approx(other.value, rel=1e-4)
+
+
+def test_a_pack_that_fails_goes_on_one_at_a_time(begun: Begun) -> None:
+    """Of several trials at once none can be blamed."""
+    plan, study, work, said = begun
+    bad = study.trials[1].system_attrs["fixed_params"]["doll-adamw/optimizer.lr"]
+
+    def fail(checkpoint: Any) -> None:
+        if checkpoint.run.optimizer.lr == bad:
+            raise RuntimeError("no such kernel")
+
+    with on_measure(fail):
+        run_study(replace(plan, settings=replace(plan.settings, pack=2)), study, work, said)
+    assert states(study) == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert [trial.user_attrs.get("failures", 0) for trial in study.trials[:TRIALS]] == [0, TRIES, 0]
+    assert "one at a time" in Path("said").read_text()
 
 
 def test_a_worker_on_which_everything_fails_stops(begun: Begun) -> None:
