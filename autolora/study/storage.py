@@ -34,7 +34,7 @@ except ImportError:  # Windows
 
 EXAMPLES = "sqlite:///FILE.db, journal:///FILE.log, postgresql+psycopg://USER:PASSWORD@HOST/NAME or grpc://HOST:PORT"
 LONGEST_WAIT = 15.0  # seconds between two tries to reach a database that is away
-OPENINGS = 5  # tries to open a database whose tables another process is creating
+OPENINGS = 8  # tries to open a database that is starting, or whose tables another process is creating: 8 s
 _FULL = ("disk is full", "No space left", "quota exceeded")
 Say = Callable[[str], None]
 
@@ -73,7 +73,7 @@ def open_storage(url: str, say: Say) -> BaseStorage:
         StudyError: nothing answers there.
     """
     try:
-        return patient(_open(url), f"the storage {shown(url)}", say)
+        return patient(_open(url, say), f"the storage {shown(url)}", say)
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise ConfigError(f"storage={shown(url)} is not understood; expected {EXAMPLES}") from error
     except ImportError as error:
@@ -86,7 +86,7 @@ def open_storage(url: str, say: Say) -> BaseStorage:
         raise StudyError(f"nothing can be opened at storage={shown(url)}: {_reason(error)}") from error
 
 
-def _open(url: str) -> BaseStorage:
+def _open(url: str, say: Say) -> BaseStorage:
     kind, _, place = url.partition("://")
     if kind == "journal":
         path = Path(place.removeprefix("/"))  # as SQLAlchemy has it: three slashes and a path from here, or four
@@ -110,9 +110,11 @@ def _open(url: str) -> BaseStorage:
         try:
             return get_storage(RDBStorage(url, engine_kwargs=options))
         except DBAPIError as error:
-            if _is_away(error) or tries == OPENINGS:
+            if tries == OPENINGS:
                 raise
-            time.sleep(0.3 * tries)  # two workers create the tables of an empty database at once
+            if tries == 1 and _is_away(error):
+                say(f"the storage {shown(url)} is away ({_reason(error)}): trying again")
+            time.sleep(0.3 * tries)
     raise AssertionError("unreachable")
 
 

@@ -114,7 +114,8 @@ def test_a_study_leaves_what_it_promises(finished: Path) -> None:
         assert set(named) == CONSTRAINTS
         assert sorted(trial.system_attrs["constraints"]) == sorted(named.values())
         assert len(get_all_artifact_meta(study_or_trial=trial, storage=study._storage)) == 1  # its pictures
-    plots = {key.split(":")[2] for key in study.system_attrs if key.startswith("dashboard:plot_data:")}
+    kept = study._storage.get_study_system_attrs(study._study_id)
+    plots = {key.split(":")[2] for key in kept if key.startswith("dashboard:plot_data:")}
     assert plots == {"likeness-bleed", "learning-curves", "parameter-effects", "weight-sweep"}
     finals = optuna.load_study(study_name="small/finals", storage=f"sqlite:///{run / 'study.db'}")
     assert all(trial.state is optuna.trial.TrialState.COMPLETE for trial in finals.trials)
