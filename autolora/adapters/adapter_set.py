@@ -101,6 +101,8 @@ class AdapterSet:
         """
         if left := next((path for path in self._left if spec.changes(path)), None):
             raise ConfigError(f"{type(spec).__name__} changes {left}, which this set was not built for")
+        if self.room.slots > 1 and not spec.packs:
+            raise ConfigError(f"{type(spec).__name__} trains one at a time, not in a set of {self.room.slots}")
         if self.room.slots > 1 and spec.largest > self.room.max_dim:
             raise ConfigError(f"adapter.dim={spec.largest} exceeds the {self.room.max_dim} this set was built for")
         self._specs[slot] = spec

@@ -10,7 +10,7 @@ import torch
 from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from autolora.adapters.base import AdaptedLayer, Adapter, Room, Routing, State
+from autolora.adapters.base import AdaptedLayer, Room, Routing, State
 from autolora.adapters.changes import change, layer_scale
 from autolora.adapters.lora import LoRA
 from autolora.errors import ConfigError
@@ -39,7 +39,6 @@ class _Tuned(LoRA):
 
     def start(self, layer: AdaptedLayer, path: str, slot: int, room: Room, generator: torch.Generator) -> None:
         """As peft starts them, from a state of its own of the global generator."""
-        check_alone(self, room)
         layer.kept = [Tuned(layer.base, self.config(*self.ranks(layer)), generator)]
 
 
@@ -111,22 +110,11 @@ class IA3(_Tuned):
 
     def start(self, layer: AdaptedLayer, path: str, slot: int, room: Room, generator: torch.Generator) -> None:
         """Factors of one."""
-        check_alone(self, room)
         layer.kept = [Tuned(layer.base, _ia3_config(path.endswith(self.INPUTS)))]
 
     def notes(self) -> tuple[str, ...]:
         """That it has no rank."""
         return (f"IA3 has neither rank nor alpha: dim {self.dim} and alpha {self.alpha:g} are not used",)
-
-
-def check_alone(spec: Adapter, room: Room) -> None:
-    """Refuse what peft cannot train beside others.
-
-    Raises:
-        ConfigError: the set has room for several adapters.
-    """
-    if room.slots > 1:
-        raise ConfigError(f"{type(spec).__name__} trains one at a time, not in a set of {room.slots}")
 
 
 def _ia3_config(on_input: bool) -> IA3Config:

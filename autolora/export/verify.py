@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils import logging as diffusers_logging
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from autolora.adapters.base import State
 from autolora.adapters.changes import change, parts_by_layer
@@ -25,6 +21,7 @@ from autolora.errors import ExportError
 from autolora.export.consumers import CONSUMERS
 from autolora.models.base import BaseModel, RenderSettings
 from autolora.models.pipelines import open_pipeline
+from autolora.models.quiet import quiet_libraries
 from autolora.sampling import Pictures, Shot
 
 ADAPTER = "autolora"
@@ -77,7 +74,7 @@ class DiffusersTwin:
         self.path, self.model = path, model
         whole = model.dtype == torch.float32
         self.draws = whole and model.clip_skip in (None, 1)  # diffusers 0.42 skips no layers with transformers 5
-        with _quiet():
+        with quiet_libraries(logging.CRITICAL):
             self.pipeline = open_pipeline(source, model.architecture, torch.float32 if whole else torch.float16)
             if whole:  # the VAE is the model's own, or what the model uses instead
                 self.pipeline.register_modules(vae=model.vae)
@@ -239,20 +236,3 @@ def _rounding(parts: State, expected: Tensor, weight: Tensor, roundoff: float) -
     larger = {name: part if name in kept else part.float().abs() + 2**-14 for name, part in parts.items()}
     moved = ((1 + roundoff) ** (len(parts) - 1) - 1) * torch.linalg.vector_norm(change(larger, weight.abs()))
     return 1.01 * float(moved) + 2e-6 * float(torch.linalg.vector_norm(expected)) + 1e-12
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the libraries' bars and notes while loading; what matters is compared afterwards instead."""
-    libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)
-    before = [(library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-        library.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for library, (bar, level) in zip(libraries, before, strict=True):
-            library.set_verbosity(level)
-            if bar:
-                library.enable_progress_bar()

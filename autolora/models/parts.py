@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from autolora.errors import ModelError
 from autolora.models.base import DTYPES, ModelSettings
 from autolora.models.configs import CONFIGS
 from autolora.models.folders import AGAIN, ENCODERS, file_hash, folder_hash, weight_files
 from autolora.models.pipelines import open_pipeline
+from autolora.models.quiet import quiet_libraries
 from autolora.models.single_files import recognise_file
 
 _DDIM: Any = DDIMScheduler  # untyped libraries are called through Any
-_TRANSFORMERS_LOG: Any = transformers_logging
-_DIFFUSERS_LOG: Any = diffusers_logging
 _KINDS: dict[str, Any] = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
@@ -54,7 +50,7 @@ def load_parts(folder: Path, settings: ModelSettings, device: torch.device) -> P
         ModelError: files are missing or broken.
     """
     dtype, encoders = DTYPES[settings.dtype], ENCODERS[settings.family]
-    with _quiet():
+    with quiet_libraries():
         return Parts(
             unet=_load("unet", folder, device, dtype),
             vae=_load("vae", folder, device, torch.float32),
@@ -81,7 +77,7 @@ def load_single_file(path: Path, settings: ModelSettings, device: torch.device) 
         prediction_type=settings.prediction_type or found.prediction_type,
         zero_terminal_snr=found.zero_terminal_snr if settings.zero_terminal_snr is None else settings.zero_terminal_snr,
     )
-    with _quiet():
+    with quiet_libraries():
         pipeline = open_pipeline(path, settings.family, dtype)
         return Parts(
             unet=freeze(_whole(pipeline.unet, path), device, dtype),
@@ -112,7 +108,7 @@ def load_vae(source: Path, family: str, device: torch.device) -> tuple[Any, str]
     Raises:
         ModelError: there is none.
     """
-    with _quiet():
+    with quiet_libraries():
         if source.is_file() and source.suffix == ".safetensors":
             config = CONFIGS[family]["vae"]
             with tempfile.TemporaryDirectory() as folder:
@@ -166,20 +162,3 @@ def _load(name: str, folder: Path, device: torch.device, dtype: torch.dtype, kin
 def freeze(part: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """A part as it is used: on its device, in evaluation mode, without gradients."""
     return part.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the libraries' bars and notes while loading; what matters is checked and raised instead."""
-    libraries = (_TRANSFORMERS_LOG, _DIFFUSERS_LOG)
-    before = [(library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-        library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for library, (bar, level) in zip(libraries, before, strict=True):
-            library.set_verbosity(level)
-            if bar:
-                library.enable_progress_bar()

@@ -29,6 +29,7 @@ class Plan:
     study_name: str
     arguments: tuple[str, ...]  # without `storage`, which may hold a password
     given_storage: str | None = field(default=None, repr=False)
+    _runs: dict[tuple[str, ...], Run] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     @property
     def storage(self) -> str:
@@ -43,10 +44,13 @@ class Plan:
         return " ".join(words + ([f"storage={shown(self.given_storage)}"] if self.given_storage else []))
 
     def run(self, recipe: str, values: dict[str, Any]) -> Run:
-        """The run of a recipe with some keys set."""
+        """The run of a recipe with some keys set; composed once, as a page that fills asks for all of them again."""
         overrides = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
-        composed = cfg.compose("tune", [f"recipe={recipe}", *self.arguments, *overrides], self.study_name)
-        return cfg.build_run(composed)
+        key = (recipe, *overrides)
+        if key not in self._runs:
+            composed = cfg.compose("tune", [f"recipe={recipe}", *self.arguments, *overrides], self.study_name)
+            self._runs[key] = cfg.build_run(composed)
+        return self._runs[key]
 
     def extremes(self) -> list[Run]:
         """Each recipe with every value of a key that decides what its workbench must hold."""

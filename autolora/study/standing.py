@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from optuna import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from rich.table import Table
 
 from autolora.report.charts import in_words
@@ -14,9 +14,7 @@ from autolora.report.words import duration
 from autolora.scoring.intervals import Estimate
 from autolora.study.plan import Plan
 from autolora.study.trial import Point, points_of
-from autolora.study.tune import spent_seconds
-
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+from autolora.study.tune import ENDED, spent_seconds
 
 
 @dataclass(frozen=True)

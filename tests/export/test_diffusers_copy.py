@@ -10,7 +10,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 
-from autolora.adapters.adapter_set import attach
 from autolora.adapters.changes import distance
 from autolora.adapters.formats import layer_weights
 from autolora.adapters.read import read_lora
@@ -18,8 +17,7 @@ from autolora.errors import ExportError
 from autolora.export.diffusers_copy import NAME, write_diffusers
 from autolora.export.verify import DiffusersTwin
 from autolora.models import StableDiffusion
-from tests.adapters.test_contract import KINDS
-from tests.export.test_kinds import trained
+from tests.export.test_kinds import assert_predicts_as, trained
 
 NO_TEXT_ENCODER = "No LoRA keys associated to CLIPTextModel"  # its note on every file that changes the UNet alone
 
@@ -34,17 +32,7 @@ def test_diffusers_makes_the_same_of_it_without_a_warning(
     assert distance(read_lora(path, tiny_model), state, layer_weights(tiny_model.modules)) < 1e-5
     twin = DiffusersTwin(path, tiny_model_dir, tiny_model)
     assert twin.verify_deltas(state).delta_error < 1e-5
-    noisy = torch.randn(2, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
-    context, steps = tiny_model.encode_prompts(["1girl", "hat"]), torch.tensor([50, 500])
-    adapter = attach(tiny_model.modules, KINDS[kind])
-    try:
-        adapter.load({key: tensor for key, tensor in state.items() if key.startswith("unet.")})
-        with torch.no_grad():
-            ours = tiny_model.predict(noisy, steps, context)
-            theirs = twin.pipeline.unet(noisy, steps, context.tokens, return_dict=False)[0]
-    finally:
-        adapter.detach()
-    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert_predicts_as(twin, tiny_model, kind, state)
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_model_dir, safety_checker=None, dtype=torch.float32)
     diffusers_logging.enable_propagation()
     try:

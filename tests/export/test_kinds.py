@@ -51,6 +51,21 @@ def export(model: StableDiffusion, kind: str, state: State, folder: Path) -> Pat
     return export_lora(state, run(KINDS[kind]), dataset(), model, folder, kind, card=CARD, dtype=torch.float32).path
 
 
+def assert_predicts_as(twin: DiffusersTwin, model: StableDiffusion, kind: str, state: State) -> None:
+    """diffusers' UNet with the file gives what ours gives with the adapter."""
+    noisy = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    context, steps = model.encode_prompts(["1girl", "hat"]), torch.tensor([50, 500])
+    adapter = attach(model.modules, KINDS[kind])
+    try:
+        adapter.load({key: tensor for key, tensor in state.items() if key.startswith("unet.")})
+        with torch.no_grad():
+            ours = model.predict(noisy, steps, context)
+            theirs = twin.pipeline.unet(noisy, steps, context.tokens, return_dict=False)[0]
+    finally:
+        adapter.detach()
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
 def test_every_kind_is_proved_after_writing(kind: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
     state, changes = trained(tiny_model, kind)
     half = export_lora(state, run(KINDS[kind]), dataset(), tiny_model, tmp_path, "half", card=CARD).path
@@ -81,17 +96,7 @@ def test_diffusers_loads_it_and_predicts_the_same(
     state, _ = trained(tiny_model, kind)
     twin = DiffusersTwin(export(tiny_model, kind, state, tmp_path), tiny_model_dir, tiny_model)
     assert twin.verify_deltas(state).layers == len(parts_by_layer(state))
-    noisy = torch.randn(2, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
-    context, steps = tiny_model.encode_prompts(["1girl", "hat"]), torch.tensor([50, 500])
-    adapter = attach(tiny_model.modules, KINDS[kind])
-    try:
-        adapter.load({key: tensor for key, tensor in state.items() if key.startswith("unet.")})
-        with torch.no_grad():
-            ours = tiny_model.predict(noisy, steps, context)
-            theirs = twin.pipeline.unet(noisy, steps, context.tokens, return_dict=False)[0]
-    finally:
-        adapter.detach()
-    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert_predicts_as(twin, tiny_model, kind, state)
     assert not caplog.records
 
 
