@@ -194,6 +194,25 @@ def test_two_slots_train_as_two_single_runs(tiny_model: StableDiffusion, folder:
         assert twin.val_loss == pytest.approx(single.val_loss, rel=1e-4)
 
 
+@pytest.mark.parametrize("optimizer", [AdamW(lr=1e-3), Prodigy()], ids=["adamw", "prodigy"])
+def test_a_slot_filled_again_midway_trains_as_a_run_alone(
+    optimizer: AdamW | Prodigy, tiny_model: StableDiffusion, folder: Path, tmp_path: Path
+) -> None:
+    short, beside = (replace(ADAMW, train=replace(ADAMW.train, epochs=n, seed=n)) for n in (1, 3))
+    last = replace(preserving(0.5), optimizer=optimizer)
+    last = replace(last, train=replace(last.train, min_weight=0.7, caption_dropout=0.2))
+
+    def bench(slots: int) -> Bench:
+        made = work(tiny_model, folder, tmp_path, slots=slots)
+        return replace(made, class_pictures=class_pictures_of(made))
+
+    alone = train_all(bench(1), Assignment(last))
+    packed = train_all(bench(2), Assignment(short), Assignment(beside), Assignment(last))
+    for one, other in zip(alone, [c for c in packed if c.run == last], strict=True):
+        assert one.val_loss == pytest.approx(other.val_loss, rel=1e-5)
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
+
+
 def test_a_stopped_slot_takes_the_next_run(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
     queue = iter([Assignment(ADAMW), Assignment(PRODIGY)])
     bench, seen = work(tiny_model, folder, tmp_path), []
