@@ -59,6 +59,7 @@ class StudySettings:
     startup_trials: int = 3
     finalists: int = 3
     retrain_seeds: int = 2
+    average: bool = True
     seed: int = 0
     patience: int = 2
     heartbeat_seconds: float = 30.0

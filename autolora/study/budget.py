@@ -52,9 +52,10 @@ def in_words(settings: StudySettings, runs: Sequence[Run], dataset: Dataset, wor
         limits.append(f"none begins after {settings.steps:,} steps in all")
     if settings.stagnation is not None:
         limits.append(f"the search ends after {settings.stagnation} trials in a row without a better one")
-    again = f"; the best {settings.finalists} are judged again" + (
-        f", the best two recipes trained again with {settings.retrain_seeds} seeds more"
-        if settings.retrain_seeds
-        else ""
-    )
-    return "plan: " + "; ".join(limits) + again + (f"; {workers} workers here" if workers > 1 else "")
+    again = [f"the best {settings.finalists} are judged again"]
+    if settings.average:
+        again.append("averages of the best two's checkpoints too")
+    if settings.retrain_seeds:
+        again.append(f"the best two recipes trained again with {settings.retrain_seeds} seeds more")
+    here = [f"{workers} workers here"] if workers > 1 else []
+    return "plan: " + "; ".join([*limits, ", ".join(again), *here])

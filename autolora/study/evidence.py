@@ -40,7 +40,7 @@ def report_study(
     """Write `report/index.html` of a finished study; without `export_path` nothing was exported now."""
     winner = finals.winner
     best, dataset, run = winner.point, work.bench.dataset, winner.record.run
-    shelf, exhibits = Shelf.open(work, bars), _exhibits(found, winner.record, best)
+    shelf, exhibits = Shelf.open(work, bars), exhibits_of(found, winner.record, best)
     notes = [
         seeds_in_words(finals),
         disagreement(finals, work.scoring.second_encoder),
@@ -121,7 +121,7 @@ def _so_far(found: Found, trials: int) -> str:
     )
 
 
-def _exhibits(found: Found, winner: Record, best: Point) -> list[Exhibit]:
+def exhibits_of(found: Found, winner: Record, best: Point) -> list[Exhibit]:
     """The unchanged recipes as they ended, then the best."""
     shown = []
     for trial, record in found:
@@ -156,7 +156,7 @@ def _howto(plan: Plan, work: Workbench, trial: FrozenTrial, record: Record, best
         "base model": f"{model.name}, weights {model.base_hash}",
         "pictures": f"{dataset.name}: {len(dataset.pictures)} trained on, {len(dataset.held_out)} held out",
         "recipe": f"{run.name}, fingerprint {run.fingerprint()}, training seed {run.train.seed}",
-        "checkpoint": f"after {best.step} images shown, at weight {best.weight:g}",
+        "checkpoint": f"{best.place}, at weight {best.weight:g}",
         "search": f"study {plan.settings.name}, sampler seed {plan.settings.seed}",
         "software": ", ".join(filter(None, [came_from["commit"], came_from["versions"]])),
         "machine": came_from["machine"],

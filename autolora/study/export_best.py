@@ -62,7 +62,7 @@ def export_best(record: Record, best: Point, work: Workbench, folder: Path, stud
         preferred_weight=best.weight,
         description=f"LoRA of {dataset.trigger} by autolora, recipe {record.run.name}: {best.verdict}",
         step=best.step,
-        facts={"study": study, "score": best.words, "base_hash": model.base_hash},
+        facts={"study": study, "score": best.words, "checkpoint": best.place, "base_hash": model.base_hash},
     )
     picture, name, dtype = Image.fromarray(preview), dataset.trigger, DTYPES[work.export.dtype]
     exported = export_lora(state, record.run, dataset, model, folder, name, card=card, preview=picture, dtype=dtype)

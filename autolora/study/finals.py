@@ -20,6 +20,7 @@ from autolora.scoring.encoders import load_second_encoder
 from autolora.scoring.probes import DECIDING_GROUPS
 from autolora.scoring.scorecard import Scorecard, recommended_weight, score
 from autolora.scoring.scorer import Scorer, with_encoder, with_fresh_probes
+from autolora.study.averaging import average
 from autolora.study.plan import Plan
 from autolora.study.storage import open_storage
 from autolora.study.trial import DIVERGED, Point, Record, judged, ties, unrendered
@@ -89,6 +90,8 @@ def hold_finals(plan: Plan, found: Sequence[tuple[FrozenTrial, Record]], work: W
     field = stage.judge([(trial, record, _best(record), None) for trial, record in ranked])
     leaders = _by_trial(field)[:LEADERS]
     seeds = range(1, plan.settings.retrain_seeds + 1)
+    means = [(one.trial, average(one.record, one.point, work)) for one in leaders if plan.settings.average]
+    field += stage.judge([(trial, *mean, None) for trial, mean in means if mean])
     again = stage.judge([(one.trial, one.record, one.point, seed) for one in leaders for seed in seeds])
     retrained = {
         one.trial.number: [one.point, *(other.point for other in again if other.trial.number == one.trial.number)]
@@ -200,7 +203,7 @@ class Stage:
             trial.set_constraint(name, broken_by)
         if found:
             words = f"trial {source.number}" + (f" trained again with seed {seed}" if seed else "")
-            self.bars.say(f"finals: {words}, step {found.step}: {found.words}")
+            self.bars.say(f"finals: {words}, {found.place}: {found.words}")
             trial.set_user_attr("point", asdict(found))
         self.study.tell(trial, found.objective if found else DIVERGED)
 

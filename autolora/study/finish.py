@@ -125,7 +125,7 @@ def _summary(found: list[tuple[FrozenTrial, Record]], finals: Finals, exported: 
     lines = [_fate(record) for trial, record in found if trial.user_attrs.get("baseline")]
     winner, p = finals.winner, finals.winner.point
     name = f"trial {winner.trial.number} ({winner.record.run.name})"
-    lines.append(f"best: {name} at step {p.step}: {p.words}")
+    lines.append(f"best: {name} at {p.place}: {p.words}")
     if finals.ties:
         lines.append(f"not to be told from it by score: trial {' and '.join(map(str, finals.ties))}")
     lines += [seeds_in_words(finals)] if finals.retrained else []

@@ -48,11 +48,17 @@ class Point:
     sweep: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # terms at more weights, by weight
     tags: list[str] = field(default_factory=list)  # of the character, as a tagger sees it
     tag_bleed: dict[str, dict[str, float]] = field(default_factory=dict)  # how much oftener without trigger, by weight
+    averaged: list[int] = field(default_factory=list)  # steps of the checkpoints that it is the average of
 
     @property
     def val_ratio(self) -> float:
         """The validation loss relative to the base model's, over all buckets."""
         return sum(self.val_ratios) / len(self.val_ratios)
+
+    @property
+    def place(self) -> str:
+        """Where on its trial's curve it lies, in words."""
+        return f"step {self.step}" + (f" (average of {', '.join(map(str, self.averaged))})" if self.averaged else "")
 
     @property
     def words(self) -> str:
@@ -180,9 +186,18 @@ class Record:
         checkpoints.save(checkpoint, self.folder / "latest.pt")
         best = self.best()
         assert best is not None
+        kept = {self._file(p) for p in (*self._beside(best), new)}  # the new one may stand beside the next, better one
         for path in (self.folder / "checkpoints").glob("*.safetensors"):
-            if path != self._file(best):
+            if path not in kept:
                 path.unlink()
+
+    def around(self, p: Point) -> list[Point]:
+        """A point and those beside it on the curve, of which each was rendered and is kept."""
+        return [one for one in self._beside(p) if one.score is not None and self._file(one).is_file()]
+
+    def _beside(self, p: Point) -> list[Point]:
+        at = [one.step for one in self.curve].index(p.step)
+        return self.curve[max(0, at - 1) : at + 2]
 
     def _file(self, p: Point) -> Path:
         return self.folder / "checkpoints" / f"{p.step}.safetensors"
@@ -208,6 +223,7 @@ class Record:
         return {
             "recipe": self.run.name,
             "step": best.step,
+            "averaged": best.averaged,
             "weight": best.weight,
             "score": best.score,
             "terms": best.terms,

@@ -11,6 +11,7 @@ import torch
 from autolora.adapters.lora import LoRA
 from autolora.errors import StudyError
 from autolora.optim.optimizers import AdamW
+from autolora.study.averaging import mean_state
 from autolora.study.trial import Point, Record
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.run import Run
@@ -90,16 +91,40 @@ def checkpoint(run: Run, step: int) -> Checkpoint:
     return Checkpoint(run, step, 1.0, state, {}, 0.1, (0.1,), None, 1.0, done=False, diverged=False)
 
 
-@pytest.mark.parametrize(("objectives", "step"), [([0.5, 0.8, 0.7], 200), ([0.1, 0.9, 0.9], 200), ([-0.1, -0.05], 200)])
-def test_what_the_finals_judge_is_kept(objectives: list[float], step: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("objectives", "step", "beside"),
+    [
+        ([0.5, 0.8, 0.7], 200, [100, 300]),
+        ([0.1, 0.9, 0.9, 0.2, 0.1], 200, [100, 300, 500]),  # the last one may stand beside the next best
+        ([-0.1, -0.05], 200, [100]),
+        ([0.9, 0.1, 0.1], 100, [200, 300]),
+    ],
+)
+def test_what_the_finals_judge_is_kept(objectives: list[float], step: int, beside: list[int], tmp_path: Path) -> None:
     run = Run("made-up", LoRA(), AdamW())
     kept = Record(tmp_path, run)
     for number, objective in enumerate(objectives, 1):
         kept.add(checkpoint(run, 100 * number), scored(100 * number, objective))
-    assert [int(p.stem) for p in (tmp_path / "checkpoints").iterdir()] == [step]
+    assert sorted(int(p.stem) for p in (tmp_path / "checkpoints").iterdir()) == sorted([step, *beside])
     best = Record.open(tmp_path, run).best()
     assert best is not None and best.step == step
     assert float(kept.load(best)["layer.lora_down.weight"][0, 0]) == step
+    around = [p.step for p in kept.around(best)]
+    assert around == sorted([step, *(other for other in beside if abs(other - step) == 100)])
+
+
+def test_what_was_not_rendered_is_not_averaged(tmp_path: Path) -> None:
+    run = Run("made-up", LoRA(), AdamW())
+    kept = Record(tmp_path, run)
+    kept.add(checkpoint(run, 100), replace(scored(100, 0.1), score=None))
+    kept.add(checkpoint(run, 200), scored(200, 0.5))
+    assert [p.step for p in kept.around(kept.curve[1])] == [200]
+
+
+def test_the_mean_of_adapters_leaves_what_is_no_weight() -> None:
+    states = [{"layer.weight": torch.full((2,), value), "layer.on_input": torch.tensor(True)} for value in (1.0, 4.0)]
+    mean = mean_state(states)
+    assert mean["layer.weight"].tolist() == [2.5, 2.5] and mean["layer.on_input"].dtype is torch.bool
 
 
 def test_a_lost_checkpoint_is_named(tmp_path: Path) -> None:

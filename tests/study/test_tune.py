@@ -77,7 +77,7 @@ def tune(tmp_path: Path, *more: str) -> list[str]:
 
 def trials_of(tmp_path: Path) -> list[Path]:
     """The folders of a study's trials, without those of its finals."""
-    return [path for path in (tmp_path / "run" / "trials").iterdir() if "-seed" not in path.name]
+    return [path for path in (tmp_path / "run" / "trials").iterdir() if "-" not in path.name]
 
 
 def final_state(tmp_path: Path, trial: Path | None = None) -> dict[str, bytes]:
@@ -120,6 +120,8 @@ def test_a_study_leaves_what_it_promises(finished: Path) -> None:
     finals = optuna.load_study(study_name="small/finals", storage=f"sqlite:///{run / 'study.db'}")
     assert all(trial.state is optuna.trial.TrialState.COMPLETE for trial in finals.trials)
     assert sum("+1" in trial.user_attrs["key"] for trial in finals.trials) == 2  # two recipes, one seed more each
+    means = [trial for trial in finals.trials if "-average@" in trial.user_attrs["key"]]
+    assert means and all(len(trial.user_attrs["point"]["averaged"]) == 2 for trial in means)  # two checkpoints each
     assert [len(scores) for scores in result["training_seeds"].values()] == [2, 2]
     lora = Path(result["export"])
     assert lora.is_file() and lora.with_suffix(".json").is_file()
