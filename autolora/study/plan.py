@@ -125,7 +125,7 @@ def open_study(plan: Plan, own: dict[str, dict[str, Any]], identity: dict[str, s
         study_name=plan.settings.name,
         direction="maximize",
         load_if_exists=True,
-        **_methods(plan),
+        **methods(plan.settings),
     )
     if study.user_attrs.get("space") is None:
         for recipe, values in own.items():
@@ -159,7 +159,7 @@ def started_study(plan: Plan, say: Say) -> optuna.Study:
     if not _missing(plan):
         with suppress(KeyError):
             storage = open_storage(plan.storage, say)
-            study = optuna.load_study(storage=storage, study_name=plan.settings.name, **_methods(plan))
+            study = optuna.load_study(storage=storage, study_name=plan.settings.name, **methods(plan.settings))
     if study is None or study.user_attrs.get("space") is None:
         where = shown(plan.given_storage) if plan.given_storage else str(plan.folder)
         raise StudyError(
@@ -201,10 +201,10 @@ def joined(storage: str | None, arguments: Sequence[str]) -> tuple[str, list[str
     return command["study"], [*command["arguments"], *own]
 
 
-def _methods(plan: Plan) -> dict[str, Any]:
+def methods(settings: cfg.StudySettings) -> dict[str, Any]:
     """Sampler and pruner."""
     return {
-        "sampler": SeededByTrial(plan.settings.seed, plan.settings.startup_trials),
+        "sampler": SeededByTrial(settings.seed, settings.startup_trials),
         "pruner": optuna.pruners.PercentilePruner(66.0, n_startup_trials=4, n_warmup_steps=2),
     }
 
