@@ -39,6 +39,11 @@ class Reading:
         """Whether it reads the file as it is meant."""
         return not (self.unread or self.differs)
 
+    @property
+    def verdict(self) -> str:
+        """In a word or two: it reads the file as it is, otherwise, or not."""
+        return "as it is" if self.alike else ("otherwise" if self.differs else "not")
+
 
 def readings(path: Path, model: BaseModel, advance: Callable[[int], None] | None = None) -> tuple[int, list[Reading]]:
     """A file's number of layers, and how each program reads them; `advance` is told of every layer compared.

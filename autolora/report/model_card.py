@@ -43,6 +43,13 @@ class Licence:
     words: str
 
 
+UNSTATED = Licence(
+    "",
+    "The base model's folder states no licence: look where it came from before you share this file, as what is "
+    "made from a model is bound by its licence.",
+)
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """Everything the card says."""
@@ -93,8 +100,15 @@ def write_model_card(card: ModelCard, folder: Path) -> Path:
     return folder / "model_card.md"
 
 
-def base_licence(folder: Path) -> Licence:
-    """The licence that a base model's folder states: in its README's front matter, else by a LICENSE file's title."""
+def base_licence(source: Path | None) -> Licence:
+    """The licence that a base model's folder states: in its README's front matter, else by a LICENSE file's title.
+
+    Args:
+        source: the folder, or the model's file in it; None where it is of neither.
+    """
+    if source is None:
+        return UNSTATED
+    folder = source if source.is_dir() else source.parent
     readme = folder / "README.md"
     front = re.match(r"---\n(.*?)\n---", readme.read_text("utf-8", "replace"), re.S) if readme.is_file() else None
     stated = re.search(r"^license:\s*[\"']?([\w.-]+)", front.group(1), re.M) if front else None
@@ -105,7 +119,4 @@ def base_licence(folder: Path) -> Licence:
         lines = [line.strip(" #") for line in path.read_text("utf-8", "replace").splitlines() if line.strip(" #")]
         if lines:
             return Licence("", f"The base model is under: {lines[0]}. What is made from it is bound by that too.")
-    return Licence(
-        "", "The base model's folder states no licence: look where it came from before you share this file, as what is "
-        "made from a model is bound by its licence."
-    )  # fmt: skip
+    return UNSTATED

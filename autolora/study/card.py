@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autolora import config as cfg
 from autolora.export.metadata import family_of, tag_frequency
+from autolora.progress import Bars
 from autolora.report.charts import in_words
 from autolora.report.content import Gallery, OutfitMatrix
-from autolora.report.model_card import CardConcept, CardSample, Licence, ModelCard, base_licence
+from autolora.report.model_card import CardConcept, CardSample, ModelCard, base_licence, write_model_card
 from autolora.scoring.intervals import Estimate
-from autolora.study.plan import Plan
+from autolora.study.gallery import Exhibit, Shelf, gallery, matrix
 from autolora.study.trial import Point, Record
 from autolora.study.workbench import Workbench
 
@@ -29,10 +29,27 @@ MIXED = 0.1  # share of an outfit's renders that pass for another from which the
 TAGS = 12
 
 
+def write_card(
+    work: Workbench, record: Record, best: Point, file: Path, shown: Gallery, mixed: OutfitMatrix | None
+) -> None:
+    """Write the model card beside an export, with what a report shows of it.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    write_model_card(model_card(work, record, best, file, shown, mixed), file.parent)
+
+
+def write_card_alone(work: Workbench, record: Record, best: Point, file: Path, bars: Bars) -> None:
+    """The same where there is no report, which would have made the pictures."""
+    shelf, one = Shelf.open(work, bars), Exhibit("best", record, best.step, record.load(best), best.weight)
+    write_card(work, record, best, file, gallery(shelf, [one]), matrix(shelf, one))
+
+
 def model_card(
-    plan: Plan, work: Workbench, record: Record, best: Point, file: Path, gallery: Gallery, matrix: OutfitMatrix | None
+    work: Workbench, record: Record, best: Point, file: Path, shown: Gallery, mixed: OutfitMatrix | None
 ) -> ModelCard:
-    """The card of an exported checkpoint, from what the report shows of it."""
+    """The card of an exported checkpoint."""
     dataset, model, run = work.bench.dataset, work.bench.model, record.run
     captioned = run.with_captions(dataset)
     tags: dict[str, int] = {}
@@ -50,11 +67,11 @@ def model_card(
         weight=best.weight,
         base=f"{model.name} (weights {model.base_hash})",
         family=family_of(model).spec,
-        licence=_licence(plan),
-        samples=_samples(gallery, best.weight),
+        licence=base_licence(model.source),
+        samples=_samples(shown, best.weight),
         scorecard=tuple((_plain(n), Estimate(**terms[n]), words) for n, words in MEANINGS.items() if n in terms),
         by_weight={w: {n: Estimate(**term) for n, term in own.items()} for w, own in best.sweep.items()},
-        weaknesses=weaknesses(best, work.scoring.bleed_limit, matrix),
+        weaknesses=weaknesses(best, work.scoring.bleed_limit, mixed),
         asked="likeness, editability, bleed on the class word, copies, burnt colours",
         concepts=tuple(CardConcept(c.name, c.trigger, len(c.pictures), round(n * _epochs(record, best, work)))
                        for c, n in steps),
@@ -100,10 +117,3 @@ def _samples(gallery: Gallery, weight: float) -> tuple[CardSample, ...]:
         CardSample(sample.prompt, sample.seed, weight, image, f"samples/{number}.png")
         for number, (sample, image) in enumerate(zip(gallery.samples, images, strict=True), 1)
     )
-
-
-def _licence(plan: Plan) -> Licence:
-    path = cfg.model_settings(cfg.compose("tune", plan.arguments, plan.study_name)).path
-    if path == "paperdoll":
-        return Licence("apache-2.0", "The embedded base model is part of autolora, under Apache-2.0.")
-    return base_licence(Path(path).expanduser())

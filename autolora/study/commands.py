@@ -23,6 +23,7 @@ from autolora.prepare.tagger import load_tagger
 from autolora.progress import Bars
 from autolora.report.sections import as_dict, print_sections, write_page
 from autolora.study.budget import in_words
+from autolora.study.card import write_card_alone
 from autolora.study.cards import artifact_store
 from autolora.study.check import caption_sections, dataset_sections, measured_sections, recipe_section, schedule_section
 from autolora.study.compare import compare_sections, read_study, write_comparison
@@ -255,6 +256,7 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
         assert best is not None
         exported, twin = export_best(record, best, work, folder / "best", run.name)
         proof = prove(work, record.load(best), best, exported, twin, None, bars)
+        write_card_alone(work, record, best, exported.path, bars)
     write_atomic(folder / "score.json", json.dumps(record.summary(), indent=2))
     words = f"best checkpoint: step {best.step}, {best.words}\nLoRA: {exported.path}"
     words += f"\nfor diffusers: {exported.diffusers.parent}" if exported.diffusers else ""

@@ -15,11 +15,10 @@ from autolora.export.kohya_command import kohya_command
 from autolora.progress import Bars
 from autolora.provenance import provenance
 from autolora.report.content import Costs, CurvePoint, HowTo, Report, TrialRow
-from autolora.report.model_card import write_model_card
 from autolora.report.page import write_report
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.scorecard import held_mean
-from autolora.study.card import model_card
+from autolora.study.card import write_card
 from autolora.study.effects import effects
 from autolora.study.finals import Finals, disagreement, seeds_in_words, tags_in_words
 from autolora.study.gallery import Exhibit, Shelf, gallery, matrix, pairs, scored_by
@@ -50,8 +49,7 @@ def report_study(
     captioned = run.with_captions(dataset)
     pictures, outfits = gallery(shelf, exhibits), matrix(shelf, exhibits[-1])
     if export_path:
-        card = model_card(plan, work, winner.record, best, export_path, pictures, outfits)
-        write_model_card(card, export_path.parent)
+        write_card(work, winner.record, best, export_path, pictures, outfits)
     whole = replace(
         _unfinished(plan, study, work, found, judged),
         verdict=best.verdict,

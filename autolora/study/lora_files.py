@@ -140,15 +140,27 @@ def grid(found: Sequence[Scored], base: Pictures) -> Image.Image:
     return labelled(rows)
 
 
-def print_table(found: Sequence[Scored], refused: Mapping[Path, str]) -> None:
-    """The ranking on standard output."""
-    table = Table("", "file", "score", *found[0].card.terms, "weight", box=None)
+def _terms(card: Scorecard) -> Table:
+    table = Table("", "value", "95% interval", box=None)
+    for name, term in {"score": card.score, **card.terms}.items():
+        table.add_row(name, f"{term.value:.3f}", f"{term.low:.3f} to {term.high:.3f}")
+    table.add_row("weight", f"{card.weight:g}", "recommended")
+    return table
+
+
+def _ranking(found: Sequence[Scored]) -> Table:
+    table = Table("", "file", "score", "interval", "fidelity", "editab.", "bleed", "weight", box=None)
     for place, one in enumerate(found, 1):
-        terms = [f"{term.value:.2f}" for term in one.card.terms.values()]
-        value = one.card.score
-        interval = f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})"
-        table.add_row(str(place), one.path.name, interval, *terms, f"{one.card.weight:g}")
-    Console().print(table)
+        score, terms = one.card.score, one.card.terms
+        shown = (f"{terms[name].value:.2f}" for name in ("fidelity", "editability", "bleed_class"))
+        interval = f"{score.low:.2f} to {score.high:.2f}"
+        table.add_row(str(place), one.path.name, f"{score.value:.3f}", interval, *shown, f"{one.card.weight:g}")
+    return table
+
+
+def print_table(found: Sequence[Scored], refused: Mapping[Path, str]) -> None:
+    """One file's terms, or the ranking of several by what decides; the rest is in `score.json`."""
+    Console().print(_terms(found[0].card) if len(found) == 1 else _ranking(found))
     for one in found:
         usual = ", ".join(f"{name} {value:.3f}" for name, value in one.usual.items())
         print(f"{one.path.name}: {one.card.verdict}" + (f". Try {one.remedy}" if one.remedy else ""))

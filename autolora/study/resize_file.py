@@ -25,6 +25,7 @@ from autolora.scoring.intervals import Estimate
 from autolora.scoring.scorecard import Scorecard
 from autolora.scoring.scorer import Scorer
 from autolora.study.finals import final_scorer
+from autolora.study.output import Output
 from autolora.study.workbench import Workbench, open_workbench
 from autolora.train.run import Run
 
@@ -55,13 +56,13 @@ def resize_file(config: DictConfig) -> int:
         ExportError: the file cannot be read.
         Unmeasurable: nothing can be scored on these pictures.
     """
-    source = Path(str(config.resize)).expanduser()
+    output, source = Output.of(config), Path(str(config.resize)).expanduser()
     folder = Path(str(config.out)).expanduser() if config.out else source.parent
     model = load_model(cfg.model_settings(config))
     state, metadata = read_lora(source, model), read_metadata(source)
     resizer = Resizer(state, layer_weights(model.modules), unit_of(metadata))
     dims = wanted_dims([config.dims] if isinstance(config.dims, int) else config.dims, resizer)
-    with Bars() as bars:
+    with output.bars() as bars:
         work = open_workbench(config, [Run(source.name, adapter=lora_of(state))], bars)
         if work.scorer is None:
             raise Unmeasurable(work.unmeasured)
@@ -76,8 +77,9 @@ def resize_file(config: DictConfig) -> int:
             bars.say(f"dim {dim}: {_in_words(found[-1].score)}")
             if not found[-1].kept and config.dims is None:
                 break
-    write_atomic(folder / "resize.json", json.dumps([_as_dict(one) for one in found], indent=2))
-    print_resized(found)
+    content = [_as_dict(one) for one in found]
+    write_atomic(folder / "resize.json", json.dumps(content, indent=2))
+    output.last(lambda: print_resized(found), {"files": content})
     return 0
 
 

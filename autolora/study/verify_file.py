@@ -12,7 +12,7 @@ from autolora import config as cfg
 from autolora.errors import ExportError
 from autolora.export.readings import Reading, readings
 from autolora.models import load_model
-from autolora.progress import Bars
+from autolora.study.output import Output
 
 
 def verify_file(config: DictConfig) -> int:
@@ -21,12 +21,12 @@ def verify_file(config: DictConfig) -> int:
     Raises:
         ExportError: no program reads it, or one that does makes something else of a layer, which is named.
     """
-    path = Path(str(config.verify)).expanduser()
+    output, path = Output.of(config), Path(str(config.verify)).expanduser()
     model = load_model(cfg.model_settings(config))
-    with Bars() as bars, bars.task(f"reading {path.name}", None) as advance:
+    with output.bars() as bars, bars.task(f"reading {path.name}", None) as advance:
         layers, found = readings(path, model, advance)
-    print(f"{path}: {layers} layers on {model.name}")
-    print_readings(found)
+    read_by = {one.program: one.verdict for one in found}
+    output.last(lambda: print_readings(path, layers, model.name, found), {"file": path, "read_by": read_by})
     wrong = [one for one in found if one.differs]
     if wrong:
         raise ExportError(f"{path} is not the same everywhere: {wrong[0].program}: {wrong[0].differs}")
@@ -35,10 +35,10 @@ def verify_file(config: DictConfig) -> int:
     return 0
 
 
-def print_readings(found: list[Reading]) -> None:
+def print_readings(path: Path, layers: int, model: str, found: list[Reading]) -> None:
     """A line a program."""
+    print(f"{path}: {layers} layers on {model}")
     table = Table("program", "reads it", "", box=None)
     for one in found:
-        verdict = "as it is" if one.alike else ("otherwise" if one.differs else "not")
-        table.add_row(one.program, verdict, one.differs or one.unread or f"to within {one.apart:.1e}")
+        table.add_row(one.program, one.verdict, one.differs or one.unread or f"to within {one.apart:.1e}")
     Console().print(table)

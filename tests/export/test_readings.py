@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,9 @@ def test_the_command_says_who_reads_what(
     assert main(command(plain, tiny_model_dir)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "layers on" in lines[0] and sum("as it is" in line for line in lines) == 4
+    assert main([*command(plain, tiny_model_dir), "json=true"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["event"] == "result" and set(result["read_by"].values()) == {"as it is"}
     dora = export(tiny_model, "dora", trained(tiny_model, "dora")[0], tmp_path)
     assert main(command(dora, tiny_model_dir)) == 6
     printed = capsys.readouterr()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from autolora.paperdoll.weights import BASE
 from autolora.report.model_card import CardConcept, CardSample, Licence, ModelCard, base_licence, write_model_card
 from tests.report.made_up import estimate, face
 
@@ -76,5 +77,12 @@ def test_weaknesses_take_the_place_of_none(tmp_path: Path) -> None:
 )
 def test_licence_of_the_base(name: str, content: str, licence: str, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
-    found = base_licence(tmp_path)
-    assert found.name == licence and words in found.words
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        found = base_licence(source)
+        assert found.name == licence and words in found.words
+
+
+def test_the_embedded_base_model_states_its_licence() -> None:
+    assert base_licence(BASE).name == "apache-2.0"
+    assert "states no licence" in base_licence(None).words

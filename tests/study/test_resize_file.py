@@ -41,6 +41,12 @@ def lora(tmp: Path) -> Path:
     return next(path for path in (tmp / "run" / "best").glob("*.safetensors") if "-dim" not in path.stem)
 
 
+def test_a_single_run_leaves_a_model_card_too(folder: Path) -> None:
+    words = (lora(folder).parent / "model_card.md").read_text("utf-8")
+    assert 'license: "apache-2.0"' in words and f"`{lora(folder).name}`" in words
+    assert list((lora(folder).parent / "samples").glob("*.png"))
+
+
 def test_the_same_rank_scores_the_same_and_a_smaller_one_does_not(folder: Path) -> None:
     whole, four, one = json.loads((lora(folder).parent / "resize.json").read_text("utf-8"))
     assert [found["dim"] for found in (whole, four, one)] == [None, 4, 1]
