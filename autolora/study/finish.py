@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 from autolora.export.write import Exported
 from autolora.files import write_atomic
 from autolora.progress import Bars
+from autolora.study.budget import add_seconds, spent_seconds, training_seconds
 from autolora.study.evidence import report_study
 from autolora.study.export_best import Twin, export_best
 from autolora.study.finals import Finals, hold_finals, seeds_in_words
@@ -21,7 +22,8 @@ from autolora.study.plan import Plan
 from autolora.study.plots import save_plots
 from autolora.study.proof import Proof, prove
 from autolora.study.trial import Record
-from autolora.study.tune import add_seconds, records, spent_seconds, training_seconds
+from autolora.study.tune import records
+from autolora.study.warm_start import WINNER
 from autolora.study.workbench import Workbench
 
 
@@ -36,6 +38,7 @@ def finish(plan: Plan, study: Study, work: Workbench, bars: Bars) -> str:
     page = report_study(plan, study, work, found, finals, exported.path, bars)
     result = _result(plan, study, found, finals, exported) | _files(twin, proof)
     save_plots(study, plan.folder, winner.point.sweep)
+    study.set_user_attr(WINNER, winner.trial.number)
     write_atomic(plan.folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return _summary(found, finals, exported, page) + (f"\n{twin_in_words(twin, proof)}" if twin else "")
 

@@ -12,9 +12,10 @@ from rich.table import Table
 from autolora.report.charts import in_words
 from autolora.report.words import duration
 from autolora.scoring.intervals import Estimate
+from autolora.study.budget import spent_seconds
 from autolora.study.plan import Plan
 from autolora.study.trial import Point, points_of
-from autolora.study.tune import ENDED, spent_seconds
+from autolora.study.tune import ENDED
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from autolora.study.cards import show_trial
 from autolora.study.claims import Claims
 from autolora.study.plan import Plan
 from autolora.study.queue import Queue
-from autolora.study.space import suggest
+from autolora.study.space import drawn, suggest
 from autolora.study.trial import DIVERGED, Point, Record, points_of
+from autolora.study.warm_start import ORIGIN
 from autolora.study.workbench import Workbench
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.loop import Assignment, Slot, train
@@ -74,6 +75,7 @@ class Driver:
             for k, v in values.items()
         )
         kind = "unchanged" if trial.user_attrs.get("baseline") else shown
+        kind += f"; {origin}" if (origin := trial.user_attrs.get(ORIGIN)) else ""
         self.bars.say(f"trial {trial.number}: {recipe} ({kind})" + (", continued" if record.curve else ""))
         return Assignment(run, record.latest() if record.curve else None, uid)
 
@@ -285,35 +287,11 @@ def keep_constraints(storage: BaseStorage, trial: Trial, constraints: dict[str, 
     storage.set_trial_system_attr(trial._trial_id, "constraints", [float(v) for v in constraints.values()])
 
 
-def training_seconds(study: optuna.Study) -> float:
-    """Seconds that training took, by all workers, finals included."""
-    return _seconds(study, "training")
-
-
-def spent_seconds(study: optuna.Study) -> float:
-    """Seconds that training and scoring took, by all workers and however often the study was continued."""
-    return _seconds(study, "training") + _seconds(study, "scoring")
-
-
-def _seconds(study: optuna.Study, part: str) -> float:
-    trials = sum(trial.user_attrs.get(f"{part}_seconds", 0.0) for trial in study.get_trials(deepcopy=False))
-    return float(trials + study.user_attrs.get(f"{part}_seconds", 0.0))
-
-
-def add_seconds(study: optuna.Study, training: float, scoring: float) -> None:
-    """Count time that the finals took; that of a trial is its own."""
-    for part, seconds in (("training", training), ("scoring", scoring)):
-        study.set_user_attr(f"{part}_seconds", study.user_attrs.get(f"{part}_seconds", 0.0) + seconds)
-
-
 def records(plan: Plan, study: optuna.Study) -> list[tuple[FrozenTrial, Record]]:
     """Every trial that has a scored checkpoint, with its record."""
     found = []
     for trial in study.get_trials(deepcopy=False):
         uid = trial.user_attrs.get("uid")
         if uid and (plan.folder / "trials" / uid / "curve.json").is_file():
-            recipe = trial.user_attrs["recipe"]
-            prefix = f"{recipe}/"
-            values = {k.removeprefix(prefix): v for k, v in trial.params.items() if k.startswith(prefix)}
-            found.append((trial, Record.open(plan.folder / "trials" / uid, plan.run(recipe, values))))
+            found.append((trial, Record.open(plan.folder / "trials" / uid, plan.run(*drawn(trial)))))
     return [(trial, record) for trial, record in found if record.curve]
