@@ -300,6 +300,17 @@ def export_settings(config: DictConfig) -> ExportSettings:
     return build(ExportSettings, config.export, "export")
 
 
+def flag(given: Any, key: str) -> bool:
+    """The value of a key that is true or false.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if not isinstance(given, bool):
+        raise ConfigError(f"{key} must be true or false, got {given}")
+    return given
+
+
 def names(given: Any, key: str) -> tuple[str, ...]:
     """The value of a key that takes one name, a list of them, or none.
 

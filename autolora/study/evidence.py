@@ -21,7 +21,8 @@ from autolora.scoring.scorecard import held_mean
 from autolora.study.budget import spent_seconds, training_seconds
 from autolora.study.card import write_card
 from autolora.study.effects import effects
-from autolora.study.finals import Finals, disagreement, seeds_in_words, tags_in_words
+from autolora.study.finals import Finals
+from autolora.study.finals_words import disagreement, seeds_in_words, tags_in_words
 from autolora.study.gallery import Exhibit, Shelf, gallery, matrix, pairs, scored_by
 from autolora.study.plan import Plan
 from autolora.study.recipe_text import recipe_yaml, train_command
@@ -43,6 +44,7 @@ def report_study(
     best, dataset, run = winner.point, work.bench.dataset, winner.record.run
     shelf, exhibits = Shelf.open(work, bars), exhibits_of(found, winner.record, best)
     notes = [
+        finals.choice,
         seeds_in_words(finals),
         disagreement(finals, work.scoring.second_encoder),
         tags_in_words(best, dataset.class_word),

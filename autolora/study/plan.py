@@ -27,6 +27,7 @@ class Plan:
     arguments: tuple[str, ...]  # without `storage`, which may hold a password
     given_storage: str | None = field(default=None, repr=False)
     warm_start: tuple[str, ...] = ()  # earlier studies
+    preference: bool = False  # whether a person chooses between the finalists
     _runs: dict[tuple[str, ...], Run] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     @property
@@ -97,7 +98,8 @@ def make_plan(config: DictConfig, study_name: str, arguments: Sequence[str]) -> 
     space = parse_space(settings.recipes)
     folder = cfg.run_folder(config, settings.name)
     earlier = cfg.names(config.warm_start, "warm_start")
-    plan = Plan(settings, space, folder, study_name, tuple(arguments), config.get("storage"), earlier)
+    preference = cfg.flag(config.preference, "preference")
+    plan = Plan(settings, space, folder, study_name, tuple(arguments), config.get("storage"), earlier, preference)
     own, mistakes = {}, []
     for recipe, keys in space.items():
         try:

@@ -75,7 +75,7 @@ class Driver:
             for k, v in values.items()
         )
         kind = "unchanged" if trial.user_attrs.get("baseline") else shown
-        kind += f"; {origin}" if (origin := trial.user_attrs.get(ORIGIN)) else ""
+        kind += f"; as in {origin}" if (origin := trial.user_attrs.get(ORIGIN)) else ""
         self.bars.say(f"trial {trial.number}: {recipe} ({kind})" + (", continued" if record.curve else ""))
         return Assignment(run, record.latest() if record.curve else None, uid)
 
