@@ -22,7 +22,8 @@ COMMANDS = {
     "worker": "join a study from another process or machine: worker study=NAME storage=URL out=FOLDER",
     "score": "score LoRA files made anywhere: lora=FILE, or lora=FOLDER to rank them",
     "report": "write a study's report again; report FOLDER FOLDER ... compares studies: which recipe wins how often",
-    "export": "export a study's best LoRA again; verify=FILE: who reads a file; resize=FILE: a smaller rank as good",
+    "export": "export a study's best LoRA again; as_recipe=NAME: its recipe into conf/recipe; verify=FILE: who reads a "
+    "file; resize=FILE: a smaller rank as good",
     "dashboard": "open a study in the Optuna dashboard on this machine",
     "paperdoll": "draw a dataset of the embedded world: paperdoll dataset OUT --seed N --outfits K",
 }
@@ -137,7 +138,7 @@ def _configured(command: str, rest: list[str]) -> int:
     from autolora.study import commands
 
     if command == "worker" and study is None:
-        from autolora.study.plan import joined
+        from autolora.study.begin import joined
 
         study, rest = joined(storage, rest)
     of_a_file = command == "export" and any(argument.startswith(OF_A_FILE) for argument in rest)

@@ -20,7 +20,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from autolora.adapters.adapter_set import ADAPTERS
@@ -41,6 +41,7 @@ PACKAGE = Path(__file__).parent
 ROOT = (
     PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 )  # a wheel carries conf/ and studies/ inside the package
+RECIPES = Path("conf") / "recipe"  # of the working directory: recipes of one's own, beside those of autolora
 T = TypeVar("T")
 _FREE_KEY = re.compile(r"^(train\.steps_of\.)")  # keys of a dataset's own words, which no config can list
 
@@ -154,15 +155,20 @@ def _explain(error: Exception, primary: str) -> str:
 
 @contextmanager
 def _study_overrides(study: str | None) -> Iterator[list[str]]:
-    """Overrides that bring a study in, from a folder of its own: beside other folders their names would be groups."""
+    """Overrides that bring a study in, and the recipes of one's own in `conf/` of the working directory.
+
+    A study comes from a folder of its own: beside other folders their names would be groups.
+    """
+    own = Path("conf").resolve()
+    recipes = [own.as_uri()] if RECIPES.is_dir() and own != (ROOT / "conf").resolve() else []
     if not study:
-        yield []
+        yield [f"hydra.searchpath={recipes}"] if recipes else []
         return
     source = find_study(study)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "studies").mkdir()
         shutil.copy(source, Path(folder) / "studies" / "study.yaml")
-        yield [f"hydra.searchpath=['{Path(folder).as_uri()}']", "+studies=study"]
+        yield [f"hydra.searchpath={[Path(folder).as_uri(), *recipes]}", "+studies=study"]
 
 
 def find_study(study: str) -> Path:
@@ -292,6 +298,31 @@ def tagger_settings(config: DictConfig) -> TaggerSettings:
 def export_settings(config: DictConfig) -> ExportSettings:
     """How LoRAs are exported."""
     return build(ExportSettings, config.export, "export")
+
+
+def flag(given: Any, key: str) -> bool:
+    """The value of a key that is true or false.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if not isinstance(given, bool):
+        raise ConfigError(f"{key} must be true or false, got {given}")
+    return given
+
+
+def names(given: Any, key: str) -> tuple[str, ...]:
+    """The value of a key that takes one name, a list of them, or none.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    found = [given] if isinstance(given, str) else list(given or []) if isinstance(given, list | ListConfig) else given
+    if found is None:
+        return ()
+    if not isinstance(found, list) or not all(isinstance(one, str) and one for one in found):
+        raise ConfigError(f"{key} must be a name, or several as {key}=[a,b], got {given}")
+    return tuple(dict.fromkeys(found))
 
 
 def study_settings(config: DictConfig) -> StudySettings:

@@ -37,8 +37,8 @@ from autolora.files import write_atomic
 from autolora.progress import Bars
 from autolora.scoring.scorecard import Scorecard
 from autolora.scoring.settings import ScoringSettings
+from autolora.study.begin import methods
 from autolora.study.ladder import climb
-from autolora.study.plan import methods
 from autolora.study.space import Range, Space, parse_space, suggest
 from autolora.study.trial import Point, Record
 from autolora.train.run import Run

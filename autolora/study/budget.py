@@ -1,9 +1,10 @@
-"""What a study may spend: trials, minutes, steps, and for how long without anything better."""
+"""What a study may spend, and has spent: trials, minutes, steps, and for how long without anything better."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from autolora.config import StudySettings
@@ -59,3 +60,24 @@ def in_words(settings: StudySettings, runs: Sequence[Run], dataset: Dataset, wor
         again.append(f"the best two recipes trained again with {settings.retrain_seeds} seeds more")
     here = [f"{workers} workers here"] if workers > 1 else []
     return "plan: " + "; ".join([*limits, ", ".join(again), *here])
+
+
+def training_seconds(study: Study) -> float:
+    """Seconds that training took, by all workers, finals included."""
+    return _seconds(study, "training")
+
+
+def spent_seconds(study: Study) -> float:
+    """Seconds that training and scoring took, by all workers and however often the study was continued."""
+    return _seconds(study, "training") + _seconds(study, "scoring")
+
+
+def _seconds(study: Study, part: str) -> float:
+    trials = sum(trial.user_attrs.get(f"{part}_seconds", 0.0) for trial in study.get_trials(deepcopy=False))
+    return float(trials + study.user_attrs.get(f"{part}_seconds", 0.0))
+
+
+def add_seconds(study: Study, training: float, scoring: float) -> None:
+    """Count time that the finals took; that of a trial is its own."""
+    for part, seconds in (("training", training), ("scoring", scoring)):
+        study.set_user_attr(f"{part}_seconds", study.user_attrs.get(f"{part}_seconds", 0.0) + seconds)

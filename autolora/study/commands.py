@@ -22,9 +22,9 @@ from autolora.prepare.tag_folder import tag_folder, untagged
 from autolora.prepare.tagger import load_tagger
 from autolora.progress import Bars
 from autolora.report.sections import as_dict, print_sections, write_page
+from autolora.study.begin import has_begun, join_study, open_study, started_study
 from autolora.study.budget import in_words
 from autolora.study.card import write_card_alone
-from autolora.study.cards import artifact_store
 from autolora.study.check import caption_sections, dataset_sections, measured_sections, recipe_section, schedule_section
 from autolora.study.compare import compare_sections, read_study, write_comparison
 from autolora.study.evidence import report_progress
@@ -32,15 +32,17 @@ from autolora.study.export_best import export_best
 from autolora.study.finish import finish, study_report, twin_in_words
 from autolora.study.lora_files import find_files, grid, print_table, read_files, score_files
 from autolora.study.output import Output, read_json
-from autolora.study.plan import Plan, join_study, make_plan, open_study, started_study
+from autolora.study.plan import Plan, make_plan
 from autolora.study.plots import save_plots
 from autolora.study.proof import prove
+from autolora.study.recipe_library import keep_recipe
 from autolora.study.resize_file import resize_file
 from autolora.study.standing import standing
 from autolora.study.storage import shown
 from autolora.study.trial import Record
 from autolora.study.tune import run_study
 from autolora.study.verify_file import verify_file
+from autolora.study.warm_start import gather_priors
 from autolora.study.workbench import Workbench, open_workbench
 from autolora.study.workers import count_workers, local_workers
 from autolora.train.loop import Assignment
@@ -117,8 +119,9 @@ def tune(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     workers = count_workers(config.workers)
     with output.bars() as bars:
         runs = [plan.run(recipe, values) for recipe, values in own.items()]
+        priors = gather_priors(plan, bars.say) if plan.warm_start and not has_begun(plan, bars.say) else []
         work = open_workbench(config, [*runs, *plan.extremes()], bars)
-        opened = open_study(plan, own, _identity(config, work.bench.model.base_hash), bars.say)
+        opened = open_study(plan, own, _identity(config, work.bench.model.base_hash), bars.say, priors)
         bars.say(in_words(plan.settings, runs, work.bench.dataset, workers))
         with local_workers(plan, workers, bars):
             run_study(plan, opened, work, bars, heard=_news(plan, opened, work, bars, output))
@@ -169,12 +172,18 @@ def _existing(config: DictConfig, study: str | None, arguments: list[str]) -> tu
 
 
 def export(config: DictConfig, study: str | None, arguments: list[str]) -> int:
-    """Export a study's best LoRA again, or with `verify=FILE` prove a file, with `resize=FILE` make it smaller."""
+    """Export a study's best LoRA again, or its recipe; or prove a file, or make one smaller."""
     if config.verify:
         return verify_file(config)
     if config.resize:
         return resize_file(config)
     output = Output.of(config)
+    if config.as_recipe:
+        assert study is not None
+        plan, _ = make_plan(config, study, arguments)
+        path = keep_recipe(plan, started_study(plan, print), str(config.as_recipe))
+        output.last(f"{path}: take it by recipe={path.stem}, or name it in a study", {"recipe": path})
+        return 0
     plan, opened = _existing(config, study, arguments)
     with output.bars() as bars:
         own = [plan.run(recipe, {}) for recipe in plan.space]
@@ -222,9 +231,9 @@ def dashboard(config: DictConfig, study: str | None, arguments: list[str]) -> in
     assert study is not None
     plan, _ = make_plan(config, study, arguments)
     opened = started_study(plan, print)
-    save_plots(opened, plan.folder)
+    save_plots(opened, plan.files)
     print(f"Optuna dashboard on http://127.0.0.1:8080 for {shown(plan.storage)} (Ctrl-C ends it)", flush=True)
-    run_server(opened._storage, host="127.0.0.1", port=8080, artifact_store=artifact_store(plan.folder))
+    run_server(opened._storage, host="127.0.0.1", port=8080, artifact_store=plan.store)
     return 0
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 from scipy.stats import norm
 
 from autolora.errors import StudyError
@@ -19,7 +18,7 @@ from autolora.files import write_atomic
 from autolora.report.charts import in_words
 from autolora.report.sections import Section, as_dict
 from autolora.scoring.intervals import Estimate, ruled_out
-from autolora.study.storage import study_storage
+from autolora.study.storage import study_in
 from autolora.study.trial import Point, points_of
 
 DRAWS = 4000
@@ -64,13 +63,8 @@ def read_study(folder: Path) -> list[Entry]:
     Raises:
         StudyError: it holds no study, or none with a scored checkpoint.
     """
-    if not any((folder / name).is_file() for name in ("study.db", "study.log")):
-        raise StudyError(f"{folder} holds no study (no study.db): give the folders that `autolora tune` wrote")
-    names = optuna.get_all_study_names(study_storage(folder))
-    study = optuna.load_study(
-        study_name=next(n for n in names if not n.endswith("/finals")), storage=study_storage(folder)
-    )
-    identity = study.user_attrs.get("space", {})
+    study = study_in(folder)
+    identity = study.user_attrs["space"]
     found: dict[tuple[str, str], Entry] = {}
     for trial in study.get_trials(deepcopy=False):
         points = [p for p in points_of(folder / "trials" / trial.user_attrs.get("uid", "")) if p.score]

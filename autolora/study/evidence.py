@@ -18,14 +18,17 @@ from autolora.report.content import Costs, CurvePoint, HowTo, Report, TrialRow
 from autolora.report.page import write_report
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.scorecard import held_mean
+from autolora.study.budget import spent_seconds, training_seconds
 from autolora.study.card import write_card
 from autolora.study.effects import effects
-from autolora.study.finals import Finals, disagreement, seeds_in_words, tags_in_words
+from autolora.study.finals import Finals
+from autolora.study.finals_words import disagreement, seeds_in_words, tags_in_words
 from autolora.study.gallery import Exhibit, Shelf, gallery, matrix, pairs, scored_by
 from autolora.study.plan import Plan
 from autolora.study.recipe_text import recipe_yaml, train_command
+from autolora.study.space import drawn
 from autolora.study.trial import Point, Record
-from autolora.study.tune import records, spent_seconds, training_seconds
+from autolora.study.tune import records
 from autolora.study.workbench import Workbench
 
 REFRESH_SECONDS = 20
@@ -41,6 +44,7 @@ def report_study(
     best, dataset, run = winner.point, work.bench.dataset, winner.record.run
     shelf, exhibits = Shelf.open(work, bars), exhibits_of(found, winner.record, best)
     notes = [
+        finals.choice,
         seeds_in_words(finals),
         disagreement(finals, work.scoring.second_encoder),
         tags_in_words(best, dataset.class_word),
@@ -144,8 +148,7 @@ def _costs(study: Study, work: Workbench, found: Found, best_step: int) -> Costs
 def _howto(plan: Plan, work: Workbench, trial: FrozenTrial, record: Record, best: Point) -> HowTo:
     """The exported recipe as text, without any path of this machine."""
     run, dataset, model = record.run, work.bench.dataset, work.bench.model
-    recipe = trial.user_attrs["recipe"]
-    values = {k.removeprefix(f"{recipe}/"): v for k, v in trial.params.items() if k.startswith(f"{recipe}/")}
+    recipe, values = drawn(trial)
     if run.train.seed:
         values["train.seed"] = run.train.seed
     kohya = kohya_command(run, dataset, model, best.step)
@@ -183,14 +186,14 @@ def _curve_point(p: Point, record: Record) -> CurvePoint:
 
 def _row(trial: FrozenTrial, record: Record | None, judged: Point | None) -> TrialRow:
     """A trial's row; a finalist's figures are those of the finals."""
-    recipe = trial.user_attrs["recipe"]
+    recipe, values = drawn(trial)
     baseline = trial.user_attrs.get("baseline")
     best = judged or (record.best() if record else None)
     return TrialRow(
         number=trial.number,
         uid=trial.user_attrs["uid"],
         recipe=recipe,
-        params={} if baseline else {k.removeprefix(f"{recipe}/"): v for k, v in trial.params.items() if k != "recipe"},
+        params={} if baseline else values,
         state={"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower()),
         score=Estimate(**best.score) if best and best.score else None,
         best_step=best.step if best else None,

@@ -6,7 +6,7 @@ The winner alone is then asked what decides nothing: every group of probes, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -55,6 +55,7 @@ class Finals:
     retrained: dict[int, list[Point]]  # by trial, its recipe at several training seeds, its own first
     ties: list[int]  # numbers of the trials that cannot be told from the winner
     training_seconds: float = 0.0  # spent now on training again
+    choice: str = ""  # what a person's choice by pictures came to, where one was asked for
 
     @property
     def winner(self) -> Finalist:
@@ -72,11 +73,24 @@ def final_scorer(search: Scorer, work: Workbench, bars: Bars) -> Scorer:
     return replace(scorer, second=with_encoder(scorer, load_second_encoder(second, bench.model)))
 
 
-def hold_finals(plan: Plan, found: Sequence[tuple[FrozenTrial, Record]], work: Workbench, bars: Bars) -> Finals:
+def hold_finals(
+    plan: Plan,
+    found: Sequence[tuple[FrozenTrial, Record]],
+    work: Workbench,
+    bars: Bars,
+    weigh: Callable[[Finals], Finals] = lambda finals: finals,
+) -> Finals:
     """Judge the best trials' checkpoints again, train the two best recipes again, and choose.
 
     What was judged before is read back from the study `<study>/finals`. Where nothing can be measured the checkpoint of
     the lowest validation loss wins.
+
+    Args:
+        plan: the study.
+        found: its trials with scored checkpoints.
+        work: what they are judged with.
+        bars: where progress is shown.
+        weigh: has the last say about the winner, before it gets its last word.
 
     Raises:
         StudyError: no trial has a scored checkpoint yet.
@@ -85,7 +99,8 @@ def hold_finals(plan: Plan, found: Sequence[tuple[FrozenTrial, Record]], work: W
         raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
     ranked = sorted(found, key=lambda pair: pair[1].best_objective(), reverse=True)[: plan.settings.finalists]
     if work.scorer is None:
-        return Finals(None, [Finalist(trial, record, _best(record)) for trial, record in ranked], {}, [])
+        choice = "nothing could be rendered that a person might choose by" if plan.preference else ""
+        return Finals(None, [Finalist(trial, record, _best(record)) for trial, record in ranked], {}, [], choice=choice)
     stage = Stage(plan, work, final_scorer(work.scorer, work, bars), bars)
     field = stage.judge([(trial, record, _best(record), None) for trial, record in ranked])
     leaders = _by_trial(field)[:LEADERS]
@@ -98,7 +113,7 @@ def hold_finals(plan: Plan, found: Sequence[tuple[FrozenTrial, Record]], work: W
         for one in leaders
         if seeds
     }
-    finals = conclude(stage.deciding, [*field, *again], retrained)
+    finals = weigh(conclude(stage.deciding, [*field, *again], retrained))
     winner = stage.last_word(finals.winner)
     return replace(finals, finalists=[winner, *finals.finalists[1:]], training_seconds=stage.training_seconds)
 
@@ -191,7 +206,7 @@ class Stage:
         if seed is None:
             return record
         run = replace(record.run, train=replace(record.run.train, seed=record.run.train.seed + seed))
-        return Record.open(record.folder.with_name(f"{record.folder.name}-seed{run.train.seed}"), run)
+        return Record.open(self.plan.files.fetch(f"{record.folder.name}-seed{run.train.seed}"), run)
 
     def _work_off(self, trial: Trial, asked: Asked) -> None:
         source, record, before, seed = asked
@@ -252,6 +267,7 @@ class Stage:
             if not record.curve:
                 blank = unrendered(checkpoint, self.work.base_losses)
                 record.add(checkpoint, judged(blank, self._score(checkpoint.state, self.deciding)))
+                self.plan.files.send(record.folder.name)
         self.bars.remove(bar)
         return record.best()
 
@@ -259,51 +275,3 @@ class Stage:
 def _key(asked: Asked) -> str:
     _, record, before, seed = asked
     return f"{record.folder.name}@{before.step}" + (f"+{seed}" if seed else "")
-
-
-def disagreement(finals: Finals, encoder: str | None) -> str:
-    """Whom the second encoder prefers to the winner: clearly more like it or clearly less bleed, and worse in neither.
-
-    Empty where it prefers nobody.
-    """
-
-    def seen(one: Finalist, name: str) -> dict[str, float]:
-        return one.point.second[max(one.point.second, key=float)][name]
-
-    winner, *others = finals.finalists
-    for one in others if winner.point.second else ():
-        closer = seen(one, "fidelity")["low"] > seen(winner, "fidelity")["high"]
-        calmer = seen(one, "bleed_class")["high"] < seen(winner, "bleed_class")["low"]
-        farther = seen(one, "fidelity")["high"] < seen(winner, "fidelity")["low"]
-        bleeds = seen(one, "bleed_class")["low"] > seen(winner, "bleed_class")["high"]
-        if (closer or calmer) and not (farther or bleeds):
-            reason = "more like the character" if closer else "less bleed"
-            return f"the second encoder ({encoder}) disagrees: it sees {reason} in trial {one.trial.number}"
-    return ""
-
-
-def tags_in_words(winner: Point, class_word: str) -> str:
-    """What a tagger sees of the character on the class word alone; empty where none was asked."""
-    shown = [
-        f"{found['value']:+.0%} ({found['low']:+.0%} to {found['high']:+.0%}) at weight {weight}"
-        for weight, found in winner.tag_bleed.items()
-    ]
-    if not shown:
-        return ""
-    return f"on `{class_word}` alone a tagger sees {', '.join(winner.tags)} oftener by {' and '.join(shown)}"
-
-
-def seeds_in_words(finals: Finals) -> str:
-    """What training again with other seeds showed; empty where nothing was trained again."""
-    if not finals.retrained:
-        return ""
-    beaten = seed_verdict(finals.retrained)
-    scores = {
-        number: ", ".join(f"{p.score['value']:.2f}" for p in points if p.score)
-        for number, points in finals.retrained.items()
-    }
-    shown = [f"trial {number} scores {values}" for number, values in scores.items()]
-    if len(finals.retrained) < 2:
-        return f"over {len(next(iter(finals.retrained.values())))} training seeds {shown[0]}"
-    verdict = "a tie" if beaten is None else f"trial {beaten} is clearly behind"
-    return f"over the training seeds {' and '.join(shown)}: {verdict}"

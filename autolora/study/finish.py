@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ from optuna.trial import FrozenTrial
 from autolora.export.write import Exported
 from autolora.files import write_atomic
 from autolora.progress import Bars
+from autolora.study.budget import add_seconds, spent_seconds, training_seconds
 from autolora.study.evidence import report_study
 from autolora.study.export_best import Twin, export_best
-from autolora.study.finals import Finals, hold_finals, seeds_in_words
+from autolora.study.finals import Finals, hold_finals
+from autolora.study.finals_words import seeds_in_words
 from autolora.study.plan import Plan
 from autolora.study.plots import save_plots
+from autolora.study.preference import by_preference
 from autolora.study.proof import Proof, prove
 from autolora.study.trial import Record
-from autolora.study.tune import add_seconds, records, spent_seconds, training_seconds
+from autolora.study.tune import records
+from autolora.study.warm_start import WINNER
 from autolora.study.workbench import Workbench
 
 
@@ -35,7 +40,8 @@ def finish(plan: Plan, study: Study, work: Workbench, bars: Bars) -> str:
     proof = prove(work, state, winner.point, exported, twin, finals.scorer, bars)
     page = report_study(plan, study, work, found, finals, exported.path, bars)
     result = _result(plan, study, found, finals, exported) | _files(twin, proof)
-    save_plots(study, plan.folder, winner.point.sweep)
+    save_plots(study, plan.files, winner.point.sweep)
+    study.set_user_attr(WINNER, winner.trial.number)
     write_atomic(plan.folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return _summary(found, finals, exported, page) + (f"\n{twin_in_words(twin, proof)}" if twin else "")
 
@@ -53,7 +59,7 @@ def study_report(plan: Plan, study: Study, work: Workbench, bars: Bars) -> Path:
 def _finals(plan: Plan, study: Study, found: list[tuple[FrozenTrial, Record]], work: Workbench, bars: Bars) -> Finals:
     """The finals; what they took is added to the study's seconds."""
     began = time.perf_counter()
-    finals = hold_finals(plan, found, work, bars)
+    finals = hold_finals(plan, found, work, bars, partial(by_preference, plan, study._storage, work, bars))
     add_seconds(study, finals.training_seconds, time.perf_counter() - began - finals.training_seconds)
     return finals
 
@@ -84,6 +90,7 @@ def _result(
             if trial.user_attrs.get("baseline")
         },
         "ties": finals.ties,
+        "choice": finals.choice,
         "training_seeds": {number: [p.score for p in points] for number, points in finals.retrained.items()},
         "sweep": winner.point.sweep,
         "tag_bleed": {"tags": winner.point.tags, **winner.point.tag_bleed},
@@ -129,6 +136,7 @@ def _summary(found: list[tuple[FrozenTrial, Record]], finals: Finals, exported: 
     if finals.ties:
         lines.append(f"not to be told from it by score: trial {' and '.join(map(str, finals.ties))}")
     lines += [seeds_in_words(finals)] if finals.retrained else []
+    lines += [finals.choice] if finals.choice else []
     lines += [f"LoRA:   {exported.path}", f"report: {page}"]
     lines += [f"for diffusers: {exported.diffusers.parent}"] if exported.diffusers else []
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from autolora.errors import ConfigError
+from autolora.config import flag
 from autolora.progress import Bars
 
 
@@ -28,10 +28,7 @@ class Output:
         Raises:
             ConfigError: `quiet` or `json` is neither true nor false.
         """
-        for key in ("quiet", "json"):
-            if not isinstance(config[key], bool):
-                raise ConfigError(f"{key} must be true or false, got {config[key]}")
-        return cls(config.quiet, config.json)
+        return cls(flag(config.quiet, "quiet"), flag(config.json, "json"))
 
     def bars(self) -> Bars:
         """What shows progress, on standard error."""

@@ -1,21 +1,20 @@
-"""A study before it runs: its recipes and ranges checked, its storage opened."""
+"""A study before it runs: its recipes and ranges checked."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import optuna
 from omegaconf import DictConfig
 
 from autolora import config as cfg
-from autolora.errors import ConfigError, StudyError
-from autolora.study.sampler import SeededByTrial
-from autolora.study.space import Space, as_text, difference, parse_space
-from autolora.study.storage import Say, open_storage, shown, storage_url
+from autolora.errors import ConfigError
+from autolora.study.artifacts import Store, TrialFiles, local_store, open_bucket
+from autolora.study.space import Space, parse_space
+from autolora.study.storage import shown, storage_url
 from autolora.train.run import Run
 
 
@@ -29,12 +28,25 @@ class Plan:
     study_name: str
     arguments: tuple[str, ...]  # without `storage`, which may hold a password
     given_storage: str | None = field(default=None, repr=False)
+    warm_start: tuple[str, ...] = ()  # earlier studies
+    preference: bool = False  # whether a person chooses between the finalists
+    bucket: Store | None = field(default=None, repr=False, compare=False)  # pictures and checkpoints go there too
     _runs: dict[tuple[str, ...], Run] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     @property
     def storage(self) -> str:
         """The URL of the storage, with its password."""
         return storage_url(self.given_storage, self.folder)
+
+    @cached_property
+    def store(self) -> Store:
+        """Where pictures lie that the dashboard shows."""
+        return self.bucket or local_store(self.folder)
+
+    @cached_property
+    def files(self) -> TrialFiles:
+        """The trials' folders."""
+        return TrialFiles(self.folder / "trials", self.bucket)
 
     @property
     def command(self) -> str:
@@ -65,11 +77,15 @@ class Plan:
 
     def own_values(self, recipe: str) -> dict[str, Any]:
         """A recipe's own value of every key that the study varies."""
-        composed = cfg.compose("tune", [f"recipe={recipe}", *self.arguments], self.study_name)
-        return {key: _value(composed, recipe, key) for key in self.space[recipe]}
+        composed = self.config(recipe)
+        return {key: value_of(composed, recipe, key) for key in self.space[recipe]}
+
+    def config(self, recipe: str) -> DictConfig:
+        """A recipe as it is, composed."""
+        return cfg.compose("tune", [f"recipe={recipe}", *self.arguments], self.study_name)
 
 
-def _value(config: DictConfig, recipe: str, key: str) -> Any:
+def value_of(config: DictConfig, recipe: str, key: str) -> Any:
     """A key's value in a recipe's config; the steps of a concept that has none of its own are those of each.
 
     Raises:
@@ -94,7 +110,17 @@ def make_plan(config: DictConfig, study_name: str, arguments: Sequence[str]) -> 
     settings = cfg.study_settings(config)
     space = parse_space(settings.recipes)
     folder = cfg.run_folder(config, settings.name)
-    plan = Plan(settings, space, folder, study_name, tuple(arguments), config.get("storage"))
+    plan = Plan(
+        settings,
+        space,
+        folder,
+        study_name,
+        tuple(arguments),
+        config.get("storage"),
+        warm_start=cfg.names(config.warm_start, "warm_start"),
+        preference=cfg.flag(config.preference, "preference"),
+        bucket=open_bucket(config.artifacts),
+    )
     own, mistakes = {}, []
     for recipe, keys in space.items():
         try:
@@ -110,109 +136,3 @@ def make_plan(config: DictConfig, study_name: str, arguments: Sequence[str]) -> 
     if mistakes:
         raise ConfigError("; ".join(mistakes))
     return plan, own
-
-
-def open_study(plan: Plan, own: dict[str, dict[str, Any]], identity: dict[str, str], say: Say) -> optuna.Study:
-    """Create the study, or continue it where its space, dataset and model are unchanged.
-
-    Raises:
-        StudyError: what changed, and what to do; or the storage does not answer.
-    """
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=open_storage(plan.storage, say),
-        study_name=plan.settings.name,
-        direction="maximize",
-        load_if_exists=True,
-        **methods(plan.settings),
-    )
-    if study.user_attrs.get("space") is None:
-        for recipe, values in own.items():
-            named = {f"{recipe}/{key}": value for key, value in values.items()}
-            study.enqueue_trial({"recipe": recipe, **named}, user_attrs={"baseline": recipe})
-        study.set_user_attr("command", {"study": plan.study_name, "arguments": list(plan.arguments)})
-        study.set_user_attr("space", {**as_text(plan.space), **identity})  # last: now others may join
-    _refuse_changes(plan, study, identity)
-    return study
-
-
-def join_study(plan: Plan, identity: dict[str, str], say: Say) -> optuna.Study:
-    """The study as `autolora tune` started it.
-
-    Raises:
-        StudyError: it was not started, or otherwise than this worker would go on with it.
-    """
-    study = started_study(plan, say)
-    _refuse_changes(plan, study, identity)
-    return study
-
-
-def started_study(plan: Plan, say: Say) -> optuna.Study:
-    """The study as it is, whatever is different now.
-
-    Raises:
-        StudyError: it was not started.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = None
-    if not _missing(plan):
-        with suppress(KeyError):
-            storage = open_storage(plan.storage, say)
-            study = optuna.load_study(storage=storage, study_name=plan.settings.name, **methods(plan.settings))
-    if study is None or study.user_attrs.get("space") is None:
-        where = shown(plan.given_storage) if plan.given_storage else str(plan.folder)
-        raise StudyError(
-            f"no study {plan.settings.name} in {where}; run `autolora tune {plan.study_name}` first, or name its "
-            "folder with out=FOLDER or its database with storage=URL"
-        )
-    return study
-
-
-def _missing(plan: Plan) -> bool:
-    """Whether there is no database in the study's folder; one that is merely asked after is not created."""
-    return plan.given_storage is None and not (plan.folder / "study.db").is_file()
-
-
-def joined(storage: str | None, arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The study file and the arguments of a study known by name and storage; one's own arguments go before its.
-
-    Args:
-        storage: its URL.
-        arguments: `study=NAME`, and what is different here, such as `out` and `dataset.path`.
-
-    Raises:
-        ConfigError: no name or no storage is given.
-        StudyError: no such study is there.
-    """
-    names = [argument.removeprefix("study=") for argument in arguments if argument.startswith("study=")]
-    if not names or storage is None:
-        raise ConfigError("a worker needs the study that it joins: study=NAME storage=URL, or what `tune` was given")
-    behind = open_storage(storage_url(storage, Path()), print)
-    try:
-        study = optuna.load_study(storage=behind, study_name=names[-1])
-    except KeyError as error:
-        known = ", ".join(sorted(optuna.get_all_study_names(behind))) or "none"
-        raise StudyError(f"no study {names[-1]} in {shown(storage)}; it has {known}") from error
-    command = study.user_attrs.get("command")
-    if command is None:
-        raise StudyError(f"study {names[-1]} in {shown(storage)} was not started by `autolora tune`")
-    own = [argument for argument in arguments if not argument.startswith("study=")]
-    return command["study"], [*command["arguments"], *own]
-
-
-def methods(settings: cfg.StudySettings) -> dict[str, Any]:
-    """Sampler and pruner."""
-    return {
-        "sampler": SeededByTrial(settings.seed, settings.startup_trials),
-        "pruner": optuna.pruners.PercentilePruner(66.0, n_startup_trials=4, n_warmup_steps=2),
-    }
-
-
-def _refuse_changes(plan: Plan, study: optuna.Study, identity: dict[str, str]) -> None:
-    old, new = study.user_attrs["space"], {**as_text(plan.space), **identity}
-    if old != new:
-        changed = "; ".join(difference(old, new))
-        raise StudyError(f"study {plan.settings.name} in {plan.folder} was started differently ({changed}); "
-                         "undo the change, or start another with out=OTHER_FOLDER (and study.name=ANOTHER in a shared "
-                         "storage)")  # fmt: skip

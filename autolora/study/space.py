@@ -28,7 +28,7 @@ class Range:
         low, high = self.values
         return isinstance(value, int | float) and low <= value <= high  # type: ignore[operator]
 
-    def suggest(self, trial: optuna.Trial, name: str) -> Value:
+    def suggest(self, trial: optuna.trial.BaseTrial, name: str) -> Value:
         """Draw a value for a trial."""
         if self.kind == "choice":
             return trial.suggest_categorical(name, self.values)
@@ -98,10 +98,17 @@ def parse_range(given: Any) -> Range:
     return Range(kind, tuple(values))
 
 
-def suggest(trial: optuna.Trial, space: Space) -> tuple[str, dict[str, Value]]:
+def suggest(trial: optuna.trial.BaseTrial, space: Space) -> tuple[str, dict[str, Value]]:
     """Draw a recipe and its keys; parameters are named `recipe/key`, so that recipes may differ in their ranges."""
     recipe = trial.suggest_categorical("recipe", list(space)) if len(space) > 1 else next(iter(space))
     return recipe, {key: values.suggest(trial, f"{recipe}/{key}") for key, values in space[recipe].items()}
+
+
+def drawn(trial: optuna.trial.FrozenTrial) -> tuple[str, dict[str, Value]]:
+    """The recipe and the keys of a trial, as `suggest` drew them."""
+    recipe = str(trial.user_attrs.get("recipe"))
+    prefix = f"{recipe}/"
+    return recipe, {k.removeprefix(prefix): value for k, value in trial.params.items() if k.startswith(prefix)}
 
 
 def as_text(space: Space) -> dict[str, str]:

@@ -12,9 +12,10 @@ from rich.table import Table
 from autolora.report.charts import in_words
 from autolora.report.words import duration
 from autolora.scoring.intervals import Estimate
+from autolora.study.budget import spent_seconds
 from autolora.study.plan import Plan
 from autolora.study.trial import Point, points_of
-from autolora.study.tune import ENDED, spent_seconds
+from autolora.study.tune import ENDED
 
 
 @dataclass(frozen=True)
@@ -104,5 +105,5 @@ def standing(plan: Plan, study: Study, running_seconds: float) -> Standing:
 
 def _best(plan: Plan, trial: FrozenTrial) -> Point | None:
     """A trial's best checkpoint, read without its weights; None where it has none that was scored."""
-    points = points_of(plan.folder / "trials" / trial.user_attrs.get("uid", ""))
+    points = points_of(plan.files[trial.user_attrs.get("uid", "")])
     return max((p for p in points if p.score), key=lambda p: p.objective, default=None)

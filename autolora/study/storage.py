@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from sqlalchemy.engine import make_url
@@ -44,6 +45,26 @@ def storage_url(given: str | None, folder: Path) -> str:
     if given is None:
         return f"sqlite:///{folder / 'study.db'}"
     return f"journal:///{folder / 'study.log'}" if given == "journal" else given
+
+
+def holds_study(folder: Path) -> bool:
+    """Whether a study lies in a folder."""
+    return any((folder / name).is_file() for name in ("study.db", "study.log"))
+
+
+def study_in(folder: Path) -> optuna.Study:
+    """The study that lies in a folder, without those beside it that hold its finals and what it started from.
+
+    Raises:
+        StudyError: it holds none.
+    """
+    if not holds_study(folder):
+        raise StudyError(f"{folder} holds no study (no study.db): give a folder that `autolora tune` wrote")
+    storage = study_storage(folder)
+    for known in optuna.get_all_study_summaries(storage):
+        if "space" in known.user_attrs:
+            return optuna.load_study(study_name=known.study_name, storage=storage)
+    raise StudyError(f"{folder} holds a study that never began; run `autolora tune` on it")
 
 
 def study_storage(folder: Path) -> BaseStorage:

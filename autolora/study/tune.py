@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from pathlib import Path
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -24,8 +23,9 @@ from autolora.study.cards import show_trial
 from autolora.study.claims import Claims
 from autolora.study.plan import Plan
 from autolora.study.queue import Queue
-from autolora.study.space import suggest
+from autolora.study.space import drawn, suggest
 from autolora.study.trial import DIVERGED, Point, Record, points_of
+from autolora.study.warm_start import ORIGIN
 from autolora.study.workbench import Workbench
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.loop import Assignment, Slot, train
@@ -65,8 +65,8 @@ class Driver:
             trial.set_user_attr("recipe", recipe)
             trial.set_user_attr("uid", uid)
         run = self.plan.run(recipe, values)
-        remove_leftovers(self._folder(uid))
-        record = Record.open(self._folder(uid), run)
+        remove_leftovers(self.plan.files[uid])
+        record = Record.open(self.plan.files.fetch(uid), run)
         self.trials[uid] = (trial, record)
         self._learn()
         shown = ", ".join(
@@ -74,18 +74,16 @@ class Driver:
             for k, v in values.items()
         )
         kind = "unchanged" if trial.user_attrs.get("baseline") else shown
+        kind += f"; as in {origin}" if (origin := trial.user_attrs.get(ORIGIN)) else ""
         self.bars.say(f"trial {trial.number}: {recipe} ({kind})" + (", continued" if record.curve else ""))
         return Assignment(run, record.latest() if record.curve else None, uid)
-
-    def _folder(self, uid: str) -> Path:
-        return self.plan.folder / "trials" / uid
 
     def _learn(self) -> None:
         """Read the points of trials that ended since, here or elsewhere."""
         for trial in self.study.get_trials(deepcopy=False, states=ENDED):
             uid = trial.user_attrs.get("uid")
             if uid and uid not in self.seen:
-                self.seen[uid] = points_of(self._folder(uid))
+                self.seen[uid] = points_of(self.plan.files.fetch(uid, only="curve.json"))
 
     def on_step(self, slot: Slot) -> None:
         """Move the bars."""
@@ -135,6 +133,7 @@ class Driver:
         if not self.claims.holds(trial._trial_id):
             return False
         record.add(checkpoint, new)
+        self.plan.files.send(slot.name)
         self.failed.clear()
         scoring = trial.user_attrs.get("scoring_seconds", 0.0) + time.perf_counter() - began
         trial.set_user_attr("scoring_seconds", scoring)
@@ -154,7 +153,7 @@ class Driver:
         trial, record = self.trials.pop(slot.name)
         best = record.best()
         trial.set_user_attr("training_seconds", slot.seconds)
-        show_trial(trial, record, trial.user_attrs["reason"], self.plan.folder)
+        show_trial(trial, record, trial.user_attrs["reason"], self.plan.store)
         keep_constraints(self._storage, trial, best.constraints if best else {"diverged": 1.0})
         self._tell(trial, state, best.objective if best else DIVERGED)
         slot.stop()
@@ -189,7 +188,7 @@ class Driver:
             failures = trial.user_attrs.get("failures", 0) + 1
             trial.set_user_attr("failures", failures)
             trial.set_user_attr("reason", f"failed: {type(error).__name__}: {error}")
-            folder = self._folder(trial.user_attrs.get("uid", f"number-{trial.number}"))
+            folder = self.plan.files[trial.user_attrs.get("uid", f"number-{trial.number}")]
             write_atomic(folder / "failure.txt", "".join(traceback.format_exception(error)))
             self.bars.say(f"trial {trial.number} failed ({folder / 'failure.txt'})")
             self.failed.add(trial.number)
@@ -285,35 +284,14 @@ def keep_constraints(storage: BaseStorage, trial: Trial, constraints: dict[str, 
     storage.set_trial_system_attr(trial._trial_id, "constraints", [float(v) for v in constraints.values()])
 
 
-def training_seconds(study: optuna.Study) -> float:
-    """Seconds that training took, by all workers, finals included."""
-    return _seconds(study, "training")
-
-
-def spent_seconds(study: optuna.Study) -> float:
-    """Seconds that training and scoring took, by all workers and however often the study was continued."""
-    return _seconds(study, "training") + _seconds(study, "scoring")
-
-
-def _seconds(study: optuna.Study, part: str) -> float:
-    trials = sum(trial.user_attrs.get(f"{part}_seconds", 0.0) for trial in study.get_trials(deepcopy=False))
-    return float(trials + study.user_attrs.get(f"{part}_seconds", 0.0))
-
-
-def add_seconds(study: optuna.Study, training: float, scoring: float) -> None:
-    """Count time that the finals took; that of a trial is its own."""
-    for part, seconds in (("training", training), ("scoring", scoring)):
-        study.set_user_attr(f"{part}_seconds", study.user_attrs.get(f"{part}_seconds", 0.0) + seconds)
-
-
 def records(plan: Plan, study: optuna.Study) -> list[tuple[FrozenTrial, Record]]:
     """Every trial that has a scored checkpoint, with its record."""
     found = []
     for trial in study.get_trials(deepcopy=False):
         uid = trial.user_attrs.get("uid")
-        if uid and (plan.folder / "trials" / uid / "curve.json").is_file():
-            recipe = trial.user_attrs["recipe"]
-            prefix = f"{recipe}/"
-            values = {k.removeprefix(prefix): v for k, v in trial.params.items() if k.startswith(prefix)}
-            found.append((trial, Record.open(plan.folder / "trials" / uid, plan.run(recipe, values))))
+        if not uid:
+            continue
+        folder = plan.files.fetch(uid, ended=True) if trial.state.is_finished() else plan.files[uid]
+        if (folder / "curve.json").is_file():
+            found.append((trial, Record.open(folder, plan.run(*drawn(trial)))))
     return [(trial, record) for trial, record in found if record.curve]

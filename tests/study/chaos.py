@@ -24,7 +24,8 @@ from autolora.adapters.adapter_set import attach
 from autolora.adapters.lora import LoRA
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.progress import Bars
-from autolora.study.plan import Plan, join_study, make_plan, open_study
+from autolora.study.begin import join_study, open_study
+from autolora.study.plan import Plan, make_plan
 from autolora.study.trial import Point
 from autolora.study.tune import run_study
 from autolora.study.workbench import Workbench

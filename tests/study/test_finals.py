@@ -9,7 +9,8 @@ import pytest
 
 from autolora.errors import StudyError
 from autolora.study import finals
-from autolora.study.finals import Finalist, Finals, conclude, seed_verdict, seeds_in_words
+from autolora.study.finals import Finalist, Finals, conclude, seed_verdict
+from autolora.study.finals_words import disagreement, seeds_in_words
 from autolora.study.trial import Point
 
 
@@ -96,9 +97,9 @@ def opinion(fidelity: float, bleed: float) -> dict[str, dict[str, dict[str, floa
 def test_the_second_encoder_may_disagree(others: dict[str, dict[str, dict[str, float]]], said: str) -> None:
     points = [replace(made_up(100, 0.9), second=seen) for seen in (opinion(0.8, 0.2), others)]
     found = Finals(None, [replace(finalist(i, 0), point=p) for i, p in zip((3, 5), points, strict=True)], {}, [])  # type: ignore[arg-type]
-    assert finals.disagreement(found, "vae").endswith(said)
-    assert bool(finals.disagreement(found, "vae")) == bool(said)
+    assert disagreement(found, "vae").endswith(said)
+    assert bool(disagreement(found, "vae")) == bool(said)
 
 
 def test_without_a_second_encoder_nothing_disagrees() -> None:
-    assert finals.disagreement(Finals(None, [finalist(3, 0.9), finalist(5, 0.9)], {}, []), None) == ""  # type: ignore[arg-type]
+    assert disagreement(Finals(None, [finalist(3, 0.9), finalist(5, 0.9)], {}, []), None) == ""  # type: ignore[arg-type]

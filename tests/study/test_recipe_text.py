@@ -19,11 +19,14 @@ GIVEN = [
 
 
 @pytest.mark.parametrize("overrides", GIVEN)
-def test_the_file_composes_to_the_same_run(overrides: list[str], tmp_path: Path) -> None:
+def test_the_file_composes_to_the_same_run(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = cfg.build_run(cfg.compose("train", overrides))
-    (tmp_path / "recipe").mkdir()
-    (tmp_path / "recipe" / "mine.yaml").write_text(recipe_yaml(run, "mine"))
-    read = cfg.build_run(cfg.compose("train", [f"hydra.searchpath=['{tmp_path.as_uri()}']", "recipe=mine"]))
+    monkeypatch.chdir(tmp_path)
+    cfg.RECIPES.mkdir(parents=True)
+    (cfg.RECIPES / "mine.yaml").write_text(recipe_yaml(run, "mine"))
+    read = cfg.build_run(cfg.compose("train", ["recipe=mine"]))
     assert read == replace(run, name="mine")
 
 

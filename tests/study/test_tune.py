@@ -265,6 +265,18 @@ def test_an_unmeasurable_study_chooses_by_validation_loss_and_says_so(
     assert "unmeasurable" in capsys.readouterr().err
 
 
+def test_a_study_starts_from_an_earlier_one(finished: Path, tmp_path: Path) -> None:
+    """Its trials are its own; what was best in the earlier one is tried after the recipe as it is."""
+    more = ["study.trials=2", "study.retrain_seeds=0", f"warm_start={finished / 'run'}"]
+    assert main([*tune(tmp_path, *more)[:-1], more[-1], f"cache={finished / 'cache'}"]) == 0
+    study = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path / 'run' / 'study.db'}")
+    assert [trial.state.is_finished() for trial in study.trials] == [True, True]
+    then = optuna.load_study(study_name="small", storage=f"sqlite:///{finished / 'run' / 'study.db'}").trials
+    assert study.trials[1].user_attrs["warm_start"].startswith(f"{finished / 'run'}, trial ")
+    assert study.trials[1].params in [trial.params for trial in then]
+    assert sum(json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["trials"].values()) == 2
+
+
 @pytest.mark.parametrize("command", ["report", "export", "check"])
 def test_other_commands_on_a_finished_study(command: str, finished: Path) -> None:
     assert main([command, *tune(finished)[1:]]) == 0

@@ -19,8 +19,9 @@ from autolora.cli import Stopped
 from autolora.errors import ConfigError, StorageError, StudyError
 from autolora.paperdoll.world import write_dataset
 from autolora.study import workers
+from autolora.study.begin import join_study
 from autolora.study.claims import OWNER
-from autolora.study.plan import Plan, join_study
+from autolora.study.plan import Plan
 from autolora.study.tune import TRIES, run_study
 from autolora.study.workbench import Workbench
 from tests.study import chaos

@@ -1,0 +1,44 @@
+"""The library of recipes: what won a study is kept under `conf/recipe/`, where later studies take it from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import optuna
+
+from autolora.config import RECIPES, ROOT
+from autolora.errors import ConfigError, StudyError
+from autolora.files import write_atomic
+from autolora.study.plan import Plan
+from autolora.study.recipe_text import recipe_yaml
+from autolora.study.space import drawn
+from autolora.study.trial import points_of
+from autolora.study.warm_start import WINNER
+
+
+def keep_recipe(plan: Plan, study: optuna.Study, name: str) -> Path:
+    """Write the recipe that a study exported as `conf/recipe/NAME.yaml` of the working directory.
+
+    Raises:
+        ConfigError: the name is none for a file, or another recipe has it.
+        StudyError: the study has not ended yet.
+        StorageError: the folder cannot be written.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
+        raise ConfigError(f"as_recipe={name} is no name for a recipe: use letters, digits, - and _")
+    number = study.user_attrs.get(WINNER)
+    if number is None:
+        raise StudyError(f"study {plan.settings.name} has exported nothing yet; `{plan.command}` runs it to its end")
+    trial = study.trials[number]
+    best = max(points_of(plan.files.fetch(trial.user_attrs["uid"], only="curve.json")), key=lambda p: p.objective)
+    about = ", ".join(study.user_attrs["space"][key] for key in ("dataset", "base model"))
+    came_from = f"trial {number} of study {plan.settings.name} ({about}), step {best.step}"
+    comment = f"# {came_from}, by its search {best.words}\n"
+    content = recipe_yaml(plan.run(*drawn(trial)), name) + comment
+    path = RECIPES / f"{name}.yaml"
+    for known in (path, ROOT / "conf" / "recipe" / path.name):
+        if known.is_file() and known.read_text("utf-8") != content:
+            raise ConfigError(f"as_recipe={name}: there is another recipe of this name ({known}); choose another")
+    write_atomic(path, content)
+    return path

@@ -1,0 +1,221 @@
+"""A study that starts from earlier ones: their best recipes are tried first, their results inform the sampler.
+
+What is known from them lies in a study of its own, `<study>/priors`, which only the sampler reads: a study's trials are
+its own, so that nothing else has to tell them apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from omegaconf import DictConfig
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
+
+from autolora import config as cfg
+from autolora.errors import ConfigError, StudyError
+from autolora.study.plan import Plan, value_of
+from autolora.study.space import Value, drawn, suggest
+from autolora.study.storage import Say, holds_study, open_storage, study_in
+from autolora.study.trial import DIVERGED
+
+ORIGIN = "warm_start"  # user attribute of a trial: the earlier study and the trial of it that it comes from
+WINNER = "winner"  # user attribute of a study that ended: the number of the trial that it exported
+Priors = Sequence[Sequence["Prior"]]  # by earlier study, the best first
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A trial of an earlier study as one of this: `values` of every key that its recipe varies here."""
+
+    origin: str
+    recipe: str
+    values: Mapping[str, Value]
+    objective: float
+
+    def params(self) -> dict[str, Value]:
+        """By Optuna's names."""
+        return {"recipe": self.recipe, **{f"{self.recipe}/{key}": value for key, value in self.values.items()}}
+
+
+class _Misfit(Exception):
+    """Why a trial cannot be one of this study."""
+
+
+def gather_priors(plan: Plan, say: Say) -> list[list[Prior]]:
+    """The trials of the earlier studies that fit into this one's space, the best of each study first.
+
+    Args:
+        plan: what starts; it names the earlier studies.
+        say: is told how many fit, and why the others do not.
+
+    Raises:
+        ConfigError: a name that is no study.
+        StudyError: an earlier study has nothing to give, or nothing of any fits.
+    """
+    found, left_out = [], Counter[str]()
+    here = functools.cache(plan.config)
+    for name in plan.warm_start:
+        study, fitting, misfits = _open_earlier(name, plan, say), list[Prior](), Counter[str]()
+        there = _configs_of(study)
+        for trial in _ranked(study, name):
+            try:
+                fitting.append(_fit(trial, name, plan, here, there))
+            except _Misfit as reason:
+                misfits[str(reason)] += 1
+        others = f"; left out: {_in_words(misfits)}" if misfits else ""
+        say(f"warm start from {name}: {len(fitting)} trials inform the search{others}")
+        found.append(fitting)
+        left_out += misfits
+    if plan.warm_start and not any(found):
+        raise StudyError(
+            f"warm_start: no trial of {', '.join(plan.warm_start)} fits into this study ({_in_words(left_out)}); "
+            "widen study.recipes, or leave warm_start out"
+        )
+    return found
+
+
+def _in_words(misfits: Counter[str]) -> str:
+    return ", ".join(f"{count} as {reason}" for reason, count in misfits.most_common())
+
+
+def _open_earlier(name: str, plan: Plan, say: Say) -> optuna.Study:
+    folder, study = Path(name).expanduser(), None
+    if holds_study(folder):
+        study = study_in(folder)
+    elif plan.given_storage:
+        with suppress(KeyError):
+            study = optuna.load_study(study_name=name, storage=open_storage(plan.storage, say))
+    if study is None:
+        raise ConfigError(
+            f"warm_start={name} is no earlier study: give the folder of one (with a study.db or study.log), or the "
+            "name of one in the storage=URL of this study"
+        )
+    if study.direction is not StudyDirection.MAXIMIZE:
+        raise StudyError(f"warm_start={name} minimized its objective; studies of `autolora tune` maximize a score")
+    return study
+
+
+def _ranked(study: optuna.Study, name: str) -> list[FrozenTrial]:
+    """The complete trials: the exported one, the finalists as the finals judged them, the others by their score."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not trials:
+        raise StudyError(f"warm_start={name} has no complete trial yet; run it longer")
+    judged: dict[str, float] = {}
+    with suppress(KeyError):
+        finals = optuna.load_study(study_name=f"{study.study_name}/finals", storage=study._storage)
+        for one in finals.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            uid, _, where = one.user_attrs["key"].partition("@")
+            if "+" not in where:  # not its recipe at another training seed
+                judged[uid] = float(one.value or 0.0)
+
+    def merit(trial: FrozenTrial) -> tuple[bool, bool, float]:
+        uid = trial.user_attrs.get("uid", "")
+        return trial.number == study.user_attrs.get(WINNER), uid in judged, judged.get(uid, trial.value or 0.0)
+
+    return sorted(trials, key=merit, reverse=True)
+
+
+def _configs_of(study: optuna.Study) -> Callable[[str], DictConfig]:
+    """An earlier study's recipes as they were, composed by what it was started with."""
+
+    @functools.cache
+    def composed(recipe: str) -> DictConfig:
+        command = study.user_attrs.get("command", {"study": None, "arguments": []})
+        try:
+            return cfg.compose("tune", [f"recipe={recipe}", *command["arguments"]], command["study"])
+        except ConfigError as error:
+            raise _Misfit(f"recipe {recipe} of then cannot be composed any more ({error})") from error
+
+    return composed
+
+
+def _fit(
+    trial: FrozenTrial,
+    name: str,
+    plan: Plan,
+    here: Callable[[str], DictConfig],
+    there: Callable[[str], DictConfig],
+) -> Prior:
+    """The trial as one of this study; a key that only one of the two varies counts as it was fixed in the other."""
+    recipe, varied = drawn(trial)
+    if recipe not in plan.space:
+        raise _Misfit(f"recipe {recipe} is not in this study")
+    ranges = plan.space[recipe]
+    values = {key: varied[key] if key in varied else _known(there(recipe), recipe, key) for key in ranges}
+    for key, value in values.items():
+        if value not in ranges[key]:
+            raise _Misfit(f"{recipe}/{key} was outside {ranges[key].text()}")
+    for key in varied.keys() - values.keys():
+        fixed = _known(here(recipe), recipe, key)
+        if varied[key] != fixed:
+            raise _Misfit(f"{recipe}/{key} is {fixed} here and no range")
+    return Prior(f"{name}, trial {trial.number}", recipe, values, float(trial.value or 0.0))
+
+
+def _known(config: DictConfig, recipe: str, key: str) -> Any:
+    try:
+        return value_of(config, recipe, key)
+    except ConfigError as error:
+        raise _Misfit(str(error)) from error
+
+
+def first_tries(priors: Priors, plan: Plan, own: Mapping[str, Mapping[str, Any]]) -> list[Prior]:
+    """What is tried after the recipes as they are: the best of each earlier study, then the second, and so on.
+
+    As many as `study.finalists`, or one of each where these are more; none twice.
+    """
+    known = [dict(values, recipe=recipe) for recipe, values in own.items()]
+    chosen = []
+    for prior in itertools.chain.from_iterable(itertools.zip_longest(*priors)):
+        if prior is None or prior.objective <= DIVERGED:
+            continue
+        if (values := dict(prior.values, recipe=prior.recipe)) not in known:
+            known.append(values)
+            chosen.append(prior)
+    most = min(max(plan.settings.finalists, len(priors)), plan.settings.trials - len(own))
+    return chosen[: max(0, most)]
+
+
+def keep_priors(priors: Priors, plan: Plan, storage: BaseStorage) -> None:
+    """Write what informs the sampler; what was written before an interruption is not written twice."""
+    study = _prior_study(plan, storage) or optuna.create_study(
+        study_name=f"{plan.settings.name}/priors", storage=storage, direction="maximize"
+    )
+    known = {trial.user_attrs[ORIGIN] for trial in study.get_trials(deepcopy=False)}
+    for prior in itertools.chain.from_iterable(priors):
+        if prior.origin not in known:
+            study.add_trial(_as_trial(prior, plan))
+
+
+def known_priors(plan: Plan, storage: BaseStorage) -> list[FrozenTrial]:
+    """What informs the sampler besides the study's own trials."""
+    study = _prior_study(plan, storage)
+    return study.get_trials() if study else []
+
+
+def _prior_study(plan: Plan, storage: BaseStorage) -> optuna.Study | None:
+    with suppress(KeyError):
+        return optuna.load_study(study_name=f"{plan.settings.name}/priors", storage=storage)
+    return None
+
+
+def _as_trial(prior: Prior, plan: Plan) -> FrozenTrial:
+    """As Optuna keeps a trial that ended, within the ranges of this study."""
+    fixed = FixedTrial(prior.params())
+    suggest(fixed, plan.space)
+    return create_trial(
+        value=prior.objective,
+        params=fixed.params,
+        distributions=fixed.distributions,
+        user_attrs={ORIGIN: prior.origin, "recipe": prior.recipe},
+    )
