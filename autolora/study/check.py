@@ -187,6 +187,7 @@ def measured_sections(
     renders = len(scoring.weights) * sum(len(probe.seeds) for probe in probes)
     with bars.task("timing training and rendering", None):
         adapter = attach(model.modules, runs[0].adapter)
+        model.stay(*adapter.roots)
         standing_in = dataset.regularization or dataset.pictures[:4]  # for class pictures: they cost the same
         latents = LatentCache(model, cache / "latents")
         bench = Bench(model, adapter, dataset, latents, PromptCache(model), standing_in)
