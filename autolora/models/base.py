@@ -148,6 +148,7 @@ class BaseModel(Protocol):
     """
 
     name: str
+    settings: ModelSettings  # as it was loaded
     base_hash: str  # 16 hex digits over the weights
     source: Path | None  # the folder or file that diffusers can load it from
     vae: Any  # diffusers'

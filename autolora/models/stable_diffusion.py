@@ -30,6 +30,7 @@ class StableDiffusion:
     architecture = "sd1"
 
     def __init__(self, parts: Parts, name: str, settings: ModelSettings) -> None:
+        self.settings = settings
         self.name, self.base_hash, self.source = name, parts.base_hash, parts.source
         self.unet, self.vae = parts.unet, parts.vae
         self.text_encoders, self.tokenizers = parts.text_encoders, parts.tokenizers
