@@ -54,10 +54,11 @@ def render(
     """
     _check_adapter(model, shots, adapter)
     pictures = [np.zeros((0, model.resolution, model.resolution, 3), np.uint8)]
-    known: dict[tuple[str, float], Context] = {}
-    for start in range(0, len(shots), settings.batch_size):
-        batch = shots[start : start + settings.batch_size]
-        context = _contexts(model, batch, settings, adapter, known)
+    batches = [shots[i : i + settings.batch_size] for i in range(0, len(shots), settings.batch_size)]
+    trained = adapter if adapter is not None and adapter.touches_text_encoder else None
+    known = _contexts(model, batches, settings, trained)
+    for batch in batches:
+        context = stack_contexts([known[key] for key in _keys(batch, settings, trained)])
         halves = [shot.weight for shot in batch] * (len(context) // len(batch))
         with _weighted(adapter, halves, model), model.fixed_context():
             latents = _denoise(model, batch, context, settings)
@@ -90,26 +91,31 @@ def _weighted(adapter: AdapterSet | None, weights: Sequence[float], model: BaseM
         yield
 
 
-def _contexts(
-    model: BaseModel,
-    batch: Sequence[Shot],
-    settings: RenderSettings,
-    adapter: AdapterSet | None,
-    known: dict[tuple[str, float], Context],
-) -> Context:
-    """Unconditional, then conditional contexts, 2B of them; without guidance only the latter.
+_Key = tuple[str, float]  # a prompt, and the weight that the text encoder runs at
 
-    `known` keeps them by prompt and by the weight the text encoder ran at.
-    """
-    trained = adapter is not None and adapter.touches_text_encoder
+
+def _keys(batch: Sequence[Shot], settings: RenderSettings, trained: AdapterSet | None) -> list[_Key]:
+    """Unconditional, then conditional prompts, 2B of them; without guidance only the latter."""
     keys = [(settings.prompt(shot.prompt), shot.weight if trained else 0.0) for shot in batch]
-    if settings.guidance != 1:
-        keys = [(settings.negative, weight) for _, weight in keys] + keys
-    new = [key for key in dict.fromkeys(keys) if key not in known]
-    if new:
-        with _weighted(adapter if trained else None, [weight for _, weight in new], model):
-            known.update(zip(new, model.encode_prompts([prompt for prompt, _ in new]).rows(), strict=True))
-    return stack_contexts([known[key] for key in keys])
+    return keys if settings.guidance == 1 else [(settings.negative, weight) for _, weight in keys] + keys
+
+
+def _contexts(
+    model: BaseModel, batches: Sequence[Sequence[Shot]], settings: RenderSettings, trained: AdapterSet | None
+) -> dict[_Key, Context]:
+    """The contexts of all batches, before anything is drawn: so the text encoders come to the device once.
+
+    Args:
+        trained: the adapter where it changes the text encoders.
+    """
+    known: dict[_Key, Context] = {}
+    with model.using(*model.text_parts):
+        for batch in batches:
+            new = [key for key in dict.fromkeys(_keys(batch, settings, trained)) if key not in known]
+            if new:
+                with _weighted(trained, [weight for _, weight in new], model):
+                    known.update(zip(new, model.encode_prompts([prompt for prompt, _ in new]).rows(), strict=True))
+    return known
 
 
 def _denoise(model: BaseModel, batch: Sequence[Shot], context: Context, settings: RenderSettings) -> Tensor:

@@ -16,7 +16,7 @@ import re
 import resource
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ ADAPTERS: dict[str, LoRA | DyLoRA] = {
 }
 RESULTS = Path(__file__).parent / "results" / "models"
 Row = dict[str, Any]
+Filling = Callable[[nn.Module, torch.device, torch.dtype], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -213,8 +214,11 @@ def rendered(model: StableDiffusion, steps: int = 8) -> Row:
     return {"adapter": "(render)", "render_seconds": seconds, "steps": steps, "peak_gb": _peak_gb(model.device)}
 
 
-def random_model(family: str, pixels: int, dtype: str, device: torch.device) -> StableDiffusion:
-    """A full-size model of random weights, made where and as they are used."""
+def random_model(
+    family: str, pixels: int, dtype: str, device: torch.device, filled: Filling | None = None
+) -> StableDiffusion:
+    """A full-size model, by default of random weights, made where and as they are used."""
+    filled = filled or random_weights
     kind, configs = DTYPES[dtype], CONFIGS[family]
     encoders = [name for name in configs if name.startswith("text_encoder")]
     with torch.device("meta"):
@@ -224,14 +228,19 @@ def random_model(family: str, pixels: int, dtype: str, device: torch.device) -> 
             for name in encoders
         ]
     parts = Parts(
-        unet=random_weights(unet, device, kind),
-        vae=random_weights(vae, device, torch.float32),
-        text_encoders={name: random_weights(text, device, kind) for name, text in zip(encoders, texts, strict=True)},
+        unet=filled(unet, device, kind),
+        vae=filled(vae, device, torch.float32),
+        text_encoders={name: filled(text, device, kind) for name, text in zip(encoders, texts, strict=True)},
         tokenizers={name: clip_tokenizer(pad) for name, pad in PAD_TOKENS[family].items()},
         scheduler=DDIMScheduler(**SCHEDULER),
         base_hash="0" * 16,
     )
     return FAMILIES[family](parts, f"random-{family}", ModelSettings(family, resolution=pixels, dtype=dtype))
+
+
+def empty_weights(part: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Shapes only, for the `meta` device."""
+    return freeze(part.to(dtype), device, dtype)
 
 
 @torch.no_grad()

@@ -72,6 +72,11 @@ class AdapterSet:
                     self._homes.append((parent, attribute, module))
 
     @property
+    def roots(self) -> tuple[str, ...]:
+        """The names of the modules in which layers are wrapped."""
+        return tuple(dict.fromkeys(path.partition(".")[0] for path in self.layers))
+
+    @property
     def slots(self) -> int:
         """How many segments a batch has."""
         return self.room.slots if self.routing.only is None else 1

@@ -216,8 +216,9 @@ class LowRank:
             up.grad = None if idle else self.up.grad[slot, cut]  # type: ignore[index]
 
     def clear_grads(self) -> None:
-        """Drop the stacked gradients."""
-        self.down.grad = self.up.grad = None
+        """Drop the stacked gradients, and the slots' views that would keep them alive."""
+        for parameter in (self.down, self.up, *(one for pairs in self.pairs for pair in pairs for one in pair)):
+            parameter.grad = None
 
     def limit(self, slot: int, rank: int | None) -> None:
         """Use only the first ranks until told otherwise; None: all."""

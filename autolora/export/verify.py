@@ -46,8 +46,8 @@ def verify_deltas(state: State, path: Path, model: BaseModel) -> Verified:
     weights, loaded = layer_weights(model.modules), _moved(read_lora(path, model), model.device)
     _check_layers(state, loaded, str(path))
     layers, readers, worst = parts_by_layer(load_file(path, str(model.device))), dict(CONSUMERS), 0.0
-    for name, wanted in _expectations(state, weights, _roundoff(path)):
-        weight = weights[name].float()
+    for name, wanted in _expectations(state, weights, _roundoff(path), model.device):
+        weight = weights[name].to(model.device).float()
         worst = max(worst, _agree(name, wanted, delta(loaded, name, weight), str(path)))
         for program, read in tuple(readers.items()):
             try:
@@ -77,6 +77,7 @@ class DiffusersTwin:
         with quiet_libraries(logging.CRITICAL):
             self.pipeline = open_pipeline(source, model.architecture, torch.float32 if whole else torch.float16)
             if whole:  # the VAE is the model's own, or what the model uses instead
+                model.stay("vae")
                 self.pipeline.register_modules(vae=model.vae)
                 self.pipeline.set_progress_bar_config(disable=True)
                 self.pipeline.to(model.device)
@@ -111,7 +112,7 @@ class DiffusersTwin:
         where, loaded = f"{self.path} in diffusers", _moved(self.state(), self.model.device)
         _check_layers(state, loaded, where)
         weights, worst = layer_weights(self.model.modules), 0.0
-        for name, wanted in _expectations(state, weights, _roundoff(self.path)):
+        for name, wanted in _expectations(state, weights, _roundoff(self.path), self.model.device):
             worst = max(worst, _agree(name, wanted, delta(loaded, name, weights[name]), where))
         return Verified(len(layer_paths(state)), worst)
 
@@ -181,10 +182,12 @@ def _roundoff(path: Path) -> float:
     return 2**-8 if torch.bfloat16 in {tensor.dtype for tensor in load_file(path).values()} else 2**-11
 
 
-def _expectations(state: State, weights: Mapping[str, Tensor], roundoff: float) -> Iterator[tuple[str, _Wanted]]:
+def _expectations(
+    state: State, weights: Mapping[str, Tensor], roundoff: float, device: torch.device
+) -> Iterator[tuple[str, _Wanted]]:
     """What each layer must come to, one after the other, as all of them at once may be as large as the model."""
     for name, own in sorted(parts_by_layer(state).items()):
-        parts = _moved(own, weights[name].device)
+        parts = _moved(own, device)
         expected = change(parts, weights[name])
         size = float(torch.linalg.vector_norm(expected))
         yield name, _Wanted(expected, size, _rounding(parts, expected, weights[name], roundoff))

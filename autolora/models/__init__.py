@@ -52,7 +52,7 @@ def load_model(settings: ModelSettings) -> StableDiffusion:
     try:
         parts = (load_single_file if source.is_file() else load_parts)(source, settings, device)
         if settings.vae:
-            vae, digest = load_vae(Path(settings.vae).expanduser(), settings.family, device)
+            vae, digest = load_vae(Path(settings.vae).expanduser(), settings.family)
             parts = replace(parts, vae=vae, base_hash=f"{parts.base_hash[:8]}{digest[:8]}")
         return FAMILIES[settings.family](parts, name, settings)
     except torch.OutOfMemoryError:

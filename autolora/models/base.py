@@ -79,6 +79,7 @@ class ModelSettings:
     zero_terminal_snr: bool | None = None  # the same: whether its last timestep is pure noise
     dtype: str = "float32"  # of the frozen weights; adapters and their optimizer stay in 32 bit
     gradient_checkpointing: bool = False  # layers are computed again on the way back: slower, in far less memory
+    offload: bool | None = None  # text encoders and VAE leave the GPU while unused; null: on cards below 20 GiB
     class_pictures: int = 192
     class_tags: tuple[str, ...] = ()
     render: RenderSettings = field(default_factory=RenderSettings)
@@ -147,6 +148,7 @@ class BaseModel(Protocol):
     """
 
     name: str
+    settings: ModelSettings  # as it was loaded
     base_hash: str  # 16 hex digits over the weights
     source: Path | None  # the folder or file that diffusers can load it from
     vae: Any  # diffusers'
@@ -155,6 +157,7 @@ class BaseModel(Protocol):
     latent_shape: tuple[int, int, int]  # (C, h, w)
     train_timesteps: int
     clip_skip: int | None  # the text encoder's layer that is read, from the last; None: the family's usual one
+    text_parts: tuple[str, ...]  # the names in `modules` of what reads prompts
     prompt_tokens: int  # a prompt's own that the model reads: 75 for CLIP
     prediction_type: str  # "epsilon" or "v_prediction"
     device: torch.device
@@ -164,6 +167,14 @@ class BaseModel(Protocol):
     @property
     def modules(self) -> Mapping[str, nn.Module]:
         """The roots that adapters attach to: `unet`, `text_encoder` and, where there are two, `text_encoder_2`."""
+        ...
+
+    def using(self, *parts: str) -> AbstractContextManager[None]:
+        """Inside it `vae`, or some of `text_parts`, stay on the device between calls, each of which brings its own."""
+        ...
+
+    def stay(self, *parts: str) -> None:
+        """From now on these parts never leave the device: an adapter is attached, or someone else uses them."""
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:

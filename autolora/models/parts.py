@@ -21,6 +21,7 @@ from autolora.models.pipelines import open_pipeline
 from autolora.models.quiet import quiet_libraries
 from autolora.models.single_files import recognise_file
 
+CPU = torch.device("cpu")
 _DDIM: Any = DDIMScheduler  # untyped libraries are called through Any
 _KINDS: dict[str, Any] = {
     "unet": UNet2DConditionModel,
@@ -44,7 +45,9 @@ class Parts:
 
 
 def load_parts(folder: Path, settings: ModelSettings, device: torch.device) -> Parts:
-    """A folder's parts, frozen. The VAE stays in 32-bit floats: SDXL's overflows in 16, and latents are kept.
+    """A folder's parts, frozen, of which only the UNet is on the device yet.
+
+    The VAE stays in 32-bit floats: SDXL's overflows in 16, and latents are kept.
 
     Raises:
         ModelError: files are missing or broken.
@@ -53,8 +56,8 @@ def load_parts(folder: Path, settings: ModelSettings, device: torch.device) -> P
     with quiet_libraries():
         return Parts(
             unet=_load("unet", folder, device, dtype),
-            vae=_load("vae", folder, device, torch.float32),
-            text_encoders={name: _load(name, folder, device, dtype) for name in encoders},
+            vae=_load("vae", folder, CPU, torch.float32),
+            text_encoders={name: _load(name, folder, CPU, dtype) for name in encoders},
             tokenizers={
                 name: CLIPTokenizer.from_pretrained(folder / tokenizer, local_files_only=True)
                 for name, tokenizer in encoders.items()
@@ -66,7 +69,7 @@ def load_parts(folder: Path, settings: ModelSettings, device: torch.device) -> P
 
 
 def load_single_file(path: Path, settings: ModelSettings, device: torch.device) -> Parts:
-    """A checkpoint's parts, frozen, by diffusers' own conversion.
+    """The same of a checkpoint, by diffusers' own conversion.
 
     Raises:
         ModelError: tensors are missing.
@@ -81,8 +84,8 @@ def load_single_file(path: Path, settings: ModelSettings, device: torch.device) 
         pipeline = open_pipeline(path, settings.family, dtype)
         return Parts(
             unet=freeze(_whole(pipeline.unet, path), device, dtype),
-            vae=freeze(_whole(pipeline.vae, path), device, torch.float32),
-            text_encoders={name: freeze(_whole(getattr(pipeline, name), path), device, dtype) for name in encoders},
+            vae=freeze(_whole(pipeline.vae, path), CPU, torch.float32),
+            text_encoders={name: freeze(_whole(getattr(pipeline, name), path), CPU, dtype) for name in encoders},
             tokenizers={name: getattr(pipeline, tokenizer) for name, tokenizer in encoders.items()},
             scheduler=schedule(pipeline.scheduler.config, said),
             base_hash=file_hash([path]),
@@ -102,7 +105,7 @@ def _whole(part: Any, path: Path) -> Any:
     return part
 
 
-def load_vae(source: Path, family: str, device: torch.device) -> tuple[Any, str]:
+def load_vae(source: Path, family: str) -> tuple[Any, str]:
     """A VAE to use instead of a model's own, and its hash, from a diffusers folder (a whole model's, too) or a file.
 
     Raises:
@@ -114,11 +117,11 @@ def load_vae(source: Path, family: str, device: torch.device) -> tuple[Any, str]
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **config}))
                 vae = _KINDS["vae"].from_single_file(source, config=folder, local_files_only=True)
-            return freeze(_whole(vae, source), device, torch.float32), file_hash([source])
+            return freeze(_whole(vae, source), CPU, torch.float32), file_hash([source])
         folder_of = source / "vae" if (source / "vae").is_dir() else source
         if not (folder_of / "config.json").is_file():
             raise ModelError(f"model.vae={source} is neither a diffusers VAE folder nor a .safetensors file")
-        vae = _load(folder_of.name, folder_of.parent, device, torch.float32, kind="vae")
+        vae = _load(folder_of.name, folder_of.parent, CPU, torch.float32, kind="vae")
         return vae, file_hash(weight_files(folder_of)[1])
 
 

@@ -14,6 +14,7 @@ from autolora.errors import ConfigError, ModelError
 from autolora.models.base import DTYPES, PREDICTION_TYPES, Context, ModelSettings, stack_contexts
 from autolora.models.parts import Parts
 from autolora.models.prompts import prompt_windows
+from autolora.models.residence import Residence, offloads
 
 _SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {  # untyped libraries are called through Any
     "ddim": (DDIMScheduler, {}),
@@ -29,9 +30,11 @@ class StableDiffusion:
     architecture = "sd1"
 
     def __init__(self, parts: Parts, name: str, settings: ModelSettings) -> None:
+        self.settings = settings
         self.name, self.base_hash, self.source = name, parts.base_hash, parts.source
         self.unet, self.vae = parts.unet, parts.vae
         self.text_encoders, self.tokenizers = parts.text_encoders, parts.tokenizers
+        self.text_parts = tuple(parts.text_encoders)
         self.text_encoder, self.tokenizer = parts.text_encoders["text_encoder"], parts.tokenizers["text_encoder"]
         self.device, self.dtype = self.unet.device, DTYPES[settings.dtype]
         self.loss_scale = HALF_LOSS_SCALE if self.dtype == torch.float16 else 1.0
@@ -41,6 +44,9 @@ class StableDiffusion:
         self._check_clip_skip()
         if settings.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
+        resting = {"vae": self.vae, **self.text_encoders}
+        self.residence = Residence(self.device, resting, offloads(settings.offload, self.device))
+        self.using, self.stay = self.residence.using, self.residence.stay
         if self.device.type == "cuda":
             self.vae.enable_slicing()  # one picture after the other: decoding takes more memory than the UNet
         self._take_schedule(parts.scheduler)
@@ -87,24 +93,26 @@ class StableDiffusion:
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) pixels in [-1, 1] -> scaled latents."""
-        mean: Tensor = self.vae.encode(pixels.to(self.device)).latent_dist.mean
+        with self.using("vae"):
+            mean: Tensor = self.vae.encode(pixels.to(self.device)).latent_dist.mean
         return mean * self.scaling
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Scaled latents -> (B, 3, H, W) pixels around [-1, 1]."""
-        pixels: Tensor = self.vae.decode(latents / self.scaling, return_dict=False)[0]
+        with self.using("vae"):
+            pixels: Tensor = self.vae.decode(latents / self.scaling, return_dict=False)[0]
         return pixels
 
     def encode_prompts(self, prompts: Sequence[str]) -> Context:
         """N prompts -> their context, long ones in several windows of the text encoders."""
         outputs, counts = [], [0]
-        with self._precision():
+        with self._precision(), self.using(*self.text_parts):
             for name, tokenizer in self.tokenizers.items():
                 own = [prompt_windows(tokenizer, prompt, self.prompt_tokens) for prompt in prompts]
                 ids = torch.tensor([window for each in own for window in each], device=self.device)
                 outputs.append(self.text_encoders[name](ids, output_hidden_states=True))
                 counts = [len(each) for each in own]
-        tokens, pooled = self._read(outputs)
+            tokens, pooled = self._read(outputs)
         first = [sum(counts[:i]) for i in range(len(counts))]  # the window that a prompt begins with
         return stack_contexts(
             [
@@ -119,8 +127,7 @@ class StableDiffusion:
             tokens: Tensor = outputs[0].last_hidden_state
             return tokens, None
         encoder = getattr(self.text_encoder, "text_model", self.text_encoder)  # older transformers have that level
-        with self._precision():
-            return encoder.final_layer_norm(outputs[0].hidden_states[-self.clip_skip]), None
+        return encoder.final_layer_norm(outputs[0].hidden_states[-self.clip_skip]), None
 
     def tokens(self, prompt: str) -> list[str]:
         """The tokenizer's own pieces of a prompt, uncut; a piece that ends a word ends in `</w>`."""

@@ -12,11 +12,12 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autolora.errors import ConfigError
 from autolora.models.base import BaseModel
+from autolora.models.residence import Residence
 from autolora.scoring.intervals import Array
 
 REMEDY = (
@@ -63,7 +64,7 @@ class Encoder(Protocol):
 
 
 class OpenClip:
-    """Any open_clip model with both towers, on the CPU or the GPU at hand."""
+    """Any open_clip model with both towers; on the GPU at hand for as long as it looks."""
 
     def __init__(self, name: str, weights: str | None = None) -> None:
         import open_clip
@@ -78,6 +79,7 @@ class OpenClip:
         finally:
             logging.disable(logging.NOTSET)
         self.model.eval().requires_grad_(False)
+        self.residence = _residence(self.model)
         self.tokenizer = open_clip.get_tokenizer(name)
         self.name = name
         visual = self.model.visual
@@ -86,7 +88,9 @@ class OpenClip:
         self.mean = torch.tensor(visual.image_mean or (0.481, 0.458, 0.408)).view(1, 3, 1, 1)
         self.std = torch.tensor(visual.image_std or (0.269, 0.261, 0.276)).view(1, 3, 1, 1)
         # Always with the last block: its ModifiedResNet pools what it stops at, whether that is the last or not.
-        every = self.model.forward_intermediates(image=torch.zeros(1, 3, *self.side))["image_intermediates"]
+        with self.residence.using("encoder"):
+            blank = torch.zeros(1, 3, *self.side, device=self.residence.device)
+            every = self.model.forward_intermediates(image=blank)["image_intermediates"]
         self.blocks = [_detailed(len(every)), len(every) - 1]
 
     def images(self, pictures: NDArray[np.uint8]) -> Array:
@@ -97,15 +101,19 @@ class OpenClip:
     def views(self, pictures: NDArray[np.uint8]) -> Views:
         """(N, H, W, 3) uint8 -> the same vectors, and the details behind them."""
         rows = []
-        for pixels in _batches(pictures, self.side):
-            seen = self.model.forward_intermediates(image=(pixels - self.mean) / self.std, image_indices=self.blocks)
-            rows.append((seen["image_features"], _quarters(seen["image_intermediates"][0])))
+        with self.residence.using("encoder"):
+            for pixels in _batches(pictures, self.side):
+                image = ((pixels - self.mean) / self.std).to(self.residence.device)
+                seen = self.model.forward_intermediates(image=image, image_indices=self.blocks)
+                rows.append((seen["image_features"], _quarters(seen["image_intermediates"][0])))
         return _views(rows)
 
     @torch.inference_mode()
     def texts(self, prompts: Sequence[str]) -> Array:
         """N prompts -> (N, D) unit vectors."""
-        return _array(self.model.encode_text(self.tokenizer(list(prompts)), normalize=True))
+        with self.residence.using("encoder"):
+            tokens = self.tokenizer(list(prompts)).to(self.residence.device)
+            return _array(self.model.encode_text(tokens, normalize=True))
 
 
 class Timm:
@@ -118,12 +126,15 @@ class Timm:
             self.model = timm.create_model(name, pretrained=True, num_classes=0).eval().requires_grad_(False)
         except Exception as error:  # timm raises whatever its hub client, its registry or its reader does
             raise ConfigError(f"timm cannot load {name} ({str(error).splitlines()[0]}): {REMEDY}") from error
+        self.residence = _residence(self.model)
         config = timm.data.resolve_model_data_config(self.model)
         self.name = f"timm:{name}"
         self.side: tuple[int, int] = config["input_size"][-2:]
         self.mean = torch.tensor(config["mean"]).view(1, 3, 1, 1)
         self.std = torch.tensor(config["std"]).view(1, 3, 1, 1)
-        self.block = _detailed(len(self.model.forward_intermediates(torch.zeros(1, 3, *self.side))[1]))
+        with self.residence.using("encoder"):
+            blank = torch.zeros(1, 3, *self.side, device=self.residence.device)
+            self.block = _detailed(len(self.model.forward_intermediates(blank)[1]))
 
     def images(self, pictures: NDArray[np.uint8]) -> Array:
         """(N, H, W, 3) uint8 -> (N, D) unit vectors."""
@@ -133,9 +144,11 @@ class Timm:
     def views(self, pictures: NDArray[np.uint8]) -> Views:
         """(N, H, W, 3) uint8 -> the same vectors, and the details behind them."""
         rows = []
-        for pixels in _batches(pictures, self.side):
-            last, (block,) = self.model.forward_intermediates((pixels - self.mean) / self.std, indices=[self.block])
-            rows.append((self.model.forward_head(last), _quarters(block)))
+        with self.residence.using("encoder"):
+            for pixels in _batches(pictures, self.side):
+                image = ((pixels - self.mean) / self.std).to(self.residence.device)
+                last, (block,) = self.model.forward_intermediates(image, indices=[self.block])
+                rows.append((self.model.forward_head(last), _quarters(block)))
         return _views(rows)
 
     def texts(self, prompts: Sequence[str]) -> Array:
@@ -160,14 +173,20 @@ class Latents:
     def images(self, pictures: NDArray[np.uint8]) -> Array:
         """(N, H, W, 3) uint8 -> (N, GRID * GRID * C) unit vectors."""
         rows = []
-        for pixels in _batches(pictures, None):
-            latents = self.model.encode_images((pixels * 2 - 1).to(self.model.device))
-            rows.append(F.adaptive_avg_pool2d(latents.float(), self.GRID).flatten(1))
+        with self.model.using("vae"):
+            for pixels in _batches(pictures, None):
+                latents = self.model.encode_images((pixels * 2 - 1).to(self.model.device))
+                rows.append(F.adaptive_avg_pool2d(latents.float(), self.GRID).flatten(1))
         return _array(F.normalize(torch.cat(rows), dim=-1))
 
     def texts(self, prompts: Sequence[str]) -> Array:
         """Refused: there is no text tower."""
         raise ConfigError(f"{self.name} has no text tower: it can be scoring.second_encoder, not scoring.encoder")
+
+
+def _residence(model: nn.Module) -> Residence:
+    """An encoder looks once a checkpoint and then makes room for training."""
+    return Residence(torch.device("cuda" if torch.cuda.is_available() else "cpu"), {"encoder": model}, offload=True)
 
 
 def _batches(pictures: NDArray[np.uint8], side: tuple[int, int] | None) -> Iterator[Tensor]:

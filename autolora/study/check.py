@@ -34,6 +34,7 @@ from autolora.sampling import Advance, BaseRenders
 from autolora.scoring.encoders import Encoder, load_encoder
 from autolora.scoring.probes import SEARCH_GROUPS, build_probes
 from autolora.scoring.settings import ScoringSettings
+from autolora.study.memory import memory_section
 from autolora.study.speed import Speed, measure_speed
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Bench
@@ -175,7 +176,12 @@ def cost_section(runs: Sequence[Run], dataset: Dataset, renders: int, speed: Spe
 
 
 def measured_sections(
-    config: DictConfig, runs: Sequence[Run], dataset: Dataset, model: BaseModel, trials: int | None, bars: Bars
+    config: DictConfig,
+    runs: Sequence[Run],
+    dataset: Dataset,
+    model: BaseModel,
+    study: cfg.StudySettings | None,
+    bars: Bars,
 ) -> list[Section]:
     """What only the base model can tell: what the triggers' words draw, and what training and rendering cost."""
     settings, scoring = cfg.model_settings(config), cfg.scoring_settings(config)
@@ -184,15 +190,17 @@ def measured_sections(
     encoder = _encoder(config.audit, scoring)
     looked = [trigger_section(dataset, base, encoder, scoring, bars), pruning_section(dataset, base, encoder, bars)]
     probes = build_probes(dataset, scoring, SEARCH_GROUPS)
+    memory = memory_section(runs, dataset, model, study.pack if study else 1, bars)
     renders = len(scoring.weights) * sum(len(probe.seeds) for probe in probes)
     with bars.task("timing training and rendering", None):
         adapter = attach(model.modules, runs[0].adapter)
+        model.stay(*adapter.roots)
         standing_in = dataset.regularization or dataset.pictures[:4]  # for class pictures: they cost the same
         latents = LatentCache(model, cache / "latents")
         bench = Bench(model, adapter, dataset, latents, PromptCache(model), standing_in)
         speed = measure_speed(runs[0], bench, settings.render.search)
         adapter.detach()
-    return [*looked, cost_section(runs, dataset, renders, speed, trials)]
+    return [*looked, memory, cost_section(runs, dataset, renders, speed, study.trials if study else None)]
 
 
 def _encoder(audit: object, scoring: ScoringSettings) -> Encoder | str:

@@ -123,7 +123,8 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
     dataset = with_frames(dataset, source, model.resolution)
     cache = Path(str(config.cache)).expanduser()
     latents, renders = LatentCache(model, cache / "latents"), BaseRenders(model, settings.render, cache / "renders")
-    with bars.task("encoding pictures", len(dataset.pictures) + len(dataset.held_out)) as advance:
+    pictures = len(dataset.pictures) + len(dataset.held_out)
+    with bars.task("encoding pictures", pictures) as advance, model.using("vae"):
         for picture in (*dataset.pictures, *dataset.held_out):
             latents.latents([picture], advance=advance)
     with bars.task("rendering the base model", None) as advance:
@@ -140,6 +141,7 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
             prompts = class_prompts(dataset, settings.class_tags, settings.class_pictures)
             shown = class_pictures(prompts, renders, scoring.first_seed, advance)
     adapter = attach(model.modules, *(run.adapter for run in runs))
+    model.stay(*adapter.roots)
     bench = Bench(model, adapter, dataset, latents, PromptCache(model), shown)
     losses = validation_losses(model, dataset, latents, bench.prompts, adapter)
     probes = build_probes(dataset, scoring, ALL_GROUPS)

@@ -144,10 +144,10 @@ class PromptCache:
         """The contexts of B captions; with gradients only where the text encoder trains."""
         if trains_text_encoder:
             return self.model.encode_prompts(captions)
-        for caption in dict.fromkeys(captions):
-            if caption not in self._known:
-                with torch.no_grad():  # one by one: in a batch, rounding would depend on what else was new
-                    self._known[caption] = self.model.encode_prompts([caption])
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
+        with torch.no_grad(), self.model.using(*(self.model.text_parts if new else ())):
+            for caption in new:  # one by one: in a batch, rounding would depend on what else was new
+                self._known[caption] = self.model.encode_prompts([caption])
                 self._bytes += self._known[caption].nbytes
         for caption in captions:
             self._known.move_to_end(caption)

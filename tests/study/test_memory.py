@@ -1,0 +1,136 @@
+"""The memory estimate of a recipe: against the trainer's own steps on real tensors, and what must follow from what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from autolora.adapters.adapter_set import attach
+from autolora.adapters.lora import LoRA
+from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
+from autolora.data.concepts import Dataset, DatasetSettings, load_dataset
+from autolora.models import StableDiffusion
+from autolora.models.hollow import Meter
+from autolora.optim.optimizers import Adafactor, AdamW, AdamW8bit, Lion, Optimizer, Prodigy
+from autolora.optim.schedules import Constant
+from autolora.paperdoll.world import write_dataset
+from autolora.progress import Bars
+from autolora.sampling import Shot, render
+from autolora.study.memory import WORKSPACE, Need, memory_need, memory_section, savings, state_bytes
+from autolora.train.batches import LatentCache, PromptCache
+from autolora.train.loop import Assignment, Bench, Slot, train_step
+from autolora.train.run import Run, TrainSettings
+from tests.tiny import load_tiny
+
+RUN = Run("adamw", LoRA(dim=8), AdamW(), Constant(), TrainSettings(epochs=1, steps_per_concept=64, batch_size=8))
+KINDS = {"lora": LoRA(dim=8), "text": LoRA(dim=8, text_encoder=True), "dora": DoRA(dim=8), "lokr": LoKr(dim=4)}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("memory") / "doll"
+    write_dataset(folder, seed=1, outfits=1, images_per_outfit=10, size=32)
+    return load_dataset(DatasetSettings(path=str(folder)))
+
+
+def need(run: Run, dataset: Dataset, model: StableDiffusion, offload: bool = False, slots: int = 1) -> Need:
+    found = memory_need(run, dataset, model, offload, slots)
+    return Need(found.training - WORKSPACE, found.rendering - WORKSPACE)
+
+
+def taken(run: Run, dataset: Dataset, model: StableDiffusion, cache: Path) -> Need:
+    """Bytes of real tensors at most while the trainer trains and the renderer renders, on a CPU."""
+    meter = Meter()
+    parts = [*model.modules.values(), model.vae]
+    meter.count([tensor for part in parts for tensor in (*part.parameters(), *part.buffers())])
+    bench = Bench(model, attach(model.modules, run.adapter), dataset, LatentCache(model, cache), PromptCache(model))
+    with meter:
+        slot = Slot(0, Assignment(run), bench)
+        train_step(bench, {0: slot})  # from here on the optimizer has its state
+        bench.adapter.clear_grads()
+        meter.peak = meter.now
+        train_step(bench, {0: slot})
+        training, meter.peak = meter.peak, 0
+        bench.adapter.clear_grads()
+        shots = [Shot("1girl", seed, 1.0) for seed in range(model.settings.render.batch_size)]
+        model.vae.enable_slicing()  # as on a GPU
+        render(model, shots, model.settings.render, bench.adapter)
+    model.vae.disable_slicing()
+    bench.adapter.detach()
+    return Need(training, meter.peak)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_estimate_is_what_real_tensors_take(
+    kind: str, tiny_model: StableDiffusion, dataset: Dataset, tmp_path: Path
+) -> None:
+    run = replace(RUN, adapter=KINDS[kind])
+    estimated, real = need(run, dataset, tiny_model), taken(run, dataset, tiny_model, tmp_path)
+    assert estimated.training == pytest.approx(real.training, rel=0.1)
+    assert estimated.rendering == pytest.approx(real.rendering, rel=0.1)
+
+
+def test_every_family_and_kind_can_be_estimated(tiny_xl: StableDiffusion, dataset: Dataset) -> None:
+    for adapter in (LoRA(dim=2), LoHa(dim=2), IA3(), LoRA(dim=2, text_encoder=True)):
+        found = need(replace(RUN, adapter=adapter), dataset, tiny_xl)
+        assert min(found.training, found.rendering) > sum(p.nbytes for p in tiny_xl.unet.parameters())
+
+
+def test_more_of_anything_takes_more(tiny_model: StableDiffusion, tiny_model_dir: Path, dataset: Dataset) -> None:
+    plain = need(RUN, dataset, tiny_model)
+    larger = replace(RUN, train=replace(RUN.train, batch_size=16))
+    assert need(larger, dataset, tiny_model).training > 1.5 * plain.training - tiny_model.unet.num_parameters() * 4
+    assert need(replace(RUN, adapter=LoRA(dim=64)), dataset, tiny_model).most > plain.most
+    assert need(replace(RUN, optimizer=Prodigy()), dataset, tiny_model).training > plain.training
+    assert need(RUN, dataset, tiny_model, slots=3).training > 2 * plain.training
+    saved = load_tiny(tiny_model_dir, gradient_checkpointing=True)
+    assert need(RUN, dataset, saved).training < plain.training
+    away = need(RUN, dataset, tiny_model, offload=True)
+    text, vae = (sum(p.nbytes for p in part.parameters()) for part in (tiny_model.text_encoder, tiny_model.vae))
+    assert plain.training - away.training == pytest.approx(text + vae, rel=0.01)
+    trained = replace(RUN, adapter=KINDS["text"])
+    gone = need(trained, dataset, tiny_model).training - need(trained, dataset, tiny_model, offload=True).training
+    assert gone == pytest.approx(vae, rel=0.01)  # text encoders that are trained stay
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "bytes_each"),
+    [(AdamW(), 8), (Prodigy(), 16), (Lion(), 4), (Adafactor(), 0.1), (AdamW8bit(), 2)],
+)
+def test_what_optimizers_keep(optimizer: Optimizer, bytes_each: float) -> None:
+    assert state_bytes(optimizer) == pytest.approx(bytes_each, abs=0.1)
+
+
+def test_check_says_what_will_not_fit_and_what_to_set(
+    tiny_model: StableDiffusion, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = memory_section([RUN, replace(RUN, name="again")], dataset, tiny_model, 1, Bars(quiet=True))
+    assert plain.words[0].startswith("tiny, 32 px: at most 0.3 GB of a GPU's memory") and len(plain.rows) == 2
+
+    class Card:
+        total_memory = 10**8
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
+    monkeypatch.setattr(tiny_model, "device", torch.device("cuda"))
+    small = memory_section([RUN], dataset, tiny_model, 1, Bars(quiet=True))
+    assert "of this card's 0.1" in small.words[0]
+    assert "adamw will not fit: set model.gradient_checkpointing=true or train.batch_size=4" in small.words[2]
+
+
+def test_savings_are_what_is_not_set_yet(tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert savings(RUN, tiny_model)[:3] == [
+        "model.gradient_checkpointing=true",
+        "train.batch_size=4",
+        "optimizer=adamw8bit",
+    ]
+    settings = replace(tiny_model.settings, gradient_checkpointing=True, offload=False)
+    monkeypatch.setattr(tiny_model, "settings", settings)
+    run = replace(RUN, optimizer=AdamW8bit(), train=replace(RUN.train, batch_size=1))
+    assert savings(run, tiny_model) == [
+        "model.offload=true",
+        "model.dtype=bfloat16",
+        "a model.resolution below 32",
+    ]
