@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from prodigyopt import Prodigy as ProdigyOptimizer
 from torch import nn
 
 from autolora.errors import ConfigError
+from autolora.optim.prodigy import BatchedProdigy
 
 T = TypeVar("T", bound="Rated")
 Params = Sequence[nn.Parameter]
@@ -176,7 +176,7 @@ class Prodigy:
     def build(self, params: Params) -> torch.optim.Optimizer:
         """The optimizer of one slot, with an estimate d of its own."""
         with redirect_stdout(io.StringIO()):  # it prints its settings
-            optimizer: torch.optim.Optimizer = ProdigyOptimizer(
+            optimizer: torch.optim.Optimizer = BatchedProdigy(
                 params,
                 lr=self.lr,
                 d_coef=self.d_coef,

@@ -6,12 +6,14 @@ import sys
 import types
 from dataclasses import replace
 
+import prodigyopt
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autolora.errors import ConfigError
+from autolora.optim import optimizers
 from autolora.optim.optimizers import (
     CAME,
     Adafactor,
@@ -24,6 +26,7 @@ from autolora.optim.optimizers import (
     ScheduleFree,
     optional,
 )
+from autolora.optim.prodigy import BatchedProdigy
 from autolora.optim.schedules import AnnealedCosine, Constant, Cosine, CosineRestarts, Linear, Schedule
 
 
@@ -96,6 +99,34 @@ def test_prodigy_is_set_up_as_documented() -> None:
     group = Prodigy(d_coef=0.7).build([torch.nn.Parameter(torch.ones(1))]).param_groups[0]
     assert (group["lr"], group["d_coef"], group["betas"]) == (1.0, 0.7, (0.9, 0.99))
     assert group["safeguard_warmup"] and group["use_bias_correction"]
+
+
+def test_prodigy_steps_as_prodigyopt_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a parameter has no gradient yet, at a rate of 0, and going on from a state that prodigyopt saved."""
+    source = torch.Generator().manual_seed(0)
+    targets = [torch.randn(shape, generator=source) for shape in ((3, 4), (2, 5), (6,))]
+
+    def train(*kinds: type[prodigyopt.Prodigy]) -> list[torch.Tensor]:
+        params = [torch.nn.Parameter(0.1 * i * target) for i, target in enumerate(targets)]
+        optimizer = None
+        for step in range(60):
+            if step % (60 // len(kinds)) == 0:
+                monkeypatch.setattr(optimizers, "BatchedProdigy", kinds[step * len(kinds) // 60])
+                before, optimizer = optimizer, Prodigy(d0=1e-3).build(params)
+                if before:
+                    optimizer.load_state_dict(before.state_dict())
+            assert optimizer is not None
+            optimizer.param_groups[0]["lr"] = 0.0 if step == 5 else 0.5
+            for i, (param, target) in enumerate(zip(params, targets, strict=True)):
+                param.grad = None if i == 2 and step < 3 else (i + 1) * (param - target).detach()
+            optimizer.step()
+        return [*params, torch.tensor(optimizer.param_groups[0]["d"])]
+
+    ours, theirs = BatchedProdigy, prodigyopt.Prodigy
+    expected = train(theirs)
+    assert expected[-1] > 1e-2  # the estimate has grown
+    for kinds in ((ours,), (theirs, ours)):
+        assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(train(*kinds), expected, strict=True))
 
 
 def test_impossible_settings_are_refused() -> None:
