@@ -53,7 +53,7 @@ def test_what_is_shown_beside_is_not_counted_and_is_named(dataset: Dataset) -> N
     assert f"--max_train_steps={-(-own // run.train.batch_size)}" in flags(command)
     said = " ".join(command.notes)
     assert "train.preserve_share" in said and "train.min_weight" in said and "schedule.gamma" in said
-    assert "d_coef=3" in flags(command)
+    assert "d_coef=2" in flags(command)
 
 
 @pytest.mark.parametrize(
