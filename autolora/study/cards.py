@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from optuna import Trial
-from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
+from optuna.artifacts import get_all_artifact_meta, upload_artifact
 from optuna_dashboard import save_note
 from optuna_dashboard.artifact import get_artifact_path
 from PIL import Image
@@ -15,17 +15,12 @@ from autolora.files import atomic_path
 from autolora.sampling import Pictures
 from autolora.scoring.scorecard import Rendered
 from autolora.scoring.scorer import Scorer
+from autolora.study.artifacts import Store
 from autolora.study.samples import labelled
 from autolora.study.trial import Point, Record
 
 PROMPTS = 2  # with the trigger, and as many without
 SEEDS = 4  # columns
-
-
-def artifact_store(folder: Path) -> FileSystemArtifactStore:
-    """Where the pictures of a study lie."""
-    (folder / "artifacts").mkdir(parents=True, exist_ok=True)
-    return FileSystemArtifactStore(folder / "artifacts")
 
 
 def keep_grid(folder: Path, step: int, scorer: Scorer, rendered: Rendered) -> None:
@@ -79,13 +74,12 @@ def _row(best: Point, name: str) -> str:
     return f"| {name} | {term['value']:.3f} | {term['low']:.3f} to {term['high']:.3f} | {kept} |"
 
 
-def show_trial(trial: Trial, record: Record, reason: str, folder: Path) -> None:
+def show_trial(trial: Trial, record: Record, reason: str, store: Store) -> None:
     """Give the dashboard a trial's picture and note; to be called before the trial is told."""
     best, link = record.best(), None
     path = record.samples / f"{best.step if best else 0}.png"
     if path.is_file():
         known = [meta.artifact_id for meta in get_all_artifact_meta(trial) if meta.filename == path.name]
-        store = artifact_store(folder)
         found = known[0] if known else upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
         link = get_artifact_path(trial, found)
     save_note(trial, note_text(record, reason, link))

@@ -25,7 +25,6 @@ from autolora.report.sections import as_dict, print_sections, write_page
 from autolora.study.begin import has_begun, join_study, open_study, started_study
 from autolora.study.budget import in_words
 from autolora.study.card import write_card_alone
-from autolora.study.cards import artifact_store
 from autolora.study.check import caption_sections, dataset_sections, measured_sections, recipe_section, schedule_section
 from autolora.study.compare import compare_sections, read_study, write_comparison
 from autolora.study.evidence import report_progress
@@ -232,9 +231,9 @@ def dashboard(config: DictConfig, study: str | None, arguments: list[str]) -> in
     assert study is not None
     plan, _ = make_plan(config, study, arguments)
     opened = started_study(plan, print)
-    save_plots(opened, plan.folder)
+    save_plots(opened, plan.files)
     print(f"Optuna dashboard on http://127.0.0.1:8080 for {shown(plan.storage)} (Ctrl-C ends it)", flush=True)
-    run_server(opened._storage, host="127.0.0.1", port=8080, artifact_store=artifact_store(plan.folder))
+    run_server(opened._storage, host="127.0.0.1", port=8080, artifact_store=plan.store)
     return 0
 
 

@@ -206,7 +206,7 @@ class Stage:
         if seed is None:
             return record
         run = replace(record.run, train=replace(record.run.train, seed=record.run.train.seed + seed))
-        return Record.open(record.folder.with_name(f"{record.folder.name}-seed{run.train.seed}"), run)
+        return Record.open(self.plan.files.fetch(f"{record.folder.name}-seed{run.train.seed}"), run)
 
     def _work_off(self, trial: Trial, asked: Asked) -> None:
         source, record, before, seed = asked
@@ -267,6 +267,7 @@ class Stage:
             if not record.curve:
                 blank = unrendered(checkpoint, self.work.base_losses)
                 record.add(checkpoint, judged(blank, self._score(checkpoint.state, self.deciding)))
+                self.plan.files.send(record.folder.name)
         self.bars.remove(bar)
         return record.best()
 

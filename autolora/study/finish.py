@@ -40,7 +40,7 @@ def finish(plan: Plan, study: Study, work: Workbench, bars: Bars) -> str:
     proof = prove(work, state, winner.point, exported, twin, finals.scorer, bars)
     page = report_study(plan, study, work, found, finals, exported.path, bars)
     result = _result(plan, study, found, finals, exported) | _files(twin, proof)
-    save_plots(study, plan.folder, winner.point.sweep)
+    save_plots(study, plan.files, winner.point.sweep)
     study.set_user_attr(WINNER, winner.trial.number)
     write_atomic(plan.folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return _summary(found, finals, exported, page) + (f"\n{twin_in_words(twin, proof)}" if twin else "")

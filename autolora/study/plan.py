@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig
 
 from autolora import config as cfg
 from autolora.errors import ConfigError
+from autolora.study.artifacts import Store, TrialFiles, local_store, open_bucket
 from autolora.study.space import Space, parse_space
 from autolora.study.storage import shown, storage_url
 from autolora.train.run import Run
@@ -28,12 +30,23 @@ class Plan:
     given_storage: str | None = field(default=None, repr=False)
     warm_start: tuple[str, ...] = ()  # earlier studies
     preference: bool = False  # whether a person chooses between the finalists
+    bucket: Store | None = field(default=None, repr=False, compare=False)  # pictures and checkpoints go there too
     _runs: dict[tuple[str, ...], Run] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     @property
     def storage(self) -> str:
         """The URL of the storage, with its password."""
         return storage_url(self.given_storage, self.folder)
+
+    @cached_property
+    def store(self) -> Store:
+        """Where pictures lie that the dashboard shows."""
+        return self.bucket or local_store(self.folder)
+
+    @cached_property
+    def files(self) -> TrialFiles:
+        """The trials' folders."""
+        return TrialFiles(self.folder / "trials", self.bucket)
 
     @property
     def command(self) -> str:
@@ -97,9 +110,17 @@ def make_plan(config: DictConfig, study_name: str, arguments: Sequence[str]) -> 
     settings = cfg.study_settings(config)
     space = parse_space(settings.recipes)
     folder = cfg.run_folder(config, settings.name)
-    earlier = cfg.names(config.warm_start, "warm_start")
-    preference = cfg.flag(config.preference, "preference")
-    plan = Plan(settings, space, folder, study_name, tuple(arguments), config.get("storage"), earlier, preference)
+    plan = Plan(
+        settings,
+        space,
+        folder,
+        study_name,
+        tuple(arguments),
+        config.get("storage"),
+        warm_start=cfg.names(config.warm_start, "warm_start"),
+        preference=cfg.flag(config.preference, "preference"),
+        bucket=open_bucket(config.artifacts),
+    )
     own, mistakes = {}, []
     for recipe, keys in space.items():
         try:

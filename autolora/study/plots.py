@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import plotly.graph_objects as go
 from optuna import Study
 from optuna.trial import FrozenTrial
 from optuna_dashboard import save_plotly_graph_object
 
+from autolora.study.artifacts import TrialFiles
 from autolora.study.trial import Point, points_of
 
 Sweep = Mapping[str, Mapping[str, Mapping[str, float]]]  # by weight and term
@@ -29,19 +29,19 @@ class Curve:
         return f"{self.trial.number} {self.trial.user_attrs['recipe']}"
 
 
-def study_curves(study: Study, folder: Path) -> list[Curve]:
+def study_curves(study: Study, files: TrialFiles) -> list[Curve]:
     """Every trial with a scored checkpoint."""
     found = []
     for trial in study.get_trials(deepcopy=False):
-        points = points_of(folder / "trials" / str(trial.user_attrs.get("uid")))
-        if points:
+        uid = trial.user_attrs.get("uid")
+        if uid and (points := points_of(files.fetch(uid, only="curve.json"))):
             found.append(Curve(trial, points))
     return found
 
 
-def save_plots(study: Study, folder: Path, sweep: Sweep | None = None) -> None:
+def save_plots(study: Study, files: TrialFiles, sweep: Sweep | None = None) -> None:
     """Draw a study's plots anew; `sweep` are the terms of the exported LoRA by weight."""
-    curves = study_curves(study, folder)
+    curves = study_curves(study, files)
     figures = {"likeness-bleed": likeness_against_bleed(curves), "learning-curves": learning_curves(curves)}
     figures["parameter-effects"] = parameter_effects(curves)
     if sweep:

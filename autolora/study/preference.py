@@ -20,7 +20,7 @@ from optuna_dashboard import register_preference_feedback_component, save_note
 from optuna_dashboard.preferential import create_study
 
 from autolora.progress import Bars
-from autolora.study.cards import artifact_store, keep_grid
+from autolora.study.cards import keep_grid
 from autolora.study.finals import Finalist, Finals
 from autolora.study.plan import Plan
 from autolora.study.workbench import Workbench
@@ -62,7 +62,7 @@ def _show(trial: Trial, one: Finalist, plan: Plan, work: Workbench, bars: Bars) 
     """Give a trial of the preferential study its picture, and a note for whoever looks behind it."""
     save_note(trial, f"trial {one.trial.number} ({one.record.run.name}), step {one.point.step}: {one.point.words}")
     path = _grid(one, work, bars)
-    picture = upload_artifact(artifact_store=artifact_store(plan.folder), file_path=str(path), study_or_trial=trial)
+    picture = upload_artifact(artifact_store=plan.store, file_path=str(path), study_or_trial=trial)
     trial.set_user_attr(PICTURE, picture)
 
 

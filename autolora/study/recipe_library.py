@@ -31,7 +31,7 @@ def keep_recipe(plan: Plan, study: optuna.Study, name: str) -> Path:
     if number is None:
         raise StudyError(f"study {plan.settings.name} has exported nothing yet; `{plan.command}` runs it to its end")
     trial = study.trials[number]
-    best = max(points_of(plan.folder / "trials" / trial.user_attrs["uid"]), key=lambda p: p.objective)
+    best = max(points_of(plan.files.fetch(trial.user_attrs["uid"], only="curve.json")), key=lambda p: p.objective)
     about = ", ".join(study.user_attrs["space"][key] for key in ("dataset", "base model"))
     came_from = f"trial {number} of study {plan.settings.name} ({about}), step {best.step}"
     comment = f"# {came_from}, by its search {best.words}\n"

@@ -105,5 +105,5 @@ def standing(plan: Plan, study: Study, running_seconds: float) -> Standing:
 
 def _best(plan: Plan, trial: FrozenTrial) -> Point | None:
     """A trial's best checkpoint, read without its weights; None where it has none that was scored."""
-    points = points_of(plan.folder / "trials" / trial.user_attrs.get("uid", ""))
+    points = points_of(plan.files[trial.user_attrs.get("uid", "")])
     return max((p for p in points if p.score), key=lambda p: p.objective, default=None)

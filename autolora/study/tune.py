@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from pathlib import Path
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -66,8 +65,8 @@ class Driver:
             trial.set_user_attr("recipe", recipe)
             trial.set_user_attr("uid", uid)
         run = self.plan.run(recipe, values)
-        remove_leftovers(self._folder(uid))
-        record = Record.open(self._folder(uid), run)
+        remove_leftovers(self.plan.files[uid])
+        record = Record.open(self.plan.files.fetch(uid), run)
         self.trials[uid] = (trial, record)
         self._learn()
         shown = ", ".join(
@@ -79,15 +78,12 @@ class Driver:
         self.bars.say(f"trial {trial.number}: {recipe} ({kind})" + (", continued" if record.curve else ""))
         return Assignment(run, record.latest() if record.curve else None, uid)
 
-    def _folder(self, uid: str) -> Path:
-        return self.plan.folder / "trials" / uid
-
     def _learn(self) -> None:
         """Read the points of trials that ended since, here or elsewhere."""
         for trial in self.study.get_trials(deepcopy=False, states=ENDED):
             uid = trial.user_attrs.get("uid")
             if uid and uid not in self.seen:
-                self.seen[uid] = points_of(self._folder(uid))
+                self.seen[uid] = points_of(self.plan.files.fetch(uid, only="curve.json"))
 
     def on_step(self, slot: Slot) -> None:
         """Move the bars."""
@@ -137,6 +133,7 @@ class Driver:
         if not self.claims.holds(trial._trial_id):
             return False
         record.add(checkpoint, new)
+        self.plan.files.send(slot.name)
         self.failed.clear()
         scoring = trial.user_attrs.get("scoring_seconds", 0.0) + time.perf_counter() - began
         trial.set_user_attr("scoring_seconds", scoring)
@@ -156,7 +153,7 @@ class Driver:
         trial, record = self.trials.pop(slot.name)
         best = record.best()
         trial.set_user_attr("training_seconds", slot.seconds)
-        show_trial(trial, record, trial.user_attrs["reason"], self.plan.folder)
+        show_trial(trial, record, trial.user_attrs["reason"], self.plan.store)
         keep_constraints(self._storage, trial, best.constraints if best else {"diverged": 1.0})
         self._tell(trial, state, best.objective if best else DIVERGED)
         slot.stop()
@@ -191,7 +188,7 @@ class Driver:
             failures = trial.user_attrs.get("failures", 0) + 1
             trial.set_user_attr("failures", failures)
             trial.set_user_attr("reason", f"failed: {type(error).__name__}: {error}")
-            folder = self._folder(trial.user_attrs.get("uid", f"number-{trial.number}"))
+            folder = self.plan.files[trial.user_attrs.get("uid", f"number-{trial.number}")]
             write_atomic(folder / "failure.txt", "".join(traceback.format_exception(error)))
             self.bars.say(f"trial {trial.number} failed ({folder / 'failure.txt'})")
             self.failed.add(trial.number)
@@ -292,6 +289,9 @@ def records(plan: Plan, study: optuna.Study) -> list[tuple[FrozenTrial, Record]]
     found = []
     for trial in study.get_trials(deepcopy=False):
         uid = trial.user_attrs.get("uid")
-        if uid and (plan.folder / "trials" / uid / "curve.json").is_file():
-            found.append((trial, Record.open(plan.folder / "trials" / uid, plan.run(*drawn(trial)))))
+        if not uid:
+            continue
+        folder = plan.files.fetch(uid, ended=True) if trial.state.is_finished() else plan.files[uid]
+        if (folder / "curve.json").is_file():
+            found.append((trial, Record.open(folder, plan.run(*drawn(trial)))))
     return [(trial, record) for trial, record in found if record.curve]

@@ -21,7 +21,8 @@ from optuna_dashboard import wsgi
 
 from autolora.adapters.lora import LoRA
 from autolora.optim.optimizers import AdamW
-from autolora.study.cards import artifact_store, note_text, show_trial
+from autolora.study.artifacts import Store, TrialFiles, local_store
+from autolora.study.cards import note_text, show_trial
 from autolora.study.plots import pareto_front, save_plots
 from autolora.study.samples import labelled
 from autolora.study.storage import open_storage, storage_url
@@ -53,7 +54,7 @@ def point(step: int, fidelity: float, bleed: float) -> Point:
                  constraints=constraints, verdict=verdict)  # fmt: skip
 
 
-def finish(trial: optuna.Trial, folder: Path, *points: Point) -> None:
+def finish(trial: optuna.Trial, folder: Path, *points: Point, store: Store | None = None) -> None:
     """End a trial as a worker does."""
     trial.set_user_attr("recipe", RUN.name)
     trial.set_user_attr("uid", f"uid{trial.number}")
@@ -66,7 +67,7 @@ def finish(trial: optuna.Trial, folder: Path, *points: Point) -> None:
     rows = [(name, rng.integers(0, 255, (4, 64, 64, 3), np.uint8)) for name in ("base: 1girl", "LoRA at 1: 1girl")]
     record.samples.mkdir()
     labelled(rows).save(record.samples / f"{points[-1].step}.png")
-    show_trial(trial, record, "trained to its end", folder)
+    show_trial(trial, record, "trained to its end", store or local_store(folder))
     best = record.best()
     assert best is not None
     keep_constraints(trial.storage, trial, best.constraints)
@@ -103,8 +104,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     finish(study.ask(), folder, point(100, 0.5, 0.05), point(200, 0.8, 0.1))
     finish(study.ask(), folder, point(100, 0.6, 0.4), point(200, 0.9, 0.7))
     sweep = {w: {name: {"value": 0.5} for name in ("fidelity", "editability", "bleed_class")} for w in ("0.6", "1")}
-    save_plots(study, folder, sweep)
-    server = make_server("127.0.0.1", 0, wsgi(storage, artifact_store(folder)), WSGIServer, Quiet)
+    save_plots(study, TrialFiles(folder / "trials"), sweep)
+    server = make_server("127.0.0.1", 0, wsgi(storage, local_store(folder)), WSGIServer, Quiet)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield Shown(f"http://127.0.0.1:{server.server_port}/dashboard/studies/1", folder)
     server.shutdown()

@@ -18,7 +18,6 @@ from optuna_dashboard.preferential import PreferentialStudy, load_study
 from PIL import Image
 
 from autolora.progress import Bars
-from autolora.study.cards import artifact_store
 from autolora.study.finals import Finals, conclude
 from autolora.study.plan import Plan
 from autolora.study.preference import KEY, PICTURE, by_preference, weigh
@@ -91,7 +90,7 @@ def test_the_dashboard_asks_and_its_answer_counts(asked: Asked) -> None:
     assert before.winner.trial.number == 0 and "autolora dashboard" in before.choice
     study = shown(storage)
     place = {trial.user_attrs[KEY]: trial.number for trial in study.trials}
-    server = make_server("127.0.0.1", 0, wsgi(storage, artifact_store(plan.folder)), WSGIServer, Quiet)
+    server = make_server("127.0.0.1", 0, wsgi(storage, plan.store), WSGIServer, Quiet)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address, number = f"http://127.0.0.1:{server.server_port}", study._study._study_id
     try:

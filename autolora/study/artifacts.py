@@ -1,0 +1,194 @@
+"""Where pictures and checkpoints lie: in the run's folder, which workers may share, or besides in a bucket.
+
+With a bucket (`artifacts=s3://BUCKET/PREFIX`, any server that speaks S3) a worker needs no folder of others: a trial
+that was begun elsewhere is fetched, and what is scored here is sent before the next step, by Optuna's artifact stores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore
+from optuna.artifacts.exceptions import ArtifactNotFound
+
+from autolora.errors import ConfigError, StorageError
+from autolora.files import atomic_path
+
+TRIES = 8  # of a request, ever more seconds apart
+
+
+class Store(Protocol):
+    """As Optuna's artifact stores."""
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """What was written under a name.
+
+        Raises:
+            ArtifactNotFound: nothing was.
+        """
+        ...
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Write, or replace, what has a name; whole or not at all."""
+        ...
+
+    def remove(self, artifact_id: str) -> None:
+        """Forget what has a name."""
+        ...
+
+
+def local_store(folder: Path) -> Store:
+    """The store of a run's folder."""
+    (folder / "artifacts").mkdir(parents=True, exist_ok=True)
+    return FileSystemArtifactStore(folder / "artifacts")
+
+
+def open_bucket(address: str | None) -> Store | None:
+    """The bucket at an address, or a part of it; None for no address.
+
+    Raises:
+        ConfigError: it is no address, it holds keys, which logs and reports would then show, nothing answers there, or
+            the package for it is not installed.
+    """
+    if address is None:
+        return None
+    scheme, _, place = str(address).partition("://")
+    bucket, _, prefix = place.partition("/")
+    if "@" in bucket or ":" in bucket:
+        raise ConfigError(
+            "artifacts=s3://... must hold no keys, as it is shown in reports: set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL for another server than Amazon's"
+        )
+    if scheme != "s3" or not bucket:
+        raise ConfigError(
+            f"artifacts={address} is not understood; expected s3://BUCKET/PREFIX, or nothing for the run's own folder"
+        )
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError as error:
+        raise ConfigError(f"artifacts={address} needs a package that is missing: pip install 'autolora[s3]'") from error
+    try:
+        client = boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": TRIES}))
+        client.head_bucket(Bucket=bucket)
+    except (BotoCoreError, ClientError) as error:
+        raise ConfigError(
+            f"artifacts={address} cannot be opened ({error}); AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for "
+            "another server than Amazon's, AWS_ENDPOINT_URL say who and where"
+        ) from error
+    return _Bucket(Boto3ArtifactStore(bucket, client), prefix.strip("/"), address)
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """A part of a bucket; one that cannot be reached stops a worker, instead of spoiling its trial."""
+
+    behind: Boto3ArtifactStore
+    prefix: str
+    address: str
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        with self._explained():
+            return self.behind.open_reader(self._key(artifact_id))
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        with self._explained():
+            self.behind.write(self._key(artifact_id), content_body)
+
+    def remove(self, artifact_id: str) -> None:
+        with self._explained():
+            self.behind.remove(self._key(artifact_id))
+
+    def _key(self, artifact_id: str) -> str:
+        return f"{self.prefix}/{artifact_id}" if self.prefix else artifact_id
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (Boto3Error, BotoCoreError, ClientError) as error:
+            raise StorageError(f"artifacts={self.address} cannot be reached ({error}); go on when it can") from error
+
+
+@dataclass(frozen=True)
+class TrialFiles:
+    """The folders of trials here, by name, and what a worker elsewhere can fetch of them.
+
+    In the store lies a list for each folder, `NAME.json`, of its files by their content. It is written last, so that a
+    folder is fetched as it was at one moment.
+    """
+
+    folder: Path
+    store: Store | None = None  # None: whoever works here sees this very folder
+    _ended: set[str] = field(default_factory=set, repr=False, compare=False)  # fetched, and not to change again
+
+    def __getitem__(self, name: str) -> Path:
+        return self.folder / name
+
+    def send(self, name: str) -> None:
+        """Give others a folder as it is now.
+
+        Raises:
+            StorageError: the store cannot be reached.
+        """
+        if self.store is None:
+            return
+        paths = sorted(path for path in self[name].rglob("*") if path.is_file() and not path.name.startswith("."))
+        files = {path.relative_to(self[name]).as_posix(): _content(path) for path in paths}
+        known = set(self._listed(name).values())
+        for path, content in zip(paths, files.values(), strict=True):
+            if content not in known:
+                with path.open("rb") as body:
+                    self.store.write(f"{name}-{content}", body)
+        self.store.write(f"{name}.json", io.BytesIO(json.dumps(files).encode()))
+        for content in known - set(files.values()):
+            self.store.remove(f"{name}-{content}")
+
+    def fetch(self, name: str, only: str | None = None, ended: bool = False) -> Path:
+        """Bring a folder, or `only` one of its files, to what was sent last; what `ended` is fetched once.
+
+        Raises:
+            StorageError: the store cannot be reached, or the disk is full.
+        """
+        if self.store is None or name in self._ended:
+            return self[name]
+        for relative, content in self._listed(name).items():
+            path = self[name] / relative
+            if only not in (None, relative) or (path.is_file() and _content(path) == content):
+                continue
+            with (
+                atomic_path(path) as temporary,
+                self.store.open_reader(f"{name}-{content}") as source,
+                temporary.open("wb") as target,
+            ):
+                shutil.copyfileobj(source, target)
+        if ended and only is None:
+            self._ended.add(name)
+        return self[name]
+
+    def _listed(self, name: str) -> dict[str, Any]:
+        """Files by name with their content's name; empty where nothing was sent yet."""
+        assert self.store is not None
+        try:
+            with self.store.open_reader(f"{name}.json") as source:
+                found: dict[str, Any] = json.loads(source.read())
+                return found
+        except ArtifactNotFound:
+            return {}
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
