@@ -61,7 +61,7 @@ _LESS_MEMORY = (
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM or SIGUSR1 arrived."""
+    """SIGTERM, SIGUSR1 or SIGUSR2 arrived."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore")
-    for name in ("SIGTERM", "SIGUSR1"):  # the latter is how Slurm warns before it takes a machine away
+    for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):  # the latter are how Slurm warns before it takes a machine away
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _on_stop)
     try:

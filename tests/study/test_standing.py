@@ -15,6 +15,7 @@ from rich.console import Console
 from autolora.config import StudySettings
 from autolora.errors import ConfigError
 from autolora.progress import Bars
+from autolora.study.artifacts import TrialFiles
 from autolora.study.evidence import REFRESH_SECONDS, report_progress
 from autolora.study.output import Output
 from autolora.study.plan import Plan
@@ -33,6 +34,7 @@ def opened(
     settings = StudySettings("made-up", {"a": {}}, trials=10, minutes=minutes)
     command = Plan(settings, {}, folder, "mine", ("json=true",)).command
     plan = SimpleNamespace(settings=settings, folder=folder, space={"a": {}}, study_name="mine", command=command)
+    plan.files = TrialFiles(folder / "trials")
     plan.run = lambda recipe, values: SimpleNamespace(name=recipe)
     return plan, study
 

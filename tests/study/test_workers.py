@@ -180,14 +180,15 @@ def test_a_signal_hands_the_trial_back(begun: Begun) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 on Windows")
-def test_slurm_warns_by_sigusr1() -> None:
+@pytest.mark.parametrize("warning", ["SIGUSR1", "SIGUSR2"])  # the second is submitit's
+def test_slurm_warns_by_a_signal(warning: str) -> None:
     from autolora import cli
 
-    before = {name: signal.getsignal(getattr(signal, name)) for name in ("SIGTERM", "SIGUSR1")}
+    before = {name: signal.getsignal(getattr(signal, name)) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2")}
     try:
         assert cli.main(["--version"]) == 0
         with pytest.raises(Stopped):
-            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), getattr(signal, warning))
     finally:
         for name, handler in before.items():
             signal.signal(getattr(signal, name), handler)
