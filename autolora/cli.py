@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from autolora import __version__
-from autolora.errors import AutoloraError, ConfigError, ModelError
+from autolora.errors import AutoloraError, ConfigError, MemoryFull, memory_full
 
 COMMANDS = {
     "check": "show what would be trained and its cost: problems, concepts, ledger, buckets, captions, triggers",
@@ -50,14 +50,8 @@ examples
 
 STUDY is a name in studies/ or the path of your own .yaml file. Every key of the config can be set.
 Ctrl-C stops; the same command continues. Exit codes: 0 done, 2 configuration, 3 pictures, 4 model,
-5 study, 6 LoRA file, 7 disk, 8 done but unmeasured, 130 or 143 interrupted.
+5 study, 6 LoRA file, 7 disk, 8 done but unmeasured, 9 GPU memory, 130 or 143 interrupted.
 """
-
-
-_LESS_MEMORY = (
-    "set model.gradient_checkpointing=true, train.batch_size=1 or model.render.batch_size=1, or take a smaller "
-    "model.resolution or adapter.dim"
-)
 
 
 class Stopped(KeyboardInterrupt):
@@ -163,7 +157,7 @@ def _configured(command: str, rest: list[str]) -> int:
     try:
         return actions[command](composed, study, rest)
     except torch.OutOfMemoryError as error:
-        raise ModelError(f"the GPU's memory does not suffice ({str(error).splitlines()[0]}): {_LESS_MEMORY}") from error
+        raise MemoryFull(memory_full(error)) from error
 
 
 def _compare(rest: list[str]) -> int:

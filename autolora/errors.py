@@ -49,4 +49,21 @@ class StorageError(AutoloraError):
     exit_code = 7
 
 
+def memory_full(error: Exception) -> str:
+    """Why a GPU's memory was too small, and what to set, in one line."""
+    if isinstance(error, MemoryFull):
+        return str(error)
+    reason = (str(error).strip() or "out of memory").splitlines()[0].split(". GPU ")[0].rstrip(".")
+    return (
+        f"the GPU's memory is full ({reason}): set model.gradient_checkpointing=true, model.offload=true, a smaller "
+        "train.batch_size, model.resolution or adapter.dim; `autolora check` tells what each recipe takes"
+    )
+
+
+class MemoryFull(AutoloraError):
+    """A GPU whose memory is too small for what was asked."""
+
+    exit_code = 9
+
+
 UNMEASURED_EXIT_CODE = 8  # done, but chosen by validation loss alone

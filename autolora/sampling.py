@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -57,15 +58,38 @@ def render(
     batches = [shots[i : i + settings.batch_size] for i in range(0, len(shots), settings.batch_size)]
     trained = adapter if adapter is not None and adapter.touches_text_encoder else None
     known = _contexts(model, batches, settings, trained)
-    for batch in batches:
+    begin, size = 0, settings.batch_size
+    while begin < len(shots):
+        batch = shots[begin : begin + size]
         context = stack_contexts([known[key] for key in _keys(batch, settings, trained)])
-        halves = [shot.weight for shot in batch] * (len(context) // len(batch))
-        with _weighted(adapter, halves, model), model.fixed_context():
-            latents = _denoise(model, batch, context, settings)
-        pictures.append(to_uint8(model.decode_latents(latents)))
+        drawn = _draw(model, batch, context, settings, adapter)
+        if drawn is None:  # the GPU's memory is full: a picture does not depend on how many are drawn at once
+            size = math.ceil(len(batch) / 2)
+            continue
+        pictures.append(drawn)
+        begin += len(batch)
         if advance:
             advance(len(batch))
     return np.concatenate(pictures)
+
+
+def _draw(
+    model: BaseModel,
+    batch: Sequence[Shot],
+    context: Context,
+    settings: RenderSettings,
+    adapter: AdapterSet | None,
+) -> Pictures | None:
+    """The pictures of a batch; None where the GPU's memory is too small for all of them at once."""
+    halves = [shot.weight for shot in batch] * (len(context) // len(batch))
+    try:
+        with _weighted(adapter, halves, model), model.fixed_context():
+            latents = _denoise(model, batch, context, settings)
+        return to_uint8(model.decode_latents(latents))
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+        return None
 
 
 def _check_adapter(model: BaseModel, shots: Sequence[Shot], adapter: AdapterSet | None) -> None:

@@ -100,7 +100,7 @@ def test_too_little_memory_is_one_line_that_says_what_to_set(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 11 GiB.")
 
     monkeypatch.setattr("autolora.study.commands.train", full)
-    assert main(["train"]) == 4
+    assert main(["train"]) == 9
     said = capsys.readouterr().err.strip()
     assert "\n" not in said and "Tried to allocate 2.00 GiB" in said
     assert "model.gradient_checkpointing=true" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from torch import Tensor
 
 from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.lora import LoRA
@@ -269,3 +271,27 @@ def test_base_renders_switch_an_attached_adapter_off(
     worn = BaseRenders(tiny_model, SETTINGS, tmp_path / "worn").render(wanted, adapter=adapter)
     adapter.detach()
     assert apart(worn, BaseRenders(tiny_model, SETTINGS, tmp_path / "bare").render(wanted)) <= 1
+
+
+def test_fewer_pictures_at_once_where_memory_is_full(
+    tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shots = [Shot("1girl", seed, 0.0) for seed in range(7)]
+    settings = RenderSettings(steps=2, batch_size=6)
+    sizes: list[int] = []
+    told: list[int] = []
+    plain, own = render(tiny_model, shots, settings), tiny_model.predict
+
+    def small(noisy: Tensor, timesteps: Tensor, context: Context, room: int = 4) -> Tensor:
+        if len(noisy) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(noisy))
+        return own(noisy, timesteps, context)
+
+    monkeypatch.setattr(tiny_model, "predict", small)
+    found = render(tiny_model, shots, settings, advance=told.append)
+    assert np.abs(found.astype(int) - plain).max() <= 1  # rounding
+    assert max(sizes) == 4 and told == [2, 2, 2, 1]
+    monkeypatch.setattr(tiny_model, "predict", partial(small, room=1))
+    with pytest.raises(torch.OutOfMemoryError):
+        render(tiny_model, shots, settings)

@@ -196,6 +196,10 @@ class BaseModel(Protocol):
         """A prompt as the model reads it, without the tokens that begin, end and fill it; never cut."""
         ...
 
+    def checkpoint_gradients(self) -> bool:
+        """Compute layers again on the way back from now on, in less memory; False where that is so already."""
+        ...
+
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
         """The model's raw output for noisy latents, of their shape."""
         ...

@@ -43,7 +43,7 @@ class StableDiffusion:
         self.clip_skip = settings.clip_skip
         self._check_clip_skip()
         if settings.gradient_checkpointing:
-            self.unet.enable_gradient_checkpointing()
+            self.checkpoint_gradients()
         resting = {"vae": self.vae, **self.text_encoders}
         self.residence = Residence(self.device, resting, offloads(settings.offload, self.device))
         self.using, self.stay = self.residence.using, self.residence.stay
@@ -133,6 +133,13 @@ class StableDiffusion:
         """The tokenizer's own pieces of a prompt, uncut; a piece that ends a word ends in `</w>`."""
         pieces: list[str] = self.tokenizer.tokenize(prompt)
         return pieces
+
+    def checkpoint_gradients(self) -> bool:
+        """Compute layers again on the way back; False where that is so already."""
+        if self.unet.is_gradient_checkpointing:
+            return False
+        self.unet.enable_gradient_checkpointing()
+        return True
 
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
         """The UNet's output for noisy latents."""

@@ -45,7 +45,7 @@ from autolora.study.verify_file import verify_file
 from autolora.study.warm_start import gather_priors
 from autolora.study.workbench import Workbench, open_workbench
 from autolora.study.workers import count_workers, local_workers
-from autolora.train.loop import Assignment
+from autolora.train.loop import Assignment, Slot
 from autolora.train.loop import train as train_rounds
 
 
@@ -251,7 +251,14 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     with output.bars() as bars:
         work = open_workbench(config, [run], bars)
         bar = bars.add(run.name, run.steps_per_epoch(work.bench.dataset) * run.train.epochs)
-        for ready in train_rounds(lambda: next(waiting, None), work.bench, lambda slot: bars.set(bar, slot.step)):
+
+        def on_step(slot: Slot) -> None:
+            bars.set(bar, slot.step)
+            if slot.relief:
+                bars.say(slot.relief)
+                slot.relief = ""
+
+        for ready in train_rounds(lambda: next(waiting, None), work.bench, on_step):
             checkpoint = ready[0].checkpoint
             assert checkpoint is not None
             if checkpoint.diverged:

@@ -12,6 +12,7 @@ from typing import Any
 from optuna import Study
 from optuna.trial import FrozenTrial
 
+from autolora.errors import StudyError
 from autolora.export.write import Exported
 from autolora.files import write_atomic
 from autolora.progress import Bars
@@ -57,7 +58,15 @@ def study_report(plan: Plan, study: Study, work: Workbench, bars: Bars) -> Path:
 
 
 def _finals(plan: Plan, study: Study, found: list[tuple[FrozenTrial, Record]], work: Workbench, bars: Bars) -> Finals:
-    """The finals; what they took is added to the study's seconds."""
+    """The finals; what they took is added to the study's seconds.
+
+    Raises:
+        StudyError: no trial has a scored checkpoint.
+    """
+    if not found:
+        reasons = [trial.user_attrs["reason"] for trial in study.trials if "reason" in trial.user_attrs]
+        why = f"the last trial {reasons[-1]}" if reasons else "run it longer"
+        raise StudyError(f"no trial of this study has a scored checkpoint yet; {why}")
     began = time.perf_counter()
     finals = hold_finals(plan, found, work, bars, partial(by_preference, plan, study._storage, work, bars))
     add_seconds(study, finals.training_seconds, time.perf_counter() - began - finals.training_seconds)

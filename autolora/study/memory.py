@@ -14,11 +14,12 @@ from autolora.data.concepts import Dataset
 from autolora.models.base import BaseModel
 from autolora.models.hollow import META, Meter, OnGpu, backward, hollow
 from autolora.models.residence import Residence, offloads
-from autolora.optim.optimizers import AdamW, AdamW8bit, Optimizer
+from autolora.optim.optimizers import AdamW8bit, Optimizer
 from autolora.progress import Bars
 from autolora.report.sections import Cell, Section
 from autolora.train.batches import latent_shape
 from autolora.train.loss import diffusion_loss
+from autolora.train.room import savings
 from autolora.train.run import Run
 
 WORKSPACE = 300_000_000  # bytes that CUDA's libraries work in: the mean of what full_size.py's rows lack without it
@@ -179,19 +180,3 @@ def memory_section(runs: Sequence[Run], dataset: Dataset, model: BaseModel, slot
     return Section(
         "GPU memory", ("recipe", "batch", "training GB", "rendering GB", "at most"), tuple(rows), tuple(words)
     )
-
-
-def savings(run: Run, model: BaseModel) -> list[str]:
-    """Settings that would take less memory, the cheapest first."""
-    found = []
-    if model.settings.offload is False:
-        found.append("model.offload=true")
-    if not model.settings.gradient_checkpointing:
-        found.append("model.gradient_checkpointing=true")
-    if run.train.batch_size > 1:
-        found.append(f"train.batch_size={run.train.batch_size // 2}")
-    if isinstance(run.optimizer, AdamW) and not isinstance(run.optimizer, AdamW8bit):
-        found.append("optimizer=adamw8bit")
-    if model.dtype == torch.float32:
-        found.append("model.dtype=bfloat16")
-    return [*found, f"a model.resolution below {model.resolution}"]

@@ -11,11 +11,12 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 import optuna
+import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from autolora.errors import StorageError, StudyError
+from autolora.errors import MemoryFull, StorageError, StudyError, memory_full
 from autolora.files import remove_leftovers, write_atomic
 from autolora.progress import Bars
 from autolora.study.budget import STEP
@@ -90,6 +91,9 @@ class Driver:
         (trial, _), bar = self.trials[slot.name], self.trial_bars[slot.index]
         self.bars.total(bar, slot.total_steps)
         self.bars.set(bar, slot.step, f"trial {trial.number} ({slot.run.name})")
+        if slot.relief:
+            self.bars.say(f"trial {trial.number}: {slot.relief}")
+            slot.relief = ""
 
     def judge(self, slot: Slot) -> None:
         """Score a checkpoint, keep it, and end the trial where that is right.
@@ -171,6 +175,8 @@ class Driver:
     def fail(self, error: Exception) -> bool:
         """A trial failed by itself: it is tried again a few times, here or elsewhere; the study goes on without it.
 
+        One that the GPU's memory is too small for is skipped at once.
+
         Of several that trained at once none can be blamed: all are handed back, and False says to go on one at a time.
 
         Raises:
@@ -183,16 +189,19 @@ class Driver:
             for trial_id in list(self.claims.held):
                 self.claims.hand_back(trial_id)
             return False
+        too_large = isinstance(error, MemoryFull | torch.OutOfMemoryError)
         for trial_id in [held for held in list(self.claims.held) if self.claims.holds(held)]:
             trial = Trial(self.study, trial_id)
             failures = trial.user_attrs.get("failures", 0) + 1
             trial.set_user_attr("failures", failures)
-            trial.set_user_attr("reason", f"failed: {type(error).__name__}: {error}")
+            what = "skipped: " if too_large else f"failed: {type(error).__name__}: "
+            trial.set_user_attr("reason", f"{what}{memory_full(error) if too_large else error}")
             folder = self.plan.files[trial.user_attrs.get("uid", f"number-{trial.number}")]
             write_atomic(folder / "failure.txt", "".join(traceback.format_exception(error)))
             self.bars.say(f"trial {trial.number} failed ({folder / 'failure.txt'})")
-            self.failed.add(trial.number)
-            if failures < TRIES:
+            if not too_large:
+                self.failed.add(trial.number)
+            if failures < TRIES and not too_large:
                 self.claims.hand_back(trial_id)
             else:
                 self._tell(trial, TrialState.FAIL, DIVERGED)

@@ -15,10 +15,12 @@ from autolora.adapters.adapter_set import AdapterSet
 from autolora.adapters.base import NormStats
 from autolora.data.concepts import Dataset
 from autolora.data.sources import Picture
+from autolora.errors import MemoryFull
 from autolora.models.base import BaseModel
 from autolora.train.batches import Batch, LatentCache, PromptCache, Stream
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.loss import diffusion_loss, validation_losses
+from autolora.train.room import make_room, savings
 from autolora.train.run import Run, TrainSettings
 from autolora.train.start import starting_state
 
@@ -45,6 +47,8 @@ class Slot:
         self.base_rates = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
         self.step, self.optimizer_step, self.seconds = 0, 0, 0.0
         self.norms: NormStats | None = None
+        self.at_once = self.run.train.batch_size  # pictures that pass the model together
+        self.relief = ""  # what was done since the last step to fit into the GPU's memory
         self.stopped = False
         self.losses: list[Tensor] = []
         self.epoch_steps = self.run.steps_per_epoch(bench.dataset)
@@ -195,24 +199,59 @@ def train_one(run: Run, bench: Bench) -> Iterator[Checkpoint]:
 def train_step(bench: Bench, active: dict[int, Slot]) -> None:
     """A forward and backward of the base for all slots, then each slot's own optimizer step.
 
-    Slots whose batches have different frames take one after the other.
+    Where the GPU's memory is too small for a slot that is alone it is tried again in less of it.
+
+    Raises:
+        MemoryFull: that is not enough.
     """
     batches = {index: slot.stream.next_batch() for index, slot in active.items()}
-    losses: dict[int, Tensor] = {}
-    bench.adapter.clear_grads()
     for index, slot in active.items():
         slot.turn("train")
         bench.adapter.draw_rank(index, slot.stream.generators["adapter"])
-    for frame in dict.fromkeys(batch.pictures[0].frame for batch in batches.values()):
-        together = {index: batch for index, batch in batches.items() if batch.pictures[0].frame == frame}
-        losses |= _backward(bench, together, {index: active[index].run.train for index in together})
+    while (losses := _try(bench, active, batches)) is None:
+        ((index, slot),) = active.items()
+        room = make_room(bench.model, min(slot.at_once, len(batches[index].pictures)))
+        if room is None:
+            raise MemoryFull(
+                f"a step of {slot.run.name} does not fit into the GPU's memory, one picture at a time and with its "
+                f"layers computed again: set {' or '.join(savings(slot.run, bench.model))}"
+            )
+        slot.at_once, slot.relief = room
     bench.adapter.gather_grads(bench.model.loss_scale)
     for index, slot in active.items():
         slot.advance(len(batches[index].pictures), losses[index])
 
 
-def _backward(bench: Bench, batches: dict[int, Batch], settings: dict[int, TrainSettings]) -> dict[int, Tensor]:
-    """The losses of batches of one frame by slot, after their backward pass.
+def _try(bench: Bench, active: dict[int, Slot], batches: dict[int, Batch]) -> dict[int, Tensor] | None:
+    """The losses by slot, after their backward passes; None where the GPU's memory was full and one slot trains alone.
+
+    Slots whose batches have different frames take one after the other.
+    """
+    bench.adapter.clear_grads()
+    losses: dict[int, Tensor] = {}
+    try:
+        for frame in dict.fromkeys(batch.pictures[0].frame for batch in batches.values()):
+            together = {index: batch for index, batch in batches.items() if batch.pictures[0].frame == frame}
+            settings = {index: active[index].run.train for index in together}
+            if len(active) > 1:
+                losses |= _backward(bench, together, settings)
+                continue
+            ((index, batch),) = together.items()
+            for part in _in_parts(batch, active[index].at_once):
+                share = len(part.pictures) / len(batch.pictures)
+                loss = _backward(bench, {index: part}, settings, share)[index]
+                losses[index] = losses[index] + loss if index in losses else loss
+    except torch.OutOfMemoryError:
+        if len(active) > 1:
+            raise
+        return None
+    return losses
+
+
+def _backward(
+    bench: Bench, batches: dict[int, Batch], settings: dict[int, TrainSettings], share: float = 1.0
+) -> dict[int, Tensor]:
+    """The losses of batches of one frame by slot, after their backward pass; `share` is what they count.
 
     What the model sees is one segment a slot, padded to the longest; padding and other slots carry no loss.
     """
@@ -243,7 +282,7 @@ def _backward(bench: Bench, batches: dict[int, Batch], settings: dict[int, Train
             part = slice(index * longest, index * longest + len(batches[index].pictures))
             weights = None if masks is None else masks[part] + (1 - masks[part]) * recipe.unmasked_weight
             each = diffusion_loss(bench.model, predicted[part], target[part], timesteps[part], recipe, weights)
-            losses[index] = each.mean()
+            losses[index] = each.mean() * share
         # Still at these weights: with gradient checkpointing, layers are computed once more on the way back.
         whole = torch.stack(list(losses.values())).sum() * bench.model.loss_scale
         whole.backward()  # type: ignore[no-untyped-call]
@@ -269,7 +308,17 @@ def base_prediction(bench: Bench, noisy: Tensor, timesteps: Tensor, captions: Se
 
 def _padded(batch: Batch, length: int) -> Batch:
     """The batch, repeated to a length."""
-    order = [i % len(batch.pictures) for i in range(length)]
+    return _picked(batch, [i % len(batch.pictures) for i in range(length)])
+
+
+def _in_parts(batch: Batch, at_once: int) -> list[Batch]:
+    """The batch in parts of at most so many pictures."""
+    whole = range(len(batch.pictures))
+    return [_picked(batch, whole[begin : begin + at_once]) for begin in whole[::at_once]]
+
+
+def _picked(batch: Batch, order: Sequence[int]) -> Batch:
+    order = list(order)
     return Batch(
         tuple(batch.pictures[i] for i in order),
         tuple(batch.captions[i] for i in order),

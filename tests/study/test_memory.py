@@ -19,9 +19,10 @@ from autolora.optim.schedules import Constant
 from autolora.paperdoll.world import write_dataset
 from autolora.progress import Bars
 from autolora.sampling import Shot, render
-from autolora.study.memory import WORKSPACE, Need, memory_need, memory_section, savings, state_bytes
+from autolora.study.memory import WORKSPACE, Need, memory_need, memory_section, state_bytes
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Assignment, Bench, Slot, train_step
+from autolora.train.room import savings
 from autolora.train.run import Run, TrainSettings
 from tests.tiny import load_tiny
 

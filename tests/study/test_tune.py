@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -25,7 +26,8 @@ from autolora.paperdoll.corpus import base_caption, base_picture
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.weights import BASE
 from autolora.study.finals import SWEEP_WEIGHTS
-from autolora.study.storage import open_storage
+from autolora.study.storage import open_storage, storage_url
+from autolora.train.loop import Slot
 
 CONSTRAINTS = {
     "bleed_class",
@@ -367,3 +369,24 @@ def test_two_workers_share_a_study_and_a_third_finds_nothing_left(
     assert "no trial is left" in capsys.readouterr().out
     assert main(["worker", "study=large", storage]) == 5
     assert "it has small" in capsys.readouterr().err
+
+
+def test_a_trial_that_does_not_fit_into_memory_is_skipped_and_the_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    advance, first = Slot.advance, list[str]()
+
+    def full(slot: Slot, *step: Any) -> None:
+        first.append(slot.name)
+        if slot.name == first[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 11 GiB.")
+        advance(slot, *step)
+
+    monkeypatch.setattr(Slot, "advance", full)
+    assert main(tune(tmp_path, "study.trials=2", "study.retrain_seeds=0", "study.finalists=1")) == 0
+    said = capsys.readouterr().err
+    assert first.count(first[0]) == 1 and "trial 0 failed" in said
+    found = optuna.load_study(study_name="small", storage=open_storage(storage_url(None, tmp_path / "run"), print))
+    assert [trial.state.name for trial in found.trials] == ["FAIL", "COMPLETE"]
+    assert found.trials[0].user_attrs["reason"].startswith("skipped: the GPU's memory is full (CUDA out of memory")
+    assert json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["trials"]["failed"] == 1
