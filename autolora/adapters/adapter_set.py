@@ -1,7 +1,7 @@
 """The wrapped layers of one model, with room for K adapters at once (K = 1 is the same code).
 
-Batches are K contiguous, equally long segments, one a slot; every sample has its own weight, so that the base model
-(weight 0) and several weights render in one batch.
+Batches are contiguous, equally long segments, one for each slot or for some of them; every sample has its own weight,
+so that the base model (weight 0) and several weights render in one batch.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class AdapterSet:
     @property
     def slots(self) -> int:
         """How many segments a batch has."""
-        return self.room.slots if self.routing.only is None else 1
+        return self.room.slots if self.routing.only is None else len(self.routing.only)
 
     def detach(self) -> None:
         """Put the original layers back."""
@@ -165,9 +165,9 @@ class AdapterSet:
             self.routing.set(None)
 
     @contextmanager
-    def only(self, slot: int) -> Iterator[None]:
-        """One slot's adapter for the whole batch, as if it were alone; not for training."""
-        self.routing.only = slot
+    def only(self, *slots: int) -> Iterator[None]:
+        """Batches of these slots' segments, in this order, as if there were no others."""
+        self.routing.only = slots
         try:
             yield
         finally:

@@ -36,17 +36,29 @@ class NormStats:
 
 
 class Routing:
-    """The weight of each sample of the coming batch, shared by all layers of a set."""
+    """Whose segments the coming batch has, and the weight of each sample, shared by all layers of a set."""
 
     def __init__(self) -> None:
         self.weights: Tensor | None = None  # None: all are 1
         self.enabled = True
-        self.only: int | None = None  # the slot that the whole batch is for; None: a segment for each
+        self.only: tuple[int, ...] | None = None  # the slots that have a segment, in this order; None: all
         self._known: dict[object, Tensor] = {}
 
     def set(self, weights: Tensor | None) -> None:
         """The weights of the coming batch."""
         self.weights, self._known = weights, {}
+
+    def of(self, stack: Tensor) -> Tensor:
+        """What the slots of the batch have of a (K, ...) stack; a view where they are neighbours."""
+        if self.only is None or self.only == tuple(range(len(stack))):
+            return stack
+        first, count = self.only[0], len(self.only)
+        if self.only == tuple(range(first, first + count)):
+            return stack[first : first + count]
+        key = (self.only, stack.device)
+        if key not in self._known:
+            self._known[key] = torch.tensor(self.only, device=stack.device)
+        return stack.index_select(0, self._known[key])
 
     def scales(self, by_slot: Sequence[float], batch: int, like: Tensor) -> Tensor:
         """(B, 1, 1) factors scale * weight for a batch of K contiguous segments."""

@@ -169,11 +169,8 @@ class LowRank:
     def forward(self, x: Tensor, base: nn.Module, routing: Routing) -> Tensor:
         """base(x) plus each sample's change."""
         y: Tensor = base(x)
-        chosen = range(len(self.used)) if routing.only is None else range(routing.only, routing.only + 1)
-        down: Tensor = self.down
-        up: Tensor = self.up
-        if len(chosen) < len(self.used):
-            down, up = down[chosen.start : chosen.stop], up[chosen.start : chosen.stop]
+        chosen = routing.only or range(len(self.used))
+        down, up = routing.of(self.down), routing.of(self.up)
         slots, batch, used = len(chosen), x.shape[0], [self.used[slot] for slot in chosen]
         hidden = self._hidden(x, down)
         if any(used):

@@ -204,7 +204,7 @@ def train_step(bench: Bench, active: dict[int, Slot]) -> None:
     Raises:
         MemoryFull: that is not enough.
     """
-    batches = {index: slot.stream.next_batch() for index, slot in active.items()}
+    batches = {index: active[index].stream.next_batch() for index in sorted(active)}
     for index, slot in active.items():
         slot.turn("train")
         bench.adapter.draw_rank(index, slot.stream.generators["adapter"])
@@ -253,11 +253,10 @@ def _backward(
 ) -> dict[int, Tensor]:
     """The losses of batches of one frame by slot, after their backward pass; `share` is what they count.
 
-    What the model sees is one segment a slot, padded to the longest; padding and other slots carry no loss.
+    What the model sees is a segment for each of them, padded to the longest; padding carries no loss.
     """
     longest = max(len(batch.pictures) for batch in batches.values())
-    filler = next(iter(batches.values()))
-    segments = [_padded(batches.get(index, filler), longest) for index in range(bench.adapter.slots)]
+    segments = [_padded(batch, longest) for batch in batches.values()]
     pictures = [picture for segment in segments for picture in segment.pictures]
     flips = [flip for segment in segments for flip in segment.flips]
     captions = [caption for segment in segments for caption in segment.captions]
@@ -275,11 +274,11 @@ def _backward(
         own = base_prediction(bench, noisy[preserved], timesteps[preserved], shown, sizes[preserved])
         target = target.index_copy(0, torch.tensor(preserved, device=device), own)
     losses: dict[int, Tensor] = {}
-    with bench.adapter.weighted(torch.cat([segment.weights for segment in segments])):
+    with bench.adapter.only(*batches), bench.adapter.weighted(torch.cat([segment.weights for segment in segments])):
         context = replace(bench.prompts.contexts(captions, bench.adapter.touches_text_encoder), sizes=sizes)
         predicted = bench.model.predict(noisy, timesteps, context)
-        for index, recipe in settings.items():
-            part = slice(index * longest, index * longest + len(batches[index].pictures))
+        for place, (index, recipe) in enumerate(settings.items()):
+            part = slice(place * longest, place * longest + len(batches[index].pictures))
             weights = None if masks is None else masks[part] + (1 - masks[part]) * recipe.unmasked_weight
             each = diffusion_loss(bench.model, predicted[part], target[part], timesteps[part], recipe, weights)
             losses[index] = each.mean() * share

@@ -159,6 +159,35 @@ def test_one_slot_of_two_is_as_if_it_were_alone(tiny_model: StableDiffusion) -> 
     alone.detach()
 
 
+@pytest.mark.parametrize("slots", [(0, 2), (2, 0), (1, 2), (2, 1)])
+def test_some_slots_of_three_are_as_if_there_were_no_others(
+    tiny_model: StableDiffusion, slots: tuple[int, int]
+) -> None:
+    """Whether they are neighbours or not, forward and backward."""
+    noisy, steps, context = inputs(tiny_model)
+    three = attach(tiny_model.modules, SPEC, slots=3)
+    for slot in range(3):
+        three.start(slot, SPEC, torch.Generator().manual_seed(slot))
+        randomize(three, slot, slot)
+    with three.only(*slots):
+        together = tiny_model.predict(noisy, steps, context)
+        together.square().mean().backward()
+    three.gather_grads()
+    gradients = [[p.grad.clone() for p in three.parameters(slot)] for slot in range(3)]
+    three.clear_grads()
+    for place, slot in enumerate(slots):
+        part = slice(2 * place, 2 * place + 2)
+        with three.only(slot):
+            alone = tiny_model.predict(noisy[part], steps[part], context[part])
+            (alone.square().mean() / 2).backward()
+        assert torch.allclose(together[part], alone, atol=1e-5)
+    three.gather_grads()
+    for slot, found in enumerate(gradients):
+        for mine, p in zip(found, three.parameters(slot), strict=True):
+            assert torch.allclose(mine, p.grad, rtol=1e-4, atol=1e-7) and bool(mine.any()) == (slot in slots)
+    three.detach()
+
+
 def test_state_round_trips(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
     randomize(adapter, 0, 3)
     call, state = inputs(tiny_model), adapter.state(0)

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -192,6 +193,21 @@ def test_two_slots_train_as_two_single_runs(tiny_model: StableDiffusion, folder:
         twin = next(c for c in packed if c.run == run and c.done)
         assert twin.train_loss == pytest.approx(single.train_loss, rel=1e-4)
         assert twin.val_loss == pytest.approx(single.val_loss, rel=1e-4)
+
+
+def test_a_slot_without_a_run_costs_nothing(
+    tiny_model: StableDiffusion, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = replace(ADAMW, train=replace(ADAMW.train, seed=4, epochs=6))
+    sizes, predict = Counter[int](), StableDiffusion.predict
+
+    def counted(self: StableDiffusion, noisy: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes[len(noisy)] += torch.is_grad_enabled()
+        return predict(self, noisy, *rest)
+
+    monkeypatch.setattr(StableDiffusion, "predict", counted)
+    train_all(work(tiny_model, folder, tmp_path, slots=3), Assignment(ADAMW), Assignment(long))
+    assert {size for size, count in sizes.items() if count} == {2, 2 * 2, 4, 2 * 4}
 
 
 @pytest.mark.parametrize("optimizer", [AdamW(lr=1e-3), Prodigy()], ids=["adamw", "prodigy"])
