@@ -1,0 +1,71 @@
+"""The parts of a flow-matching model as diffusers' own pipeline of its family, from a diffusers folder, frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from autolora.models.base import DTYPES, ModelSettings
+from autolora.models.folders import ENCODERS, folder_hash
+from autolora.models.parts import CPU, load_part
+from autolora.models.pipelines import PIPELINES
+from autolora.models.quiet import quiet_libraries
+
+_DIFFUSERS: Any = diffusers  # untyped libraries are called through Any
+_TRANSFORMERS: Any = transformers
+
+
+_TRANSFORMER_CLASSES = {
+    "sd3": "SD3Transformer2DModel",
+    "flux": "FluxTransformer2DModel",
+    "z_image": "ZImageTransformer2DModel",
+}
+_ENCODER_CLASSES = {
+    "sd3": ("CLIPTextModelWithProjection", "CLIPTextModelWithProjection", "T5EncoderModel"),
+    "flux": ("CLIPTextModel", "T5EncoderModel"),
+    "z_image": ("Qwen3Model",),
+}
+
+
+@dataclass(frozen=True)
+class FlowParts:
+    """A pipeline of frozen parts, and where diffusers finds the same model."""
+
+    pipeline: Any
+    base_hash: str
+    source: Path
+
+    def with_vae(self, vae: Any, digest: str) -> FlowParts:
+        """The same with another VAE, of that hash."""
+        self.pipeline.register_modules(vae=vae)
+        return replace(self, base_hash=f"{self.base_hash[:8]}{digest[:8]}")
+
+
+def load_flow_parts(folder: Path, settings: ModelSettings, device: torch.device) -> FlowParts:
+    """A folder's parts, of which only the transformer is on the device yet.
+
+    The VAE stays in 32-bit floats, as latents are kept.
+
+    Raises:
+        ModelError: files are missing or broken.
+    """
+    family, dtype = settings.family, DTYPES[settings.dtype]
+    encoders = ENCODERS[family]
+    with quiet_libraries():
+        parts = {
+            "transformer": load_part(
+                getattr(_DIFFUSERS, _TRANSFORMER_CLASSES[family]), folder / "transformer", device, dtype
+            ),
+            "vae": load_part(_DIFFUSERS.AutoencoderKL, folder / "vae", CPU, torch.float32),
+            "scheduler": _DIFFUSERS.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        }
+        for (name, tokenizer), kind in zip(encoders.items(), _ENCODER_CLASSES[family], strict=True):
+            parts[name] = load_part(getattr(_TRANSFORMERS, kind), folder / name, CPU, dtype)
+            parts[tokenizer] = _TRANSFORMERS.AutoTokenizer.from_pretrained(folder / tokenizer, local_files_only=True)
+        pipeline = getattr(_DIFFUSERS, PIPELINES[family])(**parts)
+    return FlowParts(pipeline, folder_hash(folder, (*sorted(encoders), "transformer", "vae")), folder)
