@@ -61,7 +61,7 @@ class FlowModel:
         self.loss_scale = HALF_LOSS_SCALE if self.dtype == torch.float16 else 1.0
         self.train_timesteps = int(self.scheduler.config.num_train_timesteps)
         if settings.gradient_checkpointing:
-            self.transformer.enable_gradient_checkpointing()
+            self.checkpoint_gradients()
         self.text_parts = tuple(encoders)
         resting = {"vae": self.vae, **self.text_encoders}
         self.residence = Residence(self.device, resting, offloads(settings.offload, self.device))
@@ -117,6 +117,13 @@ class FlowModel:
         """The pieces of a prompt, uncut, by the tokenizer of the text encoder that reads most of it."""
         pieces: list[str] = list(self.tokenizers.values())[-1].tokenize(prompt)
         return pieces
+
+    def checkpoint_gradients(self) -> bool:
+        """Compute layers again on the way back; False where that is so already."""
+        if self.transformer.is_gradient_checkpointing:
+            return False
+        self.transformer.enable_gradient_checkpointing()
+        return True
 
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
         """The transformer's output for noisy latents."""
