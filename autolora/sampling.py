@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +61,9 @@ def render(
     begin, size = 0, settings.batch_size
     while begin < len(shots):
         batch = shots[begin : begin + size]
-        context = stack_contexts([known[key] for key in _keys(batch, settings, trained)])
+        context = stack_contexts([known[key] for key in _keys(model, batch, settings, trained)])
+        if model.tells_guidance:
+            context = replace(context, guidance=torch.full((len(batch),), settings.guidance, device=model.device))
         drawn = _draw(model, batch, context, settings, adapter)
         if drawn is None:  # the GPU's memory is full: a picture does not depend on how many are drawn at once
             size = math.ceil(len(batch) / 2)
@@ -118,10 +120,13 @@ def _weighted(adapter: AdapterSet | None, weights: Sequence[float], model: BaseM
 _Key = tuple[str, float]  # a prompt, and the weight that the text encoder runs at
 
 
-def _keys(batch: Sequence[Shot], settings: RenderSettings, trained: AdapterSet | None) -> list[_Key]:
-    """Unconditional, then conditional prompts, 2B of them; without guidance only the latter."""
+def _keys(
+    model: BaseModel, batch: Sequence[Shot], settings: RenderSettings, trained: AdapterSet | None
+) -> list[_Key]:
+    """Unconditional, then conditional prompts, 2B of them; only the latter without guidance, or where it is told."""
     keys = [(settings.prompt(shot.prompt), shot.weight if trained else 0.0) for shot in batch]
-    return keys if settings.guidance == 1 else [(settings.negative, weight) for _, weight in keys] + keys
+    guided = settings.guidance != 1 and not model.tells_guidance
+    return [(settings.negative, weight) for _, weight in keys] + keys if guided else keys
 
 
 def _contexts(
@@ -135,7 +140,7 @@ def _contexts(
     known: dict[_Key, Context] = {}
     with model.using(*model.text_parts):
         for batch in batches:
-            new = [key for key in dict.fromkeys(_keys(batch, settings, trained)) if key not in known]
+            new = [key for key in dict.fromkeys(_keys(model, batch, settings, trained)) if key not in known]
             if new:
                 with _weighted(trained, [weight for _, weight in new], model):
                     known.update(zip(new, model.encode_prompts([prompt for prompt, _ in new]).rows(), strict=True))
@@ -144,8 +149,7 @@ def _contexts(
 
 def _denoise(model: BaseModel, batch: Sequence[Shot], context: Context, settings: RenderSettings) -> Tensor:
     """Latents of a batch from each shot's own noise, guided as in Ho and Salimans (2022)."""
-    sampler = model.sampler(settings.sampler)
-    sampler.set_timesteps(settings.steps)
+    sampler = model.sampler(settings.sampler, settings.steps)
     # Each drawn alone and on the CPU: the same on every device, in every batch and in diffusers.
     sources = [torch.Generator().manual_seed(shot.seed) for shot in batch]
     noise = [torch.randn(model.latent_shape, generator=source) for source in sources]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from autolora.models import StableDiffusion
-from tests import tiny
+from autolora.models import FlowModel, StableDiffusion
+from tests import tiny, tiny_flow
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,3 +39,10 @@ def tiny_xl_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_xl(tiny_xl_dir: Path) -> StableDiffusion:
     """The model of `tiny_xl_dir`, shared: whoever attaches an adapter detaches it again."""
     return tiny.load_tiny(tiny_xl_dir, "sdxl")
+
+
+@pytest.fixture(scope="session")
+def tiny_flows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FlowModel]:
+    """A flow-matching model of random weights of each family (32 px), with its folder as `source`; shared as above."""
+    folder = tmp_path_factory.mktemp("flow")
+    return {f: tiny_flow.load_tiny_flow(tiny_flow.save_tiny_flow(folder / f, f), f) for f in tiny_flow.FAMILIES}

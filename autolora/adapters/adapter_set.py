@@ -46,6 +46,10 @@ class AdapterSet:
     def __init__(self, modules: Mapping[str, nn.Module], adapters: Sequence[Adapter], room: Room) -> None:
         self.modules, self.adapters, self.room = modules, tuple(adapters), room
         self.touches_text_encoder = any(one.text_encoder for one in adapters)
+        if self.touches_text_encoder and not any(in_text_encoder(name) for name in modules):
+            raise ConfigError(
+                "adapter.text_encoder=true: LoRA files for this model hold no text encoder; set it to false"
+            )
         self.routing = Routing()
         self.layers: dict[str, AdaptedLayer] = {}
         self._homes: list[tuple[nn.Module, str, nn.Module]] = []

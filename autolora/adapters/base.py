@@ -11,9 +11,13 @@ from torch import Tensor, nn
 
 from autolora.errors import ConfigError
 
+# Ends of paths, as diffusers calls the layers of UNets and transformers, and transformers those of CLIP.
 TARGETS: dict[str, tuple[str, ...]] = {
-    "attention": ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"),
-    "feed_forward": ("ff.net.0.proj", "ff.net.2", "fc1", "fc2"),
+    "attention": ("to_q", "to_k", "to_v", "to_out.0", "to_add_out", "q_proj", "k_proj", "v_proj", "out_proj"),
+    "feed_forward": (
+        *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "fc1", "fc2"),
+        *("proj_mlp", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
+    ),
     "projections": ("proj_in", "proj_out"),
     "conv": ("conv1", "conv2", "conv_shortcut", "time_emb_proj", "samplers.0.conv"),
 }
@@ -185,9 +189,10 @@ class Adapter:
         return True
 
     def changes(self, path: str) -> bool:
-        """Whether the layer of this path is among the targets."""
+        """Whether the layer of this path is among the targets, in a block: what leads into the first is left alone."""
         suffixes = tuple(suffix for target in self.targets for suffix in TARGETS[target])
-        return path.endswith(suffixes) and (self.text_encoder or not in_text_encoder(path))
+        in_block = path.count(".") > 1
+        return in_block and path.endswith(suffixes) and (self.text_encoder or not in_text_encoder(path))
 
     def start(self, layer: AdaptedLayer, path: str, slot: int, room: Room, generator: torch.Generator) -> None:
         """Give a layer's slot a fresh change of zero."""

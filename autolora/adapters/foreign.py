@@ -51,19 +51,29 @@ def from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], p
         ExportError: layers the model does not have, half a pair, or shapes that do not fit.
     """
     settings = _settings(tensors, metadata, path)
-    by_layer: dict[str, State] = {}
-    for key, tensor in tensors.items():
-        found = _split(key)
-        if found is None:
-            raise ExportError(f"{key} is no part of an adapter that can be read in diffusers' or peft's format")
-        by_layer.setdefault(_layer(found[0], layers), {})[found[1]] = tensor.float()
     state: State = {}
-    for layer, parts in by_layer.items():
+    for layer, parts in parts_by_path(tensors, layers).items():
+        parts = {part: tensor.float() for part, tensor in parts.items()}
         named = _in_lycoris_parts(layer, parts, settings, layers[layer])
         if "lora_down.weight" in named or "lora_up.weight" in named:
             _check_pair(named, layer, tuple(layers[layer].weight.shape))
         state |= _as_held(layer, layer, named, layers[layer])
     return state
+
+
+def parts_by_path(tensors: Mapping[str, Tensor], layers: Layers) -> dict[str, State]:
+    """A diffusers or peft file's tensors by the paths of a model's layers, and LyCORIS' names of parts.
+
+    Raises:
+        ExportError: a key is no part of an adapter, or of a layer that the model does not have.
+    """
+    found: dict[str, State] = {}
+    for key, tensor in tensors.items():
+        split = _split(key)
+        if split is None:
+            raise ExportError(f"{key} is no part of an adapter that can be read in diffusers' or peft's format")
+        found.setdefault(_layer(split[0], layers), {})[split[1]] = tensor
+    return found
 
 
 def from_lycoris(tensors: Mapping[str, Tensor], architecture: str, layers: Layers) -> State:
@@ -149,7 +159,9 @@ def _modern(key: str) -> str:
 def _layer(name: str, layers: Layers) -> str:
     """The model's path of a layer; peft files do not say of which part of the model they speak."""
     short = name.replace("text_model.", "", 1)  # newer transformers versions leave that level out
-    for path in (name, short, f"unet.{name}", f"text_encoder.{name}", f"text_encoder.{short}"):
+    bare = name.removeprefix("diffusion_model.")  # as some trainers call a transformer
+    roots = (f"unet.{name}", f"transformer.{bare}", f"text_encoder.{name}", f"text_encoder.{short}")
+    for path in (name, short, *roots):
         if path in layers:
             return path
     raise ExportError(f"the base model has no layer {name}: the file was made for another model")

@@ -17,6 +17,9 @@ PREFIXES: dict[str, dict[str, str]] = {
     "sd1": {"unet": "lora_unet", "text_encoder": "lora_te"},
     "sd2": {"unet": "lora_unet", "text_encoder": "lora_te"},
     "sdxl": {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+    "sd3": {"transformer": "lycoris", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+    "flux": {"transformer": "lycoris", "text_encoder": "lora_te1"},
+    "z_image": {"transformer": "lycoris"},
 }
 _UNET_PATHS = {"sdxl": sgm_path}  # below the prefix; others keep diffusers'
 Shapes = Mapping[str, tuple[int, ...]]  # a layer's path to its weight's shape
@@ -30,17 +33,24 @@ _OTHER_KINDS = {
     "sdxl": (("lora_te_text_model_", "a LoRA for Stable Diffusion 1.x or 2.x"),),
 }
 _OTHER_FILES = (
-    ("lora_unet_double_blocks_", "a LoRA for Flux"),
+    ("lora_unet_double_blocks_", "a LoRA for Flux in kohya's names"),
+    ("lora_unet_joint_blocks_", "a LoRA for Stable Diffusion 3 in kohya's names"),
     ("emb_params", "a textual inversion embedding"),
     ("model.diffusion_model.", "a whole checkpoint"),
 )
+
+
+def is_transformer(architecture: str) -> bool:
+    """Whether it has a transformer in the place of a UNet: its LoRA files have diffusers' names, not kohya's."""
+    return "transformer" in _prefixes(architecture)
 
 
 def kohya_name(path: str, architecture: str) -> str:
     """The file's name of a layer: `unet.mid_block.attentions.0.proj_in` -> `lora_unet_mid_block_attentions_0_proj_in`.
 
     SDXL's UNet: `lora_unet_middle_block_1_proj_in`. Files always say `text_model` below a text encoder; newer
-    transformers versions leave that level out.
+    transformers versions leave that level out. Transformers have LyCORIS' names, `lycoris_layers_0_attention_to_q`, as
+    kohya's are of the original code, where queries, keys and values are one layer.
 
     Raises:
         ExportError: the architecture has no names yet, or the path belongs to no adapted part of it.
@@ -189,10 +199,11 @@ def same_weights(down: tuple[int, ...], layer: tuple[int, ...]) -> bool:
 def _why_unknown(tensors: Mapping[str, Tensor], strange: list[str], layers: int, architecture: str) -> str:
     """What kind of file has such keys, as far as they tell."""
     names = " and ".join(f"{prefix}_..." for prefix in _prefixes(architecture).values())
-    expected = f"expected a kohya-format LoRA for {architecture} ({names} keys)"
+    style = "diffusers' (transformer. keys) or LyCORIS'" if is_transformer(architecture) else "kohya-format"
+    expected = f"expected a {style} LoRA for {architecture} ({names} keys)"
     if not tensors:
         return f"the file holds no tensors; {expected}"
-    for mark, kind in (*_OTHER_KINDS[architecture], *_OTHER_FILES):
+    for mark, kind in (*_OTHER_KINDS.get(architecture, ()), *_OTHER_FILES):
         if any(mark in key for key in tensors):
             return f"this is {kind}, which this base model cannot take; {expected}"
     some = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")

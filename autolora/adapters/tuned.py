@@ -98,7 +98,7 @@ class IA3(_Tuned):
     """
 
     OUTPUTS = ("to_k", "to_v")
-    INPUTS = ("ff.net.2", "fc2")
+    INPUTS = ("ff.net.2", "fc2", "feed_forward.w2")
 
     def config(self, dim: int, alpha: float) -> PeftConfig:
         """peft's settings of one layer that scales its outputs."""
@@ -109,8 +109,15 @@ class IA3(_Tuned):
         return super().changes(path) and path.endswith(self.OUTPUTS + self.INPUTS)
 
     def start(self, layer: AdaptedLayer, path: str, slot: int, room: Room, generator: torch.Generator) -> None:
-        """Factors of one."""
-        layer.kept = [Tuned(layer.base, _ia3_config(path.endswith(self.INPUTS)))]
+        """Factors of one.
+
+        Raises:
+            ConfigError: the layer has a bias that they would change too.
+        """
+        on_input = path.endswith(self.INPUTS)
+        if layer.base.bias is not None and not on_input:
+            raise ConfigError(f"IA3 does not suit this model: {path} has a bias, which files of it leave alone")
+        layer.kept = [Tuned(layer.base, _ia3_config(on_input))]
 
     def notes(self) -> tuple[str, ...]:
         """That it has no rank."""

@@ -121,3 +121,5 @@ def kohya(parts: Parts, weight: Tensor) -> Tensor:
 
 
 CONSUMERS: dict[str, Reader] = {"A1111": webui, "ComfyUI": comfy, "kohya sd-scripts": kohya}
+# Of those, what also draws SD3, Flux and Z-Image with LoRA in diffusers' names, or other kinds in LyCORIS'.
+TRANSFORMER_CONSUMERS: dict[str, Reader] = {"ComfyUI": comfy}

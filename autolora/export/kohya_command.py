@@ -6,6 +6,7 @@ import json
 import shlex
 from dataclasses import dataclass
 
+from autolora.adapters.formats import is_transformer
 from autolora.data.concepts import Dataset
 from autolora.export.metadata import family_of, network
 from autolora.models.base import BaseModel
@@ -32,7 +33,7 @@ class KohyaCommand:
 
 
 def kohya_command(run: Run, dataset: Dataset, model: BaseModel, step: int) -> KohyaCommand:
-    """The arguments of sd-scripts' `train_network.py` (its documented names) for a run up to a step.
+    """The arguments of sd-scripts' `train_network.py` (its documented names) for a run up to a step; none for others.
 
     Args:
         run: the recipe.
@@ -40,6 +41,8 @@ def kohya_command(run: Run, dataset: Dataset, model: BaseModel, step: int) -> Ko
         model: the base.
         step: images shown up to the checkpoint, those beside the dataset's own included; there a step is a batch.
     """
+    if is_transformer(model.architecture):
+        return KohyaCommand("", ("sd-scripts trains this family by scripts and arguments that are not written here.",))
     own = round(step * sum(run.steps_of(dataset)) / run.steps_per_epoch(dataset))
     batches = -(-own // run.train.batch_size)
     total = -(-sum(run.steps_of(dataset)) * run.train.epochs // run.train.batch_size)

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from autolora.adapters.formats import is_transformer
 from autolora.adapters.lora import LoRA
 from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
 from autolora.data.captions import split_tags
@@ -45,6 +46,10 @@ FAMILIES: dict[str, Family] = {
     "sd2": Family("sd_v2", "stable-diffusion-v2-512", "SD2", v2=True),
     "sd2 v": Family("sd_v2_v", "stable-diffusion-v2-768-v", "SD2", v2=True),
     "sdxl": Family("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "SDXL"),
+    "sd3": Family("sd3", "stable-diffusion-3", "Unknown"),
+    "flux": Family("flux1", "flux-1", "Flux"),
+    "flux guidance": Family("flux1", "flux-1-dev", "Flux"),
+    "z_image": Family("z_image", "z-image", "Unknown"),
 }
 
 
@@ -61,14 +66,15 @@ class Card:
 
 
 def family_of(model: BaseModel) -> Family:
-    """The names of a model's architecture; some have others where it predicts v.
+    """The names of a model's architecture; some have others where it predicts v, or is told the guidance.
 
     Raises:
         ExportError: it has none yet.
     """
     architecture = model.architecture
-    if model.prediction_type == "v_prediction" and f"{architecture} v" in FAMILIES:
-        return FAMILIES[f"{architecture} v"]
+    variant = "v" if model.prediction_type == "v_prediction" else "guidance" if model.tells_guidance else ""
+    if f"{architecture} {variant}" in FAMILIES:
+        return FAMILIES[f"{architecture} {variant}"]
     if architecture not in FAMILIES:
         raise ExportError(f"cannot export for architecture {architecture!r}; known: {', '.join(FAMILIES)}")
     return FAMILIES[architecture]
@@ -78,7 +84,7 @@ def build_metadata(
     run: Run, dataset: Dataset, model: BaseModel, name: str, card: Card, made: datetime
 ) -> dict[str, str]:
     """All metadata but the hashes and the thumbnail; every value is a string, as safetensors requires."""
-    return {
+    found = {
         **_training(run, dataset, name, card, made),
         **_base(model),
         **_pictures(run, dataset, model),
@@ -90,6 +96,9 @@ def build_metadata(
         "autolora.weight": f"{card.preferred_weight:g}",
         **{f"autolora.{key}": str(value) for key, value in card.facts.items()},
     }
+    if is_transformer(model.architecture):
+        del found["ss_network_module"]  # none of kohya's reads such a file
+    return found
 
 
 def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
@@ -221,6 +230,7 @@ def _pictures(run: Run, dataset: Dataset, model: BaseModel) -> dict[str, str]:
 
 def _modelspec(dataset: Dataset, model: BaseModel, name: str, card: Card, made: datetime) -> dict[str, str]:
     triggers = [dataset.trigger, *(concept.trigger for concept in dataset.concepts)]
+    velocity = model.prediction_type == "v_prediction"
     found = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{family_of(model).spec}/lora",
@@ -229,7 +239,7 @@ def _modelspec(dataset: Dataset, model: BaseModel, name: str, card: Card, made: 
         "description": card.description,
         "date": made.isoformat(timespec="seconds"),
         "resolution": f"{model.resolution}x{model.resolution}",
-        "prediction_type": "v" if model.prediction_type == "v_prediction" else "epsilon",
+        **({} if model.prediction_type == "flow" else {"prediction_type": "v" if velocity else "epsilon"}),
         "trigger_phrase": card.activation_text,
         "tags": ", ".join(dict.fromkeys([dataset.class_word, *triggers])),
         "usage_hint": f"weight {card.preferred_weight:g}; prompt: {card.activation_text}",

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from autolora.adapters.base import State
 from autolora.adapters.changes import change, parts_by_layer
-from autolora.adapters.foreign import in_diffusers_names, in_lycoris_parts
-from autolora.adapters.formats import delta, layer_paths, layer_weights, paths_by_name
+from autolora.adapters.formats import delta, layer_paths, layer_weights
 from autolora.adapters.read import read_file, read_lora
 from autolora.errors import ExportError
 from autolora.export.consumers import CONSUMERS, Reader
+from autolora.export.naming import layers_in_file, read_by
 from autolora.export.verify import DiffusersTwin
 from autolora.models.base import BaseModel
 
@@ -54,13 +54,12 @@ def readings(path: Path, model: BaseModel, advance: Callable[[int], None] | None
     state, weights = read_lora(path, model), layer_weights(model.modules)
     done, reading = dict[str, Reading](), dict[str, Read]()
     tensors, _ = read_file(path)
-    if in_diffusers_names(tensors) and not in_lycoris_parts(tensors):
-        reason = "its layers have diffusers' or peft's names"
-        done = {program: Reading(program, unread=reason) for program in CONSUMERS}
-    else:
-        names = paths_by_name(weights, model.architecture)
-        layers = {names[name]: parts for name, parts in parts_by_layer(tensors).items()}
-        reading = {program: partial(_by_formula, formula, layers) for program, formula in CONSUMERS.items()}
+    readers = read_by(tensors, model.architecture)
+    reason = f"it does not know its layers' names ({next(iter(tensors))})"
+    done = {program: Reading(program, unread=reason) for program in CONSUMERS if program not in readers}
+    if readers:
+        layers = layers_in_file(tensors, model)
+        reading = {program: partial(_by_formula, formula, layers) for program, formula in readers.items()}
     if model.source is not None:
         loaded = _in_diffusers(path, model.source, model, state)
         if isinstance(loaded, Reading):

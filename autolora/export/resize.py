@@ -12,9 +12,10 @@ import torch
 
 from autolora.adapters.base import State
 from autolora.adapters.changes import is_plain, ordered_factors, parts_by_layer
-from autolora.adapters.formats import Weights, to_kohya
+from autolora.adapters.formats import Weights, is_transformer
 from autolora.adapters.lora import cut
 from autolora.export.metadata import hashes
+from autolora.export.naming import file_tensors
 from autolora.export.write import in_dtype, in_order
 from autolora.files import write_atomic
 from autolora.models.base import BaseModel
@@ -80,14 +81,14 @@ def write_resized(
         StorageError: the folder cannot be written.
     """
     path = folder / f"{source.stem}-dim{dim}.safetensors"
-    tensors = in_dtype(to_kohya(state, model.architecture), dtype)
+    tensors = in_dtype(file_tensors(state, model.architecture), dtype)
     alpha = f"{float(next(tensor for key, tensor in state.items() if key.endswith('.alpha'))):g}"
     conv = any(
         key.endswith("lora_down.weight") and max(tensor.shape[2:], default=1) > 1 for key, tensor in state.items()
     )
     said = {key: value for key, value in metadata.items() if key not in STALE} | {
         "ss_output_name": path.stem,
-        "ss_network_module": "networks.lora",
+        **({} if is_transformer(model.architecture) else {"ss_network_module": "networks.lora"}),
         "ss_network_dim": str(dim),
         "ss_network_alpha": alpha,
         "ss_network_args": json.dumps({"conv_dim": str(dim), "conv_alpha": alpha} if conv else {}),

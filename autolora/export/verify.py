@@ -15,12 +15,12 @@ from torch import Tensor
 
 from autolora.adapters.base import State
 from autolora.adapters.changes import change, parts_by_layer
-from autolora.adapters.formats import delta, kohya_name, layer_paths, layer_weights
+from autolora.adapters.formats import delta, layer_paths, layer_weights
 from autolora.adapters.read import read_lora
 from autolora.errors import ExportError
-from autolora.export.consumers import CONSUMERS
+from autolora.export.naming import layers_in_file, read_by
 from autolora.models.base import BaseModel, RenderSettings
-from autolora.models.pipelines import open_pipeline
+from autolora.models.pipelines import guidance_arguments, open_pipeline
 from autolora.models.quiet import quiet_libraries
 from autolora.sampling import Pictures, Shot
 
@@ -45,13 +45,14 @@ def verify_deltas(state: State, path: Path, model: BaseModel) -> Verified:
     """
     weights, loaded = layer_weights(model.modules), _moved(read_lora(path, model), model.device)
     _check_layers(state, loaded, str(path))
-    layers, readers, worst = parts_by_layer(load_file(path, str(model.device))), dict(CONSUMERS), 0.0
+    tensors = load_file(path, str(model.device))
+    layers, readers, worst = layers_in_file(tensors, model), dict(read_by(tensors, model.architecture)), 0.0
     for name, wanted in _expectations(state, weights, _roundoff(path), model.device):
         weight = weights[name].to(model.device).float()
         worst = max(worst, _agree(name, wanted, delta(loaded, name, weight), str(path)))
         for program, read in tuple(readers.items()):
             try:
-                found = read(layers[kohya_name(name, model.architecture)], weight).flatten(1)
+                found = read(layers[name], weight).flatten(1)
             except NotImplementedError:
                 del readers[program]
                 continue
@@ -138,13 +139,14 @@ class DiffusersTwin:
 
     def _draw(self, shots: Sequence[Shot], settings: RenderSettings) -> Pictures:
         self.pipeline.scheduler = self.model.sampler(settings.sampler)
+        told = guidance_arguments(self.model, settings)
+        if "negative_prompt" in told:
+            told["negative_prompt"] = [told["negative_prompt"]] * len(shots)
         drawn = self.pipeline(
+            **told,
             prompt=[settings.prompt(shot.prompt) for shot in shots],
-            negative_prompt=[settings.negative] * len(shots),
             generator=[torch.Generator().manual_seed(shot.seed) for shot in shots],
             num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            guidance_rescale=settings.guidance_rescale,
             height=self.model.resolution,
             width=self.model.resolution,
             output_type="np",

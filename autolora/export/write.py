@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from autolora.adapters.base import State
-from autolora.adapters.formats import layer_paths, to_kohya
+from autolora.adapters.formats import layer_paths
 from autolora.data.concepts import Dataset
 from autolora.errors import ConfigError, ExportError
 from autolora.export.metadata import Card, build_metadata, family_of, hashes, thumbnail
+from autolora.export.naming import file_tensors
 from autolora.files import atomic_path, write_atomic
 from autolora.models.base import BaseModel
 from autolora.train.run import Run
@@ -66,7 +67,7 @@ def export_lora(
     dtype: torch.dtype = torch.float16,
     made: datetime | None = None,
 ) -> Exported:
-    """Write an adapter in kohya's format with metadata and sidecars, each atomically, the weights last.
+    """Write an adapter in the format of its family, with metadata and sidecars, each atomically, the weights last.
 
     The same adapter and `made` (now, by default) give the same bytes.
 
@@ -75,7 +76,7 @@ def export_lora(
         StorageError: the folder cannot be written.
     """
     stem = file_stem(name)
-    tensors = in_dtype(to_kohya(state, model.architecture), dtype)
+    tensors = in_dtype(file_tensors(state, model.architecture), dtype)
     metadata = build_metadata(run, dataset, model, stem, card, made or datetime.now(UTC))
     metadata |= hashes(tensors, metadata)
     path, sidecar, picture = (out_dir / f"{stem}{suffix}" for suffix in (".safetensors", ".json", ".png"))

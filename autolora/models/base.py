@@ -11,12 +11,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from autolora.errors import ConfigError
 
 MOST_CHUNKS = 3  # windows of the text encoder that a prompt may fill: 225 tokens of CLIP's 75
+HALF_LOSS_SCALE = 2.0**12  # half precision loses gradients below 2^-24; losses are of the order of 1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+TIMESTEP_SAMPLINGS = ("logit_normal", "uniform")
 SAMPLERS = ("ddim", "euler", "dpmpp_2m")
 MOST_STEPS = 500  # denoising steps; schedulers cannot take more than they have training timesteps
 
@@ -77,6 +80,8 @@ class ModelSettings:
     resolution: int | None = None  # the model's own by default
     prediction_type: str | None = None  # epsilon or v_prediction, where the model's files do not say it rightly
     zero_terminal_snr: bool | None = None  # the same: whether its last timestep is pure noise
+    timestep_sampling: str | None = None  # flow matching: logit_normal (null), or uniform, before the shift
+    timestep_shift: float | None = None  # flow matching: above 1, more of training is at high noise; null: the model's
     dtype: str = "float32"  # of the frozen weights; adapters and their optimizer stay in 32 bit
     gradient_checkpointing: bool = False  # layers are computed again on the way back: slower, in far less memory
     offload: bool | None = None  # text encoders and VAE leave the GPU while unused; null: on cards below 20 GiB
@@ -95,22 +100,39 @@ class ModelSettings:
         if self.prediction_type not in (None, *PREDICTION_TYPES):
             kinds = ", ".join(PREDICTION_TYPES)
             mistakes.append(f"model.prediction_type must be one of {kinds} or null, got {self.prediction_type}")
+        if self.timestep_sampling not in (None, *TIMESTEP_SAMPLINGS):
+            kinds = ", ".join(TIMESTEP_SAMPLINGS)
+            mistakes.append(f"model.timestep_sampling must be one of {kinds} or null, got {self.timestep_sampling}")
+        if self.timestep_shift is not None and not self.timestep_shift > 0:
+            mistakes.append(f"model.timestep_shift must be above 0 or null, got {self.timestep_shift}")
         if mistakes:
             raise ConfigError("; ".join(mistakes))
+
+    def refuse(self, kind: str, *names: str) -> None:
+        """Refuse settings that models of a kind have no use for.
+
+        Raises:
+            ConfigError: one of them is set.
+        """
+        if given := next((name for name in names if getattr(self, name) is not None), None):
+            raise ConfigError(f"model.{given}={getattr(self, given)}: {kind} has no such setting; leave it out")
 
 
 @dataclass(frozen=True)
 class Context:
     """What a model is told of N pictures, besides their noise.
 
-    `tokens` (N, tokens, dim) is what cross-attention reads. Families that also take a prompt as a whole have `pooled`
-    (N, dim), and those that are told how a picture was cropped read `sizes` (N, 6), as `size_ids` gives them; without,
-    each picture is whole and of the size of its latents.
+    `tokens` (N, tokens, dim) is what attention reads; with a `mask` (N, tokens), only where that is true. Families that
+    also take a prompt as a whole have `pooled` (N, dim). Those that are told how a picture was cropped read `sizes`
+    (N, 6), as `size_ids` gives them; without, each picture is whole and of the size of its latents. Those that were
+    distilled to draw as with guidance read how much, `guidance` (N,); without, 1.
     """
 
     tokens: Tensor
     pooled: Tensor | None = None
     sizes: Tensor | None = None
+    mask: Tensor | None = None
+    guidance: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -129,22 +151,30 @@ class Context:
 
 
 def stack_contexts(contexts: Sequence[Context]) -> Context:
-    """Contexts of prompts of several lengths as one; they have no sizes yet.
+    """Contexts of prompts of several lengths as one; they have neither sizes nor guidance yet.
 
-    Tokens are repeated to a common multiple of the lengths: cross-attention over repeated keys is that over the keys
-    themselves, so no prompt depends on what it is stacked with, as it would if it were padded.
+    With masks, shorter ones are padded. Else tokens are repeated to a common multiple of the lengths: cross-attention
+    over repeated keys is that over the keys themselves. So no prompt depends on what it is stacked with.
     """
-    length = math.lcm(*(context.tokens.shape[1] for context in contexts))
-    tokens = torch.cat([context.tokens.repeat(1, length // context.tokens.shape[1], 1) for context in contexts])
+    lengths = [context.tokens.shape[1] for context in contexts]
+    masks = [context.mask for context in contexts if context.mask is not None]
     pooled = [context.pooled for context in contexts if context.pooled is not None]
-    return Context(tokens, torch.cat(pooled) if pooled else None)
+    whole = torch.cat(pooled) if pooled else None
+    if masks:
+        room = [max(lengths) - length for length in lengths]
+        tokens = [F.pad(one.tokens, (0, 0, 0, more)) for one, more in zip(contexts, room, strict=True)]
+        padded = [F.pad(mask, (0, more)) for mask, more in zip(masks, room, strict=True)]
+        return Context(torch.cat(tokens), whole, mask=torch.cat(padded))
+    length = math.lcm(*lengths)
+    return Context(torch.cat([c.tokens.repeat(1, length // c.tokens.shape[1], 1) for c in contexts]), whole)
 
 
 class BaseModel(Protocol):
     """A frozen latent diffusion model in evaluation mode.
 
-    Shapes: pixels (B, 3, H, W) in [-1, 1]; latents (B, C, h, w), scaled to about unit variance; timesteps
-    (B,) int64 from 0 to `train_timesteps` - 1. All are 32-bit floats, whatever the weights are.
+    Shapes: pixels (B, 3, H, W) in [-1, 1]; latents (B, C, h, w), scaled to about unit variance. All are 32-bit floats,
+    whatever the weights are. Timesteps (B,) grow with the noise, up to `train_timesteps`: whole numbers below it where
+    a noise schedule is a table, any number where it is a formula.
     """
 
     name: str
@@ -152,21 +182,23 @@ class BaseModel(Protocol):
     base_hash: str  # 16 hex digits over the weights
     source: Path | None  # the folder or file that diffusers can load it from
     vae: Any  # diffusers'
-    architecture: str  # "sd1", "sd2", "sdxl"; naming of exported files follows it
+    architecture: str  # the family, as "sd1"; naming of exported files follows it
     resolution: int  # pixels; pictures are square
     latent_shape: tuple[int, int, int]  # (C, h, w)
     train_timesteps: int
     clip_skip: int | None  # the text encoder's layer that is read, from the last; None: the family's usual one
-    text_parts: tuple[str, ...]  # the names in `modules` of what reads prompts
-    prompt_tokens: int  # a prompt's own that the model reads: 75 for CLIP
-    prediction_type: str  # "epsilon" or "v_prediction"
+    text_parts: tuple[str, ...]  # the names of what reads prompts, of which `modules` may have some
+    prompt_tokens: int  # a prompt's own that its text encoder reads at once: 75 for CLIP
+    most_tokens: int  # and those of a longer one that it reads in all
+    prediction_type: str  # "epsilon", "v_prediction" or "flow"
+    tells_guidance: bool  # it is told the guidance in its context, instead of being guided by two predictions
     device: torch.device
     dtype: torch.dtype  # of the weights
     loss_scale: float  # what a loss is multiplied by on its way back, so that its gradients fit the dtype
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        """The roots that adapters attach to: `unet`, `text_encoder` and, where there are two, `text_encoder_2`."""
+        """The roots that adapters attach to: `unet` or `transformer`, and text encoders that LoRA files can hold."""
         ...
 
     def using(self, *parts: str) -> AbstractContextManager[None]:
@@ -211,18 +243,29 @@ class BaseModel(Protocol):
         """
         ...
 
+    def draw_timesteps(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+        """Timesteps (count,) to train latents of a shape (C, h, w) at, on the CPU."""
+        ...
+
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Latents noised to their timesteps: sqrt(abar) x + sqrt(1 - abar) noise."""
+        """Latents noised to their timesteps: sqrt(abar) x + sqrt(1 - abar) noise, or (1 - s) x + s noise."""
         ...
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What `predict` should have returned: the noise, or v = sqrt(abar) noise - sqrt(1 - abar) x."""
+        """What `predict` should have returned.
+
+        The noise, v = sqrt(abar) noise - sqrt(1 - abar) x, or the flow noise - x.
+        """
         ...
 
     def snr(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio abar / (1 - abar), (B,); 0 at the last timestep if the model ends there."""
+        """Signal-to-noise ratio, of squares, (B,): abar / (1 - abar) or ((1 - s) / s)^2; 0 where all is noise."""
         ...
 
-    def sampler(self, name: str = "ddim") -> Any:
-        """A fresh deterministic diffusers scheduler for rendering, one of SAMPLERS."""
+    def sampler(self, name: str, steps: int | None = None) -> Any:
+        """A fresh deterministic diffusers scheduler for rendering, one of SAMPLERS, at its first step of so many.
+
+        Raises:
+            ConfigError: the model cannot be sampled so.
+        """
         ...

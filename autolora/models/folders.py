@@ -15,20 +15,37 @@ ENCODERS: dict[str, dict[str, str]] = {  # by family: the folders of text encode
     "sd1": {"text_encoder": "tokenizer"},
     "sd2": {"text_encoder": "tokenizer"},
     "sdxl": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
+    "sd3": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"},
+    "flux": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
+    "z_image": {"text_encoder": "tokenizer"},
 }
-NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}
+NAMES = {
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "SDXL",
+    "sd3": "Stable Diffusion 3",
+    "flux": "Flux",
+    "z_image": "Z-Image",
+}
+TRANSFORMERS = {"StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux", "ZImagePipeline": "z_image"}
 AGAIN = "download or convert the model again"
+
+
+def denoiser_of(family: str) -> str:
+    """The part of a family that predicts noise or flow."""
+    return "transformer" if family in TRANSFORMERS.values() else "unet"
 
 
 def parts_of(family: str) -> tuple[str, ...]:
     """What a family's folder holds."""
-    return ("model_index.json", "unet", "vae", *ENCODERS[family], *ENCODERS[family].values(), "scheduler")
+    return ("model_index.json", denoiser_of(family), "vae", *ENCODERS[family], *ENCODERS[family].values(), "scheduler")
 
 
 def expected(family: str) -> str:
     """The same in words."""
     names = ", ".join(part if "." in part else f"{part}/" for part in parts_of(family))
-    return f"expected a {NAMES[family]} checkpoint (.safetensors) or diffusers folder ({names})"
+    forms = "diffusers folder" if family in TRANSFORMERS.values() else "checkpoint (.safetensors) or diffusers folder"
+    return f"expected a {NAMES[family]} {forms} ({names})"
 
 
 def check_folder(path: Path, family: str) -> None:
@@ -51,17 +68,20 @@ def check_folder(path: Path, family: str) -> None:
     missing = [part for part in parts_of(family) if not (path / part).exists()]
     if missing:
         raise ModelError(f"model.path={path} lacks {', '.join(missing)}; {wanted}: {AGAIN}")
-    unet, vae = read_json(path / "unet" / "config.json"), read_json(path / "vae" / "config.json")
-    if unet.get("in_channels", 4) != vae.get("latent_channels", 4):
+    denoiser, vae = (read_json(path / part / "config.json") for part in (denoiser_of(family), "vae"))
+    packed = 4 if family == "flux" else 1  # latent cells that it takes as one
+    if denoiser.get("in_channels", 4) != packed * vae.get("latent_channels", 4):
         raise ModelError(
-            f"model.path={path} is an inpainting or other special model (its unet takes "
-            f"{unet.get('in_channels')} channels, its vae gives {vae.get('latent_channels')}); "
+            f"model.path={path} is an inpainting or other special model (its {denoiser_of(family)} takes "
+            f"{denoiser.get('in_channels')} channels, its vae gives {vae.get('latent_channels')}); "
             "give a plain text-to-image model"
         )
 
 
 def recognise(folder: Path, pipeline: str) -> str | None:
     """The family of a folder with that pipeline in its index, if any: SDXL by its text encoders, SD2 by its UNet."""
+    if pipeline in TRANSFORMERS:
+        return TRANSFORMERS[pipeline]
     if (folder / "text_encoder_2").exists() or "XL" in pipeline:
         return "sdxl" if pipeline.startswith("StableDiffusion") and "3" not in pipeline else None
     if not pipeline.startswith("StableDiffusion") or "3" in pipeline:

@@ -43,6 +43,10 @@ class Parts:
     base_hash: str
     source: Path | None = None  # the folder or file where diffusers finds the same model
 
+    def with_vae(self, vae: Any, digest: str) -> Parts:
+        """The same with another VAE, of that hash."""
+        return replace(self, vae=vae, base_hash=f"{self.base_hash[:8]}{digest[:8]}")
+
 
 def load_parts(folder: Path, settings: ModelSettings, device: torch.device) -> Parts:
     """A folder's parts, frozen, of which only the UNet is on the device yet.
@@ -55,9 +59,9 @@ def load_parts(folder: Path, settings: ModelSettings, device: torch.device) -> P
     dtype, encoders = DTYPES[settings.dtype], ENCODERS[settings.family]
     with quiet_libraries():
         return Parts(
-            unet=_load("unet", folder, device, dtype),
-            vae=_load("vae", folder, CPU, torch.float32),
-            text_encoders={name: _load(name, folder, CPU, dtype) for name in encoders},
+            unet=load_part(_KINDS["unet"], folder / "unet", device, dtype),
+            vae=load_part(_KINDS["vae"], folder / "vae", CPU, torch.float32),
+            text_encoders={name: load_part(_KINDS[name], folder / name, CPU, dtype) for name in encoders},
             tokenizers={
                 name: CLIPTokenizer.from_pretrained(folder / tokenizer, local_files_only=True)
                 for name, tokenizer in encoders.items()
@@ -113,6 +117,8 @@ def load_vae(source: Path, family: str) -> tuple[Any, str]:
     """
     with quiet_libraries():
         if source.is_file() and source.suffix == ".safetensors":
+            if family not in CONFIGS:
+                raise ModelError(f"model.vae={source}: for model.family={family} give a diffusers VAE folder")
             config = CONFIGS[family]["vae"]
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **config}))
@@ -121,7 +127,7 @@ def load_vae(source: Path, family: str) -> tuple[Any, str]:
         folder_of = source / "vae" if (source / "vae").is_dir() else source
         if not (folder_of / "config.json").is_file():
             raise ModelError(f"model.vae={source} is neither a diffusers VAE folder nor a .safetensors file")
-        vae = _load(folder_of.name, folder_of.parent, CPU, torch.float32, kind="vae")
+        vae = load_part(_KINDS["vae"], folder_of, CPU, torch.float32)
         return vae, file_hash(weight_files(folder_of)[1])
 
 
@@ -140,16 +146,16 @@ def schedule(config: Mapping[str, Any], settings: ModelSettings) -> Any:
     return _DDIM.from_config(mended)
 
 
-def _load(name: str, folder: Path, device: torch.device, dtype: torch.dtype, kind: str | None = None) -> Any:
-    """One frozen part; channels last runs 17-26% faster on a CPU (paper-doll model).
+def load_part(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """One frozen part of a library's class; channels last runs 17-26% faster on a CPU (paper-doll model).
 
     Raises:
         ModelError: the weights lack some of the model's tensors (libraries would fill them in at random).
     """
-    variant, _ = weight_files(folder / name)
+    variant, _ = weight_files(folder)
     half = {} if dtype == torch.float32 else {"torch_dtype": dtype}
-    part, info = _KINDS[kind or name].from_pretrained(
-        folder / name,
+    part, info = kind.from_pretrained(
+        folder,
         variant=variant,
         use_safetensors=True,
         local_files_only=True,
@@ -158,7 +164,7 @@ def _load(name: str, folder: Path, device: torch.device, dtype: torch.dtype, kin
     )
     missing = sorted(info["missing_keys"])
     if missing:
-        raise ModelError(f"{folder / name}: the weights lack {len(missing)} tensors ({missing[0]} ...): {AGAIN}")
+        raise ModelError(f"{folder}: the weights lack {len(missing)} tensors ({missing[0]} ...): {AGAIN}")
     return freeze(part, device, dtype)
 
 

@@ -13,8 +13,9 @@ import diffusers
 import torch
 from transformers import CLIPTextConfig
 
+from autolora.models.base import BaseModel, RenderSettings
 from autolora.models.configs import CONFIGS, PAD_TOKENS, SCHEDULER, clip_tokenizer
-from autolora.models.folders import ENCODERS, read_json, weight_files
+from autolora.models.folders import ENCODERS, denoiser_of, read_json, weight_files
 
 _DIFFUSERS: Any = diffusers  # untyped libraries are called through Any
 _CLASSES = {"sd1": "StableDiffusionPipeline", "sd2": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
@@ -37,11 +38,25 @@ def open_pipeline(source: Path, family: str, dtype: torch.dtype) -> Any:
             return getattr(_DIFFUSERS, _CLASSES[family]).from_single_file(
                 source, config=str(folder), torch_dtype=dtype, local_files_only=True
             )
-    variant, _ = weight_files(source / "unet")
+    variant, _ = weight_files(source / denoiser_of(family))
     unused = set(_UNUSED) & read_json(source / "model_index.json").keys()
     return _DIFFUSERS.DiffusionPipeline.from_pretrained(
         source, variant=variant, torch_dtype=dtype, local_files_only=True, **dict.fromkeys(unused)
     )
+
+
+def guidance_arguments(model: BaseModel, settings: RenderSettings) -> dict[str, Any]:
+    """How the pipeline of a model is told to guide as the settings say."""
+    negative, strength = {"negative_prompt": settings.negative}, settings.guidance
+    if model.tells_guidance:
+        return {"guidance_scale": strength}
+    if model.architecture == "flux":
+        return {**negative, "true_cfg_scale": strength}
+    if model.architecture == "z_image":  # it counts what is added to the prompted prediction
+        return {**negative, "guidance_scale": strength - 1}
+    if model.prediction_type == "flow":
+        return {**negative, "guidance_scale": strength}
+    return {**negative, "guidance_scale": strength, "guidance_rescale": settings.guidance_rescale}
 
 
 @contextmanager

@@ -16,8 +16,9 @@ _MARKS = (  # keys that only one kind of file has, the most telling first
     ("lora_te", "a LoRA file, not a base model (`autolora score lora=FILE` takes LoRA files)"),
     ("hada_w1", "a LoHa file, not a base model (`autolora score lora=FILE` takes LoRA files)"),
     ("lokr_w", "a LoKr file, not a base model (`autolora score lora=FILE` takes LoRA files)"),
-    ("double_blocks.", "a Flux checkpoint, which is not supported"),
-    ("joint_blocks.", "a Stable Diffusion 3 checkpoint, which is not supported"),
+    ("double_blocks.", "a Flux checkpoint: give a diffusers folder or hub id of it (model=flux)"),
+    ("joint_blocks.", "a Stable Diffusion 3 checkpoint: give a diffusers folder or hub id of it (model=sd3)"),
+    ("context_refiner.", "a Z-Image checkpoint: give a diffusers folder or hub id of it (model=z_image)"),
     ("control_model.", "a ControlNet, not a base model"),
 )
 _FAMILIES = (

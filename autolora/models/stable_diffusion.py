@@ -11,7 +11,15 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from torch import Tensor, nn
 
 from autolora.errors import ConfigError, ModelError
-from autolora.models.base import DTYPES, PREDICTION_TYPES, Context, ModelSettings, stack_contexts
+from autolora.models.base import (
+    DTYPES,
+    HALF_LOSS_SCALE,
+    MOST_CHUNKS,
+    PREDICTION_TYPES,
+    Context,
+    ModelSettings,
+    stack_contexts,
+)
 from autolora.models.parts import Parts
 from autolora.models.prompts import prompt_windows
 from autolora.models.residence import Residence, offloads
@@ -21,15 +29,16 @@ _SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {  # untyped libraries are ca
     "euler": (EulerDiscreteScheduler, {}),
     "dpmpp_2m": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
 }
-HALF_LOSS_SCALE = 2.0**12  # half precision loses gradients below 2^-24; losses are of the order of 1
 
 
 class StableDiffusion:
     """A frozen model of SD1 layout; see `BaseModel` for shapes. Other families change what their text encoders give."""
 
     architecture = "sd1"
+    tells_guidance = False
 
     def __init__(self, parts: Parts, name: str, settings: ModelSettings) -> None:
+        settings.refuse("a noise schedule", "timestep_sampling", "timestep_shift")
         self.settings = settings
         self.name, self.base_hash, self.source = name, parts.base_hash, parts.source
         self.unet, self.vae = parts.unet, parts.vae
@@ -40,6 +49,7 @@ class StableDiffusion:
         self.loss_scale = HALF_LOSS_SCALE if self.dtype == torch.float16 else 1.0
         self.max_tokens = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         self.prompt_tokens = self.max_tokens - 2  # one begins, one ends
+        self.most_tokens = MOST_CHUNKS * self.prompt_tokens
         self.clip_skip = settings.clip_skip
         self._check_clip_skip()
         if settings.gradient_checkpointing:
@@ -171,6 +181,10 @@ class StableDiffusion:
                 if forward is not None:
                     module.forward = forward
 
+    def draw_timesteps(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+        """All of the schedule alike, int64."""
+        return torch.randint(0, self.train_timesteps, (count,), generator=generator)
+
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """sqrt(abar) x + sqrt(1 - abar) noise."""
         return _per_sample(self._signal, timesteps) * latents + _per_sample(self._noise, timesteps) * noise
@@ -186,14 +200,17 @@ class StableDiffusion:
         ratio: Tensor = self._snr[timesteps]
         return ratio
 
-    def sampler(self, name: str = "ddim") -> Any:
+    def sampler(self, name: str = "ddim", steps: int | None = None) -> Any:
         """A fresh scheduler without randomness after the first noise.
 
         DDIM (Song et al. 2020) with eta 0, Euler (Karras et al. 2022) without churn, or DPM-Solver++ of the second
         order over several steps (Lu et al. 2022) with Karras' noise levels.
         """
         kind, settings = _SAMPLERS[name]
-        return kind.from_config(self.scheduler.config, **settings)
+        sampler = kind.from_config(self.scheduler.config, **settings)
+        if steps is not None:
+            sampler.set_timesteps(steps)
+        return sampler
 
 
 def check_penultimate(clip_skip: int | None, name: str) -> None:

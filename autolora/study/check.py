@@ -17,7 +17,7 @@ from autolora.data.concepts import Dataset
 from autolora.data.ledger import step_ledger
 from autolora.data.tag_report import RISKS, TagRow, suggest_pruning, tag_ledger, tag_rows
 from autolora.errors import ConfigError
-from autolora.models.base import MOST_CHUNKS, BaseModel
+from autolora.models.base import BaseModel
 from autolora.optim.schedules import SCHEDULES
 from autolora.prepare.drawn_tags import DRAWN, absorbed_tags, drawn_shots, drawn_tags, suggest_level
 from autolora.prepare.trigger_audit import (
@@ -85,7 +85,7 @@ def caption_sections(dataset: Dataset, model: BaseModel) -> list[Section]:
         for trigger, tags in found.items()
     )
     tags = Section("Tags", ("tag", "kind", "captions", *names, "always in"), rows, advice)
-    room = MOST_CHUNKS * model.prompt_tokens
+    room = model.most_tokens
     long = tuple(
         (picture.path.name, count, " ".join(model.tokens(picture.caption)[room:]))
         for picture in (*dataset.pictures, *dataset.held_out)

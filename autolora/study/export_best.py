@@ -13,8 +13,9 @@ from autolora.adapters.base import State
 from autolora.adapters.changes import as_lora, distance, is_plain
 from autolora.adapters.formats import layer_weights
 from autolora.adapters.read import lora_of
-from autolora.export.diffusers_copy import has_format, write_diffusers
+from autolora.export.diffusers_copy import write_diffusers
 from autolora.export.metadata import Card
+from autolora.export.naming import has_format
 from autolora.export.write import DTYPES, Exported, ExportSettings, export_lora
 from autolora.sampling import Shot, render
 from autolora.study.trial import Point, Record

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from autolora.adapters.base import State
 from autolora.adapters.read import read_lora
 from autolora.errors import ExportError
-from autolora.export.diffusers_copy import has_format
+from autolora.export.naming import has_format
 from autolora.export.verify import DiffusersTwin, compare_pictures, verify_deltas
 from autolora.export.write import Exported
 from autolora.progress import Bars

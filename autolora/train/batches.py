@@ -231,7 +231,7 @@ class Stream:
         if self.run.train.noise_offset:  # Guttenberg 2023
             whole = torch.randn(len(picks), shape[0], 1, 1, generator=self.generators["offset"])
             noise = noise + self.run.train.noise_offset * whole
-        steps = torch.randint(0, self.model.train_timesteps, (len(picks),), generator=self.generators["timesteps"])
+        steps = self.model.draw_timesteps(len(picks), shape, self.generators["timesteps"])
         preserved = tuple(part.preserved for _, part in chosen)
         weak = torch.rand(len(picks), generator=self.generators["weights"]) < 0.5
         weights = torch.where(weak & torch.tensor([part.own for _, part in chosen]), self.run.train.min_weight, 1.0)

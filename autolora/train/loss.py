@@ -31,7 +31,9 @@ def diffusion_loss(
     Huber is 2d (sqrt(e^2 + d^2) - d): e^2 where small, 2d |e| where large (Charbonnier et al. 1994; for diffusion
     Khrapov et al. 2024). Min-SNR (Hang et al. 2023) is min(snr, gamma) / snr for noise prediction and
     min(snr, gamma) / (snr + 1) for v-prediction. Debiased (Yu et al. 2024) is 1 / sqrt(snr), snr held to 1000, and
-    for v-prediction 1 / (snr + 1), as sd-scripts has it.
+    for v-prediction 1 / (snr + 1), as sd-scripts has it. For flow matching both weigh the error of the noise that it
+    means, which is 1 - s times that of the flow; they are off in the settings of such models, as timesteps are drawn
+    where they matter instead.
     A mask, (B, 1, h, w) and nowhere negative, weighs the cells; its own size does not change the loss's.
     """
     errors = (predicted.float() - target.float()).square()
@@ -50,9 +52,14 @@ def timestep_weights(model: BaseModel, timesteps: Tensor, settings: TrainSetting
     snr, velocity = model.snr(timesteps), model.prediction_type == "v_prediction"
     if settings.debiased:
         held = snr.clamp(1e-8, 1000)
-        return 1 / (held + 1) if velocity else held.rsqrt()
-    divisor = snr + 1 if velocity else snr.clamp(min=1e-8)
-    return snr.clamp(max=settings.min_snr_gamma) / divisor
+        weights = 1 / (held + 1) if velocity else held.rsqrt()
+    else:
+        divisor = snr + 1 if velocity else snr.clamp(min=1e-8)
+        weights = snr.clamp(max=settings.min_snr_gamma) / divisor
+    if model.prediction_type == "flow":
+        signal = snr.sqrt() / (1 + snr.sqrt())  # 1 - s, as snr is ((1 - s) / s)^2
+        weights = weights * signal.square()
+    return weights
 
 
 @torch.no_grad()

@@ -71,7 +71,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
         lambda p: edit(p / "model_index.json", _class_name="StableDiffusionXLPipeline"),
         "is an SDXL",
     ),
-    "flux": (lambda p: edit(p / "model_index.json", _class_name="FluxPipeline"), "holds a FluxPipeline"),
+    "another": (lambda p: edit(p / "model_index.json", _class_name="WanPipeline"), "holds a WanPipeline"),
     "bad index": (lambda p: rewrite(p / "model_index.json", "{"), "cannot be read as JSON"),
     "index is a list": (lambda p: rewrite(p / "model_index.json", "[]"), "holds no JSON object"),
     "parts": (

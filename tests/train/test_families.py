@@ -15,7 +15,7 @@ from autolora.adapters.lora import LoRA
 from autolora.data.buckets import BucketSettings, size_ids
 from autolora.data.concepts import DatasetSettings, load_dataset, with_frames
 from autolora.data.sources import Picture
-from autolora.models import Context, StableDiffusion
+from autolora.models import BaseModel, Context, FlowModel, StableDiffusion
 from autolora.optim.optimizers import AdamW
 from autolora.optim.schedules import Constant
 from autolora.train import checkpoint
@@ -23,7 +23,7 @@ from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.loop import Assignment, Bench, train
 from autolora.train.run import Run, TrainSettings
-from tests import tiny
+from tests import tiny, tiny_flow
 
 RUN = Run(
     "families",
@@ -47,12 +47,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out.parent
 
 
-def work(model: StableDiffusion, folder: Path, cache: Path) -> Bench:
+def run_of(model: BaseModel) -> Run:
+    """The same for every family, but for text encoders that no LoRA file holds."""
+    return replace(RUN, adapter=replace(RUN.adapter, text_encoder=len(model.modules) > 1))
+
+
+def work(model: BaseModel, folder: Path, cache: Path) -> Bench:
     settings = DatasetSettings(path=str(folder), buckets=BucketSettings(count=2, step=16))
     dataset = with_frames(load_dataset(settings), settings, model.resolution)
     drawn = tuple(replace(picture, caption="1girl") for picture in dataset.pictures[:4])
     return Bench(
-        model, attach(model.modules, RUN.adapter), dataset, LatentCache(model, cache), PromptCache(model), drawn
+        model,
+        attach(model.modules, run_of(model).adapter),
+        dataset,
+        LatentCache(model, cache),
+        PromptCache(model),
+        drawn,
     )
 
 
@@ -66,20 +76,39 @@ def train_all(bench: Bench, assignment: Assignment) -> list[Checkpoint]:
         bench.adapter.detach()
 
 
-@pytest.fixture(params=["sd1", "sdxl"])
-def model(request: pytest.FixtureRequest, tiny_model: StableDiffusion, tiny_xl: StableDiffusion) -> StableDiffusion:
-    return {"sd1": tiny_model, "sdxl": tiny_xl}[request.param]
+@pytest.fixture(params=["sd1", "sdxl", *tiny_flow.FAMILIES])
+def model(
+    request: pytest.FixtureRequest,
+    tiny_model: StableDiffusion,
+    tiny_xl: StableDiffusion,
+    tiny_flows: dict[str, FlowModel],
+) -> BaseModel:
+    found: dict[str, BaseModel] = {"sd1": tiny_model, "sdxl": tiny_xl, **tiny_flows}
+    return found[request.param]
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
-    whole = train_all(work(model, folder, tmp_path), Assignment(RUN))
+def test_a_resumed_run_is_the_uninterrupted_one(model: BaseModel, folder: Path, tmp_path: Path) -> None:
+    run = run_of(model)
+    whole = train_all(work(model, folder, tmp_path), Assignment(run))
     checkpoint.save(whole[0], tmp_path / "latest.pt")
-    resumed = train_all(work(model, folder, tmp_path), Assignment(RUN, checkpoint.load(tmp_path / "latest.pt", RUN)))
+    resumed = train_all(work(model, folder, tmp_path), Assignment(run, checkpoint.load(tmp_path / "latest.pt", run)))
     assert [c.step for c in whole] == [c.step for c in resumed] and len(whole) == 2
     for a, b in zip(whole, resumed, strict=True):
         assert a.train_loss == b.train_loss and a.val_losses == b.val_losses
         assert all(torch.equal(a.state[key], b.state[key]) for key in a.state)
     assert {key.partition(".")[0] for key in whole[0].state} == set(model.modules)
+
+
+@pytest.mark.parametrize("family", tiny_flow.FAMILIES)
+def test_flow_matching_trains_in_16_bit(
+    family: str, tiny_flows: dict[str, FlowModel], folder: Path, tmp_path: Path
+) -> None:
+    expected = train_all(work(tiny_flows[family], folder, tmp_path), Assignment(run_of(tiny_flows[family])))
+    path, half = Path(str(tiny_flows[family].source)), {"dtype": "bfloat16", "gradient_checkpointing": True}
+    model = tiny_flow.load_tiny_flow(path, family, **half)
+    whole = train_all(work(model, folder, tmp_path), Assignment(run_of(model)))
+    assert whole[-1].train_loss == pytest.approx(expected[-1].train_loss, rel=0.02)
+    assert whole[-1].val_loss == pytest.approx(expected[-1].val_loss, rel=0.02)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

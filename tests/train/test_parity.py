@@ -8,19 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 from torch.nn import functional as F
 
 from autolora.data.buckets import size_ids
 from autolora.errors import ModelError
-from autolora.models import StableDiffusion
+from autolora.models import FlowModel, StableDiffusion
 from autolora.train.batches import Stream
 from autolora.train.loop import Assignment, Slot, train_step
-from tests import tiny
-from tests.train.test_families import RUN, folder, work  # noqa: F401 - folder is a fixture
+from tests import tiny, tiny_flow
+from tests.train.test_families import RUN, folder, run_of, work  # noqa: F401 - folder is a fixture
 
 PIPELINE: Any = DiffusionPipeline
 DDPM: Any = DDPMScheduler
+FLOW: Any = FlowMatchEulerDiscreteScheduler
 PLAIN = replace(RUN, train=replace(RUN.train, min_snr_gamma=None, preserve_share=0.0, batch_size=3))
 
 
@@ -89,6 +91,61 @@ def test_the_loss_is_that_of_diffusers(kind: Kind, folder: Path, tmp_path: Path)
     target = scheduler.get_velocity(clean, batch.noise, batch.timesteps) if velocity else batch.noise
     expected = float(F.mse_loss(predicted, target))
     assert float(slot.losses[0]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", tiny_flow.FAMILIES)
+def test_the_loss_of_flow_matching_is_that_of_diffusers(
+    family: str,
+    tiny_flows: dict[str, FlowModel],
+    folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    model = tiny_flows[family]
+    run = replace(run_of(model), train=PLAIN.train)
+    bench = work(model, folder, tmp_path)
+    try:
+        slot = Slot(0, Assignment(run), bench)
+        train_step(bench, {0: slot})
+    finally:
+        bench.adapter.detach()
+    batch = Stream(run, bench.dataset, model).next_batch()
+    assert len(batch.pictures) > 1
+
+    pipeline = PIPELINE.from_pretrained(model.source, torch_dtype=torch.float32)
+    clean, times = bench.latents.latents(batch.pictures, batch.flips), batch.timesteps
+    scheduler = FLOW()
+    scheduler.set_timesteps(timesteps=times.tolist(), sigmas=(times / 1000).tolist())
+    noisy, prompts = scheduler.scale_noise(clean, times, batch.noise), list(batch.captions)
+    with torch.no_grad():
+        predicted = predicted_by(pipeline, family, noisy, times, prompts)
+    expected = float(F.mse_loss(predicted, batch.noise - clean))
+    assert float(slot.losses[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def predicted_by(pipeline: Any, family: str, noisy: Tensor, times: Tensor, prompts: list[str]) -> Tensor:
+    """What a pipeline's transformer predicts, called as the pipeline calls it."""
+    more: dict[str, Any] = {"return_dict": False}
+    if family == "z_image":
+        contexts, _ = pipeline.encode_prompt(prompts, "cpu", do_classifier_free_guidance=False)
+        found = pipeline.transformer(list(noisy.unsqueeze(2)), (1000 - times) / 1000, contexts, **more)[0]
+        return -torch.stack(found).squeeze(2)
+    if family == "sd3":
+        tokens, _, pooled, _ = pipeline.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
+        found = pipeline.transformer(noisy, tokens, pooled, times, **more)[0]
+        return found
+    tokens, pooled, text_ids = pipeline.encode_prompt(prompts)
+    count, channels, height, width = noisy.shape
+    packed = pipeline.transformer(
+        pipeline._pack_latents(noisy, count, channels, height, width),
+        tokens,
+        pooled,
+        times / 1000,
+        pipeline._prepare_latent_image_ids(count, height // 2, width // 2, "cpu", torch.float32),
+        text_ids,
+        torch.ones(count),
+        **more,
+    )[0]
+    return pipeline._unpack_latents(packed, 4 * height, 4 * width, 4)
 
 
 def test_renders_of_v_models_begin_at_pure_noise(kind: Kind, tmp_path: Path) -> None:

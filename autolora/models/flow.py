@@ -1,0 +1,185 @@
+"""What flow-matching transformers have in common: straight paths from a picture to noise, and shifted timesteps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+
+from autolora.errors import ConfigError
+from autolora.models.base import DTYPES, HALF_LOSS_SCALE, Context, ModelSettings
+from autolora.models.flow_parts import FlowParts
+from autolora.models.folders import ENCODERS, NAMES
+
+PATCH = 2  # latent cells on a side of one of the transformer's tokens
+
+
+class FlowEuler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
+    """Euler steps along the flow (Liu et al. 2022), with what diffusers' other schedulers say of their inputs."""
+
+    init_noise_sigma = 1.0
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        """The sample as it is."""
+        return sample
+
+
+class FlowModel:
+    """A frozen transformer trained by flow matching (Lipman et al. 2022); see `BaseModel` for shapes.
+
+    Latents at noise level s, timestep s * train_timesteps, are (1 - s) x + s noise, and it predicts noise - x. Families
+    say how prompts are encoded, and what their transformer is given.
+    """
+
+    architecture: str
+    adapted_encoders: tuple[str, ...] = ()  # that LoRA files of the family can hold
+    prediction_type = "flow"
+    clip_skip: int | None = None
+    tells_guidance = False
+    source: Path | None
+
+    def __init__(self, parts: FlowParts, name: str, settings: ModelSettings) -> None:
+        kind = NAMES[self.architecture]
+        settings.refuse(kind, "clip_skip", "prediction_type", "zero_terminal_snr")
+        self.name, self.base_hash, self.source, self.settings = name, parts.base_hash, parts.source, settings
+        self.pipeline = parts.pipeline
+        self.transformer, self.vae, self.scheduler = (
+            getattr(self.pipeline, part) for part in ("transformer", "vae", "scheduler")
+        )
+        encoders = ENCODERS[self.architecture]
+        self.text_encoders = {name: getattr(self.pipeline, name) for name in encoders}
+        self.tokenizers = {name: getattr(self.pipeline, tokenizer) for name, tokenizer in encoders.items()}
+        self.device, self.dtype = self.transformer.device, DTYPES[settings.dtype]
+        self.loss_scale = HALF_LOSS_SCALE if self.dtype == torch.float16 else 1.0
+        self.train_timesteps = int(self.scheduler.config.num_train_timesteps)
+        if settings.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+        if self.device.type == "cuda":
+            self.vae.enable_slicing()  # one picture after the other: decoding takes much memory
+        self.prompt_tokens = self.most_tokens = self._prompt_tokens()  # no prompt is read in several windows
+        self._take_size(settings.resolution)
+        self.sampler(settings.render.sampler)
+        if settings.render.guidance_rescale:
+            raise ConfigError(f"model.render.guidance_rescale: {kind} is guided without; set it to 0")
+
+    def _take_size(self, resolution: int | None) -> None:
+        config = self.vae.config
+        self.cell = 2 ** (len(config.block_out_channels) - 1)  # pixels on a side of a latent's
+        self.resolution = int(resolution or 128 * self.cell)
+        if self.resolution < 1 or self.resolution % (PATCH * self.cell):
+            raise ConfigError(f"model.resolution={self.resolution} must be a multiple of {PATCH * self.cell} here")
+        side = self.resolution // self.cell
+        self.latent_shape = (int(config.latent_channels), side, side)
+        self.scaling, self.offset = float(config.scaling_factor), float(config.shift_factor or 0.0)
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The roots that adapters attach to."""
+        return {"transformer": self.transformer, **{name: self.text_encoders[name] for name in self.adapted_encoders}}
+
+    def _prompt_tokens(self) -> int:
+        """A prompt's own that are read, of the text encoder that reads most of it."""
+        raise NotImplementedError
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels in [-1, 1] -> scaled latents."""
+        mean: Tensor = self.vae.encode(pixels.to(self.device)).latent_dist.mean
+        return (mean - self.offset) * self.scaling
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents -> (B, 3, H, W) pixels around [-1, 1]."""
+        pixels: Tensor = self.vae.decode(latents / self.scaling + self.offset, return_dict=False)[0]
+        return pixels
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Context:
+        """N prompts -> their context."""
+        raise NotImplementedError
+
+    def tokens(self, prompt: str) -> list[str]:
+        """The pieces of a prompt, uncut, by the tokenizer of the text encoder that reads most of it."""
+        pieces: list[str] = list(self.tokenizers.values())[-1].tokenize(prompt)
+        return pieces
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
+        """The transformer's output for noisy latents."""
+        with self._precision():
+            return self._flow(noisy, timesteps.float(), context).float()
+
+    def _flow(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
+        raise NotImplementedError
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Weights of 16 bit meet adapters of 32 under autocast."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+    @contextmanager
+    def fixed_context(self) -> Iterator[None]:
+        """Nothing is reused: the tokens of the prompt change from layer to layer with those of the picture."""
+        yield
+
+    def shift(self, shape: tuple[int, int, int]) -> float:
+        """By how much latents of a shape (C, h, w) are trained at more noise, as the model's scheduler samples them."""
+        config = self.scheduler.config
+        if self.settings.timestep_shift is not None:
+            return self.settings.timestep_shift
+        if not config.use_dynamic_shifting:
+            return float(config.shift)
+        grown = self._mu(shape)
+        return math.exp(grown) if config.time_shift_type == "exponential" else grown
+
+    def _mu(self, shape: tuple[int, int, int]) -> float:
+        """How the shift grows with a picture's size, as diffusers' pipelines have it from Flux: a line through two."""
+        config = self.scheduler.config
+        tokens = (shape[1] // PATCH) * (shape[2] // PATCH)
+        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+        return float(config.base_shift + slope * (tokens - config.base_image_seq_len))
+
+    def draw_timesteps(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+        """Of noise levels u, logit-normal (Esser et al. 2024) or uniform, and shifted to k u / (1 + (k - 1) u)."""
+        if self.settings.timestep_sampling == "uniform":
+            level = torch.rand(count, generator=generator)
+        else:
+            level = torch.randn(count, generator=generator).sigmoid()
+        shift = self.shift(shape)
+        return self.train_timesteps * (shift * level / (1 + (shift - 1) * level))
+
+    def _level(self, timesteps: Tensor) -> Tensor:
+        return timesteps.float() / self.train_timesteps
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """(1 - s) x + s noise."""
+        level = self._level(timesteps).view(-1, 1, 1, 1)
+        return (1 - level) * latents + level * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """noise - x, whatever the timestep."""
+        return noise - latents
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """((1 - s) / s)^2, (B,)."""
+        level = self._level(timesteps).clamp(1e-6, 1)
+        return ((1 - level) / level).square()
+
+    def sampler(self, name: str = "euler", steps: int | None = None) -> Any:
+        """A fresh scheduler: Euler steps, shifted as the model's own scheduler says.
+
+        Raises:
+            ConfigError: another one is asked for.
+        """
+        if name != "euler":
+            raise ConfigError(f"model.render.sampler={name}: {NAMES[self.architecture]} renders with euler")
+        sampler = FlowEuler.from_config(self.scheduler.config, stochastic_sampling=False)
+        if steps is not None:
+            sampler.set_timesteps(steps, sigmas=self._levels(steps), mu=self._mu(self.latent_shape))
+            sampler.set_begin_index(0)
+        return sampler
+
+    def _levels(self, steps: int) -> list[float] | None:
+        """The noise levels that the family's pipeline samples at, before they are shifted; None: the scheduler's."""
+        return [1 - i / steps for i in range(steps)]

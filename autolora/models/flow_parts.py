@@ -1,0 +1,74 @@
+"""The parts of a flow-matching model as diffusers' own pipeline of its family, from a diffusers folder, frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from autolora.models.base import DTYPES, ModelSettings
+from autolora.models.folders import ENCODERS, folder_hash
+from autolora.models.parts import load_part
+from autolora.models.quiet import quiet_libraries
+
+_DIFFUSERS: Any = diffusers  # untyped libraries are called through Any
+_TRANSFORMERS: Any = transformers
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A family's classes: of its pipeline and transformer in diffusers, of its text encoders in transformers."""
+
+    pipeline: str
+    transformer: str
+    encoders: tuple[str, ...]
+
+
+LAYOUTS = {
+    "sd3": Layout(
+        "StableDiffusion3Pipeline",
+        "SD3Transformer2DModel",
+        ("CLIPTextModelWithProjection", "CLIPTextModelWithProjection", "T5EncoderModel"),
+    ),
+    "flux": Layout("FluxPipeline", "FluxTransformer2DModel", ("CLIPTextModel", "T5EncoderModel")),
+    "z_image": Layout("ZImagePipeline", "ZImageTransformer2DModel", ("Qwen3Model",)),
+}
+
+
+@dataclass(frozen=True)
+class FlowParts:
+    """A pipeline of frozen parts, and where diffusers finds the same model."""
+
+    pipeline: Any
+    base_hash: str
+    source: Path
+
+    def with_vae(self, vae: Any, digest: str) -> FlowParts:
+        """The same with another VAE, of that hash."""
+        self.pipeline.register_modules(vae=vae)
+        return replace(self, base_hash=f"{self.base_hash[:8]}{digest[:8]}")
+
+
+def load_flow_parts(folder: Path, settings: ModelSettings, device: torch.device) -> FlowParts:
+    """A folder's parts; the VAE stays in 32-bit floats, as latents are kept.
+
+    Raises:
+        ModelError: files are missing or broken.
+    """
+    family, dtype = settings.family, DTYPES[settings.dtype]
+    layout, encoders = LAYOUTS[family], ENCODERS[family]
+    with quiet_libraries():
+        parts = {
+            "transformer": load_part(getattr(_DIFFUSERS, layout.transformer), folder / "transformer", device, dtype),
+            "vae": load_part(_DIFFUSERS.AutoencoderKL, folder / "vae", device, torch.float32),
+            "scheduler": _DIFFUSERS.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        }
+        for (name, tokenizer), kind in zip(encoders.items(), layout.encoders, strict=True):
+            parts[name] = load_part(getattr(_TRANSFORMERS, kind), folder / name, device, dtype)
+            parts[tokenizer] = _TRANSFORMERS.AutoTokenizer.from_pretrained(folder / tokenizer, local_files_only=True)
+        pipeline = getattr(_DIFFUSERS, layout.pipeline)(**parts)
+    return FlowParts(pipeline, folder_hash(folder, (*sorted(encoders), "transformer", "vae")), folder)

@@ -1,0 +1,152 @@
+"""LoRA files of the flow-matching families: diffusers' names, read and drawn by diffusers as they were trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from autolora.adapters.adapter_set import attach
+from autolora.adapters.base import State
+from autolora.adapters.changes import as_lora, distance
+from autolora.adapters.formats import layer_weights
+from autolora.adapters.lora import DyLoRA, LoRA
+from autolora.adapters.read import read_lora, read_metadata
+from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
+from autolora.errors import ConfigError, ExportError
+from autolora.export.diffusers_copy import write_diffusers
+from autolora.export.kohya_command import kohya_command
+from autolora.export.metadata import Card
+from autolora.export.readings import readings
+from autolora.export.resize import Resizer, write_resized
+from autolora.export.verify import DiffusersTwin, compare_pictures, verify_deltas
+from autolora.export.write import export_lora
+from autolora.models import FlowModel, RenderSettings
+from autolora.sampling import Shot, render
+from tests import tiny_flow
+from tests.adapters.test_contract import move
+from tests.export.world import dataset, run
+
+CARD = Card("1girl, zorak", 0.7, "a test", 40)
+OTHERS = {"dora": DoRA(dim=4, alpha=2), "loha": LoHa(dim=4, alpha=2), "lokr": LoKr(dim=2, alpha=1)}
+VERSIONS = {
+    "sd3": ("sd3", "stable-diffusion-3/lora", "Unknown"),
+    "flux": ("flux1", "flux-1-dev/lora", "Flux"),
+    "z_image": ("z_image", "z-image/lora", "Unknown"),
+}
+
+
+@pytest.fixture(params=tiny_flow.FAMILIES)
+def model(request: pytest.FixtureRequest, tiny_flows: dict[str, FlowModel]) -> FlowModel:
+    return tiny_flows[request.param]
+
+
+def trained(model: FlowModel, spec: LoRA | DyLoRA, size: float = 0.05) -> State:
+    adapter = attach(model.modules, spec)
+    try:
+        adapter.start(0, spec, torch.Generator().manual_seed(0))
+        move(adapter, size=size)
+        return adapter.state(0)
+    finally:
+        adapter.detach()
+
+
+def spec_of(model: FlowModel) -> LoRA:
+    return LoRA(dim=4, alpha=2, text_encoder=len(model.modules) > 1)
+
+
+def test_a_lora_is_drawn_by_diffusers_as_by_us(model: FlowModel, tmp_path: Path) -> None:
+    spec = spec_of(model)
+    state = trained(model, spec, size=0.3)
+    exported = export_lora(state, run(spec), dataset(), model, tmp_path, "zorak", card=CARD)
+    assert all(".lora_A." in key or ".lora_B." in key for key in load_file(exported.path))
+    assert verify_deltas(state, exported.path, model).read_by == ("ComfyUI",)
+    assert model.source is not None
+    twin = DiffusersTwin(exported.path, model.source, model)
+    assert twin.verify_deltas(state).layers == exported.layers
+
+    shots = [Shot("1girl, mona", 7, weight) for weight in (1.0, 0.5, 0.0)]
+    negative = "" if model.tells_guidance else "red"
+    settings = RenderSettings(steps=4, guidance=3.0, sampler="euler", batch_size=2, negative=negative)
+    adapter = attach(model.modules, spec)
+    try:
+        adapter.start(0, spec, torch.Generator().manual_seed(0))
+        adapter.load(read_lora(exported.path, model))
+        ours = render(model, shots, settings, adapter)
+    finally:
+        adapter.detach()
+    compare_pictures(ours, twin.render(shots, settings), most=0.1)
+    assert abs(ours[0].astype(int) - ours[2].astype(int)).mean() > 1
+
+
+def test_a_file_says_what_it_is_for(model: FlowModel, tmp_path: Path) -> None:
+    spec = spec_of(model)
+    exported = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", card=CARD)
+    found = read_metadata(exported.path)
+    version, spec_name, webui = VERSIONS[model.architecture]
+    assert (found["ss_base_model_version"], found["modelspec.architecture"]) == (version, spec_name)
+    assert not {"modelspec.prediction_type", "ss_network_module"} & found.keys()
+    assert json.loads(exported.sidecar.read_text())["sd version"] == webui
+    assert kohya_command(run(spec), dataset(), model, 4).text == ""
+
+
+def test_a_file_is_read_by_whom_it_is_for(model: FlowModel, tmp_path: Path) -> None:
+    spec = spec_of(model)
+    exported = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", card=CARD)
+    _, found = readings(exported.path, model)
+    assert {one.program for one in found if one.alike} == {"ComfyUI", "diffusers"}
+    assert {one.program for one in found if one.unread} == {"A1111", "kohya sd-scripts"}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_kinds_have_lycoris_names_and_a_plain_twin(kind: str, model: FlowModel, tmp_path: Path) -> None:
+    state = trained(model, OTHERS[kind])
+    path = export_lora(state, run(OTHERS[kind]), dataset(), model, tmp_path, kind, card=CARD).path
+    assert all(key.startswith("lycoris_") for key in load_file(path))
+    assert verify_deltas(state, path, model).read_by == ("ComfyUI",)
+    weights = layer_weights(model.modules)
+    twin = as_lora(state, weights, 16)
+    written = export_lora(twin, run(LoRA(dim=16)), dataset(), model, tmp_path, f"{kind}-lora", card=CARD).path
+    verify_deltas(twin, written, model)
+    assert distance(read_lora(path, model), state, weights) < 1e-2
+    assert model.source is not None
+    DiffusersTwin(written, model.source, model).verify_deltas(twin)
+    if kind == "dora":
+        DiffusersTwin(write_diffusers(state, tmp_path / "copy"), model.source, model).verify_deltas(state)
+
+
+def test_ia3_suits_no_layers_with_a_bias(model: FlowModel, tmp_path: Path) -> None:
+    if model.architecture != "z_image":
+        with pytest.raises(ConfigError, match=r"IA3 does not suit this model: transformer\..* has a bias"):
+            trained(model, IA3())
+        return
+    state = trained(model, IA3())
+    path = export_lora(state, run(IA3()), dataset(), model, tmp_path, "ia3", card=CARD).path
+    assert verify_deltas(state, path, model).read_by == ()  # its plain twin is for them
+
+
+def test_a_smaller_file_has_the_same_names(model: FlowModel, tmp_path: Path) -> None:
+    spec = LoRA(dim=4, alpha=2)
+    source = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", card=CARD).path
+    smaller = Resizer(read_lora(source, model), layer_weights(model.modules), None).to(2)
+    path = write_resized(smaller, 2, source, read_metadata(source), model, tmp_path, torch.float16)
+    verify_deltas(smaller, path, model)
+    assert load_file(path).keys() == load_file(source).keys()
+    assert "ss_network_module" not in read_metadata(path)
+
+
+def test_files_of_other_trainers_are_read(model: FlowModel, tmp_path: Path) -> None:
+    state = trained(model, LoRA(dim=4, alpha=4))
+    path = export_lora(state, run(LoRA()), dataset(), model, tmp_path, "zorak", card=CARD, dtype=torch.float32).path
+    tensors, weights = load_file(path), layer_weights(model.modules)
+    for prefix in ("diffusion_model.", ""):  # ai-toolkit's, peft's
+        other = {key.replace("transformer.", prefix, 1): tensor for key, tensor in tensors.items()}
+        save_file(other, tmp_path / "other.safetensors")
+        assert distance(read_lora(tmp_path / "other.safetensors", model), state, weights) < 1e-6
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
+    save_file({f"{name}.lora_down.weight": torch.zeros(4, 32)}, tmp_path / "kohya.safetensors")
+    with pytest.raises(ExportError, match=r"a LoRA for Flux in kohya's names.*expected a diffusers'"):
+        read_lora(tmp_path / "kohya.safetensors", model)
