@@ -41,6 +41,11 @@ def in_lycoris_parts(tensors: Mapping[str, Tensor]) -> bool:
     return bool(parts & set(PARTS) - LOW_RANK)
 
 
+def in_original_names(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a transformer's LoRA may have the names of its original code, as kohya's and ComfyUI's files do."""
+    return any(key.startswith(("lora_unet_", "diffusion_model.")) for key in tensors)
+
+
 def from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, layers: Layers) -> State:
     """Rename a diffusers or peft file's tensors to the paths of a model's layers.
 

@@ -33,7 +33,7 @@ _OTHER_KINDS = {
     "sdxl": (("lora_te_text_model_", "a LoRA for Stable Diffusion 1.x or 2.x"),),
 }
 _OTHER_FILES = (
-    ("lora_unet_double_blocks_", "a LoRA for Flux in kohya's names"),
+    ("lora_unet_double_blocks_", "a LoRA for Flux"),
     ("lora_unet_joint_blocks_", "a LoRA for Stable Diffusion 3 in kohya's names"),
     ("emb_params", "a textual inversion embedding"),
     ("model.diffusion_model.", "a whole checkpoint"),

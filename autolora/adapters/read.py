@@ -8,11 +8,18 @@ from safetensors import SafetensorError, safe_open
 
 from autolora.adapters.base import TARGETS, State, in_text_encoder
 from autolora.adapters.changes import parts_by_layer
-from autolora.adapters.foreign import from_diffusers, from_lycoris, in_diffusers_names, in_lycoris_parts
-from autolora.adapters.formats import from_kohya, layer_shapes, layers_of
+from autolora.adapters.foreign import (
+    from_diffusers,
+    from_lycoris,
+    in_diffusers_names,
+    in_lycoris_parts,
+    in_original_names,
+)
+from autolora.adapters.formats import from_kohya, is_transformer, layer_shapes, layers_of
 from autolora.adapters.lora import LoRA
 from autolora.errors import ExportError
 from autolora.models.base import BaseModel
+from autolora.models.pipelines import converted_lora
 
 
 def read_lora(path: Path, model: BaseModel) -> State:
@@ -26,6 +33,8 @@ def read_lora(path: Path, model: BaseModel) -> State:
     """
     tensors, metadata = read_file(path)
     try:
+        if is_transformer(model.architecture) and in_original_names(tensors):
+            tensors = converted_lora(tensors, model.architecture)
         if in_lycoris_parts(tensors):
             return from_lycoris(tensors, model.architecture, layers_of(model.modules))
         if in_diffusers_names(tensors):

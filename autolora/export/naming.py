@@ -8,7 +8,7 @@ from torch import Tensor
 
 from autolora.adapters.base import State
 from autolora.adapters.changes import is_plain, layer_scale, parts_by_layer
-from autolora.adapters.foreign import in_diffusers_names, in_lycoris_parts, parts_by_path
+from autolora.adapters.foreign import in_diffusers_names, in_lycoris_parts, in_original_names, parts_by_path
 from autolora.adapters.formats import is_transformer, layers_of, paths_by_name, to_kohya
 from autolora.errors import ExportError
 from autolora.export.consumers import CONSUMERS, TRANSFORMER_CONSUMERS, Reader
@@ -51,10 +51,10 @@ def to_diffusers(state: State) -> State:
     return found
 
 
-def read_by(tensors: Mapping[str, Tensor], architecture: str) -> dict[str, Reader]:
-    """The programs that find a file's layers for a model of this architecture."""
+def read_by(tensors: Mapping[str, Tensor], architecture: str) -> dict[str, Reader] | None:
+    """The programs that find a file's layers for a model of this architecture; None: that is not known."""
     if is_transformer(architecture):
-        return TRANSFORMER_CONSUMERS
+        return None if in_original_names(tensors) else TRANSFORMER_CONSUMERS
     return {} if _as_diffusers(tensors) else CONSUMERS
 
 

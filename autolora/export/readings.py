@@ -55,8 +55,9 @@ def readings(path: Path, model: BaseModel, advance: Callable[[int], None] | None
     done, reading = dict[str, Reading](), dict[str, Read]()
     tensors, _ = read_file(path)
     readers = read_by(tensors, model.architecture)
-    reason = f"it does not know its layers' names ({next(iter(tensors))})"
-    done = {program: Reading(program, unread=reason) for program in CONSUMERS if program not in readers}
+    if readers is not None:
+        reason = f"it does not know its layers' names ({next(iter(tensors))})"
+        done = {program: Reading(program, unread=reason) for program in CONSUMERS if program not in readers}
     if readers:
         layers = layers_in_file(tensors, model)
         reading = {program: partial(_by_formula, formula, layers) for program, formula in readers.items()}

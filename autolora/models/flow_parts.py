@@ -13,29 +13,22 @@ import transformers
 from autolora.models.base import DTYPES, ModelSettings
 from autolora.models.folders import ENCODERS, folder_hash
 from autolora.models.parts import load_part
+from autolora.models.pipelines import PIPELINES
 from autolora.models.quiet import quiet_libraries
 
 _DIFFUSERS: Any = diffusers  # untyped libraries are called through Any
 _TRANSFORMERS: Any = transformers
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A family's classes: of its pipeline and transformer in diffusers, of its text encoders in transformers."""
-
-    pipeline: str
-    transformer: str
-    encoders: tuple[str, ...]
-
-
-LAYOUTS = {
-    "sd3": Layout(
-        "StableDiffusion3Pipeline",
-        "SD3Transformer2DModel",
-        ("CLIPTextModelWithProjection", "CLIPTextModelWithProjection", "T5EncoderModel"),
-    ),
-    "flux": Layout("FluxPipeline", "FluxTransformer2DModel", ("CLIPTextModel", "T5EncoderModel")),
-    "z_image": Layout("ZImagePipeline", "ZImageTransformer2DModel", ("Qwen3Model",)),
+_TRANSFORMER_CLASSES = {
+    "sd3": "SD3Transformer2DModel",
+    "flux": "FluxTransformer2DModel",
+    "z_image": "ZImageTransformer2DModel",
+}
+_ENCODER_CLASSES = {
+    "sd3": ("CLIPTextModelWithProjection", "CLIPTextModelWithProjection", "T5EncoderModel"),
+    "flux": ("CLIPTextModel", "T5EncoderModel"),
+    "z_image": ("Qwen3Model",),
 }
 
 
@@ -60,15 +53,17 @@ def load_flow_parts(folder: Path, settings: ModelSettings, device: torch.device)
         ModelError: files are missing or broken.
     """
     family, dtype = settings.family, DTYPES[settings.dtype]
-    layout, encoders = LAYOUTS[family], ENCODERS[family]
+    encoders = ENCODERS[family]
     with quiet_libraries():
         parts = {
-            "transformer": load_part(getattr(_DIFFUSERS, layout.transformer), folder / "transformer", device, dtype),
+            "transformer": load_part(
+                getattr(_DIFFUSERS, _TRANSFORMER_CLASSES[family]), folder / "transformer", device, dtype
+            ),
             "vae": load_part(_DIFFUSERS.AutoencoderKL, folder / "vae", device, torch.float32),
             "scheduler": _DIFFUSERS.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
         }
-        for (name, tokenizer), kind in zip(encoders.items(), layout.encoders, strict=True):
+        for (name, tokenizer), kind in zip(encoders.items(), _ENCODER_CLASSES[family], strict=True):
             parts[name] = load_part(getattr(_TRANSFORMERS, kind), folder / name, device, dtype)
             parts[tokenizer] = _TRANSFORMERS.AutoTokenizer.from_pretrained(folder / tokenizer, local_files_only=True)
-        pipeline = getattr(_DIFFUSERS, layout.pipeline)(**parts)
+        pipeline = getattr(_DIFFUSERS, PIPELINES[family])(**parts)
     return FlowParts(pipeline, folder_hash(folder, (*sorted(encoders), "transformer", "vae")), folder)

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from torch import Tensor
 from transformers import CLIPTextConfig
 
+from autolora.errors import ExportError
 from autolora.models.base import BaseModel, RenderSettings
 from autolora.models.configs import CONFIGS, PAD_TOKENS, SCHEDULER, clip_tokenizer
-from autolora.models.folders import ENCODERS, denoiser_of, read_json, weight_files
+from autolora.models.folders import ENCODERS, NAMES, TRANSFORMERS, denoiser_of, read_json, weight_files
+from autolora.models.quiet import quiet_libraries
 
 _DIFFUSERS: Any = diffusers  # untyped libraries are called through Any
-_CLASSES = {"sd1": "StableDiffusionPipeline", "sd2": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
+PIPELINES = {
+    "sd1": "StableDiffusionPipeline",
+    "sd2": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    **{family: name for name, family in TRANSFORMERS.items()},
+}
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 _PARTS: dict[str, tuple[str, str]] = {
     "unet": ("diffusers", "UNet2DConditionModel"),
@@ -35,7 +43,7 @@ def open_pipeline(source: Path, family: str, dtype: torch.dtype) -> Any:
     """The pipeline of a diffusers folder or of a checkpoint in a family's original layout, on the CPU."""
     if source.is_file():
         with config_folder(family) as folder:
-            return getattr(_DIFFUSERS, _CLASSES[family]).from_single_file(
+            return getattr(_DIFFUSERS, PIPELINES[family]).from_single_file(
                 source, config=str(folder), torch_dtype=dtype, local_files_only=True
             )
     variant, _ = weight_files(source / denoiser_of(family))
@@ -43,6 +51,23 @@ def open_pipeline(source: Path, family: str, dtype: torch.dtype) -> Any:
     return _DIFFUSERS.DiffusionPipeline.from_pretrained(
         source, variant=variant, torch_dtype=dtype, local_files_only=True, **dict.fromkeys(unused)
     )
+
+
+def converted_lora(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
+    """A LoRA file of kohya's, ComfyUI's or another style in diffusers' names, by the pipeline's own conversion.
+
+    Raises:
+        ExportError: it knows no such file.
+    """
+    pipeline = getattr(_DIFFUSERS, PIPELINES[family])
+    try:
+        with quiet_libraries():
+            found = pipeline.lora_state_dict(dict(tensors))
+    except (ValueError, KeyError, RuntimeError, NotImplementedError, AssertionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExportError(f"diffusers cannot convert it for {NAMES[family]} ({reason})") from error
+    converted: dict[str, Tensor] = found[0] if isinstance(found, tuple) else found
+    return converted
 
 
 def guidance_arguments(model: BaseModel, settings: RenderSettings) -> dict[str, Any]:
@@ -65,7 +90,7 @@ def config_folder(family: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         folder, encoders = Path(name), ENCODERS[family]
         parts = ("unet", "vae", "scheduler", *encoders, *encoders.values())
-        index = {"_class_name": _CLASSES[family], **{part: _PARTS[part] for part in parts}}
+        index = {"_class_name": PIPELINES[family], **{part: _PARTS[part] for part in parts}}
         _write(folder / "model_index.json", index)
         for part in ("unet", "vae"):
             _write(folder / part / "config.json", {"_class_name": _PARTS[part][1], **CONFIGS[family][part]})

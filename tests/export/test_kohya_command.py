@@ -15,7 +15,8 @@ from autolora.train.run import Run
 
 
 def model(architecture: str = "sd1", prediction: str = "epsilon") -> Any:
-    return SimpleNamespace(architecture=architecture, prediction_type=prediction, resolution=512, clip_skip=None)
+    found = {"architecture": architecture, "prediction_type": prediction, "resolution": 512, "clip_skip": None}
+    return SimpleNamespace(**found, tells_guidance=False)
 
 
 @pytest.fixture(scope="module")

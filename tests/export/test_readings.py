@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from autolora.adapters.changes import parts_by_layer
 from autolora.cli import main
-from autolora.export import readings as module
+from autolora.export import naming
 from autolora.export.consumers import CONSUMERS
 from autolora.export.readings import Reading, readings
 from autolora.models import StableDiffusion
@@ -93,7 +93,7 @@ def test_a_mixed_alpha_is_found_where_a_program_takes_one_for_all(
     def one_alpha(parts: Any, weight: torch.Tensor) -> torch.Tensor:
         return CONSUMERS["A1111"]({**parts, "alpha": torch.tensor(2.0)}, weight)
 
-    monkeypatch.setattr(module, "CONSUMERS", {**CONSUMERS, "ComfyUI": one_alpha})
+    monkeypatch.setattr(naming, "CONSUMERS", {**CONSUMERS, "ComfyUI": one_alpha})
     seen = by_program(readings(path, tiny_model)[1])
     assert seen["A1111"].alike and seen["kohya sd-scripts"].alike
     layer = key.removesuffix(".alpha").removeprefix("lora_unet_").removeprefix("lora_te_")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
 from autolora.adapters.changes import as_lora, distance
-from autolora.adapters.formats import layer_weights
+from autolora.adapters.formats import delta, layer_paths, layer_weights
 from autolora.adapters.lora import DyLoRA, LoRA
 from autolora.adapters.read import read_lora, read_metadata
 from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
@@ -146,7 +146,35 @@ def test_files_of_other_trainers_are_read(model: FlowModel, tmp_path: Path) -> N
         other = {key.replace("transformer.", prefix, 1): tensor for key, tensor in tensors.items()}
         save_file(other, tmp_path / "other.safetensors")
         assert distance(read_lora(tmp_path / "other.safetensors", model), state, weights) < 1e-6
+
+
+def test_kohyas_files_for_flux_are_read_and_drawn(tiny_flows: dict[str, FlowModel], tmp_path: Path) -> None:
+    """Queries, keys and values are one layer there."""
+    model, generator = tiny_flows["flux"], torch.Generator().manual_seed(0)
+    down, up = torch.randn(4, 32, generator=generator), torch.randn(96, 4, generator=generator)
     name = "lora_unet_double_blocks_0_img_attn_qkv"
-    save_file({f"{name}.lora_down.weight": torch.zeros(4, 32)}, tmp_path / "kohya.safetensors")
-    with pytest.raises(ExportError, match=r"a LoRA for Flux in kohya's names.*expected a diffusers'"):
-        read_lora(tmp_path / "kohya.safetensors", model)
+    tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(2.0)}
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    state, whole = read_lora(tmp_path / "kohya.safetensors", model), up @ down * 0.5
+    for part, expected in zip("qkv", whole.chunk(3), strict=True):
+        path = f"transformer.transformer_blocks.0.attn.to_{part}"
+        torch.testing.assert_close(delta(state, path), expected, atol=1e-5, rtol=1e-4)
+    assert len(layer_paths(state)) == 3
+    _, found = readings(tmp_path / "kohya.safetensors", model)
+    assert [(one.program, one.alike) for one in found] == [("diffusers", True)]
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "message"),
+    [
+        ("sd3", "lora_unet_joint_blocks_0_x_block_attn_qkv", r"a LoRA for Stable Diffusion 3 in kohya's names"),
+        ("flux", "lora_unet_nothing_known", r"diffusers cannot convert it for Flux"),
+        ("z_image", "lora_unet_nothing_known", r"diffusers cannot convert it for Z-Image"),
+    ],
+)
+def test_files_that_nobody_can_convert_are_refused(
+    family: str, name: str, message: str, tiny_flows: dict[str, FlowModel], tmp_path: Path
+) -> None:
+    save_file({f"{name}.lora_down.weight": torch.zeros(4, 32)}, tmp_path / "a.safetensors")
+    with pytest.raises(ExportError, match=message):
+        read_lora(tmp_path / "a.safetensors", tiny_flows[family])
