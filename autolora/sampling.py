@@ -120,9 +120,7 @@ def _weighted(adapter: AdapterSet | None, weights: Sequence[float], model: BaseM
 _Key = tuple[str, float]  # a prompt, and the weight that the text encoder runs at
 
 
-def _keys(
-    model: BaseModel, batch: Sequence[Shot], settings: RenderSettings, trained: AdapterSet | None
-) -> list[_Key]:
+def _keys(model: BaseModel, batch: Sequence[Shot], settings: RenderSettings, trained: AdapterSet | None) -> list[_Key]:
     """Unconditional, then conditional prompts, 2B of them; only the latter without guidance, or where it is told."""
     keys = [(settings.prompt(shot.prompt), shot.weight if trained else 0.0) for shot in batch]
     guided = settings.guidance != 1 and not model.tells_guidance

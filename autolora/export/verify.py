@@ -46,7 +46,6 @@ def verify_deltas(state: State, path: Path, model: BaseModel) -> Verified:
     weights, loaded = layer_weights(model.modules), _moved(read_lora(path, model), model.device)
     _check_layers(state, loaded, str(path))
     tensors = load_file(path, str(model.device))
-    tensors = load_file(path, str(model.device))
     layers, readers, worst = layers_in_file(tensors, model), dict(read_by(tensors, model.architecture) or {}), 0.0
     for name, wanted in _expectations(state, weights, _roundoff(path), model.device):
         weight = weights[name].to(model.device).float()

@@ -122,10 +122,10 @@ class ModelSettings:
 class Context:
     """What a model is told of N pictures, besides their noise.
 
-    `tokens` (N, tokens, dim) is what attention reads; with a `mask` (N, tokens), only where that is true. Families that
-    also take a prompt as a whole have `pooled` (N, dim). Those that are told how a picture was cropped read `sizes`
-    (N, 6), as `size_ids` gives them; without, each picture is whole and of the size of its latents. Those that were
-    distilled to draw as with guidance read how much, `guidance` (N,); without, 1.
+    `tokens` (N, tokens, dim) is what attention reads; with a `mask` (N, tokens), on the CPU, only the first ones of
+    each prompt, where it is true. Families that also take a prompt as a whole have `pooled` (N, dim). Those that are
+    told how a picture was cropped read `sizes` (N, 6), as `size_ids` gives them; without, each picture is whole and of
+    the size of its latents. Those distilled to draw as with guidance read how much, `guidance` (N,); without, 1.
     """
 
     tokens: Tensor
@@ -187,7 +187,8 @@ class BaseModel(Protocol):
     latent_shape: tuple[int, int, int]  # (C, h, w)
     train_timesteps: int
     clip_skip: int | None  # the text encoder's layer that is read, from the last; None: the family's usual one
-    text_parts: tuple[str, ...]  # the names of what reads prompts, of which `modules` may have some
+    text_encoders: dict[str, Any]  # what reads prompts, of which `modules` has those that LoRA files can hold
+    text_parts: tuple[str, ...]  # their names
     prompt_tokens: int  # a prompt's own that its text encoder reads at once: 75 for CLIP
     most_tokens: int  # and those of a longer one that it reads in all
     prediction_type: str  # "epsilon", "v_prediction" or "flow"

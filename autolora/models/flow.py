@@ -16,6 +16,8 @@ from autolora.errors import ConfigError
 from autolora.models.base import DTYPES, HALF_LOSS_SCALE, Context, ModelSettings
 from autolora.models.flow_parts import FlowParts
 from autolora.models.folders import ENCODERS, NAMES
+from autolora.models.quiet import quiet_libraries
+from autolora.models.residence import Residence, offloads
 
 PATCH = 2  # latent cells on a side of one of the transformer's tokens
 
@@ -60,6 +62,10 @@ class FlowModel:
         self.train_timesteps = int(self.scheduler.config.num_train_timesteps)
         if settings.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
+        self.text_parts = tuple(encoders)
+        resting = {"vae": self.vae, **self.text_encoders}
+        self.residence = Residence(self.device, resting, offloads(settings.offload, self.device))
+        self.using, self.stay = self.residence.using, self.residence.stay
         if self.device.type == "cuda":
             self.vae.enable_slicing()  # one picture after the other: decoding takes much memory
         self.prompt_tokens = self.most_tokens = self._prompt_tokens()  # no prompt is read in several windows
@@ -89,16 +95,22 @@ class FlowModel:
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) pixels in [-1, 1] -> scaled latents."""
-        mean: Tensor = self.vae.encode(pixels.to(self.device)).latent_dist.mean
+        with self.using("vae"):
+            mean: Tensor = self.vae.encode(pixels.to(self.device)).latent_dist.mean
         return (mean - self.offset) * self.scaling
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Scaled latents -> (B, 3, H, W) pixels around [-1, 1]."""
-        pixels: Tensor = self.vae.decode(latents / self.scaling + self.offset, return_dict=False)[0]
+        with self.using("vae"):
+            pixels: Tensor = self.vae.decode(latents / self.scaling + self.offset, return_dict=False)[0]
         return pixels
 
     def encode_prompts(self, prompts: Sequence[str]) -> Context:
         """N prompts -> their context."""
+        with self._precision(), self.using(*self.text_parts), quiet_libraries():
+            return self._read(list(prompts))
+
+    def _read(self, prompts: list[str]) -> Context:
         raise NotImplementedError
 
     def tokens(self, prompt: str) -> list[str]:

@@ -12,7 +12,7 @@ import transformers
 
 from autolora.models.base import DTYPES, ModelSettings
 from autolora.models.folders import ENCODERS, folder_hash
-from autolora.models.parts import load_part
+from autolora.models.parts import CPU, load_part
 from autolora.models.pipelines import PIPELINES
 from autolora.models.quiet import quiet_libraries
 
@@ -47,7 +47,9 @@ class FlowParts:
 
 
 def load_flow_parts(folder: Path, settings: ModelSettings, device: torch.device) -> FlowParts:
-    """A folder's parts; the VAE stays in 32-bit floats, as latents are kept.
+    """A folder's parts, of which only the transformer is on the device yet.
+
+    The VAE stays in 32-bit floats, as latents are kept.
 
     Raises:
         ModelError: files are missing or broken.
@@ -59,11 +61,11 @@ def load_flow_parts(folder: Path, settings: ModelSettings, device: torch.device)
             "transformer": load_part(
                 getattr(_DIFFUSERS, _TRANSFORMER_CLASSES[family]), folder / "transformer", device, dtype
             ),
-            "vae": load_part(_DIFFUSERS.AutoencoderKL, folder / "vae", device, torch.float32),
+            "vae": load_part(_DIFFUSERS.AutoencoderKL, folder / "vae", CPU, torch.float32),
             "scheduler": _DIFFUSERS.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
         }
         for (name, tokenizer), kind in zip(encoders.items(), _ENCODER_CLASSES[family], strict=True):
-            parts[name] = load_part(getattr(_TRANSFORMERS, kind), folder / name, device, dtype)
+            parts[name] = load_part(getattr(_TRANSFORMERS, kind), folder / name, CPU, dtype)
             parts[tokenizer] = _TRANSFORMERS.AutoTokenizer.from_pretrained(folder / tokenizer, local_files_only=True)
         pipeline = getattr(_DIFFUSERS, PIPELINES[family])(**parts)
     return FlowParts(pipeline, folder_hash(folder, (*sorted(encoders), "transformer", "vae")), folder)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,7 +10,6 @@ from autolora.errors import ConfigError
 from autolora.models.base import Context, ModelSettings
 from autolora.models.flow import PATCH, FlowModel
 from autolora.models.flow_parts import FlowParts
-from autolora.models.quiet import quiet_libraries
 
 T5_TOKENS = 512
 
@@ -37,12 +34,9 @@ class Flux(FlowModel):
         """T5's but the one that ends."""
         return T5_TOKENS - 1
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Context:
-        """N prompts -> T5's tokens, and CLIP's summary of the whole."""
-        with self._precision(), quiet_libraries():
-            tokens, pooled, _ = self.pipeline.encode_prompt(
-                list(prompts), device=self.device, max_sequence_length=T5_TOKENS
-            )
+    def _read(self, prompts: list[str]) -> Context:
+        """T5's tokens, and CLIP's summary of the whole."""
+        tokens, pooled, _ = self.pipeline.encode_prompt(prompts, device=self.device, max_sequence_length=T5_TOKENS)
         return Context(tokens, pooled)
 
     def _flow(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:

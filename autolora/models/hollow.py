@@ -78,7 +78,7 @@ class OnGpu(TorchFunctionMode):
             wanted = self.dtype if function in _HALVED else torch.float32
             args, kwargs = tree_map(lambda value: _as(value, wanted), (tuple(args), kwargs))
         if function is F.scaled_dot_product_attention:
-            return _Attention.apply(*args[:3])
+            return _Attention.apply(*args[:3], *(kwargs[name] for name in ("query", "key", "value")[len(args) :]))
         return function(*args, **kwargs)
 
 

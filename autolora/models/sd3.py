@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from autolora.models.base import Context
 from autolora.models.flow import FlowModel
-from autolora.models.quiet import quiet_libraries
 
 T5_TOKENS = 256
 
@@ -23,17 +20,10 @@ class StableDiffusion3(FlowModel):
         """T5's but the one that ends; CLIP reads the first 75 of its own."""
         return T5_TOKENS - 1
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Context:
-        """N prompts -> CLIP's and T5's tokens one after the other, and CLIP's two projections of the whole."""
-        with self._precision(), quiet_libraries():
-            tokens, _, pooled, _ = self.pipeline.encode_prompt(
-                list(prompts),
-                None,
-                None,
-                device=self.device,
-                do_classifier_free_guidance=False,
-                max_sequence_length=T5_TOKENS,
-            )
+    def _read(self, prompts: list[str]) -> Context:
+        """CLIP's and T5's tokens one after the other, and CLIP's two projections of the whole."""
+        told = {"do_classifier_free_guidance": False, "max_sequence_length": T5_TOKENS}
+        tokens, _, pooled, _ = self.pipeline.encode_prompt(prompts, None, None, device=self.device, **told)
         return Context(tokens, pooled)
 
     def _flow(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:

@@ -50,8 +50,8 @@ class _Weights:
 
     @classmethod
     def of(cls, model: BaseModel) -> _Weights:
-        text = sum(_size(model.modules[name]) for name in model.text_parts)
-        return cls(sum(map(_size, model.modules.values())) - text, text, _size(model.vae))
+        core = sum(_size(part) for name, part in model.modules.items() if name not in model.text_parts)
+        return cls(core, sum(map(_size, model.text_encoders.values())), _size(model.vae))
 
 
 def memory_need(run: Run, dataset: Dataset, model: BaseModel, offload: bool, slots: int = 1) -> Need:
@@ -66,7 +66,7 @@ def memory_need(run: Run, dataset: Dataset, model: BaseModel, offload: bool, slo
     """
     weights, twin = _Weights.of(model), _twin(model)
     meter = Meter()
-    meter.count(_tensors([*twin.modules.values(), twin.vae]))
+    meter.count(_tensors([*twin.modules.values(), *twin.text_encoders.values(), twin.vae]))
     frozen = meter.now
     with OnGpu(model.dtype), meter:
         adapter = attach(twin.modules, run.adapter, slots=slots)
@@ -124,7 +124,7 @@ def _render(twin: Any, meter: Meter) -> tuple[int, int, int]:
         meter.peak = meter.now
 
     meter.peak = meter.now
-    count = settings.batch_size * (1 if settings.guidance == 1 else 2)
+    count = settings.batch_size * (1 if settings.guidance == 1 or twin.tells_guidance else 2)
     context = twin.encode_prompts([settings.prompt("")] * count)
     done()
     latents = torch.zeros(count, *twin.latent_shape, device=META)

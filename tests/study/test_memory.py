@@ -12,7 +12,7 @@ from autolora.adapters.adapter_set import attach
 from autolora.adapters.lora import LoRA
 from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
 from autolora.data.concepts import Dataset, DatasetSettings, load_dataset
-from autolora.models import StableDiffusion
+from autolora.models import BaseModel, FlowModel, StableDiffusion
 from autolora.models.hollow import Meter
 from autolora.optim.optimizers import Adafactor, AdamW, AdamW8bit, Lion, Optimizer, Prodigy
 from autolora.optim.schedules import Constant
@@ -24,6 +24,7 @@ from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Assignment, Bench, Slot, train_step
 from autolora.train.room import savings
 from autolora.train.run import Run, TrainSettings
+from tests import tiny_flow
 from tests.tiny import load_tiny
 
 RUN = Run("adamw", LoRA(dim=8), AdamW(), Constant(), TrainSettings(epochs=1, steps_per_concept=64, batch_size=8))
@@ -37,17 +38,18 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return load_dataset(DatasetSettings(path=str(folder)))
 
 
-def need(run: Run, dataset: Dataset, model: StableDiffusion, offload: bool = False, slots: int = 1) -> Need:
+def need(run: Run, dataset: Dataset, model: BaseModel, offload: bool = False, slots: int = 1) -> Need:
     found = memory_need(run, dataset, model, offload, slots)
     return Need(found.training - WORKSPACE, found.rendering - WORKSPACE)
 
 
-def taken(run: Run, dataset: Dataset, model: StableDiffusion, cache: Path) -> Need:
+def taken(run: Run, dataset: Dataset, model: BaseModel, cache: Path) -> Need:
     """Bytes of real tensors at most while the trainer trains and the renderer renders, on a CPU."""
     meter = Meter()
-    parts = [*model.modules.values(), model.vae]
+    parts = {*model.modules.values(), *model.text_encoders.values(), model.vae}
     meter.count([tensor for part in parts for tensor in (*part.parameters(), *part.buffers())])
-    bench = Bench(model, attach(model.modules, run.adapter), dataset, LatentCache(model, cache), PromptCache(model))
+    prompts = PromptCache(model, size=1)  # what it may keep of others is bounded, and small beside a real model
+    bench = Bench(model, attach(model.modules, run.adapter), dataset, LatentCache(model, cache), prompts)
     with meter:
         slot = Slot(0, Assignment(run), bench)
         train_step(bench, {0: slot})  # from here on the optimizer has its state
@@ -70,6 +72,16 @@ def test_the_estimate_is_what_real_tensors_take(
 ) -> None:
     run = replace(RUN, adapter=KINDS[kind])
     estimated, real = need(run, dataset, tiny_model), taken(run, dataset, tiny_model, tmp_path)
+    assert estimated.training == pytest.approx(real.training, rel=0.1)
+    assert estimated.rendering == pytest.approx(real.rendering, rel=0.1)
+
+
+@pytest.mark.parametrize("family", tiny_flow.FAMILIES)
+def test_so_is_that_of_flow_matching(
+    family: str, tiny_flows: dict[str, FlowModel], dataset: Dataset, tmp_path: Path
+) -> None:
+    model = tiny_flows[family]
+    estimated, real = need(RUN, dataset, model), taken(RUN, dataset, model, tmp_path)
     assert estimated.training == pytest.approx(real.training, rel=0.1)
     assert estimated.rendering == pytest.approx(real.rendering, rel=0.1)
 
