@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from autolora.errors import ConfigError
 
 MOST_CHUNKS = 3  # windows of the text encoder that a prompt may fill: 225 tokens of CLIP's 75
-HALF_LOSS_SCALE = 2.0**12  # half precision loses gradients below 2^-24; losses are of the order of 1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 TIMESTEP_SAMPLINGS = ("logit_normal", "uniform")

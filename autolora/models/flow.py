@@ -13,7 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from autolora.errors import ConfigError
-from autolora.models.base import DTYPES, HALF_LOSS_SCALE, Context, ModelSettings
+from autolora.models.base import DTYPES, Context, ModelSettings
 from autolora.models.flow_parts import FlowParts
 from autolora.models.folders import ENCODERS, NAMES
 from autolora.models.quiet import quiet_libraries
@@ -57,8 +57,7 @@ class FlowModel:
         encoders = ENCODERS[self.architecture]
         self.text_encoders = {name: getattr(self.pipeline, name) for name in encoders}
         self.tokenizers = {name: getattr(self.pipeline, tokenizer) for name, tokenizer in encoders.items()}
-        self.device, self.dtype = self.transformer.device, DTYPES[settings.dtype]
-        self.loss_scale = HALF_LOSS_SCALE if self.dtype == torch.float16 else 1.0
+        self.device, self.dtype, self.loss_scale = self.transformer.device, DTYPES[settings.dtype], 1.0
         self.train_timesteps = int(self.scheduler.config.num_train_timesteps)
         if settings.gradient_checkpointing:
             self.checkpoint_gradients()
@@ -73,6 +72,8 @@ class FlowModel:
         self.sampler(settings.render.sampler)
         if settings.render.guidance_rescale:
             raise ConfigError(f"model.render.guidance_rescale: {kind} is guided without; set it to 0")
+        if self.dtype == torch.float16:  # T5's and Qwen3's states go beyond 65504
+            raise ConfigError(f"model.dtype=float16: {kind} exceeds its range; set bfloat16 or float32")
 
     def _take_size(self, resolution: int | None) -> None:
         config = self.vae.config
@@ -126,7 +127,16 @@ class FlowModel:
         return True
 
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
-        """The transformer's output for noisy latents."""
+        """The transformer's output for noisy latents.
+
+        Raises:
+            ConfigError: they are not of whole tokens.
+        """
+        if noisy.shape[2] % PATCH or noisy.shape[3] % PATCH:
+            width, height = noisy.shape[3] * self.cell, noisy.shape[2] * self.cell
+            raise ConfigError(
+                f"a bucket of {width}x{height} px: dataset.buckets.step must be a multiple of {PATCH * self.cell} here"
+            )
         with self._precision():
             return self._flow(noisy, timesteps.float(), context).float()
 

@@ -16,7 +16,7 @@ from autolora.paperdoll.weights import BASE
 
 _HUB: Any = huggingface_hub
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_WANTED = ("*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.safetensors")
+_WANTED = ("*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.jinja", "*/*.safetensors")
 
 
 def find_source(path: str, family: str) -> Path:

@@ -11,15 +11,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from torch import Tensor, nn
 
 from autolora.errors import ConfigError, ModelError
-from autolora.models.base import (
-    DTYPES,
-    HALF_LOSS_SCALE,
-    MOST_CHUNKS,
-    PREDICTION_TYPES,
-    Context,
-    ModelSettings,
-    stack_contexts,
-)
+from autolora.models.base import DTYPES, MOST_CHUNKS, PREDICTION_TYPES, Context, ModelSettings, stack_contexts
 from autolora.models.parts import Parts
 from autolora.models.prompts import prompt_windows
 from autolora.models.residence import Residence, offloads
@@ -29,6 +21,7 @@ _SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {  # untyped libraries are ca
     "euler": (EulerDiscreteScheduler, {}),
     "dpmpp_2m": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
 }
+HALF_LOSS_SCALE = 2.0**12  # half precision loses gradients below 2^-24; losses are of the order of 1
 
 
 class StableDiffusion:

@@ -161,6 +161,35 @@ def test_pictures_of_other_frames_are_predicted(model: FlowModel) -> None:
     assert model.predict(noisy, torch.tensor([500.0]), model.encode_prompts(["a"])).shape == noisy.shape
 
 
+def test_pictures_that_are_not_of_whole_tokens_are_refused(model: FlowModel) -> None:
+    noisy = torch.zeros(1, 16, 8, 7)
+    with pytest.raises(ConfigError, match=r"a bucket of 28x32 px: dataset\.buckets\.step must be a multiple of 8 here"):
+        model.predict(noisy, torch.tensor([500.0]), model.encode_prompts(["a"]))
+
+
+def test_trials_that_train_at_once_do_not_mix(model: FlowModel) -> None:
+    """Queries of prompt and picture are joined in attention, not in the batch."""
+    spec, noisy, steps = LoRA(dim=4, alpha=2), noisy_of(model, 4), torch.tensor([100.0, 300.0, 600.0, 900.0])
+    prompts = ["a", "a longer prompt", "b", ""]
+    found = []
+    for slots in (1, 2):
+        made = attach(model.modules, spec, slots=slots)
+        try:
+            for slot in range(slots):
+                made.start(slot, spec, torch.Generator().manual_seed(0))
+                with torch.no_grad():
+                    for i, parameter in enumerate(made.parameters(slot)):
+                        source = torch.Generator().manual_seed(i + 1000 * (slot + 2 - slots))
+                        parameter.add_(torch.randn(parameter.shape, generator=source) * 0.2)
+            parts = [slice(2, 4)] if slots == 1 else [slice(0, 4)]
+            found += [model.predict(noisy[p], steps[p], model.encode_prompts(prompts[p])) for p in parts]
+        finally:
+            made.detach()
+    alone, together = found
+    torch.testing.assert_close(together[2:], alone, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(together[:2], model.predict(noisy[:2], steps[:2], model.encode_prompts(prompts[:2])))
+
+
 def test_noise_and_target_are_the_schedulers(model: FlowModel) -> None:
     generator = torch.Generator().manual_seed(0)
     latents, noise = (torch.randn(5, *model.latent_shape, generator=generator) for _ in range(2))
@@ -272,6 +301,7 @@ def test_a_text_encoder_that_no_file_holds_is_not_adapted(tiny_flows: dict[str, 
         ({"clip_skip": 2}, r"model\.clip_skip=2: .* has no such setting"),
         ({"prediction_type": "epsilon"}, r"model\.prediction_type=epsilon: .* has no such setting"),
         ({"zero_terminal_snr": True}, r"model\.zero_terminal_snr=True: .* has no such setting"),
+        ({"dtype": "float16"}, r"model\.dtype=float16: .* exceeds its range; set bfloat16 or float32"),
         ({"resolution": 36}, r"model\.resolution=36 must be a multiple of 8"),
         ({"render": RenderSettings()}, r"model\.render\.sampler=ddim: .* renders with euler"),
         ({"render": replace(RENDER, guidance_rescale=0.5)}, r"model\.render\.guidance_rescale"),
