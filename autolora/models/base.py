@@ -16,6 +16,7 @@ from autolora.errors import ConfigError
 
 MOST_CHUNKS = 3  # windows of the text encoder that a prompt may fill: 225 tokens of CLIP's 75
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZERS = ("nf4", "int8")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 SAMPLERS = ("ddim", "euler", "dpmpp_2m")
 MOST_STEPS = 500  # denoising steps; schedulers cannot take more than they have training timesteps
@@ -78,6 +79,7 @@ class ModelSettings:
     prediction_type: str | None = None  # epsilon or v_prediction, where the model's files do not say it rightly
     zero_terminal_snr: bool | None = None  # the same: whether its last timestep is pure noise
     dtype: str = "float32"  # of the frozen weights; adapters and their optimizer stay in 32 bit
+    quantize: str | None = None  # nf4 or int8: in how many bits the linear layers of what denoises are kept; null: all
     gradient_checkpointing: bool = False  # layers are computed again on the way back: slower, in far less memory
     offload: bool | None = None  # text encoders and VAE leave the GPU while unused; null: on cards below 20 GiB
     class_pictures: int = 192
@@ -92,6 +94,9 @@ class ModelSettings:
             mistakes.append(f"model.clip_skip must be at least 1 (the last layer) or null, got {self.clip_skip}")
         if self.dtype not in DTYPES:
             mistakes.append(f"model.dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
+        if self.quantize not in (None, *QUANTIZERS):
+            kinds = ", ".join(QUANTIZERS)
+            mistakes.append(f"model.quantize must be one of {kinds} or null, got {self.quantize}")
         if self.prediction_type not in (None, *PREDICTION_TYPES):
             kinds = ", ".join(PREDICTION_TYPES)
             mistakes.append(f"model.prediction_type must be one of {kinds} or null, got {self.prediction_type}")
