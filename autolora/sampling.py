@@ -189,6 +189,7 @@ class BaseRenders:
         recipe = [model.base_hash, model.resolution, settings.steps, settings.guidance, settings.negative]
         more = {
             "dtype": None if model.dtype == torch.float32 else str(model.dtype),
+            "quantize": model.settings.quantize,
             "clip_skip": model.clip_skip,
             "guidance_rescale": settings.guidance_rescale,
             "prefix": settings.prefix,

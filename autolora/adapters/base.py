@@ -30,6 +30,11 @@ def in_text_encoder(path: str) -> bool:
     return path.startswith("text_encoder")
 
 
+def shape_of(layer: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
+    """The shape of a layer's weight, without restoring one that is quantized."""
+    return (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else tuple(layer.weight.shape)
+
+
 @dataclass(frozen=True)
 class NormStats:
     """What max-norm scaling did to one slot: modules scaled, mean and largest norm afterwards."""
@@ -139,7 +144,7 @@ class AdaptedLayer(nn.Module):
     @property
     def kernel(self) -> tuple[int, ...]:
         """Sides of a convolution of more than one pixel, else empty."""
-        sides = tuple(self.base.weight.shape[2:])
+        sides = shape_of(self.base)[2:]
         return sides if any(side > 1 for side in sides) else ()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from autolora.adapters.base import State, in_text_encoder
+from autolora.adapters.base import State, in_text_encoder, shape_of
 from autolora.adapters.changes import FACTORS, PARTS, change, layer_scale, parts_by_layer, split_key
 from autolora.adapters.sgm import sgm_path
 from autolora.errors import ExportError
@@ -127,14 +127,30 @@ def layers_of(modules: Mapping[str, nn.Module]) -> dict[str, nn.Linear | nn.Conv
     }
 
 
-def layer_weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+class LayerWeights(Mapping[str, Tensor]):
+    """The weights of the same, each when it is asked for: quantized ones are restored then."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._layers = layers_of(modules)
+
+    def __getitem__(self, path: str) -> Tensor:
+        return self._layers[path].weight.detach()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
+def layer_weights(modules: Mapping[str, nn.Module]) -> Mapping[str, Tensor]:
     """The weights of the same."""
-    return {path: layer.weight.detach() for path, layer in layers_of(modules).items()}
+    return LayerWeights(modules)
 
 
 def layer_shapes(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
     """The shapes of the same."""
-    return {path: tuple(weight.shape) for path, weight in layer_weights(modules).items()}
+    return {path: shape_of(layer) for path, layer in layers_of(modules).items()}
 
 
 def delta(state: State, path: str, weight: Tensor | None = None) -> Tensor:

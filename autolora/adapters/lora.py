@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autolora.adapters.base import AdaptedLayer, Adapter, Room, Routing, State
+from autolora.adapters.base import AdaptedLayer, Adapter, Room, Routing, State, shape_of
 from autolora.errors import ConfigError
 
 
@@ -137,8 +137,9 @@ class LowRank:
     def __init__(self, base: nn.Linear | nn.Conv2d, slots: int, rank: int) -> None:
         self.base = base
         full = torch.float32  # whatever the base is kept in
-        self.down = nn.Parameter(base.weight.new_zeros(slots, rank, base.weight[0].numel(), dtype=full))
-        self.up = nn.Parameter(base.weight.new_zeros(slots, rank, base.weight.shape[0], dtype=full))
+        weight = base.weight
+        self.down = nn.Parameter(weight.new_zeros(slots, rank, weight[0].numel(), dtype=full))
+        self.up = nn.Parameter(weight.new_zeros(slots, rank, weight.shape[0], dtype=full))
         self.dims, self.scales = [rank] * slots, [[0.0]] * slots  # scales by rank where there is more than one
         self.used: list[int | None] = [None] * slots
         self.pairs: list[list[tuple[nn.Parameter, nn.Parameter]]] = [[] for _ in range(slots)]  # one a unit
@@ -223,7 +224,7 @@ class LowRank:
 
     def parts(self, slot: int) -> State:
         """`lora_down.weight` (r, in, ...), `lora_up.weight` (out, r, ...) and `alpha`, which is scale * r."""
-        dim, shape = self.dims[slot], self.base.weight.shape
+        dim, shape = self.dims[slot], shape_of(self.base)
         down, up = self.down.detach()[slot, :dim], self.up.detach()[slot, :dim]
         return {
             "lora_down.weight": down.cpu().clone().view(dim, *shape[1:]),
@@ -256,7 +257,7 @@ class LowRank:
         """scale * up @ down, of the layer's shape."""
         dim = self.dims[slot]
         product = self.up[slot, :dim].T @ self.down[slot, :dim]
-        return (self.scale(slot) * product).view(self.base.weight.shape)
+        return (self.scale(slot) * product).view(shape_of(self.base))
 
     def norm(self, slot: int) -> Tensor:
         """The largest norm of scale * up @ down at any rank that is used.

@@ -66,14 +66,14 @@ class DiffusersTwin:
     def __init__(self, path: Path, source: Path, model: BaseModel) -> None:
         """Load `path` onto the pipeline of `source`, the folder or file that `model` was read from.
 
-        In 32-bit floats where the model is in them. Else it draws nothing, as pictures would differ by rounding, and is
-        on the CPU in the half precision of exported files.
+        In 32-bit floats where the model is in them. Else, or where the model is quantized, it draws nothing, as
+        pictures would differ by rounding, and is on the CPU in the half precision of exported files.
 
         Raises:
             ExportError: diffusers does not load the file.
         """
         self.path, self.model = path, model
-        whole = model.dtype == torch.float32
+        whole = model.dtype == torch.float32 and model.settings.quantize is None
         self.draws = whole and model.clip_skip in (None, 1)  # diffusers 0.42 skips no layers with transformers 5
         with quiet_libraries(logging.CRITICAL):
             self.pipeline = open_pipeline(source, model.architecture, torch.float32 if whole else torch.float16)

@@ -17,6 +17,7 @@ from autolora.errors import ConfigError
 
 MOST_CHUNKS = 3  # windows of the text encoder that a prompt may fill: 225 tokens of CLIP's 75
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZERS = ("nf4", "int8")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 TIMESTEP_SAMPLINGS = ("logit_normal", "uniform")
 SAMPLERS = ("ddim", "euler", "dpmpp_2m")
@@ -82,6 +83,7 @@ class ModelSettings:
     timestep_sampling: str | None = None  # flow matching: logit_normal (null), or uniform, before the shift
     timestep_shift: float | None = None  # flow matching: above 1, more of training is at high noise; null: the model's
     dtype: str = "float32"  # of the frozen weights; adapters and their optimizer stay in 32 bit
+    quantize: str | None = None  # nf4 or int8: in how many bits the linear layers of what denoises are kept; null: all
     gradient_checkpointing: bool = False  # layers are computed again on the way back: slower, in far less memory
     offload: bool | None = None  # text encoders and VAE leave the GPU while unused; null: on cards below 20 GiB
     class_pictures: int = 192
@@ -96,6 +98,9 @@ class ModelSettings:
             mistakes.append(f"model.clip_skip must be at least 1 (the last layer) or null, got {self.clip_skip}")
         if self.dtype not in DTYPES:
             mistakes.append(f"model.dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
+        if self.quantize not in (None, *QUANTIZERS):
+            kinds = ", ".join(QUANTIZERS)
+            mistakes.append(f"model.quantize must be one of {kinds} or null, got {self.quantize}")
         if self.prediction_type not in (None, *PREDICTION_TYPES):
             kinds = ", ".join(PREDICTION_TYPES)
             mistakes.append(f"model.prediction_type must be one of {kinds} or null, got {self.prediction_type}")

@@ -12,7 +12,7 @@ import transformers
 
 from autolora.models.base import DTYPES, ModelSettings
 from autolora.models.folders import ENCODERS, folder_hash
-from autolora.models.parts import CPU, load_part
+from autolora.models.parts import CPU, load_part, placed
 from autolora.models.pipelines import PIPELINES
 from autolora.models.quiet import quiet_libraries
 
@@ -55,12 +55,10 @@ def load_flow_parts(folder: Path, settings: ModelSettings, device: torch.device)
         ModelError: files are missing or broken.
     """
     family, dtype = settings.family, DTYPES[settings.dtype]
-    encoders = ENCODERS[family]
+    encoders, transformer = ENCODERS[family], getattr(_DIFFUSERS, _TRANSFORMER_CLASSES[family])
     with quiet_libraries():
         parts = {
-            "transformer": load_part(
-                getattr(_DIFFUSERS, _TRANSFORMER_CLASSES[family]), folder / "transformer", device, dtype
-            ),
+            "transformer": placed(load_part(transformer, folder / "transformer", CPU, dtype), settings, device),
             "vae": load_part(_DIFFUSERS.AutoencoderKL, folder / "vae", CPU, torch.float32),
             "scheduler": _DIFFUSERS.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
         }

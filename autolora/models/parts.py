@@ -18,6 +18,7 @@ from autolora.models.base import DTYPES, ModelSettings
 from autolora.models.configs import CONFIGS
 from autolora.models.folders import AGAIN, ENCODERS, file_hash, folder_hash, weight_files
 from autolora.models.pipelines import open_pipeline
+from autolora.models.quantized import quantize
 from autolora.models.quiet import quiet_libraries
 from autolora.models.single_files import recognise_file
 
@@ -59,7 +60,7 @@ def load_parts(folder: Path, settings: ModelSettings, device: torch.device) -> P
     dtype, encoders = DTYPES[settings.dtype], ENCODERS[settings.family]
     with quiet_libraries():
         return Parts(
-            unet=load_part(_KINDS["unet"], folder / "unet", device, dtype),
+            unet=placed(load_part(_KINDS["unet"], folder / "unet", CPU, dtype), settings, device),
             vae=load_part(_KINDS["vae"], folder / "vae", CPU, torch.float32),
             text_encoders={name: load_part(_KINDS[name], folder / name, CPU, dtype) for name in encoders},
             tokenizers={
@@ -87,7 +88,7 @@ def load_single_file(path: Path, settings: ModelSettings, device: torch.device) 
     with quiet_libraries():
         pipeline = open_pipeline(path, settings.family, dtype)
         return Parts(
-            unet=freeze(_whole(pipeline.unet, path), device, dtype),
+            unet=placed(freeze(_whole(pipeline.unet, path), CPU, dtype), settings, device),
             vae=freeze(_whole(pipeline.vae, path), CPU, torch.float32),
             text_encoders={name: freeze(_whole(getattr(pipeline, name), path), CPU, dtype) for name in encoders},
             tokenizers={name: getattr(pipeline, tokenizer) for name, tokenizer in encoders.items()},
@@ -171,3 +172,14 @@ def load_part(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype)
 def freeze(part: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """A part as it is used: on its device, in evaluation mode, without gradients."""
     return part.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def placed(part: Any, settings: ModelSettings, device: torch.device) -> Any:
+    """What denoises, on its device, quantized where that is asked for; the whole of it may be too large for there.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed.
+    """
+    if settings.quantize:
+        quantize(part, settings.quantize, device)
+    return part.to(device)

@@ -20,10 +20,16 @@ from autolora.models.base import BaseModel
 from autolora.models.residence import Residence
 from autolora.scoring.intervals import Array
 
-REMEDY = (
-    "run once with HF_HUB_OFFLINE=0 in the environment to have it downloaded, or give the folder of one that is on "
-    "this machine: scoring.encoder=local-dir:FOLDER"
-)
+INNER = ("forward_intermediates", "forward_head")  # what a timm model must have for its details to be seen
+
+
+def _remedy(repository: str, given: str) -> str:
+    """How to get an encoder: the repository of the Hugging Face hub that it is in, and how a folder is given."""
+    where = f"{repository.strip('/')} of the Hugging Face hub" if repository else "it"
+    return (
+        f"run once with HF_HUB_OFFLINE=0 in the environment to have {where} downloaded, or give the folder of one that "
+        f"is on this machine: {given}local-dir:FOLDER"
+    )
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,9 @@ class OpenClip:
         try:
             self.model, _, _ = open_clip.create_model_and_transforms(name, pretrained=weights)
         except Exception as error:  # open_clip raises whatever its hub client, its registry or its reader does
-            raise ConfigError(
-                f"open_clip cannot load {name} {weights or ''} ({str(error).splitlines()[0]}): {REMEDY}"
-            ) from error
+            known = open_clip.get_pretrained_cfg(name, weights) if weights else {}
+            how = _remedy(str(known.get("hf_hub", "")), "scoring.encoder=")
+            raise ConfigError(f"open_clip cannot load {name} {weights or ''} ({_first_line(error)}): {how}") from error
         finally:
             logging.disable(logging.NOTSET)
         self.model.eval().requires_grad_(False)
@@ -125,7 +131,15 @@ class Timm:
         try:
             self.model = timm.create_model(name, pretrained=True, num_classes=0).eval().requires_grad_(False)
         except Exception as error:  # timm raises whatever its hub client, its registry or its reader does
-            raise ConfigError(f"timm cannot load {name} ({str(error).splitlines()[0]}): {REMEDY}") from error
+            known = timm.get_pretrained_cfg(name)
+            how = _remedy(str(known.hf_hub_id or "") if known else "", "scoring.second_encoder=timm:")
+            raise ConfigError(f"timm cannot load {name} ({_first_line(error)}): {how}") from error
+        lacking = [method for method in INNER if not hasattr(self.model, method)]
+        if lacking:
+            raise ConfigError(
+                f"timm:{name} does not show its inner blocks (no {' and no '.join(lacking)}): take another model, "
+                "such as timm:vit_small_patch14_dinov2.lvd142m"
+            )
         self.residence = _residence(self.model)
         config = timm.data.resolve_model_data_config(self.model)
         self.name = f"timm:{name}"
@@ -256,9 +270,18 @@ def load_second_encoder(name: str, model: BaseModel) -> Encoder:
     """
     if name == "vae":
         return Latents(model)
-    return Timm(name.removeprefix("timm:")) if name.startswith("timm:") else load_encoder(name)
+    return _timm(name.removeprefix("timm:")) if name.startswith("timm:") else load_encoder(name)
 
 
 @lru_cache(maxsize=2)
 def _open_clip(name: str, weights: str | None) -> OpenClip:
     return OpenClip(name, weights)
+
+
+@lru_cache(maxsize=1)
+def _timm(name: str) -> Timm:
+    return Timm(name)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

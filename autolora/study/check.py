@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -20,6 +20,7 @@ from autolora.errors import ConfigError
 from autolora.models.base import BaseModel
 from autolora.optim.schedules import SCHEDULES
 from autolora.prepare.drawn_tags import DRAWN, absorbed_tags, drawn_shots, drawn_tags, suggest_level
+from autolora.prepare.tagger import load_tagger
 from autolora.prepare.trigger_audit import (
     AuditSettings,
     TriggerAudit,
@@ -31,7 +32,7 @@ from autolora.progress import Bars
 from autolora.report.charts import schedules
 from autolora.report.sections import Cell, Section
 from autolora.sampling import Advance, BaseRenders
-from autolora.scoring.encoders import Encoder, load_encoder
+from autolora.scoring.encoders import Encoder, load_encoder, load_second_encoder
 from autolora.scoring.probes import SEARCH_GROUPS, build_probes
 from autolora.scoring.settings import ScoringSettings
 from autolora.study.memory import memory_section
@@ -200,7 +201,33 @@ def measured_sections(
         bench = Bench(model, adapter, dataset, latents, PromptCache(model), standing_in)
         speed = measure_speed(runs[0], bench, settings.render.search)
         adapter.detach()
-    return [*looked, memory, cost_section(runs, dataset, renders, speed, study.trials if study else None)]
+    return [
+        *looked,
+        needs_section(scoring, model),
+        memory,
+        cost_section(runs, dataset, renders, speed, study.trials if study else None),
+    ]
+
+
+def needs_section(scoring: ScoringSettings, model: BaseModel) -> Section:
+    """What scoring needs beside the base model, and how to get what is missing: without it nothing is trained."""
+    wanted: list[tuple[str, str | None, Callable[[str], object]]] = [
+        ("scoring.encoder", scoring.encoder, load_encoder),
+        ("scoring.second_encoder", scoring.second_encoder, lambda name: load_second_encoder(name, model)),
+        ("scoring.tagger", scoring.tagger, load_tagger),
+    ]
+    rows: list[tuple[Cell, ...]] = []
+    words = []
+    for key, name, load in wanted:
+        if name is None:
+            continue
+        try:
+            load(name)
+            rows.append((key, name, "there"))
+        except ConfigError as error:
+            rows.append((key, name, "missing"))
+            words.append(str(error))
+    return Section("Needed", ("setting", "value", "state"), tuple(rows), tuple(words))
 
 
 def _encoder(audit: object, scoring: ScoringSettings) -> Encoder | str:

@@ -20,7 +20,7 @@ from autolora.prepare.tag_bleed import character_tags, tag_bleed
 from autolora.prepare.tagger import Tagger, load_tagger
 from autolora.progress import Bars
 from autolora.sampling import BaseRenders, Pictures
-from autolora.scoring.encoders import load_encoder
+from autolora.scoring.encoders import load_encoder, load_second_encoder
 from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, of_groups
 from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer, prepare
@@ -118,6 +118,8 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
     scoring, settings = cfg.scoring_settings(config), cfg.model_settings(config)
     encoder, tagger = load_encoder(scoring.encoder), load_tagger(scoring.tagger) if scoring.tagger else None
     model = load_model(settings)
+    if scoring.second_encoder:
+        load_second_encoder(scoring.second_encoder, model)  # what is missing is said now, not hours later in the finals
     for run in runs:
         check_start(run, model)
     dataset = with_frames(dataset, source, model.resolution)

@@ -87,5 +87,27 @@ def test_a_folder_without_an_encoder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["timm:no_such_model", "open_clip:no-such-model/openai", "open_clip:ViT-B-32/no-tag"])
 def test_models_that_do_not_exist(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"cannot load .* HF_HUB_OFFLINE=0 .*=local-dir:FOLDER"):
+    with pytest.raises(ConfigError, match=r"cannot load .* HF_HUB_OFFLINE=0 .*local-dir:FOLDER"):
         load_second_encoder(name, load_model(ModelSettings()))
+
+
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("timm:vit_small_patch14_dinov2.lvd142m", "timm/vit_small_patch14_dinov2.lvd142m"),
+        ("open_clip:ViT-L-14/datacomp_xl_s13b_b90k", "laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K"),
+    ],
+)
+def test_what_is_not_on_this_machine_is_named_as_it_can_be_downloaded(
+    name: str, repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError, match=f"to have {repository} of the Hugging Face hub downloaded"):
+        load_second_encoder(name, load_model(ModelSettings()))
+
+
+def test_a_timm_model_that_shows_no_inner_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: torch.nn.Linear(2, 2))
+    with pytest.raises(ConfigError, match=r"timm:closed does not show its inner blocks .*no forward_intermediates and"):
+        load_second_encoder("timm:closed", load_model(ModelSettings()))
