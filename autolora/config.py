@@ -56,7 +56,7 @@ class StudySettings:
     minutes: float | None = None
     steps: int | None = None
     stagnation: int | None = None
-    pack: int = 1
+    pack: int | str = 1  # or auto
     startup_trials: int = 3
     finalists: int = 3
     retrain_seeds: int = 2
@@ -72,8 +72,10 @@ class StudySettings:
                 "study.heartbeat_seconds must be above 0 and below study.grace_seconds, got "
                 f"{self.heartbeat_seconds:g} and {self.grace_seconds:g}"
             )
-        if self.pack < 1:
-            raise ConfigError(f"study.pack must be at least 1 (one trial at a time), got {self.pack}")
+        if self.pack != "auto" and (isinstance(self.pack, str) or self.pack < 1):
+            raise ConfigError(
+                f"study.pack must be auto or a whole number of at least 1 (one trial at a time), got {self.pack}"
+            )
         if min(self.trials, self.finalists, self.patience) < 1 or self.startup_trials < 0:
             raise ConfigError(
                 "study.trials, study.finalists and study.patience must be at least 1 and study.startup_trials 0 or "
@@ -213,6 +215,8 @@ def _convert(annotation: str, value: Any, where: str) -> Any:
     """Check a value against a field's annotation; lists become tuples and whole numbers floats where wanted."""
     if value is None and "None" in annotation:
         return None
+    if isinstance(value, str) and annotation.endswith(" | str"):
+        return value
     base = annotation.split(" | ")[0]
     if base.startswith("tuple["):
         if not isinstance(value, list):

@@ -5,7 +5,8 @@
 
 An arm is `plain` (diffusers and peft), `compiled` (that by torch.compile) or how many LoRAs autolora trains at once. A
 trial-step is one optimizer step of one LoRA. Workers are processes of one thread each that do the same at once, as
-many studies' workers do. Rounds of all arms alternate, so that whatever else the machine does hits them alike;
+many studies' workers do. On a CPU it is the worker's own processor time that counts, so that others on the machine cost
+nothing but their share of its caches. Rounds of all arms alternate, so that whatever else it does hits them alike;
 medians are compared. An arm that runs out of memory is left out and says so.
 Writes studies/results/speed/packing-MODEL.json and .md.
 """
@@ -60,6 +61,7 @@ def work(orders: Connection, args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     model = base_model(args.model, args.resolution)
     cuda, loops, resident = model.device.type == "cuda", dict[Arm, Steps](), dict[Arm, int]()
+    clock = time.perf_counter if cuda or args.threads > 1 else time.process_time
     inputs = stored(model, CACHE)
     while (order := orders.recv()) is not None:
         arm, batch_size, steps = order
@@ -71,11 +73,11 @@ def work(orders: Connection, args: argparse.Namespace) -> None:
             if cuda:
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
-            began, start = time.perf_counter(), torch.cuda.memory_allocated() if cuda else 0
+            began, start = clock(), torch.cuda.memory_allocated() if cuda else 0
             loops[key](steps)
             if cuda:
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - began
+            seconds = clock() - began
             resident.setdefault(key, torch.cuda.memory_allocated() - before if cuda else 0)
             peak = torch.cuda.max_memory_allocated() - start if cuda else 0
             orders.send((seconds, (resident[key] + peak) / 2**30))

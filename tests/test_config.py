@@ -141,6 +141,14 @@ def test_mistakes_are_told(arguments: list[str], message: str) -> None:
         config.build_run(config.compose("train", arguments))
 
 
+@pytest.mark.parametrize("pack", ["0", "most"])
+def test_what_is_no_number_of_trials_at_once_is_refused(pack: str) -> None:
+    for right in ("auto", 3):
+        assert config.study_settings(config.compose("tune", [f"study.pack={right}"], "quickstart")).pack == right
+    with pytest.raises(ConfigError, match=r"study\.pack must be auto or a whole number of at least 1"):
+        config.study_settings(config.compose("tune", [f"study.pack={pack}"], "quickstart"))
+
+
 def test_recipe_outside_its_own_range(tmp_path: Path) -> None:
     study = tmp_path / "mine" / "odd.yaml"
     study.parent.mkdir()

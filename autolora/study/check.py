@@ -191,7 +191,8 @@ def measured_sections(
     encoder = _encoder(config.audit, scoring)
     looked = [trigger_section(dataset, base, encoder, scoring, bars), pruning_section(dataset, base, encoder, bars)]
     probes = build_probes(dataset, scoring, SEARCH_GROUPS)
-    memory = memory_section(runs, dataset, model, study.pack if study else 1, bars)
+    at_once = study.pack if study and isinstance(study.pack, int) else 1  # auto takes what fits
+    memory = memory_section(runs, dataset, model, at_once, bars)
     renders = len(scoring.weights) * sum(len(probe.seeds) for probe in probes)
     with bars.task("timing training and rendering", None):
         adapter = attach(model.modules, runs[0].adapter)

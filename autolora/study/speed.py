@@ -14,6 +14,8 @@ from autolora.train.loop import Assignment, Bench, Slot, train_step
 from autolora.train.run import Run
 
 RENDERED_STEPS = 2  # denoising steps that are timed; a whole render is so many times longer
+PACKED_STEPS = 3  # of training that are timed, after one that is not
+LEAST_GAIN = 1.1  # by which twice as many at once must be faster to be worth their memory
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,44 @@ def measure_speed(run: Run, bench: Bench, settings: RenderSettings) -> Speed:
     render(bench.model, shots, short, bench.adapter)
     rendering = (_now(bench.model) - began) / len(shots) * settings.steps / short.steps
     return Speed(training, rendering, *_memory(bench.model))
+
+
+def pack_speeds(run: Run, bench: Bench, most: int) -> dict[int, float]:
+    """Optimizer steps a second of all together, by how many such runs train at once: 1, 2, 4 and so on up to `most`.
+
+    It ends before twice as many may not fit the machine's memory, and at the first that does not fit the GPU's or gains
+    too little on half as many.
+
+    Args:
+        run: what is trained.
+        bench: of one slot, as it is afterwards.
+        most: runs at once.
+    """
+    rates: dict[int, float] = {}
+    count = 1
+    while count <= most:
+        try:
+            rates[count] = _packed_speed(run, bench, count)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            break
+        if count > 1 and rates[count] < LEAST_GAIN * rates[count // 2]:
+            break
+        if psutil.virtual_memory().available < psutil.Process().memory_info().rss:
+            break
+        count *= 2
+    return rates
+
+
+def _packed_speed(run: Run, bench: Bench, count: int) -> float:
+    with bench.adapter.widened(count) as wide:
+        packed = replace(bench, adapter=wide)
+        slots = {index: Slot(index, Assignment(run), packed) for index in range(count)}
+        train_step(packed, slots)
+        began = _now(bench.model)
+        for _ in range(PACKED_STEPS):
+            train_step(packed, slots)
+        return PACKED_STEPS * count / (_now(bench.model) - began)
 
 
 def _now(model: BaseModel) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import time
 import traceback
 import uuid
@@ -25,6 +26,7 @@ from autolora.study.claims import Claims
 from autolora.study.plan import Plan
 from autolora.study.queue import Queue
 from autolora.study.space import drawn, suggest
+from autolora.study.speed import pack_speeds
 from autolora.study.trial import DIVERGED, Point, Record, points_of
 from autolora.study.warm_start import ORIGIN
 from autolora.study.workbench import Workbench
@@ -172,23 +174,26 @@ class Driver:
         self.bars.say(said + trial.user_attrs["reason"])
         self.bars.set(self.study_bar, self._ended())
 
-    def fail(self, error: Exception) -> bool:
+    def fail(self, error: Exception) -> int:
         """A trial failed by itself: it is tried again a few times, here or elsewhere; the study goes on without it.
 
-        One that the GPU's memory is too small for is skipped at once.
+        One that the GPU's memory is too small for is skipped at once. Of several that trained at once none can be
+        blamed: all are handed back, to go on half as many at a time where memory ran out, else one at a time.
 
-        Of several that trained at once none can be blamed: all are handed back, and False says to go on one at a time.
+        Returns:
+            How many to go on with; 0: as many as before.
 
         Raises:
             StudyError: trial after trial fails here, so that it is this worker rather than a trial.
         """
-        together = len(self.trials) > 1
+        together = len(self.trials)
         self.trials.clear()
-        if together:
-            self.bars.say(f"training failed ({type(error).__name__}: {error}): its trials go on one at a time")
+        if together > 1:
+            fewer = self.work.bench.adapter.slots // 2 if isinstance(error, torch.OutOfMemoryError) else 1
+            self.bars.say(f"training failed ({type(error).__name__}: {error}): its trials go on {fewer} at a time")
             for trial_id in list(self.claims.held):
                 self.claims.hand_back(trial_id)
-            return False
+            return fewer
         too_large = isinstance(error, MemoryFull | torch.OutOfMemoryError)
         for trial_id in [held for held in list(self.claims.held) if self.claims.holds(held)]:
             trial = Trial(self.study, trial_id)
@@ -207,7 +212,7 @@ class Driver:
                 self._tell(trial, TrialState.FAIL, DIVERGED)
         if len(self.failed) >= TRIES:
             raise StudyError(f"{TRIES} trials in a row failed here, the last by {type(error).__name__}: {error}")
-        return True
+        return 0
 
     def close(self) -> None:
         """Take its bars away."""
@@ -237,16 +242,32 @@ def run_study(
         StorageError: a disk is full.
         StudyError: trial after trial fails here.
     """
-    settings, slots = plan.settings, at_once(plan, work)
+    settings, slots = plan.settings, at_once(plan, work, bars)
     beat, grace = settings.heartbeat_seconds, settings.grace_seconds
     with Claims(study._storage, study._study_id, beat, grace, bars.say, machine) as claims:
-        while not _sitting(plan, study, work, claims, bars, heard, slots):
-            slots = 1
+        while slots:
+            slots = _sitting(plan, study, work, claims, bars, heard, slots)
 
 
-def at_once(plan: Plan, work: Workbench) -> int:
-    """How many trials a worker trains at once: `study.pack`, or 1 where a recipe's adapter trains alone."""
-    return plan.settings.pack if all(adapter.packs for adapter in work.bench.adapter.adapters) else 1
+def at_once(plan: Plan, work: Workbench, bars: Bars) -> int:
+    """How many trials a worker trains at once: `study.pack`, or 1 where a recipe's adapter trains alone.
+
+    `auto` is the power of two that is fastest here, up to a fifth of the trials: the sampler learns nothing from those
+    that train beside the one it draws.
+    """
+    settings = plan.settings
+    if not all(adapter.packs for adapter in work.bench.adapter.adapters):
+        return 1
+    if isinstance(settings.pack, int):
+        return settings.pack
+    most = math.ceil(settings.trials / 5)
+    if most == 1:
+        return 1
+    with bars.task("trying how many trials train fastest at once", None):
+        rates = pack_speeds(plan.run(next(iter(plan.space)), {}), work.bench, most)
+    best = max(rates, key=lambda count: rates[count])
+    bars.say(f"{best} trials at once" + (f": {rates[best] / rates[1]:.1f} times as fast as one" if best > 1 else ""))
+    return best
 
 
 def _sitting(
@@ -257,8 +278,8 @@ def _sitting(
     bars: Bars,
     heard: Callable[[bool], None],
     slots: int,
-) -> bool:
-    """Run trials, so many at once, until the study is over; False where that failed and they must go on alone."""
+) -> int:
+    """Run trials, so many at once, until the study is over; how many to go on with where that failed, else 0."""
     adapter = work.bench.adapter
     with adapter.widened(slots) if slots > 1 else nullcontext(adapter) as wide:
         driver = Driver(plan, study, replace(work, bench=replace(work.bench, adapter=wide)), claims, bars)
@@ -276,11 +297,11 @@ def _sitting(
                         raise StorageError(f"the disk is full ({error}); free some space and go on") from error
                     if not claims.held:
                         raise
-                    if not driver.fail(error):
-                        return False
+                    if fewer := driver.fail(error):
+                        return fewer
         finally:
             driver.close()
-    return True
+    return 0
 
 
 def keep_constraints(storage: BaseStorage, trial: Trial, constraints: dict[str, float]) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import optuna
 import pytest
@@ -18,7 +19,7 @@ from optuna.trial import TrialState
 from autolora.cli import Stopped
 from autolora.errors import ConfigError, StorageError, StudyError
 from autolora.paperdoll.world import write_dataset
-from autolora.study import workers
+from autolora.study import speed, tune, workers
 from autolora.study.begin import join_study
 from autolora.study.claims import OWNER
 from autolora.study.plan import Plan
@@ -118,7 +119,49 @@ def test_a_pack_that_fails_goes_on_one_at_a_time(begun: Begun) -> None:
         run_study(replace(plan, settings=replace(plan.settings, pack=2)), study, work, said)
     assert states(study) == ["COMPLETE", "FAIL", "COMPLETE"]
     assert [trial.user_attrs.get("failures", 0) for trial in study.trials[:TRIALS]] == [0, TRIES, 0]
-    assert "one at a time" in Path("said").read_text()
+    assert "go on 1 at a time" in Path("said").read_text()
+
+
+def test_a_pack_that_needs_too_much_memory_goes_on_half_as_wide(begun: Begun) -> None:
+    plan, study, work, said = begun
+    failed = []
+
+    def fail(_: Any) -> None:
+        if not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with on_measure(fail):
+        run_study(replace(plan, settings=replace(plan.settings, pack=4)), study, work, said)
+    assert "its trials go on 2 at a time" in Path("said").read_text()
+    assert states(study) == ["COMPLETE"] * TRIALS and not any("failures" in t.user_attrs for t in study.trials)
+
+
+@pytest.mark.parametrize(
+    ("rates", "trials", "expected"), [({1: 1.0, 2: 1.8, 4: 1.7}, 20, 2), ({1: 1.0, 2: 0.9}, 20, 1), ({}, 5, 1)]
+)
+def test_auto_takes_what_is_fastest(
+    begun: Begun, monkeypatch: pytest.MonkeyPatch, rates: dict[int, float], trials: int, expected: int
+) -> None:
+    """And does not even try where a fifth of the trials is one."""
+    plan, _, work, said = begun
+    asked = []
+    monkeypatch.setattr(tune, "pack_speeds", lambda run, bench, most: asked.append((run.name, most)) or rates)
+    auto = replace(plan, settings=replace(plan.settings, pack="auto", trials=trials))
+    assert tune.at_once(auto, work, said) == expected
+    assert asked == ([("doll-adamw", 4)] if rates else [])
+
+
+def test_speeds_are_tried_until_they_rise_no_more_or_memory_is_out(
+    begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _, work, _ = begun
+    run = plan.run("doll-adamw", {})
+    rates = speed.pack_speeds(run, work.bench, 3)
+    assert rates.keys() == {1, 2} and min(rates.values()) > 0 and work.bench.adapter.slots == 1
+    for given, tried in (([1.0, 2.0, 2.1, 9.0], [1, 2, 4]), ([1.0, torch.OutOfMemoryError()], [1])):
+        monkeypatch.setattr(speed, "_packed_speed", Mock(side_effect=given))
+        assert list(speed.pack_speeds(run, work.bench, 8)) == tried
 
 
 def test_a_worker_on_which_everything_fails_stops(begun: Begun) -> None:
