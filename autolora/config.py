@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-import math
 import re
 import shutil
 import tempfile
@@ -46,55 +45,7 @@ T = TypeVar("T")
 _FREE_KEY = re.compile(r"^(train\.steps_of\.)")  # keys of a dataset's own words, which no config can list
 
 
-@dataclasses.dataclass(frozen=True)
-class StudySettings:
-    """A study's name, size and search space (as written)."""
-
-    name: str
-    recipes: dict[str, Any]
-    trials: int = 10
-    minutes: float | None = None
-    steps: int | None = None
-    stagnation: int | None = None
-    pack: int | str = 1  # or auto
-    startup_trials: int = 3
-    finalists: int = 3
-    retrain_seeds: int = 2
-    average: bool = True
-    seed: int = 0
-    patience: int = 2
-    heartbeat_seconds: float = 30.0
-    grace_seconds: float = 120.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.heartbeat_seconds < self.grace_seconds:
-            raise ConfigError(
-                "study.heartbeat_seconds must be above 0 and below study.grace_seconds, got "
-                f"{self.heartbeat_seconds:g} and {self.grace_seconds:g}"
-            )
-        if self.pack != "auto" and (isinstance(self.pack, str) or self.pack < 1):
-            raise ConfigError(
-                f"study.pack must be auto or a whole number of at least 1 (one trial at a time), got {self.pack}"
-            )
-        if min(self.trials, self.finalists, self.patience) < 1 or self.startup_trials < 0:
-            raise ConfigError(
-                "study.trials, study.finalists and study.patience must be at least 1 and study.startup_trials 0 or "
-                f"more, got {self.trials}, {self.finalists}, {self.patience} and {self.startup_trials}"
-            )
-        if self.minutes is not None and self.minutes <= 0:
-            raise ConfigError(f"study.minutes must be above 0 or null, got {self.minutes}")
-        for name in ("steps", "stagnation"):
-            given = getattr(self, name)
-            if given is not None and given < 1:
-                raise ConfigError(f"study.{name} must be at least 1 or null, got {given}")
-        if self.retrain_seeds < 0:
-            raise ConfigError(f"study.retrain_seeds must be 0 (none) or more, got {self.retrain_seeds}")
-
-    @property
-    def search_minutes(self) -> float:
-        """The search's part of the time: 30% are kept for finals that train again."""
-        minutes = math.inf if self.minutes is None else self.minutes
-        return minutes * (0.7 if self.retrain_seeds else 1.0)
+MOVED = {f"study.{key}": f"budget.{key}" for key in ("trials", "minutes", "steps", "stagnation")}
 
 
 def quote(argument: str) -> str:
@@ -128,6 +79,7 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
     for argument in overrides:
         if "=" not in argument and not argument.startswith("~"):
             raise ConfigError(f"`{argument}` is not understood; overrides are written key=value")
+        refuse_moved(argument.partition("=")[0])
     GlobalHydra.instance().clear()
     try:
         with _study_overrides(study) as own, initialize_config_dir(str((ROOT / "conf").resolve()), version_base="1.3"):
@@ -137,6 +89,16 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
             return config
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, primary)) from error
+
+
+def refuse_moved(key: str) -> None:
+    """Nothing, but for a key that has another name now.
+
+    Raises:
+        ConfigError: it has.
+    """
+    if key in MOVED:
+        raise ConfigError(f"{key} is called {MOVED[key]} now")
 
 
 def _explain(error: Exception, primary: str) -> str:
@@ -327,11 +289,6 @@ def names(given: Any, key: str) -> tuple[str, ...]:
     if not isinstance(found, list) or not all(isinstance(one, str) and one for one in found):
         raise ConfigError(f"{key} must be a name, or several as {key}=[a,b], got {given}")
     return tuple(dict.fromkeys(found))
-
-
-def study_settings(config: DictConfig) -> StudySettings:
-    """The study part."""
-    return build(StudySettings, config.study, "study")
 
 
 def run_folder(config: DictConfig, name: str) -> Path:

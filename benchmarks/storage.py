@@ -21,13 +21,13 @@ import optuna
 from optuna.trial import Trial, TrialState
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from autolora.config import StudySettings
 from autolora.files import write_atomic
 from autolora.progress import Bars
 from autolora.provenance import provenance
 from autolora.study.claims import Claims
 from autolora.study.queue import Queue
 from autolora.study.sampler import SeededByTrial
+from autolora.study.settings import Budget, StudySettings
 from autolora.study.storage import open_storage
 from autolora.study.tune import keep_constraints
 from tests.study.postgres import postgres
@@ -76,7 +76,7 @@ def store(url: str, name: str, count: int) -> None:
 def work(url: str, name: str, trials: int, gate: Any, seconds: Any) -> None:
     """A worker's trials; puts the seconds of each, and how many of them this process computed."""
     study = study_of(url, name)
-    settings = StudySettings(name, {}, trials=trials)
+    settings = StudySettings(name, {}, Budget(trials))
     took = []
     with Claims(study._storage, study._study_id, settings.heartbeat_seconds, settings.grace_seconds, print) as claims:
         queue = Queue(study, settings, claims, Bars())

@@ -32,13 +32,13 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from score_validity import BANK, Row, picked, read_rows
 
 from autolora import config as cfg
-from autolora.config import StudySettings
 from autolora.files import write_atomic
 from autolora.progress import Bars
 from autolora.scoring.scorecard import Scorecard
 from autolora.scoring.settings import ScoringSettings
 from autolora.study.begin import methods
 from autolora.study.ladder import climb
+from autolora.study.settings import StudySettings, study_settings
 from autolora.study.space import Range, Space, parse_space, suggest
 from autolora.study.trial import Point, Record
 from autolora.train.run import Run
@@ -190,7 +190,7 @@ def trial_of(baked: Baked, state: TrialState, value: float | None, reported: Seq
 def read_bank(name: str, rows: Sequence[Row]) -> Bank:
     """A character's bank, with the space that its recipes were drawn from."""
     config = cfg.compose("tune", [], "quickstart")
-    space, scoring = parse_space(cfg.study_settings(config).recipes), cfg.scoring_settings(config)
+    space, scoring = parse_space(study_settings(config).recipes), cfg.scoring_settings(config)
     facts = json.loads((BANK / f"{name}.json").read_text("utf-8"))
     by_number: dict[str, list[Row]] = {}
     for row in rows:
@@ -203,7 +203,7 @@ def read_bank(name: str, rows: Sequence[Row]) -> Bank:
         drawn = optuna.trial.FixedTrial(fixed)
         suggest(drawn, space)  # type: ignore[arg-type]
         pool.append(Baked(recipe, fixed, drawn.distributions, own))
-    return Bank(pool, space, facts["base_losses"], scoring, cfg.study_settings(config))
+    return Bank(pool, space, facts["base_losses"], scoring, study_settings(config))
 
 
 def figures(bank: Bank, method: Callable[[Bank, int], Found], seeds: Sequence[int], advance: Callable[[int], None]

@@ -32,7 +32,7 @@ RESULT = Path(__file__).parent / "results" / "models" / "full_study.json"
 SHORT = (
     "~study.recipes",
     "+study.recipes={guide-adamw: {train.preserve_share: {choice: [0.0, 0.5]}}}",
-    "study.trials=1",
+    "budget.trials=1",
     "train.epochs=1",
     "train.steps_per_concept=4",
     "train.batch_size=2",

@@ -120,7 +120,7 @@ def judge_character(
         write_dataset(folder, seed, outfits)
     began = time.perf_counter()
     places = [f"dataset.path={folder}", f"out={out / f'study-{seed}'}", f"cache={out / 'cache'}"]
-    code = autolora(["tune", "quickstart", *places, "study.minutes=null"])
+    code = autolora(["tune", "quickstart", *places, "budget.minutes=null"])
     if code:
         raise SystemExit(f"the study of character {seed} ended with exit code {code}")
     result = json.loads((out / f"study-{seed}" / "result.json").read_text("utf-8"))

@@ -26,7 +26,7 @@ def test_help_does_not_wait_for_torch() -> None:
 
 
 def test_cfg_job_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tune", "quickstart", "study.trials=4", "--cfg", "job"]) == 0
+    assert main(["tune", "quickstart", "budget.trials=4", "--cfg", "job"]) == 0
     printed = capsys.readouterr().out
     assert "trials: 4" in printed and "recipe_name: doll-adamw" in printed
 

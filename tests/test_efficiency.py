@@ -9,8 +9,8 @@ import optuna
 import pytest
 from efficiency import Baked, Bank, Row, apart, at_random, autolora, figures, nearest, plain_tpe, table
 
-from autolora.config import StudySettings
 from autolora.scoring.settings import ScoringSettings
+from autolora.study.settings import StudySettings
 from autolora.study.space import parse_space, suggest
 from tests.test_score_validity import row
 

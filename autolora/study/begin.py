@@ -10,10 +10,10 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from autolora.config import StudySettings
 from autolora.errors import ConfigError, StudyError
 from autolora.study.plan import Plan
 from autolora.study.sampler import SeededByTrial
+from autolora.study.settings import StudySettings
 from autolora.study.space import as_text, difference
 from autolora.study.storage import Say, open_storage, shown, storage_url
 from autolora.study.warm_start import ORIGIN, Priors, first_tries, keep_priors, known_priors

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autolora.config import StudySettings
 from autolora.data.concepts import Dataset
 from autolora.study.claims import worked_seconds
+from autolora.study.settings import StudySettings
 from autolora.train.run import Run
 
 STEP = "step"  # user attribute: images a trial was shown up to its last checkpoint
@@ -19,9 +19,10 @@ def may_begin(trials: Sequence[FrozenTrial], settings: StudySettings) -> bool:
     """Whether another trial may begin; those that did are ended. `trials` are all of the study, those of others too."""
     if worked_seconds(trials) / 60 >= settings.search_minutes:
         return False
-    if settings.steps is not None and sum(trial.user_attrs.get(STEP, 0) for trial in trials) >= settings.steps:
+    budget = settings.budget
+    if budget.steps is not None and sum(trial.user_attrs.get(STEP, 0) for trial in trials) >= budget.steps:
         return False
-    return settings.stagnation is None or trials_since_best(trials) < settings.stagnation
+    return budget.stagnation is None or trials_since_best(trials) < budget.stagnation
 
 
 def trials_since_best(trials: Sequence[FrozenTrial]) -> int:
@@ -46,13 +47,14 @@ def in_words(settings: StudySettings, runs: Sequence[Run], dataset: Dataset, wor
     """
     steps = [run.steps_per_epoch(dataset) * run.train.epochs for run in runs]
     each = f"{min(steps):,}" + (f" to {max(steps):,}" if max(steps) > min(steps) else "")
-    limits = [f"{settings.trials} trials, {len(runs)} of them recipes as they are ({each} steps each)"]
-    if settings.minutes is not None:
-        limits.append(f"none begins after {settings.search_minutes:g} of {settings.minutes:g} minutes")
-    if settings.steps is not None:
-        limits.append(f"none begins after {settings.steps:,} steps in all")
-    if settings.stagnation is not None:
-        limits.append(f"the search ends after {settings.stagnation} trials in a row without a better one")
+    budget = settings.budget
+    limits = [f"{budget.trials} trials, {len(runs)} of them recipes as they are ({each} steps each)"]
+    if budget.minutes is not None:
+        limits.append(f"none begins after {settings.search_minutes:g} of {budget.minutes:g} minutes")
+    if budget.steps is not None:
+        limits.append(f"none begins after {budget.steps:,} steps in all")
+    if budget.stagnation is not None:
+        limits.append(f"the search ends after {budget.stagnation} trials in a row without a better one")
     again = [f"the best {settings.finalists} are judged again"]
     if settings.average:
         again.append("averages of the best two's checkpoints too")

@@ -36,6 +36,7 @@ from autolora.scoring.encoders import Encoder, load_encoder, load_second_encoder
 from autolora.scoring.probes import SEARCH_GROUPS, build_probes
 from autolora.scoring.settings import ScoringSettings
 from autolora.study.memory import memory_section
+from autolora.study.settings import StudySettings
 from autolora.study.speed import Speed, measure_speed
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Bench
@@ -181,7 +182,7 @@ def measured_sections(
     runs: Sequence[Run],
     dataset: Dataset,
     model: BaseModel,
-    study: cfg.StudySettings | None,
+    study: StudySettings | None,
     bars: Bars,
 ) -> list[Section]:
     """What only the base model can tell: what the triggers' words draw, and what training and rendering cost."""
@@ -206,7 +207,7 @@ def measured_sections(
         *looked,
         needs_section(scoring, model),
         memory,
-        cost_section(runs, dataset, renders, speed, study.trials if study else None),
+        cost_section(runs, dataset, renders, speed, study.budget.trials if study else None),
     ]
 
 

@@ -135,6 +135,7 @@ def worker(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     assert study is not None
     output = Output.of(config)
     plan, own = make_plan(config, study, arguments)
+    started_study(plan, print)  # before anything is loaded
     with output.bars() as bars:
         runs = [plan.run(recipe, values) for recipe, values in own.items()]
         work = open_workbench(config, [*runs, *plan.extremes()], bars)

@@ -95,7 +95,7 @@ def _unfinished(plan: Plan, study: Study, work: Workbench, found: Found, judged:
     )
     return Report(
         study=plan.settings.name,
-        verdict=_so_far(found, plan.settings.trials),
+        verdict=_so_far(found, plan.settings.budget.trials),
         dataset=dataset.name,
         seconds=spent_seconds(study),
         trials=rows,

@@ -32,9 +32,8 @@ def own_gpu(worker: int) -> dict[str, str]:
 @hydra.main(version_base="1.3", config_path=str((ROOT / "conf" / "launch").resolve()), config_name="workers")
 def launch(config: DictConfig) -> None:
     """Be one worker until no trial is left; what it said of a failure is in the job's output."""
-    done = subprocess.run(worker_command(config), env={**os.environ, **own_gpu(config.worker)})
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    # Not by leaving the process: Ray would take that for a lost machine, and start it over and over.
+    subprocess.run(worker_command(config), env={**os.environ, **own_gpu(config.worker)}, check=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from autolora import config as cfg
 from autolora.errors import ConfigError
 from autolora.study.artifacts import Store, TrialFiles, local_store, open_bucket
+from autolora.study.settings import StudySettings, study_settings
 from autolora.study.space import Space, parse_space
 from autolora.study.storage import shown, storage_url
 from autolora.train.run import Run
@@ -22,7 +23,7 @@ from autolora.train.run import Run
 class Plan:
     """A study's fixed parts: its settings, its space, its folder, its storage and how a trial's run is composed."""
 
-    settings: cfg.StudySettings
+    settings: StudySettings
     space: Space
     folder: Path
     study_name: str
@@ -107,7 +108,7 @@ def make_plan(config: DictConfig, study_name: str, arguments: Sequence[str]) -> 
     Raises:
         ConfigError: every range or recipe that cannot be, all at once.
     """
-    settings = cfg.study_settings(config)
+    settings = study_settings(config)
     space = parse_space(settings.recipes)
     folder = cfg.run_folder(config, settings.name)
     plan = Plan(

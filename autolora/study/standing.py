@@ -78,7 +78,7 @@ def standing(plan: Plan, study: Study, running_seconds: float) -> Standing:
     Args:
         plan: its settings.
         study: its trials.
-        running_seconds: how long this process has searched, against `study.minutes`.
+        running_seconds: how long this process has searched, against `budget.minutes`.
     """
     trials = study.get_trials(deepcopy=False)
     ended = sum(trial.state in ENDED for trial in trials)
@@ -86,9 +86,9 @@ def standing(plan: Plan, study: Study, running_seconds: float) -> Standing:
     best, point = max(found, key=lambda pair: pair[1].objective, default=(None, None))
     left = None
     if ended:
-        by_trials = (plan.settings.trials - ended) * spent_seconds(study) / ended
+        by_trials = (plan.settings.budget.trials - ended) * spent_seconds(study) / ended
         left = max(0.0, min(by_trials, 60 * plan.settings.search_minutes - running_seconds))
-    whole = Standing(plan.settings.name, ended, plan.settings.trials, left)
+    whole = Standing(plan.settings.name, ended, plan.settings.budget.trials, left)
     if best is None or point is None or point.score is None:
         return whole
     return replace(

@@ -47,7 +47,7 @@ class Driver:
         self.over = False  # nothing is left to do
         self.seen: dict[str, list[Point]] = {}  # the points of trials that ended, by uid
         self.failed: set[int] = set()  # trials that failed here since one got on
-        self.study_bar = bars.add(f"study {plan.settings.name}", plan.settings.trials, self._ended())
+        self.study_bar = bars.add(f"study {plan.settings.name}", plan.settings.budget.trials, self._ended())
         self.trial_bars = [bars.add("trial", None) for _ in range(work.bench.adapter.slots)]
 
     def _ended(self) -> int:
@@ -260,7 +260,7 @@ def at_once(plan: Plan, work: Workbench, bars: Bars) -> int:
         return 1
     if isinstance(settings.pack, int):
         return settings.pack
-    most = math.ceil(settings.trials / 5)
+    most = math.ceil(settings.budget.trials / 5)
     if most == 1:
         return 1
     with bars.task("trying how many trials train fastest at once", None):

@@ -182,7 +182,7 @@ def first_tries(priors: Priors, plan: Plan, own: Mapping[str, Mapping[str, Any]]
         if (values := dict(prior.values, recipe=prior.recipe)) not in known:
             known.append(values)
             chosen.append(prior)
-    most = min(max(plan.settings.finalists, len(priors)), plan.settings.trials - len(own))
+    most = min(max(plan.settings.finalists, len(priors)), plan.settings.budget.trials - len(own))
     return chosen[: max(0, most)]
 
 

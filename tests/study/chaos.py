@@ -39,9 +39,9 @@ TRIALS = 24
 CHECKPOINTS = 4  # of each trial
 STUDY = f"""# @package _global_
 defaults: [override /model: paperdoll, override /scoring: paperdoll]
+budget: {{trials: {TRIALS}}}
 study:
   name: chaos
-  trials: {TRIALS}
   heartbeat_seconds: 0.5
   grace_seconds: 5
   recipes:

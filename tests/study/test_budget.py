@@ -10,16 +10,17 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
+from autolora import config as cfg
 from autolora.adapters.lora import LoRA
-from autolora.config import StudySettings
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.errors import ConfigError
 from autolora.optim.optimizers import AdamW
 from autolora.paperdoll.world import write_dataset
 from autolora.study.budget import in_words, may_begin, trials_since_best
+from autolora.study.settings import Budget, StudySettings, study_settings
 from autolora.train.run import Run, TrainSettings
 
-SETTINGS = StudySettings("mona", {"doll-adamw": {}}, trials=9)
+SETTINGS = StudySettings("mona", {"doll-adamw": {}}, Budget(trials=9))
 
 
 def ended(number: int, value: float | None, **attrs: object) -> FrozenTrial:
@@ -46,16 +47,20 @@ def test_recipes_as_they_are_do_not_count_as_standing_still() -> None:
 def test_what_ends_a_search() -> None:
     trials = [ended(0, 0.5, step=600, worked=[[0, 300]]), ended(1, 0.4, step=400, worked=[[300, 600]])]
     assert may_begin(trials, SETTINGS)
-    assert may_begin(trials, replace(SETTINGS, steps=1001)) and not may_begin(trials, replace(SETTINGS, steps=1000))
-    assert may_begin(trials, replace(SETTINGS, minutes=15)) and not may_begin(trials, replace(SETTINGS, minutes=14))
-    assert may_begin(trials, replace(SETTINGS, stagnation=2)) and not may_begin(trials, replace(SETTINGS, stagnation=1))
+    for enough, spent in (
+        (Budget(steps=1001), Budget(steps=1000)),
+        (Budget(minutes=15), Budget(minutes=14)),
+        (Budget(stagnation=2), Budget(stagnation=1)),
+    ):
+        assert may_begin(trials, replace(SETTINGS, budget=enough))
+        assert not may_begin(trials, replace(SETTINGS, budget=spent))
 
 
 def test_the_plan_is_told(tmp_path: Path) -> None:
     write_dataset(tmp_path / "doll", seed=1, outfits=1, images_per_outfit=6, size=32)
     dataset = load_dataset(DatasetSettings(path=str(tmp_path / "doll")))
     runs = [Run("a", LoRA(), AdamW(), train=TrainSettings(epochs=2, steps_per_concept=n)) for n in (600, 1000)]
-    said = in_words(replace(SETTINGS, minutes=90, steps=20000, stagnation=6), runs, dataset, 2)
+    said = in_words(replace(SETTINGS, budget=Budget(9, 90, 20000, 6)), runs, dataset, 2)
     assert said == (
         "plan: 9 trials, 2 of them recipes as they are (1,200 to 2,000 steps each); "
         "none begins after 63 of 90 minutes; none begins after 20,000 steps in all; "
@@ -65,7 +70,19 @@ def test_the_plan_is_told(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["steps", "stagnation"])
+@pytest.mark.parametrize("name", ["trials", "minutes", "steps", "stagnation"])
 def test_impossible_budgets_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"study.{name} must be at least 1"):
-        replace(SETTINGS, **{name: 0})
+    with pytest.raises(ConfigError, match=f"budget.{name} must be"):
+        Budget(**{name: 0})
+
+
+def test_what_budgets_were_called_before_names_what_they_are_called_now(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"study\.minutes is called budget\.minutes now"):
+        cfg.compose("tune", ["study.minutes=90"], "quickstart")
+    for body, message in (("trials: 3", "study.trials is called budget.trials"), ("budget: {}", "budget is a key of")):
+        file = tmp_path / "mine.yaml"
+        file.write_text(f"# @package _global_\nstudy: {{name: mine, recipes: {{doll-adamw: {{}}}}, {body}}}\n")
+        with pytest.raises(ConfigError, match=message):
+            study_settings(cfg.compose("tune", [], str(file)))
+    with pytest.raises(ConfigError, match="did you mean `minutes`"):
+        cfg.compose("tune", ["budget.minuts=90"], "quickstart")

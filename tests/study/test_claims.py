@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -12,13 +13,13 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
-from autolora.config import StudySettings
 from autolora.progress import Bars
 from autolora.study.claims import Claims, this_machine, worked_seconds
 from autolora.study.queue import Queue
+from autolora.study.settings import Budget, StudySettings
 from autolora.study.storage import open_storage, storage_url
 
-SETTINGS = StudySettings("mona", {"doll-adamw": {}}, trials=3, heartbeat_seconds=0.05, grace_seconds=0.4)
+SETTINGS = StudySettings("mona", {"doll-adamw": {}}, budget=Budget(trials=3), heartbeat_seconds=0.05, grace_seconds=0.4)
 
 
 def nothing(_: str) -> None: ...
@@ -121,7 +122,7 @@ def test_trials_beyond_the_size_wait_until_there_is_more(study: optuna.Study) ->
     for trial in (*taken, study.trials[2]):
         study._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.0])
     assert queue.next() is None
-    more = StudySettings("mona", {"doll-adamw": {}}, trials=5, heartbeat_seconds=0.05, grace_seconds=0.4)
+    more = replace(SETTINGS, budget=Budget(trials=5))
     numbers = [trial.number for trial in (Queue(study, more, me, Bars()).next() for _ in range(2)) if trial]
     assert numbers == [3, 4]
 
@@ -134,7 +135,7 @@ def test_begun_trials_come_first_and_are_ended_when_time_is_up(study: optuna.Stu
     assert trial.number == 0
     study._storage.set_trial_user_attr(trial._trial_id, "worked", [[0.0, 3600.0]])
     me.hand_back(trial._trial_id)
-    short = StudySettings("mona", {"doll-adamw": {}}, minutes=10, heartbeat_seconds=0.05, grace_seconds=0.4)
+    short = replace(SETTINGS, budget=Budget(minutes=10))
     queue = Queue(study, short, me, Bars())
     again = queue.next()
     assert again is not None and again.number == 0

@@ -12,13 +12,13 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from autolora.config import StudySettings
 from autolora.errors import ConfigError
 from autolora.progress import Bars
 from autolora.study.artifacts import TrialFiles
 from autolora.study.evidence import REFRESH_SECONDS, report_progress
 from autolora.study.output import Output
 from autolora.study.plan import Plan
+from autolora.study.settings import Budget, StudySettings
 from autolora.study.standing import standing
 from autolora.study.storage import study_storage
 from tests.study.test_compare import point, write_study
@@ -31,7 +31,7 @@ def opened(
     folder = write_study(tmp_path / "run", trials)
     study = optuna.load_study(study_name="made-up", storage=study_storage(folder))
     study.set_user_attr("training_seconds", 30.0 * len(trials))
-    settings = StudySettings("made-up", {"a": {}}, trials=10, minutes=minutes)
+    settings = StudySettings("made-up", {"a": {}}, Budget(10, minutes))
     command = Plan(settings, {}, folder, "mine", ("json=true",)).command
     plan = SimpleNamespace(settings=settings, folder=folder, space={"a": {}}, study_name="mine", command=command)
     plan.files = TrialFiles(folder / "trials")

@@ -39,7 +39,7 @@ CONSTRAINTS = {
 }  # one seed: no spread
 ALONE = Path(__file__).parents[2] / "studies" / "diffusers_alone.py"
 SMALL = (
-    "study.trials=3",
+    "budget.trials=3",
     "study.retrain_seeds=1",
     "study.finalists=2",
     "train.epochs=2",
@@ -157,7 +157,7 @@ def test_a_changed_space_is_explained_and_refused(finished: Path, capsys: pytest
 
 def test_the_exported_file_can_be_scored(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads((finished / "run" / "result.json").read_text("utf-8"))
-    small = [s for s in SMALL if not s.startswith("study.")]
+    small = [s for s in SMALL if not s.startswith(("study.", "budget."))]
     command = [
         "score",
         f"lora={result['export']}",
@@ -178,7 +178,7 @@ def test_a_folder_of_files_is_ranked(finished: Path, tmp_path: Path, capsys: pyt
     save_file({k: v * (0 if k.endswith("up.weight") else 1) for k, v in tensors.items()}, tmp_path / "no.safetensors")
     save_file(tensors, tmp_path / "yes.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"not this")
-    small = [s for s in SMALL if not s.startswith("study.")]
+    small = [s for s in SMALL if not s.startswith(("study.", "budget."))]
     assert main(["score", f"lora={tmp_path}", "dataset=quickstart", f"cache={finished / 'cache'}", *small]) == 0
     scored = json.loads((tmp_path / "score.json").read_text("utf-8"))
     assert {one["recipe"] for one in scored} == {"yes.safetensors", "no.safetensors"}
@@ -216,7 +216,7 @@ def test_one_recipe_is_trained_and_exported(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run killed before its export is finished by the same command, and then left alone."""
-    small = [s for s in SMALL if not s.startswith("study.")]
+    small = [s for s in SMALL if not s.startswith(("study.", "budget."))]
     command = ["train", "dataset=quickstart", "train.steps_per_concept=8", f"cache={finished / 'cache'}", *small]
     command += [f"out={tmp_path}", "export.diffusers=true", "export.dtype=bfloat16"]
 
@@ -252,7 +252,7 @@ def test_an_unmeasurable_study_chooses_by_validation_loss_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = f"dataset.path={ordinary_people(tmp_path / 'pictures')}"
-    assert main(tune(tmp_path, pictures, "study.trials=2")) == 8
+    assert main(tune(tmp_path, pictures, "budget.trials=2")) == 8
     result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
     assert result["best"]["score"] is None and result["verdict"].startswith("unmeasured: validation loss")
     assert "unmeasurable" in result["best"]["unmeasurable"]["score"]
@@ -261,7 +261,7 @@ def test_an_unmeasurable_study_chooses_by_validation_loss_and_says_so(
     chosen = next(p for curve in curves for p in curve if sum(p["val_ratios"]) == min(losses))
     assert result["best"]["step"] == chosen["step"]
     assert "unmeasured" in (tmp_path / "run" / "report" / "index.html").read_text("utf-8")
-    small = [s for s in SMALL if not s.startswith("study.")]
+    small = [s for s in SMALL if not s.startswith(("study.", "budget."))]
     command = ["score", f"lora={result['export']}", pictures, f"cache={tmp_path / 'cache'}", *small]
     assert main(command) == 5
     assert "unmeasurable" in capsys.readouterr().err
@@ -269,7 +269,7 @@ def test_an_unmeasurable_study_chooses_by_validation_loss_and_says_so(
 
 def test_a_study_starts_from_an_earlier_one(finished: Path, tmp_path: Path) -> None:
     """Its trials are its own; what was best in the earlier one is tried after the recipe as it is."""
-    more = ["study.trials=2", "study.retrain_seeds=0", f"warm_start={finished / 'run'}"]
+    more = ["budget.trials=2", "study.retrain_seeds=0", f"warm_start={finished / 'run'}"]
     assert main([*tune(tmp_path, *more)[:-1], more[-1], f"cache={finished / 'cache'}"]) == 0
     study = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path / 'run' / 'study.db'}")
     assert [trial.state.is_finished() for trial in study.trials] == [True, True]
@@ -287,7 +287,7 @@ def test_other_commands_on_a_finished_study(command: str, finished: Path) -> Non
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM cannot be sent to a process on Windows")
 def test_a_killed_study_is_continued_by_the_same_command(tmp_path: Path, finished: Path) -> None:
     """SIGTERM after the first checkpoint; the same command finishes, and its trial is what it would have been."""
-    command = tune(tmp_path, "study.trials=1", f"cache={finished / 'cache'}")
+    command = tune(tmp_path, "budget.trials=1", f"cache={finished / 'cache'}")
     command.remove(f"cache={tmp_path / 'cache'}")
     with subprocess.Popen(
         [sys.executable, "-m", "autolora.cli", *command],
@@ -324,7 +324,7 @@ def test_no_space_left_stops_cleanly(
         replace(source, target)
 
     monkeypatch.setattr(files.os, "replace", full)
-    command = [a for a in tune(tmp_path, "study.trials=1") if not a.startswith("cache=")]
+    command = [a for a in tune(tmp_path, "budget.trials=1") if not a.startswith("cache=")]
     assert main([*command, f"cache={finished / 'cache'}"]) == 7
     assert "no space left" in capsys.readouterr().err
     assert not [p for p in (tmp_path / "run").rglob("*") if p.name.startswith(".")]
@@ -338,7 +338,7 @@ def test_a_study_killed_between_its_last_checkpoint_and_its_verdict(
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    command = [a for a in tune(tmp_path, "study.trials=1") if not a.startswith("cache=")]
+    command = [a for a in tune(tmp_path, "budget.trials=1") if not a.startswith("cache=")]
     command.append(f"cache={finished / 'cache'}")
     monkeypatch.setattr(optuna.Study, "tell", killed)
     assert main(command) == 130
@@ -353,7 +353,7 @@ def test_a_study_killed_between_its_last_checkpoint_and_its_verdict(
 def test_two_workers_share_a_study_and_a_third_finds_nothing_left(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [a for a in tune(tmp_path, "study.trials=4", "study.retrain_seeds=0") if not a.startswith("cache=")]
+    command = [a for a in tune(tmp_path, "budget.trials=4", "study.retrain_seeds=0") if not a.startswith("cache=")]
     command += [f"cache={finished / 'cache'}"]
     storage = f"storage=journal:///{tmp_path / 'shared.log'}"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -383,7 +383,7 @@ def test_a_trial_that_does_not_fit_into_memory_is_skipped_and_the_study_goes_on(
         advance(slot, *step)
 
     monkeypatch.setattr(Slot, "advance", full)
-    assert main(tune(tmp_path, "study.trials=2", "study.retrain_seeds=0", "study.finalists=1")) == 0
+    assert main(tune(tmp_path, "budget.trials=2", "study.retrain_seeds=0", "study.finalists=1")) == 0
     said = capsys.readouterr().err
     assert first.count(first[0]) == 1 and "trial 0 failed" in said
     found = optuna.load_study(study_name="small", storage=open_storage(storage_url(None, tmp_path / "run"), print))

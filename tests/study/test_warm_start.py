@@ -29,7 +29,7 @@ def planned(folder: Path, recipes: str, *more: str, name: str = "mona") -> tuple
     folder.mkdir(exist_ok=True)
     file = folder / "mine.yaml"
     file.write_text(f"# @package _global_\ndefaults: [override /model: paperdoll, override /scoring: paperdoll]\n"
-                    f"study:\n  name: {name}\n  trials: 8\n  recipes:\n    {recipes}\n")  # fmt: skip
+                    f"budget: {{trials: 8}}\nstudy:\n  name: {name}\n  recipes:\n    {recipes}\n")  # fmt: skip
     storage = [argument.removeprefix("storage=") for argument in more if argument.startswith("storage=")]
     arguments = [f"out={folder}", *(argument for argument in more if not argument.startswith("storage="))]
     config = cfg.compose("tune", arguments, str(file))

@@ -23,6 +23,7 @@ from autolora.study import speed, tune, workers
 from autolora.study.begin import join_study
 from autolora.study.claims import OWNER
 from autolora.study.plan import Plan
+from autolora.study.settings import Budget
 from autolora.study.tune import TRIES, run_study
 from autolora.study.workbench import Workbench
 from tests.study import chaos
@@ -51,7 +52,7 @@ def begun(shared: tuple[Workbench, str], tmp_path: Path, monkeypatch: pytest.Mon
 
 def begin(folder: Path, pictures: str) -> tuple[Plan, optuna.Study]:
     plan, own = chaos.planned(chaos.Settings(str(folder), pictures, None, 1, 0, 0, []))
-    plan = replace(plan, settings=replace(plan.settings, trials=TRIALS))
+    plan = replace(plan, settings=replace(plan.settings, budget=Budget(TRIALS)))
     chaos.start(plan, own)
     return plan, join_study(plan, chaos.IDENTITY, print)
 
