@@ -75,8 +75,10 @@ class DiffusersTwin:
         self.path, self.model = path, model
         whole = model.dtype == torch.float32 and model.settings.quantize is None
         self.draws = whole and model.clip_skip in (None, 1)  # diffusers 0.42 skips no layers with transformers 5
+        dtype = torch.float32 if whole else torch.float16
+        unread = () if whole else [name for name in model.text_parts if name not in model.modules]  # T5 takes 9 GB
         with quiet_libraries(logging.CRITICAL):
-            self.pipeline = open_pipeline(source, model.architecture, torch.float32 if whole else torch.float16)
+            self.pipeline = open_pipeline(source, model.architecture, dtype, unread)
             if whole:  # the VAE is the model's own, or what the model uses instead
                 model.stay("vae")
                 self.pipeline.register_modules(vae=model.vae)

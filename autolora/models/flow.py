@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from autolora.errors import ConfigError
 from autolora.models.base import DTYPES, Context, ModelSettings
-from autolora.models.flow_parts import FlowParts
-from autolora.models.folders import ENCODERS, NAMES
+from autolora.models.flow_parts import FlowParts, check_sampler
+from autolora.models.folders import ENCODERS
 from autolora.models.quiet import quiet_libraries
 from autolora.models.residence import Residence, offloads
 
@@ -47,8 +47,6 @@ class FlowModel:
     source: Path | None
 
     def __init__(self, parts: FlowParts, name: str, settings: ModelSettings) -> None:
-        kind = NAMES[self.architecture]
-        settings.refuse(kind, "clip_skip", "prediction_type", "zero_terminal_snr")
         self.name, self.base_hash, self.source, self.settings = name, parts.base_hash, parts.source, settings
         self.pipeline = parts.pipeline
         self.transformer, self.vae, self.scheduler = (
@@ -69,11 +67,6 @@ class FlowModel:
             self.vae.enable_slicing()  # one picture after the other: decoding takes much memory
         self.prompt_tokens = self.most_tokens = self._prompt_tokens()  # no prompt is read in several windows
         self._take_size(settings.resolution)
-        self.sampler(settings.render.sampler)
-        if settings.render.guidance_rescale:
-            raise ConfigError(f"model.render.guidance_rescale: {kind} is guided without; set it to 0")
-        if self.dtype == torch.float16:  # T5's and Qwen3's states go beyond 65504
-            raise ConfigError(f"model.dtype=float16: {kind} exceeds its range; set bfloat16 or float32")
 
     def _take_size(self, resolution: int | None) -> None:
         config = self.vae.config
@@ -201,8 +194,7 @@ class FlowModel:
         Raises:
             ConfigError: another one is asked for.
         """
-        if name != "euler":
-            raise ConfigError(f"model.render.sampler={name}: {NAMES[self.architecture]} renders with euler")
+        check_sampler(name, self.architecture)
         sampler = FlowEuler.from_config(self.scheduler.config, stochastic_sampling=False)
         if steps is not None:
             sampler.set_timesteps(steps, sigmas=self._levels(steps), mu=self._mu(self.latent_shape))

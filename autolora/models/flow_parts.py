@@ -10,8 +10,9 @@ import diffusers
 import torch
 import transformers
 
+from autolora.errors import ConfigError
 from autolora.models.base import DTYPES, ModelSettings
-from autolora.models.folders import ENCODERS, folder_hash
+from autolora.models.folders import ENCODERS, NAMES, folder_hash
 from autolora.models.parts import CPU, load_part, placed
 from autolora.models.pipelines import PIPELINES
 from autolora.models.quiet import quiet_libraries
@@ -52,8 +53,10 @@ def load_flow_parts(folder: Path, settings: ModelSettings, device: torch.device)
     The VAE stays in 32-bit floats, as latents are kept.
 
     Raises:
+        ConfigError: a setting does not suit the family.
         ModelError: files are missing or broken.
     """
+    _check_settings(settings)
     family, dtype = settings.family, DTYPES[settings.dtype]
     encoders, transformer = ENCODERS[family], getattr(_DIFFUSERS, _TRANSFORMER_CLASSES[family])
     with quiet_libraries():
@@ -67,3 +70,24 @@ def load_flow_parts(folder: Path, settings: ModelSettings, device: torch.device)
             parts[tokenizer] = _TRANSFORMERS.AutoTokenizer.from_pretrained(folder / tokenizer, local_files_only=True)
         pipeline = getattr(_DIFFUSERS, PIPELINES[family])(**parts)
     return FlowParts(pipeline, folder_hash(folder, (*sorted(encoders), "transformer", "vae")), folder)
+
+
+def _check_settings(settings: ModelSettings) -> None:
+    """Refuse what a family has no use for, before much is loaded."""
+    kind = NAMES[settings.family]
+    settings.refuse(kind, "clip_skip", "prediction_type", "zero_terminal_snr")
+    check_sampler(settings.render.sampler, settings.family)
+    if settings.render.guidance_rescale:
+        raise ConfigError(f"model.render.guidance_rescale: {kind} is guided without; set it to 0")
+    if settings.dtype == "float16":  # T5's and Qwen3's states go beyond 65504
+        raise ConfigError(f"model.dtype=float16: {kind} exceeds its range; set bfloat16 or float32")
+
+
+def check_sampler(name: str, family: str) -> None:
+    """Refuse a sampler that does not follow a flow.
+
+    Raises:
+        ConfigError: it is another than Euler's.
+    """
+    if name != "euler":
+        raise ConfigError(f"model.render.sampler={name}: {NAMES[family]} renders with euler")

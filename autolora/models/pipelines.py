@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,15 +39,18 @@ _PARTS: dict[str, tuple[str, str]] = {
 }
 
 
-def open_pipeline(source: Path, family: str, dtype: torch.dtype) -> Any:
-    """The pipeline of a diffusers folder or of a checkpoint in a family's original layout, on the CPU."""
+def open_pipeline(source: Path, family: str, dtype: torch.dtype, without: Iterable[str] = ()) -> Any:
+    """The pipeline of a diffusers folder or of a checkpoint in a family's original layout, on the CPU.
+
+    Some parts of a folder can be left out.
+    """
     if source.is_file():
         with config_folder(family) as folder:
             return getattr(_DIFFUSERS, PIPELINES[family]).from_single_file(
                 source, config=str(folder), torch_dtype=dtype, local_files_only=True
             )
     variant, _ = weight_files(source / denoiser_of(family))
-    unused = set(_UNUSED) & read_json(source / "model_index.json").keys()
+    unused = (set(_UNUSED) & read_json(source / "model_index.json").keys()) | set(without)
     return _DIFFUSERS.DiffusionPipeline.from_pretrained(
         source, variant=variant, torch_dtype=dtype, local_files_only=True, **dict.fromkeys(unused)
     )

@@ -82,6 +82,18 @@ def test_a_lora_is_drawn_by_diffusers_as_by_us(model: FlowModel, tmp_path: Path)
     assert abs(ours[0].astype(int) - ours[2].astype(int)).mean() > 1
 
 
+def test_a_lora_of_a_16_bit_model_is_proved_without_what_it_leaves_alone(model: FlowModel, tmp_path: Path) -> None:
+    source, spec = Path(str(model.source)), spec_of(model)
+    half = tiny_flow.load_tiny_flow(source, model.architecture, dtype="bfloat16")
+    state = trained(half, spec)
+    exported = export_lora(state, run(spec), dataset(), half, tmp_path, "zorak", card=CARD)
+    twin = DiffusersTwin(exported.path, source, half)
+    assert not twin.draws and twin.verify_deltas(state).layers == exported.layers
+    last = half.text_parts[-1]
+    assert (getattr(twin.pipeline, last) is None) == (last not in half.modules)
+    assert verify_deltas(state, exported.path, half).read_by == ("ComfyUI",)
+
+
 def test_a_file_says_what_it_is_for(model: FlowModel, tmp_path: Path) -> None:
     spec = spec_of(model)
     exported = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", card=CARD)
