@@ -54,8 +54,10 @@ def dashboard(browser: Browser, folder: Path) -> None:
     address = f"http://127.0.0.1:{server.server_port}/dashboard/studies"
     best = max(study.get_trials(states=(TrialState.COMPLETE,)), key=lambda trial: trial.value or 0.0)
     plot, picture = "text=Likeness against bleed", "img[src*=artifacts]"
-    pages = {"study": (f"{study._study_id}", plot)}
-    pages["trial"] = (f"{study._study_id}/trials?numbers={best.number}", picture)
+    pages = {
+        "study": (f"{study._study_id}", plot),
+        "trial": (f"{study._study_id}/trials?numbers={best.number}", picture),
+    }
     for other in study._storage.get_all_studies():
         if other.study_name == f"{study.study_name}-preference":
             pages["preference"] = (f"{other._study_id}", picture)
