@@ -51,7 +51,7 @@ def time_in_words(study: StudySettings, recipes: int, minutes_each: float) -> li
     limit = study.budget.minutes
     if limit is None:
         return []
-    fit = min(study.budget.trials, math.ceil(study.search_minutes / minutes_each))  # the last one is ended, however late
+    fit = min(study.budget.trials, math.ceil(study.search_minutes / minutes_each))  # the last is ended, however late
     kept = limit - study.search_minutes
     said = [
         f"budget.minutes={limit:g}: the search takes {study.search_minutes:g} of them, for about {fit} of "
