@@ -110,3 +110,11 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     command = f"{sys.executable} -m autolora.cli tune quickstart --cfg job; echo code $? >&2"
     found = subprocess.run(["bash", "-c", f"({command}) | true"], capture_output=True, text=True, check=False)
     assert "code 0" in found.stderr and "Traceback" not in found.stderr and "BrokenPipe" not in found.stderr
+
+
+def test_an_optimizer_that_cannot_run_here_is_refused_before_anything_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
+    assert main(["train", "dataset=quickstart", "optimizer=adamw8bit", *places]) == 2
+    assert "NVIDIA GPUs only" in capsys.readouterr().err and not (tmp_path / "cache").exists()

@@ -19,8 +19,24 @@ T = TypeVar("T", bound="Rated")
 Params = Sequence[nn.Parameter]
 
 
+class Buildable:
+    """What every optimizer does."""
+
+    def build(self, params: Params) -> torch.optim.Optimizer:
+        """The optimizer of one slot."""
+        raise NotImplementedError
+
+    def check(self, device: torch.device) -> None:
+        """Refuse what cannot be built there, before anything trains.
+
+        Raises:
+            ConfigError: a library is missing, or it does not run on such a device.
+        """
+        self.build([nn.Parameter(torch.zeros(1, device=device))])
+
+
 @dataclass(frozen=True)
-class Rated:
+class Rated(Buildable):
     """What every optimizer with a rate of one's own choosing has."""
 
     lr: float = 1e-4
@@ -36,10 +52,6 @@ class Rated:
     def for_text_encoder(self: T) -> T:
         """The same with the text encoder's own rate."""
         return replace(self, lr=self.text_encoder_lr or self.lr)
-
-    def build(self, params: Params) -> torch.optim.Optimizer:
-        """The optimizer of one slot."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -143,7 +155,7 @@ class ScheduleFree(Rated):
 
 
 @dataclass(frozen=True)
-class Prodigy:
+class Prodigy(Buildable):
     """Prodigy (Mishchenko & Defazio 2023): the rate is found; `d_coef` is what one tunes.
 
     One estimate d an optimizer, so the text encoder, where it is adapted too, has an optimizer of its own.

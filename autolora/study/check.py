@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,9 +34,10 @@ from autolora.sampling import Advance, BaseRenders
 from autolora.scoring.encoders import Encoder, load_encoder, load_second_encoder
 from autolora.scoring.probes import SEARCH_GROUPS, build_probes
 from autolora.scoring.settings import ScoringSettings
+from autolora.study.cost import cost_section
 from autolora.study.memory import memory_section
 from autolora.study.settings import StudySettings
-from autolora.study.speed import Speed, measure_speed
+from autolora.study.speed import measure_speed
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Bench
 from autolora.train.run import Run
@@ -149,34 +149,6 @@ def _sparkline(curve: Sequence[float], width: int = 16) -> str:
     return "".join(levels[round(curve[place] * (len(levels) - 1))] for place in places)
 
 
-def cost_section(runs: Sequence[Run], dataset: Dataset, renders: int, speed: Speed, trials: int | None) -> Section:
-    """What each recipe costs on this machine, and the study at most.
-
-    Args:
-        runs: the recipes as they are.
-        dataset: what they train on.
-        renders: pictures that judge one checkpoint.
-        speed: as measured.
-        trials: of the study; None for a single run.
-    """
-    rows, minutes = [], []
-    for run in runs:
-        images = run.steps_per_epoch(dataset) * run.train.epochs
-        checkpoints = run.train.epochs * run.train.checkpoints_per_epoch
-        minutes.append((images * speed.seconds_per_image + checkpoints * renders * speed.seconds_per_render) / 60)
-        rows.append((run.name, images, run.optimizer_steps(dataset), checkpoints, checkpoints * renders, minutes[-1]))
-    words = [
-        f"measured here: {speed.seconds_per_image:.3g} s for an image trained on, {speed.seconds_per_render:.3g} s for "
-        f"one rendered, {speed.memory_gib:.1f} GiB of {speed.memory_of}",
-        "rendered is what judges every checkpoint in full; a study spends less, as most are settled by a part of it",
-    ]
-    if trials:
-        total = trials * sum(minutes) / len(minutes)
-        words.append(f"{trials} trials like these take at most {math.ceil(total)} min, those that overcook less")
-    columns = ("recipe", "steps", "optimizer steps", "checkpoints", "renders", "minutes")
-    return Section("Cost", columns, tuple(rows), tuple(words))
-
-
 def measured_sections(
     config: DictConfig,
     runs: Sequence[Run],
@@ -207,7 +179,7 @@ def measured_sections(
         *looked,
         needs_section(scoring, model),
         memory,
-        cost_section(runs, dataset, renders, speed, study.budget.trials if study else None),
+        cost_section(runs, dataset, renders, speed, study),
     ]
 
 

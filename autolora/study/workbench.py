@@ -122,6 +122,7 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
         load_second_encoder(scoring.second_encoder, model)  # what is missing is said now, not hours later in the finals
     for run in runs:
         check_start(run, model)
+        run.optimizer.check(model.device)
     dataset = with_frames(dataset, source, model.resolution)
     cache = Path(str(config.cache)).expanduser()
     latents, renders = LatentCache(model, cache / "latents"), BaseRenders(model, settings.render, cache / "renders")

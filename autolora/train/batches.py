@@ -170,6 +170,30 @@ class Batch:
     flips: tuple[bool, ...]  # which are mirrored
 
 
+def padded(batch: Batch, length: int) -> Batch:
+    """The batch, repeated to a length."""
+    return _picked(batch, [i % len(batch.pictures) for i in range(length)])
+
+
+def in_parts(batch: Batch, at_once: int) -> list[Batch]:
+    """The batch in parts of at most so many pictures."""
+    whole = range(len(batch.pictures))
+    return [_picked(batch, whole[begin : begin + at_once]) for begin in whole[::at_once]]
+
+
+def _picked(batch: Batch, order: Sequence[int]) -> Batch:
+    order = list(order)
+    return Batch(
+        tuple(batch.pictures[i] for i in order),
+        tuple(batch.captions[i] for i in order),
+        batch.noise[order],
+        batch.timesteps[order],
+        tuple(batch.preserved[i] for i in order),
+        batch.weights[order],
+        tuple(batch.flips[i] for i in order),
+    )
+
+
 @dataclass(frozen=True)
 class Part:
     """Pictures of one kind, and how many of them an epoch shows."""

@@ -17,7 +17,7 @@ from autolora.data.concepts import Dataset
 from autolora.data.sources import Picture
 from autolora.errors import MemoryFull
 from autolora.models.base import BaseModel
-from autolora.train.batches import Batch, LatentCache, PromptCache, Stream
+from autolora.train.batches import Batch, LatentCache, PromptCache, Stream, in_parts, padded
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.loss import diffusion_loss, validation_losses
 from autolora.train.room import make_room, savings
@@ -237,7 +237,7 @@ def _try(bench: Bench, active: dict[int, Slot], batches: dict[int, Batch]) -> di
                 losses |= _backward(bench, together, settings)
                 continue
             ((index, batch),) = together.items()
-            for part in _in_parts(batch, active[index].at_once):
+            for part in in_parts(batch, active[index].at_once):
                 share = len(part.pictures) / len(batch.pictures)
                 loss = _backward(bench, {index: part}, settings, share)[index]
                 losses[index] = losses[index] + loss if index in losses else loss
@@ -256,7 +256,7 @@ def _backward(
     What the model sees is a segment for each of them, padded to the longest; padding carries no loss.
     """
     longest = max(len(batch.pictures) for batch in batches.values())
-    segments = [_padded(batch, longest) for batch in batches.values()]
+    segments = [padded(batch, longest) for batch in batches.values()]
     pictures = [picture for segment in segments for picture in segment.pictures]
     flips = [flip for segment in segments for flip in segment.flips]
     captions = [caption for segment in segments for caption in segment.captions]
@@ -303,27 +303,3 @@ def base_prediction(bench: Bench, noisy: Tensor, timesteps: Tensor, captions: Se
     with bench.adapter.disabled():
         context = replace(bench.prompts.contexts(captions, bench.adapter.touches_text_encoder), sizes=sizes)
         return bench.model.predict(noisy, timesteps, context)
-
-
-def _padded(batch: Batch, length: int) -> Batch:
-    """The batch, repeated to a length."""
-    return _picked(batch, [i % len(batch.pictures) for i in range(length)])
-
-
-def _in_parts(batch: Batch, at_once: int) -> list[Batch]:
-    """The batch in parts of at most so many pictures."""
-    whole = range(len(batch.pictures))
-    return [_picked(batch, whole[begin : begin + at_once]) for begin in whole[::at_once]]
-
-
-def _picked(batch: Batch, order: Sequence[int]) -> Batch:
-    order = list(order)
-    return Batch(
-        tuple(batch.pictures[i] for i in order),
-        tuple(batch.captions[i] for i in order),
-        batch.noise[order],
-        batch.timesteps[order],
-        tuple(batch.preserved[i] for i in order),
-        batch.weights[order],
-        tuple(batch.flips[i] for i in order),
-    )

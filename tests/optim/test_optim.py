@@ -161,5 +161,11 @@ def test_a_library_that_is_missing_is_named() -> None:
 
 def test_eight_bits_without_a_gpu_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
-    with pytest.raises(ConfigError, match="NVIDIA GPUs only"):
-        AdamW8bit().build([torch.nn.Parameter(torch.ones(2))])
+    with pytest.raises(ConfigError, match=r"NVIDIA GPUs only, the model is on the CPU: use optimizer=adamw"):
+        AdamW8bit().check(torch.device("cpu"))
+
+
+def test_eight_bits_without_their_library_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not there
+    with pytest.raises(ConfigError, match=r"AdamW8bit needs bitsandbytes: pip install 'autolora\[8bit\]'"):
+        AdamW8bit().check(torch.device("cpu"))

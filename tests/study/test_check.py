@@ -79,7 +79,7 @@ def test_check_without_an_encoder_says_so_and_goes_on(
     assert main(["check", *places, "scoring.encoder=local-dir:/no/such", "model.render.search_steps=1"]) == 0
     printed = capsys.readouterr().out
     needed = json.loads((tmp_path / "run" / "check.json").read_text("utf-8"))["Needed"]
-    assert needed["rows"] == [{"setting": "scoring.encoder", "value": "local-dir:/no/such", "state": "missing"}]
+    assert needed["rows"][0] == {"setting": "scoring.encoder", "value": "local-dir:/no/such", "state": "missing"}
     assert "give an open_clip model's folder" in needed["words"][0]
     assert "not looked at" in printed and "Cost" in printed
     assert "masterpiece" in printed.split("Cleaned away")[1].split("Tags")[0]

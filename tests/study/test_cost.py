@@ -1,0 +1,29 @@
+"""What a study costs is told before it runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from autolora.data.concepts import DatasetSettings, load_dataset
+from autolora.paperdoll.world import write_dataset
+from autolora.study.cost import cost_section, time_in_words
+from autolora.study.settings import Budget, StudySettings
+from autolora.study.speed import Speed
+from autolora.train.run import Run, TrainSettings
+
+
+def test_what_a_limited_time_is_spent_on_is_told(tmp_path: Path) -> None:
+    runs = [Run(name, train=TrainSettings(epochs=2, steps_per_concept=150)) for name in ("a", "b")]
+    write_dataset(tmp_path / "doll", seed=1, outfits=2, images_per_outfit=6, size=32)
+    dataset = load_dataset(DatasetSettings(path=str(tmp_path / "doll")))
+    speed = Speed(seconds_per_image=1.0, seconds_per_render=3.0, memory_gib=9.0, memory_of="GPU memory")
+    study = StudySettings("night", {"a": {}, "b": {}}, Budget(trials=40, minutes=480))
+    words = cost_section(runs, dataset, 50, speed, study).words  # 600 s and 2 x 50 renders are 15 minutes
+    assert any(line.startswith("33% of the time is rendering") for line in words)
+    assert "40 trials like these take at most 600 min, those that overcook less" in words
+    assert words[-1] == (
+        "budget.minutes=480: the search takes 336 of them, for about 23 of 40 trials in full, and the finals 144"
+    )
+    assert "too little for the 2 recipes" in time_in_words(replace(study, budget=Budget(minutes=20)), 2, 15.0)[-1]
+    assert not time_in_words(replace(study, budget=Budget()), 2, 15.0)
