@@ -62,7 +62,9 @@ def main() -> None:
         pictures(folder / "mona", args.resolution, 2)
         places = [f"model.path={folder / 'model'}", f"dataset.path={folder / 'mona'}", f"out={folder / 'run'}"]
         given = ["character", "model=sd15", *places, f"cache={folder / 'cache'}", f"model.resolution={args.resolution}"]
-        content: dict[str, Any] = {**provenance(), "device": "cuda" if torch.cuda.is_available() else "cpu"}
+        device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")  # as they are fast
+        given.append(f"model.dtype={dtype}")
+        content: dict[str, Any] = {**provenance(), "device": device, "dtype": dtype}
         with no_network():
             content["check"] = said(["check", *given, *SHORT, "audit=false"])
             content["tune"] = said(["tune", *given, *SHORT])
