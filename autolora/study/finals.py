@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autolora.adapters.base import State
-from autolora.errors import StudyError
+from autolora.errors import StudyError, Unmeasurable
 from autolora.progress import Bars
 from autolora.scoring.encoders import load_second_encoder
 from autolora.scoring.probes import DECIDING_GROUPS
@@ -70,7 +70,11 @@ def final_scorer(search: Scorer, work: Workbench, bars: Bars) -> Scorer:
         scorer = with_fresh_probes(search, bench.dataset, work.renders, bench.adapter, REPEATS, advance)
     if second is None:
         return scorer
-    return replace(scorer, second=with_encoder(scorer, load_second_encoder(second, bench.model)))
+    try:
+        return replace(scorer, second=with_encoder(scorer, load_second_encoder(second, bench.model)))
+    except Unmeasurable as error:  # by that encoder; the first one knows what it sees
+        bars.say(f"{error}; going on without a second opinion")
+        return scorer
 
 
 def hold_finals(

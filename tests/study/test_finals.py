@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from autolora.errors import StudyError
+from autolora.errors import StudyError, Unmeasurable
 from autolora.study import finals
 from autolora.study.finals import Finalist, Finals, conclude, seed_verdict
 from autolora.study.finals_words import disagreement, seeds_in_words
@@ -103,3 +104,20 @@ def test_the_second_encoder_may_disagree(others: dict[str, dict[str, dict[str, f
 
 def test_without_a_second_encoder_nothing_disagrees() -> None:
     assert disagreement(Finals(None, [finalist(3, 0.9), finalist(5, 0.9)], {}, []), None) == ""  # type: ignore[arg-type]
+
+
+def test_a_second_encoder_that_cannot_tell_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = SimpleNamespace(settings=SimpleNamespace(second_encoder="vae"))
+    bench = SimpleNamespace(dataset=None, adapter=None, model=None)
+    said: list[str] = []
+    bars = SimpleNamespace(task=lambda *_: nullcontext(lambda count: None), say=said.append)
+
+    def cannot(*_: object) -> None:
+        raise Unmeasurable("unmeasurable: vae tells nothing apart")
+
+    monkeypatch.setattr(finals, "with_fresh_probes", lambda *_: first)
+    monkeypatch.setattr(finals, "load_second_encoder", lambda *_: None)
+    monkeypatch.setattr(finals, "with_encoder", cannot)
+    work = SimpleNamespace(bench=bench, renders=None)
+    assert finals.final_scorer(first, work, bars) is first  # type: ignore[arg-type]
+    assert said == ["unmeasurable: vae tells nothing apart; going on without a second opinion"]
