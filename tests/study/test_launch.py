@@ -20,7 +20,7 @@ def launched(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str
     """Two workers that are to join a study which nobody started."""
     command = [sys.executable, "-m", "autolora.study.launch", "-m", "study=mona", "worker=range(2)", *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "AUTOLORA_STORAGE": f"sqlite:///{tmp_path}/hush.db"}
-    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
