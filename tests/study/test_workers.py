@@ -148,7 +148,8 @@ def test_auto_takes_what_is_fastest(
     plan, _, work, said = begun
     asked = []
     monkeypatch.setattr(tune, "pack_speeds", lambda run, bench, most: asked.append((run.name, most)) or rates)
-    auto = replace(plan, settings=replace(plan.settings, pack="auto", trials=trials))
+    budget = replace(plan.settings.budget, trials=trials)
+    auto = replace(plan, settings=replace(plan.settings, pack="auto", budget=budget))
     assert tune.at_once(auto, work, said) == expected
     assert asked == ([("doll-adamw", 4)] if rates else [])
 
