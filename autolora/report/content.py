@@ -11,7 +11,7 @@ from PIL import Image
 from autolora.data.ledger import Ledger
 from autolora.scoring.intervals import Estimate
 
-STATES = ("complete", "pruned", "failed", "running")
+STATES = ("complete", "pruned", "failed", "running", "waiting")  # waiting: handed back by its worker
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from PIL import Image
 from autolora.files import write_atomic
 from autolora.report import charts
 from autolora.report.album import LOSSLESS_UP_TO, Album, data_uri
-from autolora.report.content import Column, Effect, Gallery, Report, Sample, TrialRow
+from autolora.report.content import STATES, Column, Effect, Gallery, Report, Sample, TrialRow
 from autolora.report.pareto import Dot, dots, figure, library
 from autolora.report.words import duration, number, parameters
 from autolora.scoring.intervals import Estimate
@@ -70,11 +70,7 @@ def render_page(report: Report) -> str:
             parameters=parameters,
             terms=TERM_NAMES,
             series=charts.SERIES,
-            counts={
-                state: count
-                for state in ("complete", "pruned", "failed", "running")
-                if (count := _count(report, state))
-            },
+            counts={state: count for state in STATES if (count := _count(report, state))},
             style=style(),
             script=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
             plotly=library() if shown else "",

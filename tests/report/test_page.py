@@ -210,3 +210,10 @@ def test_written_whole(tmp_path: Path) -> None:
 def test_unknown_state() -> None:
     with pytest.raises(ValueError, match="state"):
         TrialRow(0, "u", "guide", {}, "done")
+
+
+def test_a_trial_that_was_handed_back_is_waiting() -> None:
+    whole = report()
+    handed_back = replace(whole.trials[-1], number=99, uid="abc", state="waiting", curve=(), score=None)
+    words = text(render_page(replace(whole, trials=(*whole.trials, handed_back))))
+    assert "1 waiting" in words
