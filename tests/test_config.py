@@ -10,6 +10,7 @@ from autolora import config
 from autolora.errors import ConfigError
 from autolora.models import FAMILIES
 from autolora.study.plan import make_plan
+from autolora.study.settings import study_settings
 
 STUDIES = sorted(p.stem for p in (config.ROOT / "studies").glob("*.yaml"))
 RECIPES = sorted(p.stem for p in (config.ROOT / "conf" / "recipe").glob("*.yaml"))
@@ -144,9 +145,9 @@ def test_mistakes_are_told(arguments: list[str], message: str) -> None:
 @pytest.mark.parametrize("pack", ["0", "most"])
 def test_what_is_no_number_of_trials_at_once_is_refused(pack: str) -> None:
     for right in ("auto", 3):
-        assert config.study_settings(config.compose("tune", [f"study.pack={right}"], "quickstart")).pack == right
+        assert study_settings(config.compose("tune", [f"study.pack={right}"], "quickstart")).pack == right
     with pytest.raises(ConfigError, match=r"study\.pack must be auto or a whole number of at least 1"):
-        config.study_settings(config.compose("tune", [f"study.pack={pack}"], "quickstart"))
+        study_settings(config.compose("tune", [f"study.pack={pack}"], "quickstart"))
 
 
 def test_recipe_outside_its_own_range(tmp_path: Path) -> None:

@@ -190,9 +190,9 @@ def test_no_file_stem() -> None:
 
 def test_another_architecture(state: State, tiny_model: StableDiffusion, tmp_path: Path) -> None:
     class Other:
-        architecture = "flux"
+        architecture, prediction_type = "cascade", "epsilon"
 
-    with pytest.raises(ExportError, match="flux"):
+    with pytest.raises(ExportError, match="cascade"):
         export_lora(state, run(SPEC), dataset(), Other(), tmp_path, "x", card=CARD)  # type: ignore[arg-type]
 
 
