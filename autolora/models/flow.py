@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from autolora.errors import ConfigError
-from autolora.models.base import DTYPES, Context, ModelSettings
+from autolora.models.base import Context, ModelSettings
 from autolora.models.flow_parts import FlowParts, check_sampler
 from autolora.models.folders import ENCODERS
+from autolora.models.frozen import FrozenModel
 from autolora.models.quiet import quiet_libraries
-from autolora.models.residence import Residence, offloads
 
 PATCH = 2  # latent cells on a side of one of the transformer's tokens
 
@@ -32,7 +32,7 @@ class FlowEuler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         return sample
 
 
-class FlowModel:
+class FlowModel(FrozenModel):
     """A frozen transformer trained by flow matching (Lipman et al. 2022); see `BaseModel` for shapes.
 
     Latents at noise level s, timestep s * train_timesteps, are (1 - s) x + s noise, and it predicts noise - x. Families
@@ -47,7 +47,7 @@ class FlowModel:
     source: Path | None
 
     def __init__(self, parts: FlowParts, name: str, settings: ModelSettings) -> None:
-        self.name, self.base_hash, self.source, self.settings = name, parts.base_hash, parts.source, settings
+        self.name, self.base_hash, self.source = name, parts.base_hash, parts.source
         self.pipeline = parts.pipeline
         self.transformer, self.vae, self.scheduler = (
             getattr(self.pipeline, part) for part in ("transformer", "vae", "scheduler")
@@ -55,16 +55,9 @@ class FlowModel:
         encoders = ENCODERS[self.architecture]
         self.text_encoders = {name: getattr(self.pipeline, name) for name in encoders}
         self.tokenizers = {name: getattr(self.pipeline, tokenizer) for name, tokenizer in encoders.items()}
-        self.device, self.dtype, self.loss_scale = self.transformer.device, DTYPES[settings.dtype], 1.0
+        self._settle(settings)
+        self.loss_scale = 1.0
         self.train_timesteps = int(self.scheduler.config.num_train_timesteps)
-        if settings.gradient_checkpointing:
-            self.checkpoint_gradients()
-        self.text_parts = tuple(encoders)
-        resting = {"vae": self.vae, **self.text_encoders}
-        self.residence = Residence(self.device, resting, offloads(settings.offload, self.device))
-        self.using, self.stay = self.residence.using, self.residence.stay
-        if self.device.type == "cuda":
-            self.vae.enable_slicing()  # one picture after the other: decoding takes much memory
         self.prompt_tokens = self.most_tokens = self._prompt_tokens()  # no prompt is read in several windows
         self._take_size(settings.resolution)
 
@@ -79,6 +72,11 @@ class FlowModel:
         self.scaling, self.offset = float(config.scaling_factor), float(config.shift_factor or 0.0)
 
     @property
+    def core(self) -> Any:
+        """The transformer."""
+        return self.transformer
+
+    @property
     def modules(self) -> Mapping[str, nn.Module]:
         """The roots that adapters attach to."""
         return {"transformer": self.transformer, **{name: self.text_encoders[name] for name in self.adapted_encoders}}
@@ -86,18 +84,6 @@ class FlowModel:
     def _prompt_tokens(self) -> int:
         """A prompt's own that are read, of the text encoder that reads most of it."""
         raise NotImplementedError
-
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) pixels in [-1, 1] -> scaled latents."""
-        with self.using("vae"):
-            mean: Tensor = self.vae.encode(pixels.to(self.device)).latent_dist.mean
-        return (mean - self.offset) * self.scaling
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> (B, 3, H, W) pixels around [-1, 1]."""
-        with self.using("vae"):
-            pixels: Tensor = self.vae.decode(latents / self.scaling + self.offset, return_dict=False)[0]
-        return pixels
 
     def encode_prompts(self, prompts: Sequence[str]) -> Context:
         """N prompts -> their context."""
@@ -111,13 +97,6 @@ class FlowModel:
         """The pieces of a prompt, uncut, by the tokenizer of the text encoder that reads most of it."""
         pieces: list[str] = list(self.tokenizers.values())[-1].tokenize(prompt)
         return pieces
-
-    def checkpoint_gradients(self) -> bool:
-        """Compute layers again on the way back; False where that is so already."""
-        if self.transformer.is_gradient_checkpointing:
-            return False
-        self.transformer.enable_gradient_checkpointing()
-        return True
 
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
         """The transformer's output for noisy latents.
@@ -135,10 +114,6 @@ class FlowModel:
 
     def _flow(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
         raise NotImplementedError
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        """Weights of 16 bit meet adapters of 32 under autocast."""
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
     @contextmanager
     def fixed_context(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,10 +11,10 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from torch import Tensor, nn
 
 from autolora.errors import ConfigError, ModelError
-from autolora.models.base import DTYPES, MOST_CHUNKS, PREDICTION_TYPES, Context, ModelSettings, stack_contexts
+from autolora.models.base import MOST_CHUNKS, PREDICTION_TYPES, Context, ModelSettings, stack_contexts
+from autolora.models.frozen import FrozenModel
 from autolora.models.parts import Parts
 from autolora.models.prompts import prompt_windows
-from autolora.models.residence import Residence, offloads
 
 _SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {  # untyped libraries are called through Any
     "ddim": (DDIMScheduler, {}),
@@ -24,7 +24,7 @@ _SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {  # untyped libraries are ca
 HALF_LOSS_SCALE = 2.0**12  # half precision loses gradients below 2^-24; losses are of the order of 1
 
 
-class StableDiffusion:
+class StableDiffusion(FrozenModel):
     """A frozen model of SD1 layout; see `BaseModel` for shapes. Other families change what their text encoders give."""
 
     architecture = "sd1"
@@ -32,26 +32,17 @@ class StableDiffusion:
 
     def __init__(self, parts: Parts, name: str, settings: ModelSettings) -> None:
         settings.refuse("a noise schedule", "timestep_sampling", "timestep_shift")
-        self.settings = settings
         self.name, self.base_hash, self.source = name, parts.base_hash, parts.source
         self.unet, self.vae = parts.unet, parts.vae
         self.text_encoders, self.tokenizers = parts.text_encoders, parts.tokenizers
-        self.text_parts = tuple(parts.text_encoders)
         self.text_encoder, self.tokenizer = parts.text_encoders["text_encoder"], parts.tokenizers["text_encoder"]
-        self.device, self.dtype = self.unet.device, DTYPES[settings.dtype]
+        self._settle(settings)
         self.loss_scale = HALF_LOSS_SCALE if self.dtype == torch.float16 else 1.0
         self.max_tokens = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         self.prompt_tokens = self.max_tokens - 2  # one begins, one ends
         self.most_tokens = MOST_CHUNKS * self.prompt_tokens
         self.clip_skip = settings.clip_skip
         self._check_clip_skip()
-        if settings.gradient_checkpointing:
-            self.checkpoint_gradients()
-        resting = {"vae": self.vae, **self.text_encoders}
-        self.residence = Residence(self.device, resting, offloads(settings.offload, self.device))
-        self.using, self.stay = self.residence.using, self.residence.stay
-        if self.device.type == "cuda":
-            self.vae.enable_slicing()  # one picture after the other: decoding takes more memory than the UNet
         self._take_schedule(parts.scheduler)
         self._take_size(settings.resolution)
 
@@ -90,21 +81,14 @@ class StableDiffusion:
         self.scaling = float(self.vae.config.scaling_factor)
 
     @property
+    def core(self) -> Any:
+        """The UNet."""
+        return self.unet
+
+    @property
     def modules(self) -> Mapping[str, nn.Module]:
         """The roots that adapters attach to."""
         return {"unet": self.unet, **self.text_encoders}
-
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) pixels in [-1, 1] -> scaled latents."""
-        with self.using("vae"):
-            mean: Tensor = self.vae.encode(pixels.to(self.device)).latent_dist.mean
-        return mean * self.scaling
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> (B, 3, H, W) pixels around [-1, 1]."""
-        with self.using("vae"):
-            pixels: Tensor = self.vae.decode(latents / self.scaling, return_dict=False)[0]
-        return pixels
 
     def encode_prompts(self, prompts: Sequence[str]) -> Context:
         """N prompts -> their context, long ones in several windows of the text encoders."""
@@ -137,13 +121,6 @@ class StableDiffusion:
         pieces: list[str] = self.tokenizer.tokenize(prompt)
         return pieces
 
-    def checkpoint_gradients(self) -> bool:
-        """Compute layers again on the way back; False where that is so already."""
-        if self.unet.is_gradient_checkpointing:
-            return False
-        self.unet.enable_gradient_checkpointing()
-        return True
-
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
         """The UNet's output for noisy latents."""
         told = self._told(noisy, context)
@@ -154,10 +131,6 @@ class StableDiffusion:
     def _told(self, noisy: Tensor, context: Context) -> dict[str, Tensor] | None:
         """What the UNet is told besides tokens and timesteps."""
         return None
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        """Weights of 16 bit meet adapters of 32 under autocast."""
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
     @contextmanager
     def fixed_context(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from omegaconf import DictConfig
 
@@ -42,6 +43,7 @@ from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Bench
 from autolora.train.run import Run
 
+T = TypeVar("T")
 CURVE_POINTS = 200  # that a schedule is drawn by
 SUGGESTED = 3  # better triggers named where one is flagged
 
@@ -161,8 +163,11 @@ def measured_sections(
     settings, scoring = cfg.model_settings(config), cfg.scoring_settings(config)
     cache = Path(str(config.cache)).expanduser()
     base = BaseRenders(model, settings.render.search, cache / "renders")
-    encoder = _encoder(config.audit, scoring)
-    looked = [trigger_section(dataset, base, encoder, scoring, bars), pruning_section(dataset, base, encoder, bars)]
+    if not isinstance(config.audit, bool):
+        raise ConfigError(f"audit must be true or false, got {config.audit}")
+    encoder = _loaded(load_encoder, scoring.encoder)
+    eye = encoder if config.audit else "audit=false"
+    looked = [trigger_section(dataset, base, eye, scoring, bars), pruning_section(dataset, base, eye, bars)]
     probes = build_probes(dataset, scoring, SEARCH_GROUPS)
     at_once = study.pack if study and isinstance(study.pack, int) else 1  # auto takes what fits
     memory = memory_section(runs, dataset, model, at_once, bars)
@@ -177,16 +182,20 @@ def measured_sections(
         adapter.detach()
     return [
         *looked,
-        needs_section(scoring, model),
+        needs_section(scoring, model, encoder),
         memory,
         cost_section(runs, dataset, renders, speed, study),
     ]
 
 
-def needs_section(scoring: ScoringSettings, model: BaseModel) -> Section:
-    """What scoring needs beside the base model, and how to get what is missing: without it nothing is trained."""
+def needs_section(scoring: ScoringSettings, model: BaseModel, encoder: Encoder | str) -> Section:
+    """What scoring needs beside the base model, and how to get what is missing: without it nothing is trained.
+
+    Args:
+        encoder: the first one, or why there is none.
+    """
     wanted: list[tuple[str, str | None, Callable[[str], object]]] = [
-        ("scoring.encoder", scoring.encoder, load_encoder),
+        ("scoring.encoder", scoring.encoder, lambda _: encoder),
         ("scoring.second_encoder", scoring.second_encoder, lambda name: load_second_encoder(name, model)),
         ("scoring.tagger", scoring.tagger, load_tagger),
     ]
@@ -195,23 +204,16 @@ def needs_section(scoring: ScoringSettings, model: BaseModel) -> Section:
     for key, name, load in wanted:
         if name is None:
             continue
-        try:
-            load(name)
-            rows.append((key, name, "there"))
-        except ConfigError as error:
-            rows.append((key, name, "missing"))
-            words.append(str(error))
+        found = _loaded(load, name)
+        rows.append((key, name, "missing" if isinstance(found, str) else "there"))
+        words += [found] if isinstance(found, str) else []
     return Section("Needed", ("setting", "value", "state"), tuple(rows), tuple(words))
 
 
-def _encoder(audit: object, scoring: ScoringSettings) -> Encoder | str:
-    """What looks at the base model's pictures, or why nothing does."""
-    if not isinstance(audit, bool):
-        raise ConfigError(f"audit must be true or false, got {audit}")
-    if not audit:
-        return "audit=false"
+def _loaded(load: Callable[[str], T], name: str) -> T | str:
+    """What a setting names, or why it cannot be loaded."""
     try:
-        return load_encoder(scoring.encoder)
+        return load(name)
     except ConfigError as error:
         return str(error)
 

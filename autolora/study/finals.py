@@ -232,7 +232,7 @@ class Stage:
 
     def last_word(self, one: Finalist) -> Finalist:
         """The same with every term, the terms at many weights by the search's probes, and the weight to recommend."""
-        key = f"last word on {one.record.folder.name}@{one.point.step}"
+        key = f"last word on {one.record.key(one.point)}"
         known = self.study.user_attrs.get(key)
         if known is not None:
             return replace(one, point=Point(**known))
@@ -278,4 +278,4 @@ class Stage:
 
 def _key(asked: Asked) -> str:
     _, record, before, seed = asked
-    return f"{record.folder.name}@{before.step}" + (f"+{seed}" if seed else "")
+    return record.key(before) + (f"+{seed}" if seed else "")

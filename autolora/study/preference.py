@@ -39,7 +39,7 @@ def by_preference(plan: Plan, storage: BaseStorage, work: Workbench, bars: Bars,
     )
     register_preference_feedback_component(study, "artifact", PICTURE)
     known = {trial.user_attrs[KEY] for trial in study.trials}
-    finalists = {_key(one): one for one in finals.finalists}
+    finalists = {one.record.key(one.point): one for one in finals.finalists}
     numbers = {key: one.trial.number for key, one in finalists.items()}
     for key in sorted(numbers.keys() - known):  # in an order that says nothing of their scores
         study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={KEY: key}))
@@ -52,10 +52,6 @@ def by_preference(plan: Plan, storage: BaseStorage, work: Workbench, bars: Bars,
         return weighed
     command = plan.command.replace("autolora tune", "autolora dashboard", 1)
     return replace(finals, choice=f"choose by pictures: `{command}` shows {name}; then run the same command again")
-
-
-def _key(one: Finalist) -> str:
-    return f"{one.record.folder.name}@{one.point.step}"
 
 
 def _show(trial: Trial, one: Finalist, plan: Plan, work: Workbench, bars: Bars) -> None:

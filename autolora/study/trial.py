@@ -191,6 +191,10 @@ class Record:
             if path not in kept:
                 path.unlink()
 
+    def key(self, p: Point) -> str:
+        """By which the studies that judge checkpoints know one of this trial's."""
+        return f"{self.folder.name}@{p.step}"
+
     def around(self, p: Point) -> list[Point]:
         """A point and those beside it on the curve, of which each was rendered and is kept."""
         return [one for one in self._beside(p) if one.score is not None and self._file(one).is_file()]
