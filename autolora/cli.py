@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # imported by peft, it tells of missing kernels
     for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):  # the latter are how Slurm warns before it takes a machine away
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _on_stop)

@@ -138,6 +138,7 @@ def train_recipe(recipe: Recipe, work: Workbench, folder: Path) -> Iterator[dict
             "val_loss": checkpoint.val_loss,
             "val_losses": checkpoint.val_losses,
             "diverged": checkpoint.diverged,
+            "device": work.bench.model.device.type,
         }
 
 

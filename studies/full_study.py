@@ -1,9 +1,11 @@
-"""`autolora check` and `autolora tune character` on a full-size SD1.5 of random weights, with the network switched off.
+"""`autolora check` and `autolora tune character` on a full-size model of random weights, with the network switched off.
 
     python studies/full_study.py
+    python studies/full_study.py --model sdxl --resolution 1024 --encoder ViT-L-14 --memory-gb 11  # on a GPU
 
 Such a model draws noise. Where nothing can be measured on that the study must say so and end with the exit code for it;
-either way it must go through every stage. Result: `studies/results/models/full_study.json`.
+either way it must go through every stage. `--memory-gb` lets this process have so much of the GPU, as on a card of that
+size, and no more. Result: `studies/results/models/full_study-<model>.json`.
 """
 
 from __future__ import annotations
@@ -19,16 +21,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
-from diffusers import StableDiffusionPipeline
-from full_size import pictures, random_model
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from full_size import MODELS, pictures, random_model
+from safetensors.torch import save_file
 
 from autolora.cli import main as autolora
 from autolora.errors import UNMEASURED_EXIT_CODE
 from autolora.files import write_atomic
 from autolora.provenance import provenance
 
-RESULT = Path(__file__).parent / "results" / "models" / "full_study.json"
+RESULTS = Path(__file__).parent / "results" / "models"
 SHORT = (
     "~study.recipes",
     "+study.recipes={guide-adamw: {train.preserve_share: {choice: [0.0, 0.5]}}}",
@@ -41,7 +45,6 @@ SHORT = (
     "train.batch_size=2",
     "model.render.steps=2",
     "model.class_pictures=4",
-    "scoring.encoder=paperdoll",
     "scoring.contexts=[smile]",
     "scoring.overrides=[hat,glasses]",
     "scoring.class_alone=2",
@@ -56,21 +59,38 @@ STAGES = ("best/*.safetensors", "report/index.html", "result.json", "trials/*/cu
 def main() -> None:
     """Write the model, run both commands, keep what they said."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="sd15")
     parser.add_argument("--resolution", type=int, default=64, help="pixels")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--encoder", help="an open_clip model, of random weights too, instead of the paper-doll CLIP")
+    parser.add_argument("--memory-gb", type=float, help="what this process may take of the GPU")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")  # as they are fast
+    content: dict[str, Any] = {**provenance(), "device": device, "dtype": dtype, **vars(args) | {"out": None}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder / "model")
+        write_model(args.model, folder / "model", torch.device(device))
+        encoder = write_encoder(args.encoder, folder / "encoder") if args.encoder else "paperdoll"
         pictures(folder / "mona", args.resolution, 2)
         places = [f"model.path={folder / 'model'}", f"dataset.path={folder / 'mona'}", f"out={folder / 'run'}"]
-        given = ["character", "model=sd15", *places, f"cache={folder / 'cache'}", f"model.resolution={args.resolution}"]
-        device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")  # as they are fast
-        given.append(f"model.dtype={dtype}")
-        content: dict[str, Any] = {**provenance(), "device": device, "dtype": dtype}
+        places += [f"cache={folder / 'cache'}", f"scoring.encoder={encoder}"]
+        given = [
+            "character",
+            f"model={args.model}",
+            *places,
+            f"model.resolution={args.resolution}",
+            f"model.dtype={dtype}",
+        ]
+        if args.memory_gb:
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(args.memory_gb * 1e9 / total)
+            given.append("model.offload=true")  # as it is of itself on a card of that size
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         with no_network():
             content["check"] = said(["check", *given, *SHORT, "audit=false"])
             content["tune"] = said(["tune", *given, *SHORT])
+            content["peak_gb"] = round(torch.cuda.max_memory_reserved() / 1e9, 2) if device == "cuda" else None
         exit_codes = content["check"]["exit_code"], content["tune"]["exit_code"]
         if exit_codes not in ((0, 0), (0, UNMEASURED_EXIT_CODE)):
             raise SystemExit(f"expected exit codes 0 and 0, or {UNMEASURED_EXIT_CODE} if unmeasured; got {exit_codes}")
@@ -78,25 +98,38 @@ def main() -> None:
         result = json.loads((folder / "run" / "result.json").read_text(encoding="utf-8"))
         content["unmeasurable"] = result["best"]["unmeasurable"]
         text = json.dumps(content, indent=1).replace(name, "FOLDER")
-    write_atomic(args.out, text + "\n")
+    write_atomic(args.out or RESULTS / f"full_study-{args.model}-{device}.json", text + "\n")
     print(text)
     if not all(content["files"].values()):
         raise SystemExit("a stage has left no file")
 
 
-def write_model(folder: Path) -> None:
-    """A full-size SD1.5 as diffusers saves one, in bfloat16."""
-    model: Any = random_model("sd1", 512, "bfloat16", torch.device("cpu"))
-    StableDiffusionPipeline(
-        vae=model.vae.to(torch.bfloat16),
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.unet,
-        scheduler=model.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
+def write_model(name: str, folder: Path, device: torch.device) -> None:
+    """A full-size model as diffusers saves one, in bfloat16; its weights are drawn where that is fast."""
+    family, pixels = MODELS[name]
+    model: Any = random_model(family, pixels, "bfloat16", device)
+    parts = {
+        root: module.to("cpu", torch.bfloat16) for root, module in {"vae": model.vae, **model.text_encoders}.items()
+    }
+    parts |= {"unet": model.unet.cpu(), "scheduler": model.scheduler}
+    tokenizers = {key.replace("text_encoder", "tokenizer"): value for key, value in model.tokenizers.items()}
+    if name == "sdxl":
+        StableDiffusionXLPipeline(**parts, **tokenizers, add_watermarker=False).save_pretrained(folder)
+    else:
+        rest: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        StableDiffusionPipeline(**parts, **tokenizers, **rest).save_pretrained(folder)
+
+
+def write_encoder(name: str, folder: Path) -> str:
+    """An open_clip model of random weights in a folder, and how the config names it."""
+    folder.mkdir()
+    model = open_clip.create_model(name)
+    save_file(
+        {key: value.contiguous() for key, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
+    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return f"local-dir:{folder}"
 
 
 @contextlib.contextmanager
