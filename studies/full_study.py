@@ -44,6 +44,7 @@ SHORT = (
     "train.steps_per_concept=4",
     "train.batch_size=2",
     "model.render.steps=2",
+    "model.render.search_steps=null",
     "model.class_pictures=4",
     "scoring.contexts=[smile]",
     "scoring.overrides=[hat,glasses]",
