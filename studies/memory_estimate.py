@@ -29,11 +29,12 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
-    print("| model | px | adapter | gradient checkpointing | measured GB | estimated GB | deviation |")
-    print("|---|---|---|---|---|---|---|")
+    print("| model | px | adapter | optimizer | gradient checkpointing | measured GB | estimated GB | deviation |")
+    print("|" + "---|" * 8)
     for row in measured(parser.parse_args().results):
         estimate = estimated(row) / GB
-        cells = [row["model"], row["px"], row["adapter"], "yes" if row.get("checkpointing") else ""]
+        cells = [row["model"], row["px"], row["adapter"], row.get("optimizer", "")]
+        cells.append("yes" if row.get("checkpointing") else "")
         cells += [f"{row['peak_gb']:.2f}", f"{estimate:.2f}", f"{estimate / row['peak_gb'] - 1:+.1%}"]
         print("|", " | ".join(map(str, cells)), "|", flush=True)
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from autolora.models.base import DTYPES, ModelSettings
 from autolora.models.residence import Residence, offloads
 
+TILE_PX = 512  # decoding 1024 px in one piece takes 4 GB, as much as what denoises
+
 
 class FrozenModel:
     """A core that denoises, a VAE and text encoders; families say the rest of `BaseModel`."""
@@ -18,6 +20,7 @@ class FrozenModel:
     vae: Any
     text_encoders: dict[str, Any]
     scaling: float
+    tiles: bool  # whether large pictures are decoded piece by piece
     offset = 0.0  # of latents, before they are scaled
 
     @property
@@ -33,8 +36,11 @@ class FrozenModel:
             self.checkpoint_gradients()
         self.text_parts = tuple(self.text_encoders)
         resting: dict[str, nn.Module] = {"vae": self.vae, **self.text_encoders}
-        self.residence = Residence(self.device, resting, offloads(settings.offload, self.device))
+        self.tiles = offloads(settings.offload, self.device)
+        self.residence = Residence(self.device, resting, self.tiles)
         self.using, self.stay = self.residence.using, self.residence.stay
+        self.vae.tile_sample_min_size = TILE_PX
+        self.vae.tile_latent_min_size = TILE_PX // 2 ** (len(self.vae.config.block_out_channels) - 1)
         if self.device.type == "cuda":
             self.vae.enable_slicing()  # one picture after the other: decoding takes more memory than denoising
 
@@ -46,13 +52,15 @@ class FrozenModel:
         return True
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) pixels in [-1, 1] -> scaled latents."""
+        """(B, 3, H, W) pixels in [-1, 1] -> scaled latents; always in one piece, as tiles would not be as exact."""
+        self.vae.use_tiling = False
         with self.using("vae"):
             mean: Tensor = self.vae.encode(pixels.to(self.device)).latent_dist.mean
         return (mean - self.offset) * self.scaling
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> (B, 3, H, W) pixels around [-1, 1]."""
+        """Scaled latents -> (B, 3, H, W) pixels around [-1, 1]; in tiles that overlap where memory is short."""
+        self.vae.use_tiling = self.tiles
         with self.using("vae"):
             pixels: Tensor = self.vae.decode(latents / self.scaling + self.offset, return_dict=False)[0]
         return pixels

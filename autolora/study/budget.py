@@ -55,7 +55,7 @@ def in_words(settings: StudySettings, runs: Sequence[Run], dataset: Dataset, wor
         limits.append(f"none begins after {budget.steps:,} steps in all")
     if budget.stagnation is not None:
         limits.append(f"the search ends after {budget.stagnation} trials in a row without a better one")
-    again = [f"the best {settings.finalists} are judged again"]
+    again = [f"of the best {settings.finalists} those within reach are judged again"]
     if settings.average:
         again.append("averages of the best two's checkpoints too")
     if settings.retrain_seeds:

@@ -102,6 +102,8 @@ def hold_finals(
     if not found:
         raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
     ranked = sorted(found, key=lambda pair: pair[1].best_objective(), reverse=True)[: plan.settings.finalists]
+    if not plan.preference:  # a person has something to choose from in any case
+        ranked = in_reach(ranked)
     if work.scorer is None:
         choice = "nothing could be rendered that a person might choose by" if plan.preference else ""
         return Finals(None, [Finalist(trial, record, _best(record)) for trial, record in ranked], {}, [], choice=choice)
@@ -120,6 +122,13 @@ def hold_finals(
     finals = weigh(conclude(stage.deciding, [*field, *again], retrained))
     winner = stage.last_word(finals.winner)
     return replace(finals, finalists=[winner, *finals.finalists[1:]], training_seconds=stage.training_seconds)
+
+
+def in_reach(ranked: Sequence[tuple[FrozenTrial, Record]]) -> list[tuple[FrozenTrial, Record]]:
+    """The first of the search and those whose interval reaches up to its: more renders would not help the others."""
+    first = _best(ranked[0][1]).score
+    bests = [(pair, _best(pair[1]).score) for pair in ranked]
+    return [pair for pair, score in bests if first is None or score is None or score["high"] >= first["low"]]
 
 
 def conclude(scorer: Scorer, field: Sequence[Finalist], retrained: dict[int, list[Point]]) -> Finals:

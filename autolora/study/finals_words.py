@@ -35,7 +35,10 @@ def tags_in_words(winner: Point, class_word: str) -> str:
     ]
     if not shown:
         return ""
-    return f"on `{class_word}` alone a tagger sees {', '.join(winner.tags)} oftener by {' and '.join(shown)}"
+    tags = ", ".join(winner.tags)
+    return (
+        f"how much oftener than in the base model's pictures of `{class_word}` a tagger sees {tags}: {', '.join(shown)}"
+    )
 
 
 def seeds_in_words(finals: Finals) -> str:

@@ -65,6 +65,7 @@ def memory_need(run: Run, dataset: Dataset, model: BaseModel, offload: bool, slo
         slots: trials that train at once.
     """
     weights, twin = _Weights.of(model), _twin(model)
+    twin.tiles = offload
     meter = Meter()
     meter.count(_tensors([*twin.modules.values(), *twin.text_encoders.values(), twin.vae]))
     frozen = meter.now

@@ -65,7 +65,7 @@ def test_the_plan_is_told(tmp_path: Path) -> None:
         "plan: 9 trials, 2 of them recipes as they are (1,200 to 2,000 steps each); "
         "none begins after 63 of 90 minutes; none begins after 20,000 steps in all; "
         "the search ends after 6 trials in a row without a better one; "
-        "the best 3 are judged again, averages of the best two's checkpoints too, "
+        "of the best 3 those within reach are judged again, averages of the best two's checkpoints too, "
         "the best two recipes trained again with 2 seeds more; 2 workers here"
     )
 

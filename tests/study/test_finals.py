@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from autolora.errors import StudyError, Unmeasurable
 from autolora.study import finals
-from autolora.study.finals import Finalist, Finals, conclude, seed_verdict
+from autolora.study.finals import Finalist, Finals, conclude, in_reach, seed_verdict
 from autolora.study.finals_words import disagreement, seeds_in_words
 from autolora.study.trial import Point
 
@@ -41,6 +42,24 @@ def test_the_highest_objective_wins_and_ties_are_told(
     found = conclude(None, [finalist(i, *pair) for i, pair in enumerate(figures)], {})  # type: ignore[arg-type]
     assert [one.trial.number for one in found.finalists] == order
     assert found.ties == ties
+
+
+@pytest.mark.parametrize(
+    ("objectives", "again"),
+    [
+        ([0.80, 0.75, 0.71], [0, 1, 2]),
+        ([0.80, 0.69, 0.72], [0, 2]),  # intervals reach 0.05 to each side
+        ([0.30, -0.02, 0.90], [0, 2]),  # the last one ranks lower as it breaks a limit, which renders might clear
+        ([None, 0.10], [0, 1]),  # nothing was rendered
+    ],
+)
+def test_only_those_within_reach_of_the_best_are_judged_again(objectives: list[float | None], again: list[int]) -> None:
+    def record(objective: float | None) -> Any:
+        point = made_up(100, objective or 0.0)
+        return SimpleNamespace(best=lambda: point if objective is not None else replace(point, score=None))
+
+    ranked = [(number, record(objective)) for number, objective in enumerate(objectives)]
+    assert [number for number, _ in in_reach(ranked)] == again  # type: ignore[arg-type]
 
 
 def test_a_trial_is_shown_by_its_best_checkpoint() -> None:
