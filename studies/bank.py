@@ -151,17 +151,17 @@ def judge_checkpoint(path: Path, work: Workbench, suite: Scorer, judge: Judge) -
         np.savez_compressed(temporary, pictures=np.concatenate(list(pictures.values())))
     figures: dict[str, float] = {}
     for weight in suite.settings.weights:
-        found = oracle_figures(judge, work, weight)
+        found = oracle_figures(judge, work.scoring.overrides, work.render_settings.search, weight)
         figures |= {f"{name}@{weight:g}": value for name, value in found.items()}
     write_atomic(path.with_suffix(".json"), json.dumps(figures))
 
 
-def oracle_figures(judge: Judge, work: Workbench, weight: float) -> dict[str, float]:
+def oracle_figures(judge: Judge, tags: Sequence[str], settings: RenderSettings, weight: float) -> dict[str, float]:
     """What the oracle says of the LoRA in the adapter: in all, and by the two halves of its renders.
 
     Mark likeness with the trigger, attribute accuracy of novel prompts with the trigger, bleed on the class word.
     """
-    character, tags = judge.character, work.scoring.overrides
+    character = judge.character
     lead = f"{character.traits['count']}, {character.trigger}"
     chosen = [tags[i % len(tags)] for i in range(judge.renders)]
     asked = {"likeness": judge.prompts("trigger"), "accuracy": [f"{lead}, {t}" for t in chosen]}
@@ -169,7 +169,7 @@ def oracle_figures(judge: Judge, work: Workbench, weight: float) -> dict[str, fl
     found: dict[str, float] = {}
     for name, prompts in asked.items():
         shots = [Shot(prompt, FIRST_SEED + i, weight) for i, prompt in enumerate(prompts)]
-        pictures = render(judge.model, shots, work.render_settings.search, judge.adapter)
+        pictures = render(judge.model, shots, settings, judge.adapter)
         halves = {"": slice(None), "_a": slice(0, None, 2), "_b": slice(1, None, 2)}
         for half, part in halves.items():
             if name == "accuracy":

@@ -11,7 +11,7 @@ from autolora.data.captions import mentions
 from autolora.data.concepts import Dataset
 
 OVERLAP_RISK = 2.0  # from here on what concepts share overcooks before any of them is done
-OVERCOOKS = "overcooks before the outfits are done"
+OVERCOOKS = "may overcook before the outfits are done"
 
 
 @dataclass(frozen=True)
