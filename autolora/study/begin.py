@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from optuna.trial import FrozenTrial
 
 from autolora.errors import ConfigError, StudyError
 from autolora.study.plan import Plan
+from autolora.study.queue import TOKEN
 from autolora.study.sampler import SeededByTrial
 from autolora.study.settings import StudySettings
 from autolora.study.space import as_text, difference
@@ -61,6 +63,8 @@ def open_study(
 
 def _begin(plan: Plan, study: optuna.Study, own: dict[str, dict[str, Any]], priors: Priors) -> None:
     """Fill the queue: the recipes as they are, then the best of earlier studies; what is there already stays."""
+    if TOKEN not in study.user_attrs:
+        study.set_user_attr(TOKEN, uuid.uuid4().hex)
     begun = {trial.user_attrs.get("baseline") or trial.user_attrs.get(ORIGIN) for trial in study.trials}
     for recipe, values in own.items():
         named = {f"{recipe}/{key}": value for key, value in values.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 
 import optuna
@@ -12,6 +13,8 @@ from autolora.progress import Bars
 from autolora.study.budget import may_begin
 from autolora.study.claims import Claims
 from autolora.study.settings import StudySettings
+
+TOKEN = "token"  # user attribute of a study: random, so that no two studies' trials are called the same
 
 
 class Queue:
@@ -73,6 +76,12 @@ class Queue:
         numbers = ", ".join(str(t.number) for t in running)
         with self.bars.task(f"waiting for trials of other workers ({numbers})", None):
             time.sleep(min(5.0, self.settings.heartbeat_seconds))
+
+
+def uid_of(study: optuna.Study, number: int) -> str:
+    """What a trial's files are called: the same whoever asks, as SQLite may let two workers take it in one moment."""
+    token = study.user_attrs.get(TOKEN, study.study_name)
+    return hashlib.blake2s(f"{token}/{number}".encode(), digest_size=6).hexdigest()
 
 
 def _begun(trial: FrozenTrial) -> bool:

@@ -6,7 +6,6 @@ import errno
 import math
 import time
 import traceback
-import uuid
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -24,7 +23,7 @@ from autolora.study.budget import STEP
 from autolora.study.cards import show_trial
 from autolora.study.claims import Claims
 from autolora.study.plan import Plan
-from autolora.study.queue import Queue
+from autolora.study.queue import Queue, uid_of
 from autolora.study.space import drawn, suggest
 from autolora.study.speed import pack_speeds
 from autolora.study.trial import DIVERGED, Point, Record, points_of
@@ -64,7 +63,7 @@ class Driver:
         recipe, values = suggest(trial, self.plan.space)
         uid = trial.user_attrs.get("uid")
         if uid is None:
-            uid = uuid.uuid4().hex[:12]
+            uid = uid_of(self.study, trial.number)
             trial.set_user_attr("recipe", recipe)
             trial.set_user_attr("uid", uid)
         run = self.plan.run(recipe, values)

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from autolora.progress import Bars
 from autolora.study.claims import Claims, this_machine, worked_seconds
-from autolora.study.queue import Queue
+from autolora.study.queue import TOKEN, Queue, uid_of
 from autolora.study.settings import Budget, StudySettings
 from autolora.study.storage import open_storage, storage_url
 
@@ -125,6 +125,17 @@ def test_trials_beyond_the_size_wait_until_there_is_more(study: optuna.Study) ->
     more = replace(SETTINGS, budget=Budget(trials=5))
     numbers = [trial.number for trial in (Queue(study, more, me, Bars()).next() for _ in range(2)) if trial]
     assert numbers == [3, 4]
+
+
+def test_a_trial_is_called_the_same_by_whoever_takes_it_and_otherwise_in_another_study(study: optuna.Study) -> None:
+    other = optuna.load_study(study_name="mona", storage=study._storage)
+    assert uid_of(study, 0) == uid_of(other, 0) != uid_of(study, 1)
+    study.set_user_attr(TOKEN, "begun again in the same folder")
+    assert (
+        uid_of(other, 0)
+        == uid_of(study, 0)
+        not in (uid_of(study, 1), uid_of(optuna.create_study(study_name="mona"), 0))
+    )
 
 
 def test_begun_trials_come_first_and_are_ended_when_time_is_up(study: optuna.Study) -> None:
