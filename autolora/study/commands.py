@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,10 +146,9 @@ def worker(config: DictConfig, study: str | None, arguments: list[str]) -> int:
 
 def _news(plan: Plan, study: optuna.Study, work: Workbench, bars: Bars, output: Output) -> Callable[[bool], None]:
     """What follows every checkpoint: the terminal's table; after a trial's last one also the page and a line."""
-    began = time.monotonic()
 
     def heard(ended: bool) -> None:
-        now = standing(plan, study, time.monotonic() - began)
+        now = standing(plan, study)
         bars.show(now.table(), now.line() if ended else None)
         if ended:
             report_progress(plan, study, work)

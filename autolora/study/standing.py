@@ -13,6 +13,7 @@ from autolora.report.charts import in_words
 from autolora.report.words import duration
 from autolora.scoring.intervals import Estimate
 from autolora.study.budget import spent_seconds
+from autolora.study.claims import worked_seconds
 from autolora.study.plan import Plan
 from autolora.study.trial import Point, points_of
 from autolora.study.tune import ENDED
@@ -25,7 +26,7 @@ class Standing:
     study: str
     ended: int
     trials: int
-    seconds_left: float | None  # None before a trial has ended
+    seconds_left: float | None  # of the search; None before a trial has ended
     trial: int | None = None
     recipe: str = ""
     step: int | None = None
@@ -40,12 +41,12 @@ class Standing:
 
     @property
     def left(self) -> str:
-        """The time left in words."""
+        """The time that the search has left in words."""
         return "?" if self.seconds_left is None else duration(self.seconds_left)
 
     def line(self) -> str:
         """For a log."""
-        start = f"{self.study}: {self.ended} of {self.trials} trials, {self.left} left; "
+        start = f"{self.study}: {self.ended} of {self.trials} trials, {self.left} of search left; "
         if self.trial is None or self.score is None or self.bleed is None:
             return start + "no checkpoint is scored yet"
         broken = f", breaks {', '.join(self.breaks)}" if self.breaks else ""
@@ -59,7 +60,7 @@ class Standing:
         table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
         cells = {
             "trials": f"{self.ended}/{self.trials}",
-            "left": self.left,
+            "search left": self.left,
             "best so far": "-" if self.trial is None else f"#{self.trial} {self.recipe} @ {self.step}",
             "score": "-" if self.score is None else in_words(self.score),
             "bleed": "-" if self.bleed is None else in_words(self.bleed),
@@ -67,28 +68,18 @@ class Standing:
             "breaks": ", ".join(self.breaks) or "nothing" if self.trial is not None else "-",
         }
         for name in cells:
-            table.add_column(name, no_wrap=name in ("trials", "left"))
+            table.add_column(name, no_wrap=name in ("trials", "search left"))
         table.add_row(*cells.values())
         return table
 
 
-def standing(plan: Plan, study: Study, running_seconds: float) -> Standing:
-    """How a study stands, by what its trials have written.
-
-    Args:
-        plan: its settings.
-        study: its trials.
-        running_seconds: how long this process has searched, against `budget.minutes`.
-    """
+def standing(plan: Plan, study: Study) -> Standing:
+    """How a study stands, by what its trials have written."""
     trials = study.get_trials(deepcopy=False)
     ended = sum(trial.state in ENDED for trial in trials)
     found = [(trial, point) for trial in trials if (point := _best(plan, trial))]
     best, point = max(found, key=lambda pair: pair[1].objective, default=(None, None))
-    left = None
-    if ended:
-        by_trials = (plan.settings.budget.trials - ended) * spent_seconds(study) / ended
-        left = max(0.0, min(by_trials, 60 * plan.settings.search_minutes - running_seconds))
-    whole = Standing(plan.settings.name, ended, plan.settings.budget.trials, left)
+    whole = Standing(plan.settings.name, ended, plan.settings.budget.trials, _seconds_left(plan, study, ended))
     if best is None or point is None or point.score is None:
         return whole
     return replace(
@@ -101,6 +92,15 @@ def standing(plan: Plan, study: Study, running_seconds: float) -> Standing:
         likeness=Estimate(**point.terms["likeness"]),
         breaks=tuple(point.broken),
     )
+
+
+def _seconds_left(plan: Plan, study: Study, ended: int) -> float | None:
+    """Until every trial has ended, or the last one that begins in time; None before one has."""
+    if not ended:
+        return None
+    each = spent_seconds(study) / ended
+    until_late = 60 * plan.settings.search_minutes - worked_seconds(study.get_trials(deepcopy=False))
+    return min((plan.settings.budget.trials - ended) * each, until_late + each if until_late > 0 else 0.0)
 
 
 def _best(plan: Plan, trial: FrozenTrial) -> Point | None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from autolora.errors import ConfigError
 from autolora.progress import Bars
 from autolora.study.artifacts import TrialFiles
+from autolora.study.claims import WORKED
 from autolora.study.evidence import REFRESH_SECONDS, report_progress
 from autolora.study.output import Output
 from autolora.study.plan import Plan
@@ -43,21 +44,24 @@ TRIALS = [("a", True, point(0.9, bleed_class=0.1)), ("a", False, point(0.4, 300)
 
 
 def test_the_best_breaks_nothing_and_time_is_left(tmp_path: Path) -> None:
-    now = standing(*opened(tmp_path, TRIALS), 50.0)
+    now = standing(*opened(tmp_path, TRIALS))
     assert (now.trial, now.step, now.ended, now.breaks) == (1, 300, 3, ())
     assert now.seconds_left == pytest.approx(7 * 30)
     line = now.line()
-    assert "3 of 10 trials, 3 min 30 s left; best trial 1 (a) at step 300: score 0.40 (0.38 to 0.42)" in line
+    assert "3 of 10 trials, 3 min 30 s of search left; best trial 1 (a) at step 300: score 0.40 (0.38 to 0.42)" in line
 
 
 def test_minutes_end_a_study_sooner(tmp_path: Path) -> None:
-    plan, study = opened(tmp_path, TRIALS, minutes=2)
-    assert standing(plan, study, 50.0).seconds_left == pytest.approx(60 * plan.settings.search_minutes - 50)
-    assert standing(plan, study, 500.0).seconds_left == 0
+    plan, study = opened(tmp_path, TRIALS, minutes=3)
+    search_seconds, trial = 60 * plan.settings.search_minutes, study.ask()
+    trial.set_user_attr(WORKED, [[0.0, 100.0]])
+    assert standing(plan, study).seconds_left == pytest.approx(search_seconds - 100 + 30)  # the last one is ended
+    trial.set_user_attr(WORKED, [[0.0, search_seconds + 1]])
+    assert standing(plan, study).seconds_left == 0
 
 
 def test_before_the_first_checkpoint(tmp_path: Path) -> None:
-    now = standing(*opened(tmp_path, []), 0.0)
+    now = standing(*opened(tmp_path, []))
     assert now.seconds_left is None and "no checkpoint is scored yet" in now.line()
     Console(file=open("/dev/null", "w")).print(now.table())  # noqa: SIM115
 
@@ -76,7 +80,7 @@ def test_a_log_gets_one_line_and_quiet_none(capsys: pytest.CaptureFixture[str]) 
 
 def test_a_script_gets_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = Output(json=True)
-    output.event("trial", standing(*opened(tmp_path, TRIALS), 0.0).as_dict())
+    output.event("trial", standing(*opened(tmp_path, TRIALS)).as_dict())
     output.last("words for a person", {"path": tmp_path})
     trial, result = map(json.loads, capsys.readouterr().out.splitlines())
     assert trial["event"] == "trial" and trial["trial"] == 1 and trial["bleed"]["value"] == 0.4
