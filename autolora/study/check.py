@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,9 +33,10 @@ from autolora.report.charts import schedules
 from autolora.report.sections import Cell, Section
 from autolora.sampling import Advance, BaseRenders
 from autolora.scoring.encoders import Encoder, load_encoder, load_second_encoder
-from autolora.scoring.probes import SEARCH_GROUPS, build_probes
+from autolora.scoring.probes import DECIDING_GROUPS, SEARCH_GROUPS, Probe, build_probes
 from autolora.scoring.settings import ScoringSettings
 from autolora.study.cost import cost_section
+from autolora.study.finals import REPEATS
 from autolora.study.memory import memory_section
 from autolora.study.settings import StudySettings
 from autolora.study.speed import measure_speed
@@ -171,7 +172,9 @@ def measured_sections(
     probes = build_probes(dataset, scoring, SEARCH_GROUPS)
     at_once = study.pack if study and isinstance(study.pack, int) else 1  # auto takes what fits
     memory = memory_section(runs, dataset, model, at_once, bars)
-    renders = len(scoring.weights) * sum(len(probe.seeds) for probe in probes)
+    renders = len(scoring.weights) * _shots(probes)
+    final_renders = REPEATS * len(scoring.weights) * _shots(build_probes(dataset, scoring, DECIDING_GROUPS))
+    slower = settings.render.steps / settings.render.search.steps
     with bars.task("timing training and rendering", None):
         adapter = attach(model.modules, runs[0].adapter)
         model.stay(*adapter.roots)
@@ -184,8 +187,12 @@ def measured_sections(
         *looked,
         needs_section(scoring, model, encoder),
         memory,
-        cost_section(runs, dataset, renders, speed, study),
+        cost_section(runs, dataset, renders, slower * final_renders, speed, study),
     ]
+
+
+def _shots(probes: Iterable[Probe]) -> int:
+    return sum(len(probe.seeds) for probe in probes)
 
 
 def needs_section(scoring: ScoringSettings, model: BaseModel, encoder: Encoder | str) -> Section:

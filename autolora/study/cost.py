@@ -7,13 +7,19 @@ from collections.abc import Sequence
 
 from autolora.data.concepts import Dataset
 from autolora.report.sections import Section
+from autolora.study.finals import LEADERS
 from autolora.study.settings import StudySettings
 from autolora.study.speed import Speed
 from autolora.train.run import Run
 
 
 def cost_section(
-    runs: Sequence[Run], dataset: Dataset, renders: int, speed: Speed, study: StudySettings | None
+    runs: Sequence[Run],
+    dataset: Dataset,
+    renders: int,
+    final_renders: float,
+    speed: Speed,
+    study: StudySettings | None,
 ) -> Section:
     """What each recipe costs on this machine, and the study at most.
 
@@ -21,6 +27,7 @@ def cost_section(
         runs: the recipes as they are.
         dataset: what they train on.
         renders: pictures that judge one checkpoint.
+        final_renders: those that judge one in the finals, which render in more steps, in as many of the former.
         speed: as measured.
         study: None for a single run.
     """
@@ -41,9 +48,19 @@ def cost_section(
     if study:
         total = math.ceil(study.budget.trials * each)
         words.append(f"{study.budget.trials} trials like these take at most {total} min, those that overcook less")
+        words.append(finals_in_words(study, each, final_renders * speed.seconds_per_render / 60))
         words += time_in_words(study, len(runs), each)
     columns = ("recipe", "steps", "optimizer steps", "checkpoints", "renders", "minutes")
     return Section("Cost", columns, tuple(rows), tuple(words))
+
+
+def finals_in_words(study: StudySettings, minutes_each: float, minutes_judging: float) -> str:
+    """How long the finals take at most, for trials of so many minutes and checkpoints judged in so many."""
+    checkpoints = study.finalists + (LEADERS if study.average else 0)
+    again = LEADERS * study.retrain_seeds
+    minutes = (checkpoints + again) * minutes_judging + again * minutes_each
+    training = f" and {again} trained again" if again else ""
+    return f"finals: at most {math.ceil(minutes)} min, for {checkpoints} checkpoints judged again{training}"
 
 
 def time_in_words(study: StudySettings, recipes: int, minutes_each: float) -> list[str]:
