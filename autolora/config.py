@@ -18,7 +18,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -83,11 +83,14 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
     GlobalHydra.instance().clear()
     try:
         with _study_overrides(study) as own, initialize_config_dir(str((ROOT / "conf").resolve()), version_base="1.3"):
-            overrides = [*own, *overrides]
-            config = hydra_compose(primary, overrides=overrides)
-            OmegaConf.resolve(config)
-            return config
-    except (HydraException, OmegaConfBaseException) as error:
+            try:
+                config = hydra_compose(primary, overrides=[*own, *overrides])
+                OmegaConf.resolve(config)
+                return config
+            except (HydraException, OmegaConfBaseException) as error:
+                keys = _dotted(hydra_compose(primary, overrides=own))
+                raise ConfigError(_explain(error, primary, keys)) from error
+    except (HydraException, OmegaConfBaseException) as error:  # the study itself
         raise ConfigError(_explain(error, primary)) from error
 
 
@@ -101,20 +104,29 @@ def refuse_moved(key: str) -> None:
         raise ConfigError(f"{key} is called {MOVED[key]} now")
 
 
-def _explain(error: Exception, primary: str) -> str:
-    """Hydra's message in one line, with the nearest key where one was misspelt."""
+def _explain(error: Exception, primary: str, keys: Sequence[str] = ()) -> str:
+    """Hydra's message in one line, with the nearest of the keys where one was misspelt."""
     text = " ".join(str(error).split())
-    text = re.sub(r" (See https?://\S+.*|To append to your config.*|full_key:.*)$", "", text)
+    text = re.sub(r" (See https?://\S+.*|To append to your config.*|full_key:.*|Config search path:.*)$", "", text)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} is not understood: check its brackets and quotes"
     missing = re.search(r"[Kk]ey '([\w.-]+)' is not in struct", str(error)) or re.search(
         r"Could not override '([\w.-]+)'", str(error)
     )
     if missing:
-        known = sorted(
-            {key for path in (ROOT / "conf").rglob("*.yaml") for key in re.findall(r"(\w+):", path.read_text("utf-8"))}
-        )
-        near = difflib.get_close_matches(missing.group(1).split(".")[-1], known, 1)
-        text += f"; did you mean `{near[0]}`?" if near else f"; `autolora {primary} --cfg job` lists every key"
+        near = difflib.get_close_matches(missing.group(1), keys, 1)
+        text = f"there is no key {missing.group(1)}"
+        text += f": did you mean `{near[0]}`?" if near else f"; `autolora {primary} --cfg job` lists every key"
     return text
+
+
+def _dotted(config: DictConfig, above: str = "") -> list[str]:
+    """Every key of a config and of what is in it, such as `train.epochs`."""
+    found = []
+    for key in map(str, config):
+        below = config._get_node(key)
+        found += [above + key, *(_dotted(below, f"{above}{key}.") if isinstance(below, DictConfig) else ())]
+    return found
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def test_the_password_of_a_storage_is_not_printed(
     [
         (["tuna"], 2, "unknown command `tuna`"),
         (["tune", "nope"], 2, "study `nope` not found"),
-        (["tune", "quickstart", "train.epochz=3"], 2, "did you mean `epochs`"),
+        (["tune", "quickstart", "train.epochz=3"], 2, "did you mean `train.epochs`"),
         (["tune", "quickstart", "--fast"], 2, "unknown option --fast"),
         (["tune", "quickstart", "workers=none"], 2, "workers must be auto"),
         (["tune", "quickstart", "study.grace_seconds=10"], 2, "below study.grace_seconds"),

@@ -122,8 +122,8 @@ def test_the_guide_is_written_down() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["optimizer.lrr=1"], "did you mean `lr`"),
-        (["train.epochz=1"], "did you mean `epochs`"),
+        (["optimizer.lrr=1"], "did you mean `optimizer.lr`"),
+        (["train.epochz=1"], "did you mean `train.epochs`"),
         (["train.epochs=many"], "train.epochs: expected int, got 'many'"),
         (["train.epochs=0"], "at least 1, got 0"),
         (["train.steps_main=-1"], "train.steps_main must be 0"),
@@ -131,7 +131,10 @@ def test_the_guide_is_written_down() -> None:
         (["train.steps_of=5"], r"train.steps_of: expected keys with values"),
         (["train.steps_of.dress=few"], "train.steps_of.dress must be a whole number of at least 1, got 'few'"),
         (["captions.prune=some", "captions.decouple_share=2"], "captions.prune=some: .*; captions.decouple_share=2"),
-        (["recipe=nope"], "Could not find 'recipe/nope'"),
+        (["recipe=nope"], "Could not find 'recipe/nope'.* guide-prodigy$"),
+        (["trian.epochs=4"], "there is no key trian.epochs: did you mean `train.epochs`"),
+        (["xyzzy=4"], "there is no key xyzzy; `autolora train --cfg job` lists every key"),
+        (["'train.epochs=3"], "is not understood: check its brackets and quotes"),
         (["optimizer.lr=-1"], "above 0"),
         (["justaword"], "key=value"),
         (["recipe=doll-prodigy", "optimizer.lr=0.01"], "Prodigy finds its own rate"),

@@ -84,5 +84,5 @@ def test_what_budgets_were_called_before_names_what_they_are_called_now(tmp_path
         file.write_text(f"# @package _global_\nstudy: {{name: mine, recipes: {{doll-adamw: {{}}}}, {body}}}\n")
         with pytest.raises(ConfigError, match=message):
             study_settings(cfg.compose("tune", [], str(file)))
-    with pytest.raises(ConfigError, match="did you mean `minutes`"):
+    with pytest.raises(ConfigError, match=r"did you mean `budget\.minutes`"):
         cfg.compose("tune", ["budget.minuts=90"], "quickstart")
