@@ -36,9 +36,7 @@ def tags_in_words(winner: Point, class_word: str) -> str:
     if not shown:
         return ""
     tags = ", ".join(winner.tags)
-    return (
-        f"how much oftener than in the base model's pictures of `{class_word}` a tagger sees {tags}: {', '.join(shown)}"
-    )
+    return f"how often a tagger sees {tags} on `{class_word}` alone, less the base model's: {', '.join(shown)}"
 
 
 def seeds_in_words(finals: Finals) -> str:
