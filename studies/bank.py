@@ -9,7 +9,8 @@ pictures of every probe that counts in the score, at every weight, and the oracl
 checkpoint to studies/results/bank/<weights>/<seed>.csv: images shown, seconds, losses, terms at every weight, what
 each rung of the ladder sees, the oracle's figures. Rows need nothing of runs/bank any more, so `fill` leaves out the
 recipes that have theirs: the bank may grow a few recipes at a time, and several processes may share the work
-(`--part 1/2` and `--part 2/2`).
+(`--part 1/2` and `--part 2/2`). Beside a GPU, which such small models share badly, let the CPU's cores train
+(`CUDA_VISIBLE_DEVICES= python studies/bank.py train --part ...`) and one `fill` after them judge.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import torch
 from quickstart_oracle import Judge
 from safetensors.torch import load_file, save_file
 
@@ -53,6 +55,7 @@ CHECKPOINTS = 6
 FIRST_SEED = 950_000  # apart from every probe of the score
 RUNG_TERMS = ("fidelity", "bleed_class")  # what the ladder decides by, besides score and constraints
 RESULTS = Path(__file__).parent / "results" / "bank" / VERSION
+SPACE = str(RESULTS.parent / "space.yaml")
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class Recipe:
 
 
 def recipes(count: int, arguments: tuple[str, ...]) -> list[Recipe]:
-    """The quickstart's recipes as they are, then random draws from its ranges; the same for every character."""
-    plan, own = make_plan(cfg.compose("tune", list(arguments), "quickstart"), "quickstart", arguments)
+    """The recipes of the bank's space as they are, then random draws from it; the same for every character."""
+    plan, own = make_plan(cfg.compose("tune", list(arguments), SPACE), SPACE, arguments)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for recipe, values in own.items():
         study.enqueue_trial({"recipe": recipe, **{f"{recipe}/{key}": value for key, value in values.items()}})
@@ -95,18 +98,20 @@ def open_character(seed: int, out: Path, runs: list[Run]) -> Workbench:
     folder = out / str(seed) / "pictures"
     if not folder.exists():
         write_dataset(folder, seed, 1 + seed % 3)
-    config = cfg.compose("tune", list(arguments_of(seed, out)), "quickstart")
+    config = cfg.compose("tune", list(arguments_of(seed, out)), SPACE)
     with Bars() as bars:
         return open_workbench(config, runs, bars)
 
 
 def arguments_of(seed: int, out: Path) -> tuple[str, ...]:
     """The overrides that point the quickstart at a character of the bank."""
-    return (f"dataset.path={out / str(seed) / 'pictures'}", f"cache={out / 'cache'}")
+    at_once = 256 if torch.cuda.is_available() else 32  # a GPU spends its time on launches, whatever their size
+    places = (f"dataset.path={out / str(seed) / 'pictures'}", f"cache={out / 'cache'}")
+    return (*places, f"model.render.batch_size={at_once}")
 
 
-def fill_character(seed: int, out: Path, count: int, renders: int, part: tuple[int, int]) -> None:
-    """Train and judge every recipe of this process's part that is not there yet; its `facts.json` is written last."""
+def fill_character(seed: int, out: Path, count: int, renders: int, part: tuple[int, int], judging: bool = True) -> None:
+    """Train every recipe of this process's part that is not there yet, and judge it; `facts.json` is written last."""
     if seed < 100:
         raise StudyError(f"seed {seed} is a development seed; the bank holds evaluation characters, 100 and up")
     chosen = recipes(count, arguments_of(seed, out))
@@ -117,12 +122,23 @@ def fill_character(seed: int, out: Path, count: int, renders: int, part: tuple[i
     for recipe in chosen[part[0] - 1 :: part[1]]:
         folder = out / str(seed) / f"{recipe.number:02d}"
         if recipe.number not in known and not (folder / "facts.json").is_file():
-            facts = list(train_recipe(recipe, work, folder))
-            for fact in facts:
+            facts = trained(recipe, work, folder)
+            for fact in facts if judging else ():
                 if not fact["diverged"]:
                     judge_checkpoint(folder / str(fact["step"]), work, suite, judge)
-            write_atomic(folder / "facts.json", json.dumps({"values": recipe.values, "checkpoints": facts}, indent=1))
+            if judging:
+                content = {"values": recipe.values, "checkpoints": facts}
+                write_atomic(folder / "facts.json", json.dumps(content, indent=1))
             print(f"character {seed}, recipe {recipe.number}: {facts[-1]['step']} images", flush=True)
+
+
+def trained(recipe: Recipe, work: Workbench, folder: Path) -> list[dict[str, Any]]:
+    """A recipe's training figures, of now or of before."""
+    path = folder / "trained.json"
+    if not path.is_file():
+        write_atomic(path, json.dumps(list(train_recipe(recipe, work, folder))))
+    found: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))
+    return found
 
 
 def train_recipe(recipe: Recipe, work: Workbench, folder: Path) -> Iterator[dict[str, Any]]:
@@ -280,9 +296,9 @@ def write_rows(seed: int, rows: Sequence[dict[str, Any]], facts: dict[str, Any])
 
 
 def main() -> None:
-    """Fill in what is missing, or measure what is there."""
+    """Train what is missing, judge it too, or measure what is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["fill", "measure"])
+    parser.add_argument("what", choices=["train", "fill", "measure"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[110, 111, 112, 113])
     parser.add_argument("--recipes", type=int, default=48)
     parser.add_argument("--renders", type=int, default=32, help="the oracle's renders per rate and weight")
@@ -292,8 +308,8 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     part, parts = map(int, args.part.split("/"))
     for seed in args.seeds:
-        if args.what == "fill":
-            fill_character(seed, args.out, args.recipes, args.renders, (part, parts))
+        if args.what != "measure":
+            fill_character(seed, args.out, args.recipes, args.renders, (part, parts), args.what == "fill")
         else:
             write_rows(seed, *measure_character(seed, args.out))
 

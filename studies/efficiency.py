@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from bank import rung_name
+from bank import SPACE, rung_name
 from kept import keep, kept
 from ladder_replay import blank_point, finalists, seen_card
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -189,7 +189,7 @@ def trial_of(baked: Baked, state: TrialState, value: float | None, reported: Seq
 
 def read_bank(name: str, rows: Sequence[Row]) -> Bank:
     """A character's bank, with the space that its recipes were drawn from."""
-    config = cfg.compose("tune", [], "quickstart")
+    config = cfg.compose("tune", [], SPACE)
     space, scoring = parse_space(study_settings(config).recipes), cfg.scoring_settings(config)
     facts = json.loads((BANK / f"{name}.json").read_text("utf-8"))
     by_number: dict[str, list[Row]] = {}
