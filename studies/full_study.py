@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")  # as they are fast
-    content: dict[str, Any] = {**provenance(), "device": device, "dtype": dtype, **vars(args) | {"out": None}}
+    content: dict[str, Any] = {**provenance(), "device": device, "dtype": dtype}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_model(args.model, folder / "model", torch.device(device))
