@@ -83,15 +83,12 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
     GlobalHydra.instance().clear()
     try:
         with _study_overrides(study) as own, initialize_config_dir(str((ROOT / "conf").resolve()), version_base="1.3"):
-            try:
-                config = hydra_compose(primary, overrides=[*own, *overrides])
-                OmegaConf.resolve(config)
-                return config
-            except (HydraException, OmegaConfBaseException) as error:
-                keys = _dotted(hydra_compose(primary, overrides=own))
-                raise ConfigError(_explain(error, primary, keys)) from error
-    except (HydraException, OmegaConfBaseException) as error:  # the study itself
-        raise ConfigError(_explain(error, primary)) from error
+            config = hydra_compose(primary, overrides=[*own, *overrides])
+            OmegaConf.resolve(config)
+            return config
+    except (HydraException, OmegaConfBaseException) as error:
+        keys = _dotted(compose(primary, (), study)) if arguments else ()  # raises where it is the study that is wrong
+        raise ConfigError(_explain(error, primary, keys)) from error
 
 
 def refuse_moved(key: str) -> None:
@@ -104,7 +101,7 @@ def refuse_moved(key: str) -> None:
         raise ConfigError(f"{key} is called {MOVED[key]} now")
 
 
-def _explain(error: Exception, primary: str, keys: Sequence[str] = ()) -> str:
+def _explain(error: Exception, primary: str, keys: Sequence[str]) -> str:
     """Hydra's message in one line, with the nearest of the keys where one was misspelt."""
     text = " ".join(str(error).split())
     text = re.sub(r" (See https?://\S+.*|To append to your config.*|full_key:.*|Config search path:.*)$", "", text)

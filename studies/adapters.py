@@ -22,14 +22,14 @@ import torch
 from bank import character_of, oracle_figures
 from kept import keep, kept
 from PIL import Image
-from quickstart_oracle import Judge
+from quickstart_oracle import Judge, bake
 
 from autolora import config as cfg
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
 from autolora.adapters.read import lora_of, read_lora
 from autolora.cli import main as autolora
-from autolora.data.concepts import load_dataset
+from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.errors import StudyError
 from autolora.export.metadata import Card
 from autolora.export.write import export_lora
@@ -37,8 +37,6 @@ from autolora.models import load_model
 from autolora.models.base import BaseModel
 from autolora.paperdoll.oracle import Oracle
 from autolora.paperdoll.world import write_dataset
-from autolora.train.batches import LatentCache, PromptCache
-from autolora.train.loop import Bench, train_one
 from autolora.train.run import Run
 
 GUIDE: dict[str, tuple[str, ...]] = {
@@ -78,13 +76,10 @@ def guide_run(kind: str) -> Run:
 def bake_guide(kind: str, folder: Path, out: Path, model: BaseModel) -> Made:
     """The guide's recipe to its last checkpoint, and its file."""
     run = guide_run(kind)
-    dataset = load_dataset(cfg.dataset_settings(cfg.compose("train", [f"dataset.path={folder}"])))
-    adapter = attach(model.modules, run.adapter)
-    bench = Bench(model, adapter, dataset, LatentCache(model, out / "latents"), PromptCache(model))
-    *_, last = train_one(run, bench)
-    adapter.detach()
+    *_, last = bake(run, folder, out, model)
     if last.diverged:
         raise StudyError(f"the guide's {kind} diverged at step {last.step}")
+    dataset = load_dataset(DatasetSettings(path=str(folder)))
     card = Card(dataset.trigger, 1.0, "", last.step)
     exported = export_lora(last.state, run, dataset, model, out / f"guide-{kind}-{folder.name}", kind, card=card)
     return Made(last.state, run.name, last.step, last.seconds, exported.size)
@@ -93,17 +88,8 @@ def bake_guide(kind: str, folder: Path, out: Path, model: BaseModel) -> Made:
 def tune(kind: str, folder: Path, out: Path, model: BaseModel) -> Made:
     """What a study of a few trials exports."""
     run = out / f"tuned-{kind}-{folder.name}"
-    code = autolora(
-        [
-            "tune",
-            "quickstart",
-            f"dataset.path={folder}",
-            f"adapter={kind}",
-            f"out={run}",
-            f"cache={out / 'cache'}",
-            *TUNED,
-        ]
-    )
+    places = [f"dataset.path={folder}", f"out={run}", f"cache={out / 'cache'}"]
+    code = autolora(["tune", "quickstart", *places, f"adapter={kind}", *TUNED])
     if code:
         raise StudyError(f"the study of {kind} on {folder} ended with exit code {code}")
     result = json.loads((run / "result.json").read_text("utf-8"))

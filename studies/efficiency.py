@@ -25,19 +25,17 @@ from typing import Any
 
 import numpy as np
 import optuna
-from bank import SPACE, rung_name
+from bank import SPACE
 from kept import keep, kept
-from ladder_replay import blank_point, finalists, seen_card
+from ladder_replay import climbed, finalists
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from score_validity import BANK, Row, picked, read_rows
 
 from autolora import config as cfg
 from autolora.files import write_atomic
 from autolora.progress import Bars
-from autolora.scoring.scorecard import Scorecard
 from autolora.scoring.settings import ScoringSettings
 from autolora.study.begin import methods
-from autolora.study.ladder import climb
 from autolora.study.settings import StudySettings, study_settings
 from autolora.study.space import Range, Space, parse_space, suggest
 from autolora.study.trial import Point, Record
@@ -73,6 +71,11 @@ class Bank:
         """All checkpoints."""
         return [row for one in self.pool for row in one.rows]
 
+    @property
+    def unchanged(self) -> list[Baked]:
+        """The recipes as they are, which come first."""
+        return [next(one for one in self.pool if one.recipe == recipe) for recipe in self.space]
+
 
 Found = Iterator[tuple[int, Row]]  # after each trial: images shown in all, and the pick
 
@@ -83,7 +86,7 @@ def autolora(bank: Bank, seed: int) -> Found:
     points: list[Point] = []
     rows: list[Row] = []
     shown, left = 0, list(bank.pool)
-    baselines = [next(one for one in bank.pool if one.recipe == recipe) for recipe in bank.space]
+    baselines = bank.unchanged
     while left:
         baked = baselines.pop(0) if baselines else nearest(study, bank.space, left)
         left.remove(baked)
@@ -103,21 +106,19 @@ def watched(
     """A recipe's checkpoints as far as the study would train it, and how its trial ends."""
     curve: list[Point] = []
     for row in baked.rows:
-
-        def judge(at: Sequence[float], row: Row = row) -> Scorecard:
-            return seen_card(json.loads(row[rung_name(at)]))
-
-        blank = blank_point(row, bank.base_losses)
-        curve.append(climb(blank, curve, [*seen, *curve], bank.scoring, judge))
-        if row is baked.rows[-1]:
-            break
-        if Record(Path(), Run(baked.recipe), curve).hopelessly_overcooked(bank.settings.patience):
-            break
-        best_so_far = np.maximum.accumulate([p.objective for p in curve])
-        running = trial_of(baked, TrialState.RUNNING, None, list(best_so_far))
-        if not unchanged and study.pruner.prune(study, running):
-            return curve, TrialState.PRUNED
+        curve.append(climbed(row, curve, [*seen, *curve], bank.base_losses, bank.scoring)[0])
+        if row is not baked.rows[-1] and (state := ending(study, bank, baked, curve, unchanged)):
+            return curve, state
     return curve, TrialState.COMPLETE
+
+
+def ending(study: optuna.Study, bank: Bank, baked: Baked, curve: list[Point], unchanged: bool) -> TrialState | None:
+    """How a trial ends at this checkpoint, if it does; unchanged recipes are never pruned."""
+    if Record(Path(), Run(baked.recipe), curve).hopelessly_overcooked(bank.settings.patience):
+        return TrialState.COMPLETE
+    best_so_far = np.maximum.accumulate([p.objective for p in curve])
+    running = trial_of(baked, TrialState.RUNNING, None, list(best_so_far))
+    return TrialState.PRUNED if not unchanged and study.pruner.prune(study, running) else None
 
 
 def at_random(bank: Bank, seed: int) -> Found:

@@ -5,7 +5,7 @@
 
 Such a model draws noise. Where nothing can be measured on that the study must say so and end with the exit code for it;
 either way it must go through every stage. `--memory-gb` lets this process have so much of the GPU, as on a card of that
-size, and no more. Result: `studies/results/models/full_study-<model>.json`.
+size, and no more. Result: `studies/results/models/full_study-<model>-<device>.json`.
 """
 
 from __future__ import annotations
@@ -75,13 +75,8 @@ def main() -> None:
         pictures(folder / "mona", args.resolution, 2)
         places = [f"model.path={folder / 'model'}", f"dataset.path={folder / 'mona'}", f"out={folder / 'run'}"]
         places += [f"cache={folder / 'cache'}", f"scoring.encoder={encoder}"]
-        given = [
-            "character",
-            f"model={args.model}",
-            *places,
-            f"model.resolution={args.resolution}",
-            f"model.dtype={dtype}",
-        ]
+        shape = [f"model.resolution={args.resolution}", f"model.dtype={dtype}"]
+        given = ["character", f"model={args.model}", *places, *shape]
         if args.memory_gb:
             total = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(args.memory_gb * 1e9 / total)

@@ -70,20 +70,28 @@ def replay(rows: Sequence[Row], facts: dict[str, Any], settings: ScoringSettings
     by_recipe: dict[str, list[Point]] = defaultdict(list)
     renders, spent = facts["renders"], 0
     for row in rows:
-        asked: set[float] = set()
-
-        def judge(at: Sequence[float], row: Row = row, asked: set[float] = asked) -> Scorecard:
-            asked.update(at)
-            return seen_card(json.loads(row[rung_name(at)]))
-
         own = by_recipe[row["recipe"]]
-        own.append(climb(blank_point(row, facts["base_losses"]), own, points, settings, judge))
-        points.append(own[-1])
-        spent += len(asked) * renders["search"]
+        point, weights = climbed(row, own, points, facts["base_losses"], settings)
+        own.append(point)
+        points.append(point)
+        spent += weights * renders["search"]
     field = finalists(points, rows)
     pick = max(field, key=lambda i: float(rows[i]["objective"]))
     finals = renders["deciding"] * REPEATS * len(field) + renders["whole"] * REPEATS  # the winner is asked all
     return Replayed(points, spent + finals, renders["whole"] * REPEATS * len(rows), pick)
+
+
+def climbed(
+    row: Row, own: Sequence[Point], seen: Sequence[Point], base_losses: Sequence[float], settings: ScoringSettings
+) -> tuple[Point, int]:
+    """A row of the bank as the ladder judges it, and at how many weights it renders for that; see `climb`."""
+    asked: set[float] = set()
+
+    def judge(at: Sequence[float]) -> Scorecard:
+        asked.update(at)
+        return seen_card(json.loads(row[rung_name(at)]))
+
+    return climb(blank_point(row, base_losses), own, seen, settings, judge), len(asked)
 
 
 def seen_card(content: dict[str, Any]) -> Scorecard:

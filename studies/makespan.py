@@ -22,8 +22,8 @@ import numpy as np
 import optuna
 import torch
 from bank import rung_name
-from efficiency import Baked, Bank, read_bank, trial_of
-from ladder_replay import blank_point, seen_card
+from efficiency import Baked, Bank, ending, read_bank, trial_of
+from ladder_replay import blank_point, climbed, seen_card
 from optuna.trial import TrialState
 from score_validity import BANK, Row, read_rows
 
@@ -34,14 +34,11 @@ from autolora.files import write_atomic
 from autolora.models import load_model
 from autolora.progress import Bars
 from autolora.provenance import provenance
-from autolora.scoring.scorecard import Scorecard
 from autolora.study.begin import methods
-from autolora.study.ladder import climb
 from autolora.study.speed import measure_speed, pack_speeds
-from autolora.study.trial import Point, Record, judged
+from autolora.study.trial import Point, judged
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Bench
-from autolora.train.run import Run
 
 RESULTS = Path(__file__).parent / "results" / "speed"
 ORDERS = 40
@@ -106,6 +103,7 @@ def replay(bank: Bank, order: Sequence[Baked], renders: dict[str, int], costs: C
     seen: list[Point] = []
     images, rendered, best = 0, 0, -np.inf
     for place, baked in enumerate(order):
+        unchanged = place < len(bank.space)
         curve: list[Point] = []
         state = TrialState.COMPLETE
         for row in baked.rows:
@@ -113,7 +111,8 @@ def replay(bank: Bank, order: Sequence[Baked], renders: dict[str, int], costs: C
             curve.append(point)
             rendered += asked
             best = max(best, float(row["objective"]))
-            if way.pruning and row is not baked.rows[-1] and (ended := ending(study, bank, baked, curve, place)):
+            may_end = way.pruning and row is not baked.rows[-1]
+            if may_end and (ended := ending(study, bank, baked, curve, unchanged)):
                 state = ended
                 break
         images += int(baked.rows[len(curve) - 1]["step"])
@@ -128,30 +127,16 @@ def look(
     bank: Bank, row: Row, curve: list[Point], seen: list[Point], renders: dict[str, int], way: Way
 ) -> tuple[Point, int]:
     """A checkpoint as it is judged, and the renders that takes."""
-    blank, asked = blank_point(row, bank.base_losses), set[float]()
-
-    def judge(at: Sequence[float]) -> Scorecard:
-        asked.update(at)
-        return seen_card(json.loads(row[rung_name(at)]))
-
-    if not way.ladder:
-        return judged(blank, judge(bank.scoring.weights)), renders["whole"]
-    return climb(blank, curve, [*seen, *curve], bank.scoring, judge), len(asked) * renders["search"]
-
-
-def ending(study: optuna.Study, bank: Bank, baked: Baked, curve: list[Point], place: int) -> TrialState | None:
-    """How a trial ends at this checkpoint, if it does; unchanged recipes are never pruned."""
-    if Record(Path(), Run(baked.recipe), curve).hopelessly_overcooked(bank.settings.patience):
-        return TrialState.COMPLETE
-    so_far = list(np.maximum.accumulate([p.objective for p in curve]))
-    if place >= len(bank.space) and study.pruner.prune(study, trial_of(baked, TrialState.RUNNING, None, so_far)):
-        return TrialState.PRUNED
-    return None
+    if way.ladder:
+        point, weights = climbed(row, curve, [*seen, *curve], bank.base_losses, bank.scoring)
+        return point, weights * renders["search"]
+    card = seen_card(json.loads(row[rung_name(bank.scoring.weights)]))
+    return judged(blank_point(row, bank.base_losses), card), renders["whole"]
 
 
 def orders(bank: Bank) -> list[list[Baked]]:
     """The unchanged recipes, then others drawn from the pool."""
-    first = [next(one for one in bank.pool if one.recipe == recipe) for recipe in bank.space]
+    first = bank.unchanged
     rest = [one for one in bank.pool if one not in first]
     more = bank.settings.budget.trials - len(first)
     return [

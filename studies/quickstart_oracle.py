@@ -14,7 +14,7 @@ import argparse
 import csv
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,9 @@ from autolora.paperdoll.oracle import Oracle
 from autolora.paperdoll.world import write_dataset
 from autolora.sampling import Pictures, Shot, render
 from autolora.train.batches import LatentCache, PromptCache
+from autolora.train.checkpoint import Checkpoint
 from autolora.train.loop import Bench, train_one
+from autolora.train.run import Run
 
 WEIGHTS = (0.7, 1.0)
 FIRST_SEED = 900_000  # apart from every probe of the score
@@ -98,15 +100,13 @@ class Judge:
         return np.concatenate(list(self._render(state, shots)), axis=1)
 
 
-def bake_guide(folder: Path, recipe: str, out: Path, model: BaseModel) -> list[State]:
-    """The guide's bake to its very end; the state after every epoch."""
-    run = cfg.build_run(cfg.compose("train", [f"recipe={recipe}"]))
+def bake(run: Run, folder: Path, out: Path, model: BaseModel) -> Iterator[Checkpoint]:
+    """A recipe to its very end, without a score; every checkpoint."""
     dataset = load_dataset(DatasetSettings(path=str(folder)))
     adapter = attach(model.modules, run.adapter)
     bench = Bench(model, adapter, dataset, LatentCache(model, out / "latents"), PromptCache(model))
-    states = [checkpoint.state for checkpoint in train_one(run, bench)]
+    yield from train_one(run, bench)
     adapter.detach()
-    return states
 
 
 def judge_character(
@@ -127,7 +127,8 @@ def judge_character(
     seconds = time.perf_counter() - began
     say(f"character {seed}: study took {seconds:.0f} s")
     model = load_model(cfg.model_settings(cfg.compose("train", [])))
-    guide = bake_guide(folder, recipe, out, model)
+    run = cfg.build_run(cfg.compose("train", [f"recipe={recipe}"]))
+    guide = [checkpoint.state for checkpoint in bake(run, folder, out, model)]
     exported = read_lora(Path(result["export"]), model)
     adapter = attach(model.modules, LoRA(dim=16))
     adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))

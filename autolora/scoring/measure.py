@@ -11,7 +11,7 @@ from autolora.sampling import Pictures
 from autolora.scoring import defects
 from autolora.scoring.encoders import Views
 from autolora.scoring.intervals import Array, Estimate, estimate, ruled_out
-from autolora.scoring.probes import Probe
+from autolora.scoring.probes import Probe, render_count
 from autolora.scoring.references import Reference
 from autolora.scoring.scorer import Scorer
 from autolora.scoring.terms import editability, relative_position
@@ -115,7 +115,7 @@ def class_bleed(scorer: Scorer, rows: Mapping[Probe, Views]) -> Draws:
 
 
 def _rate(bleed: Draws, probes: list[Probe]) -> Estimate:
-    return ruled_out(bleed.estimate(), sum(len(probe.seeds) for probe in probes))
+    return ruled_out(bleed.estimate(), render_count(probes))
 
 
 def _editability(scorer: Scorer, rows: Mapping[Probe, Views]) -> Draws:

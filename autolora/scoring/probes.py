@@ -32,6 +32,11 @@ def of_groups(probes: Iterable[Probe], *groups: str, concept: str | None = None)
     return [p for p in probes if p.group in groups and concept in (None, p.concept)]
 
 
+def render_count(probes: Iterable[Probe]) -> int:
+    """Renders that some probes take at one weight."""
+    return sum(len(probe.seeds) for probe in probes)
+
+
 def trigger_words(dataset: Dataset) -> list[str]:
     """The words of triggers that are made of several, such as `mona` and `taco` of `Mona_Taco`."""
     return _parts(dataset, lambda parts: parts if len(parts) > 1 else [])

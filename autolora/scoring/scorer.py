@@ -15,7 +15,7 @@ from autolora.models.base import BaseModel, RenderSettings
 from autolora.sampling import BaseRenders, Pictures
 from autolora.scoring.encoders import Encoder, Views
 from autolora.scoring.intervals import Array
-from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, of_groups
+from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, of_groups, render_count
 from autolora.scoring.references import Material, References, decode, fit_references
 from autolora.scoring.settings import ScoringSettings
 from autolora.train.batches import LatentCache
@@ -54,7 +54,7 @@ class Scorer:
     @property
     def renders(self) -> int:
         """How many pictures a checkpoint is asked for."""
-        return sum(len(probe.seeds) for probe in self.probes) * len(self.settings.weights)
+        return render_count(self.probes) * len(self.settings.weights)
 
 
 def prepare(

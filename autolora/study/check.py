@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,7 +33,7 @@ from autolora.report.charts import schedules
 from autolora.report.sections import Cell, Section
 from autolora.sampling import Advance, BaseRenders
 from autolora.scoring.encoders import Encoder, load_encoder, load_second_encoder
-from autolora.scoring.probes import DECIDING_GROUPS, SEARCH_GROUPS, Probe, build_probes
+from autolora.scoring.probes import DECIDING_GROUPS, SEARCH_GROUPS, build_probes, render_count
 from autolora.scoring.settings import ScoringSettings
 from autolora.study.cost import cost_section
 from autolora.study.finals import REPEATS
@@ -172,8 +172,8 @@ def measured_sections(
     probes = build_probes(dataset, scoring, SEARCH_GROUPS)
     at_once = study.pack if study and isinstance(study.pack, int) else 1  # auto takes what fits
     memory = memory_section(runs, dataset, model, at_once, bars)
-    renders = len(scoring.weights) * _shots(probes)
-    final_renders = REPEATS * len(scoring.weights) * _shots(build_probes(dataset, scoring, DECIDING_GROUPS))
+    renders = len(scoring.weights) * render_count(probes)
+    final_renders = REPEATS * len(scoring.weights) * render_count(build_probes(dataset, scoring, DECIDING_GROUPS))
     slower = settings.render.steps / settings.render.search.steps
     with bars.task("timing training and rendering", None):
         adapter = attach(model.modules, runs[0].adapter)
@@ -189,10 +189,6 @@ def measured_sections(
         memory,
         cost_section(runs, dataset, renders, slower * final_renders, speed, study),
     ]
-
-
-def _shots(probes: Iterable[Probe]) -> int:
-    return sum(len(probe.seeds) for probe in probes)
 
 
 def needs_section(scoring: ScoringSettings, model: BaseModel, encoder: Encoder | str) -> Section:

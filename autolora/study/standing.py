@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -76,10 +77,12 @@ class Standing:
 def standing(plan: Plan, study: Study) -> Standing:
     """How a study stands, by what its trials have written."""
     trials = study.get_trials(deepcopy=False)
-    ended = sum(trial.state in ENDED for trial in trials)
     found = [(trial, point) for trial in trials if (point := _best(plan, trial))]
     best, point = max(found, key=lambda pair: pair[1].objective, default=(None, None))
-    whole = Standing(plan.settings.name, ended, plan.settings.budget.trials, _seconds_left(plan, study, ended))
+    ended = sum(trial.state in ENDED for trial in trials)
+    size = plan.settings.budget.trials
+    left = _seconds_left(plan, trials, size - ended, spent_seconds(study) / ended) if ended else None
+    whole = Standing(plan.settings.name, ended, size, left)
     if best is None or point is None or point.score is None:
         return whole
     return replace(
@@ -94,13 +97,10 @@ def standing(plan: Plan, study: Study) -> Standing:
     )
 
 
-def _seconds_left(plan: Plan, study: Study, ended: int) -> float | None:
-    """Until every trial has ended, or the last one that begins in time; None before one has."""
-    if not ended:
-        return None
-    each = spent_seconds(study) / ended
-    until_late = 60 * plan.settings.search_minutes - worked_seconds(study.get_trials(deepcopy=False))
-    return min((plan.settings.budget.trials - ended) * each, until_late + each if until_late > 0 else 0.0)
+def _seconds_left(plan: Plan, trials: Sequence[FrozenTrial], more: int, each: float) -> float:
+    """Until so many more trials have ended, or the last one that begins in time, where each takes so many seconds."""
+    until_late = 60 * plan.settings.search_minutes - worked_seconds(trials)
+    return min(more * each, until_late + each if until_late > 0 else 0.0)
 
 
 def _best(plan: Plan, trial: FrozenTrial) -> Point | None:
