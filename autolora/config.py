@@ -21,6 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from autolora.adapters.adapter_set import ADAPTERS
 from autolora.data.buckets import BucketSettings
@@ -73,7 +74,7 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
     """Compose a primary config with a study and overrides.
 
     Raises:
-        ConfigError: a key or a group that does not exist, or a value that cannot be read.
+        ConfigError: a key or a group that does not exist, or a value or file that cannot be read.
     """
     overrides = [_FREE_KEY.sub(r"++\1", quote(argument)) for argument in arguments]
     for argument in overrides:
@@ -89,6 +90,9 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
     except (HydraException, OmegaConfBaseException) as error:
         keys = _dotted(compose(primary, (), study)) if arguments else ()  # raises where it is the study that is wrong
         raise ConfigError(_explain(error, primary, keys)) from error
+    except YAMLError as error:  # in a study's or a recipe's file; a study is read under another name
+        words = re.sub(r'in "\S*/study\.yaml"', f"in {study}", " ".join(str(error).split()))
+        raise ConfigError(f"this is no YAML: {words}") from error
 
 
 def refuse_moved(key: str) -> None:

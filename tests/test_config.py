@@ -145,6 +145,14 @@ def test_mistakes_are_told(arguments: list[str], message: str) -> None:
         config.build_run(config.compose("train", arguments))
 
 
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    study = tmp_path / "mine.yaml"
+    study.write_text("# @package _global_\nstudy: {name: mine\n")
+    with pytest.raises(ConfigError, match=r"this is no YAML: .* in \S+mine\.yaml, line 2") as told:
+        config.compose("tune", [], str(study))
+    assert "study.yaml" not in str(told.value)
+
+
 @pytest.mark.parametrize("pack", ["0", "most"])
 def test_what_is_no_number_of_trials_at_once_is_refused(pack: str) -> None:
     for right in ("auto", 3):
