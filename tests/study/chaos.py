@@ -57,7 +57,7 @@ IDENTITY = {"dataset": "doll", "base model": "tiny"}
 
 @dataclass(frozen=True)
 class Settings:
-    """What happens: `restart` is the command that restarts the database, half-way."""
+    """What happens: `outage` are the commands that crash the database, half-way, and start it again."""
 
     folder: str
     pictures: str
@@ -65,7 +65,7 @@ class Settings:
     workers: int
     kills: int
     seed: int
-    restart: list[str]
+    outage: list[list[str]]
 
 
 class ScoredByLoss(Workbench):
@@ -166,8 +166,12 @@ def main(settings: Settings) -> None:
         os.kill(victim, signal.SIGKILL)
         assert os.waitpid(victim, 0)[1] == signal.SIGKILL, "it had ended already"
         note(Path("killed"), str(victim))
-        if settings.restart and kill == settings.kills // 2:
-            subprocess.run(settings.restart, check=True, stdout=subprocess.DEVNULL)
+        if settings.outage and kill == settings.kills // 2:
+            crash, start_again = settings.outage
+            subprocess.run(crash, check=True, stdout=subprocess.DEVNULL)
+            while b"is away" not in Path("said").read_bytes():  # however quick the server is, someone misses it
+                time.sleep(0.02)
+            subprocess.run(start_again, check=True, stdout=subprocess.DEVNULL)
         alive.append(worker())
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in alive]
     assert codes == [0] * settings.workers, codes

@@ -20,10 +20,10 @@ PASSWORD = "s3cret-of-the-tests"
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: its storage URL, and the command that restarts it as a crash would."""
+    """A running server: its storage URL, and the commands that stop it as a crash would and start it again."""
 
     url: str
-    restart: list[str]
+    outage: list[list[str]]
 
 
 def binaries() -> Path | None:
@@ -59,12 +59,12 @@ def postgres() -> Iterator[Server]:
     control = ["-D", str(data), "-l", str(log), "-w", "-o", options]
     login = ["-U", "autolora", "-A", "scram-sha-256", f"--pwfile={folder / 'password'}"]
     _quietly(command("initdb", "-D", str(data), *login))
-    _quietly(command("pg_ctl", "start", *control))
+    start, crash = command("pg_ctl", "start", *control), command("pg_ctl", "stop", "-m", "immediate", "-D", str(data))
+    _quietly(start)
     try:
-        url = f"postgresql+psycopg://autolora:{PASSWORD}@127.0.0.1:{port}/postgres"
-        yield Server(url, command("pg_ctl", "restart", "-m", "immediate", *control))
+        yield Server(f"postgresql+psycopg://autolora:{PASSWORD}@127.0.0.1:{port}/postgres", [crash, start])
     finally:
-        _quietly(command("pg_ctl", "stop", "-m", "immediate", "-D", str(data)))
+        _quietly(crash)
         shutil.rmtree(folder, ignore_errors=True)
 
 

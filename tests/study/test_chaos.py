@@ -60,15 +60,15 @@ def pick(folder: Path, trials: list[optuna.trial.FrozenTrial]) -> tuple[int, int
 @pytest.fixture(scope="module")
 def undisturbed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    return folder, run(Settings(str(folder), str(pictures), None, workers=2, kills=0, seed=0, restart=[]))
+    return folder, run(Settings(str(folder), str(pictures), None, workers=2, kills=0, seed=0, outage=[]))
 
 
 @contextmanager
-def storage(kind: str) -> Iterator[tuple[str | None, list[str]]]:
-    """A storage URL, and what restarts its server."""
+def storage(kind: str) -> Iterator[tuple[str | None, list[list[str]]]]:
+    """A storage URL, and what crashes its server and starts it again."""
     if kind == "postgres":
         with postgres() as server:
-            yield server.url, server.restart
+            yield server.url, server.outage
     else:
         yield None if kind == "sqlite" else kind, []
 
@@ -77,8 +77,8 @@ def storage(kind: str) -> Iterator[tuple[str | None, list[str]]]:
 def test_twenty_workers_are_killed_and_nothing_is_lost(
     kind: str, pictures: Path, undisturbed: tuple[Path, Any], tmp_path: Path
 ) -> None:
-    with storage(kind) as (url, restart):
-        trials = run(Settings(str(tmp_path), str(pictures), url, WORKERS, KILLS, seed=1, restart=restart))
+    with storage(kind) as (url, outage):
+        trials = run(Settings(str(tmp_path), str(pictures), url, WORKERS, KILLS, seed=1, outage=outage))
     assert len((tmp_path / "killed").read_text().split()) == KILLS
     assert [t.number for t in trials] == list(range(TRIALS))
     assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
