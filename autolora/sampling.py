@@ -20,6 +20,7 @@ from autolora.adapters.adapter_set import AdapterSet
 from autolora.adapters.base import AdaptedLayer
 from autolora.files import atomic_path
 from autolora.models.base import BaseModel, Context, RenderSettings, stack_contexts
+from autolora.train.batches import latent_shape
 
 Pictures = NDArray[np.uint8]  # (N, H, W, 3)
 Advance = Callable[[int], None]  # hears how many more pictures are ready
@@ -54,7 +55,8 @@ def render(
         ValueError: weights without an adapter, an attached one not given, or an adapter of several slots.
     """
     _check_adapter(model, shots, adapter)
-    pictures = [np.zeros((0, model.resolution, model.resolution, 3), np.uint8)]
+    side = settings.side(model)
+    pictures = [np.zeros((0, side, side, 3), np.uint8)]
     batches = [shots[i : i + settings.batch_size] for i in range(0, len(shots), settings.batch_size)]
     trained = adapter if adapter is not None and adapter.touches_text_encoder else None
     known = _contexts(model, batches, settings, trained)
@@ -147,10 +149,11 @@ def _contexts(
 
 def _denoise(model: BaseModel, batch: Sequence[Shot], context: Context, settings: RenderSettings) -> Tensor:
     """Latents of a batch from each shot's own noise, guided as in Ho and Salimans (2022)."""
-    sampler = model.sampler(settings.sampler, settings.steps)
+    shape = latent_shape(model, (settings.side(model),) * 2)
+    sampler = model.sampler(settings.sampler, settings.steps, shape)
     # Each drawn alone and on the CPU: the same on every device, in every batch and in diffusers.
     sources = [torch.Generator().manual_seed(shot.seed) for shot in batch]
-    noise = [torch.randn(model.latent_shape, generator=source) for source in sources]
+    noise = [torch.randn(shape, generator=source) for source in sources]
     latents: Tensor = torch.stack(noise).to(model.device) * sampler.init_noise_sigma
     copies = len(context) // len(batch)
     for t in sampler.timesteps:
@@ -186,7 +189,8 @@ class BaseRenders:
         # Keys that begin with "_" are bookkeeping of diffusers, and differ between processes.
         plain = model.sampler(settings.sampler)
         sampler = {key: str(value) for key, value in plain.config.items() if not key.startswith("_")}
-        recipe = [model.base_hash, model.resolution, settings.steps, settings.guidance, settings.negative]
+        self.side = settings.side(model)
+        recipe = [model.base_hash, self.side, settings.steps, settings.guidance, settings.negative]
         more = {
             "dtype": None if model.dtype == torch.float32 else str(model.dtype),
             "quantize": model.settings.quantize,
@@ -226,7 +230,7 @@ class BaseRenders:
                     Image.fromarray(picture).save(temporary)
                 self._memory[prompt, seed] = picture
         if not shots:
-            return np.zeros((0, self.model.resolution, self.model.resolution, 3), np.uint8)
+            return np.zeros((0, self.side, self.side, 3), np.uint8)
         return np.stack([self._memory[shot] for shot in shots])
 
     def _find(self, prompt: str, seed: int) -> bool:
@@ -238,7 +242,7 @@ class BaseRenders:
                 picture = np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError):  # missing, cut short or no picture
             return False
-        if picture.shape != (self.model.resolution, self.model.resolution, 3):
+        if picture.shape != (self.side, self.side, 3):
             return False
         self._memory[prompt, seed] = picture
         return True

@@ -189,12 +189,24 @@ def test_render_settings_name_every_mistake() -> None:
         RenderSettings(steps=0, guidance=0.5, batch_size=0)
     with pytest.raises(ConfigError, match=r"search_steps must be at least 1 or null, got 0"):
         RenderSettings(search_steps=0)
+    with pytest.raises(ConfigError, match=r"size must be at least 1 pixel or null, got 0"):
+        RenderSettings(size=0)
 
 
 def test_a_search_takes_its_own_steps_but_never_more_than_the_real_ones() -> None:
     assert RenderSettings(steps=12, search_steps=8, guidance=3.0).search == RenderSettings(8, 8, guidance=3.0)
     assert RenderSettings(steps=6, search_steps=8).search.steps == 6
     assert RenderSettings(steps=6).search.steps == 6
+
+
+def test_probes_may_be_smaller_than_what_is_trained_on(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    half = tiny_model.resolution // 2
+    small = dataclasses.replace(SETTINGS, size=half)
+    assert render(tiny_model, SHOTS[:1], dataclasses.replace(small, guidance=1.0)).shape == (1, half, half, 3)
+    first = BaseRenders(tiny_model, small, tmp_path).render([("1girl", 0)])
+    assert BaseRenders(tiny_model, SETTINGS, tmp_path).render([("1girl", 0)]).shape[1] == tiny_model.resolution
+    assert apart(BaseRenders(tiny_model, small, tmp_path).render([("1girl", 0)]), first) == 0  # its own file, read back
+    assert dataclasses.replace(SETTINGS, size=2 * tiny_model.resolution).side(tiny_model) == tiny_model.resolution
 
 
 def test_base_renders_are_read_back(

@@ -124,7 +124,7 @@ class DiffusersTwin:
         self, shots: Sequence[Shot], settings: RenderSettings, advance: Callable[[int], None] | None = None
     ) -> Pictures:
         """Render shots with diffusers' pipeline, (N, H, W, 3) uint8, in the order given."""
-        side = self.model.resolution
+        side = settings.side(self.model)
         pictures = np.zeros((len(shots), side, side, 3), np.uint8)
         try:
             for weight in dict.fromkeys(shot.weight for shot in shots):
@@ -149,8 +149,8 @@ class DiffusersTwin:
             prompt=[settings.prompt(shot.prompt) for shot in shots],
             generator=[torch.Generator().manual_seed(shot.seed) for shot in shots],
             num_inference_steps=settings.steps,
-            height=self.model.resolution,
-            width=self.model.resolution,
+            height=settings.side(self.model),
+            width=settings.side(self.model),
             output_type="np",
         ).images
         return np.asarray((drawn * 255).round().astype(np.uint8))

@@ -26,12 +26,13 @@ MOST_STEPS = 500  # denoising steps; schedulers cannot take more than they have 
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """How probes are rendered; their size is the model's resolution."""
+    """How probes are rendered."""
 
     steps: int = 12
     search_steps: int | None = None  # fewer while a study searches; its finals and pictures take `steps`
     guidance: float = 4.0  # 1 renders without guidance, at half the work
     batch_size: int = 32
+    size: int | None = None  # side of a picture in pixels, in the search and the finals; null: the resolution
     prefix: str = ""  # what stands before every prompt: quality tags, as a model's users write them
     negative: str = ""
     sampler: str = "ddim"  # or euler, dpmpp_2m: none draws noise on the way, so that a seed means one picture
@@ -43,6 +44,8 @@ class RenderSettings:
             mistakes.append(f"model.render.steps must be from 1 to {MOST_STEPS}, got {self.steps}")
         if self.search_steps is not None and self.search_steps < 1:
             mistakes.append(f"model.render.search_steps must be at least 1 or null, got {self.search_steps}")
+        if self.size is not None and self.size < 1:
+            mistakes.append(f"model.render.size must be at least 1 pixel or null, got {self.size}")
         if not self.guidance >= 1:
             mistakes.append(f"model.render.guidance must be 1 (none) or more, got {self.guidance}")
         if self.sampler not in SAMPLERS:
@@ -53,6 +56,10 @@ class RenderSettings:
             mistakes.append(f"model.render.batch_size must be at least 1, got {self.batch_size}")
         if mistakes:
             raise ConfigError("; ".join(mistakes))
+
+    def side(self, model: BaseModel) -> int:
+        """Of a picture, pixels: never more than the model's resolution."""
+        return min(self.size or model.resolution, model.resolution)
 
     def prompt(self, prompt: str) -> str:
         """A prompt as the model gets it."""
@@ -267,8 +274,10 @@ class BaseModel(Protocol):
         """Signal-to-noise ratio, of squares, (B,): abar / (1 - abar) or ((1 - s) / s)^2; 0 where all is noise."""
         ...
 
-    def sampler(self, name: str, steps: int | None = None) -> Any:
+    def sampler(self, name: str, steps: int | None = None, shape: tuple[int, int, int] | None = None) -> Any:
         """A fresh deterministic diffusers scheduler for rendering, one of SAMPLERS, at its first step of so many.
+
+        Latents are of a shape (C, h, w), or None: of `latent_shape`.
 
         Raises:
             ConfigError: the model cannot be sampled so.

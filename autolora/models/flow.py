@@ -16,7 +16,7 @@ from autolora.errors import ConfigError
 from autolora.models.base import Context, ModelSettings
 from autolora.models.flow_parts import FlowParts, check_sampler
 from autolora.models.folders import ENCODERS
-from autolora.models.frozen import FrozenModel
+from autolora.models.frozen import FrozenModel, check_sides
 from autolora.models.quiet import quiet_libraries
 
 PATCH = 2  # latent cells on a side of one of the transformer's tokens
@@ -59,14 +59,13 @@ class FlowModel(FrozenModel):
         self.loss_scale = 1.0
         self.train_timesteps = int(self.scheduler.config.num_train_timesteps)
         self.prompt_tokens = self.most_tokens = self._prompt_tokens()  # no prompt is read in several windows
-        self._take_size(settings.resolution)
+        self._take_size(settings)
 
-    def _take_size(self, resolution: int | None) -> None:
+    def _take_size(self, settings: ModelSettings) -> None:
         config = self.vae.config
         self.cell = 2 ** (len(config.block_out_channels) - 1)  # pixels on a side of a latent's
-        self.resolution = int(resolution or 128 * self.cell)
-        if self.resolution < 1 or self.resolution % (PATCH * self.cell):
-            raise ConfigError(f"model.resolution={self.resolution} must be a multiple of {PATCH * self.cell} here")
+        self.resolution = int(settings.resolution or 128 * self.cell)
+        check_sides(self.resolution, settings.render.size, PATCH * self.cell)
         side = self.resolution // self.cell
         self.latent_shape = (int(config.latent_channels), side, side)
         self.scaling, self.offset = float(config.scaling_factor), float(config.shift_factor or 0.0)
@@ -163,8 +162,8 @@ class FlowModel(FrozenModel):
         level = self._level(timesteps).clamp(1e-6, 1)
         return ((1 - level) / level).square()
 
-    def sampler(self, name: str = "euler", steps: int | None = None) -> Any:
-        """A fresh scheduler: Euler steps, shifted as the model's own scheduler says.
+    def sampler(self, name: str = "euler", steps: int | None = None, shape: tuple[int, int, int] | None = None) -> Any:
+        """A fresh scheduler: Euler steps, shifted as the model's own scheduler says for latents of a shape (C, h, w).
 
         Raises:
             ConfigError: another one is asked for.
@@ -172,7 +171,7 @@ class FlowModel(FrozenModel):
         check_sampler(name, self.architecture)
         sampler = FlowEuler.from_config(self.scheduler.config, stochastic_sampling=False)
         if steps is not None:
-            sampler.set_timesteps(steps, sigmas=self._levels(steps), mu=self._mu(self.latent_shape))
+            sampler.set_timesteps(steps, sigmas=self._levels(steps), mu=self._mu(shape or self.latent_shape))
             sampler.set_begin_index(0)
         return sampler
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autolora.errors import ConfigError
 from autolora.models.base import DTYPES, ModelSettings
 from autolora.models.residence import Residence, offloads
 
@@ -68,3 +69,14 @@ class FrozenModel:
     def _precision(self) -> AbstractContextManager[Any]:
         """Weights of 16 bit meet adapters of 32 under autocast."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+
+def check_sides(resolution: int, render_size: int | None, unit: int) -> None:
+    """Refuse a size that a model cannot take: every side in pixels is a multiple of `unit`.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    for key, side in (("model.resolution", resolution), ("model.render.size", render_size)):
+        if side is not None and (side < 1 or side % unit):
+            raise ConfigError(f"{key}={side} must be a multiple of {unit} here")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autolora.errors import ConfigError, ModelError
 from autolora.models.base import MOST_CHUNKS, PREDICTION_TYPES, Context, ModelSettings, stack_contexts
-from autolora.models.frozen import FrozenModel
+from autolora.models.frozen import FrozenModel, check_sides
 from autolora.models.parts import Parts
 from autolora.models.prompts import prompt_windows
 
@@ -44,7 +44,7 @@ class StableDiffusion(FrozenModel):
         self.clip_skip = settings.clip_skip
         self._check_clip_skip()
         self._take_schedule(parts.scheduler)
-        self._take_size(settings.resolution)
+        self._take_size(settings)
 
     def _check_clip_skip(self) -> None:
         most = self.text_encoder.config.num_hidden_layers
@@ -70,12 +70,11 @@ class StableDiffusion(FrozenModel):
         self._noise = (1 - abar).sqrt().float().to(self.device)
         self._snr = (abar / (1 - abar)).float().to(self.device)
 
-    def _take_size(self, resolution: int | None) -> None:
+    def _take_size(self, settings: ModelSettings) -> None:
         self.cell = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels on a side of a latent's
         unit = self.cell * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        self.resolution = int(resolution or self.unet.config.sample_size * self.cell)
-        if self.resolution < 1 or self.resolution % unit:
-            raise ConfigError(f"model.resolution={self.resolution} must be a multiple of {unit} here")
+        self.resolution = int(settings.resolution or self.unet.config.sample_size * self.cell)
+        check_sides(self.resolution, settings.render.size, unit)
         side = self.resolution // self.cell
         self.latent_shape = (int(self.unet.config.in_channels), side, side)
         self.scaling = float(self.vae.config.scaling_factor)
@@ -166,8 +165,8 @@ class StableDiffusion(FrozenModel):
         ratio: Tensor = self._snr[timesteps]
         return ratio
 
-    def sampler(self, name: str = "ddim", steps: int | None = None) -> Any:
-        """A fresh scheduler without randomness after the first noise.
+    def sampler(self, name: str = "ddim", steps: int | None = None, shape: tuple[int, int, int] | None = None) -> Any:
+        """A fresh scheduler without randomness after the first noise, whatever the shape of the latents.
 
         DDIM (Song et al. 2020) with eta 0, Euler (Karras et al. 2022) without churn, or DPM-Solver++ of the second
         order over several steps (Lu et al. 2022) with Karras' noise levels.

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy.stats import norm
 
 from autolora.data.sources import Picture
@@ -178,14 +179,17 @@ def _between(own: Array, siblings: Array) -> tuple[Cut, Array] | None:
 
 
 @torch.inference_mode()
-def decode(model: BaseModel, latents: LatentCache, pictures: Sequence[Picture]) -> Pictures:
-    """(N, H, W, 3) pictures passed through the VAE, else a margin would learn `drawn or decoded`.
+def decode(model: BaseModel, latents: LatentCache, pictures: Sequence[Picture], side: int) -> Pictures:
+    """(N, side, side, 3) pictures passed through the VAE, else a margin would learn `drawn or decoded`.
 
-    They are cropped to the model's own square whatever frame they are trained at: renders are square too.
+    They are cropped to the model's own square whatever frame they are trained at, then resized to the renders' side:
+    those are square too, and fine detail is told by it.
     """
     pictures = [replace(picture, frame=None) for picture in pictures]
-    found = []
+    found: list[Pictures] = []
     for start in range(0, len(pictures), 16):
         pixels = model.decode_latents(latents.latents(pictures[start : start + 16]))
-        found.append(to_uint8(pixels))
-    return np.concatenate(found)
+        found += list(to_uint8(pixels))
+    if side == model.resolution:
+        return np.stack(found)
+    return np.stack([np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.LANCZOS)) for one in found])

@@ -75,9 +75,9 @@ def prepare(
     base, base_pictures = _base_of(probes, renders, encoder, None, advance)
     material = Material(
         trigger=dataset.trigger,
-        training={c.name: decode(model, latents, c.pictures) for c in dataset.concepts},
+        training={c.name: decode(model, latents, c.pictures, renders.side) for c in dataset.concepts},
         held_out={
-            c.name: decode(model, latents, [p for p in dataset.held_out if p.concept == c.name])
+            c.name: decode(model, latents, [p for p in dataset.held_out if p.concept == c.name], renders.side)
             for c in dataset.concepts
         },
         contrast=renders.render(contrast_shots(dataset, settings), advance),

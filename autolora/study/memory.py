@@ -128,7 +128,7 @@ def _render(twin: Any, meter: Meter) -> tuple[int, int, int]:
     count = settings.batch_size * (1 if settings.guidance == 1 or twin.tells_guidance else 2)
     context = twin.encode_prompts([settings.prompt("")] * count)
     done()
-    latents = torch.zeros(count, *twin.latent_shape, device=META)
+    latents = torch.zeros(count, *latent_shape(twin, (settings.side(twin),) * 2), device=META)
     with twin.fixed_context():
         drawn = twin.predict(latents, torch.zeros(count, dtype=torch.long, device=META), context)
         done()

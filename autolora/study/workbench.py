@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -142,7 +142,8 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
     if not shown and any(run.train.preserve_share or run.train.regularization_share for run in runs):
         with bars.task("rendering class pictures", settings.class_pictures) as advance:
             prompts = class_prompts(dataset, settings.class_tags, settings.class_pictures)
-            shown = class_pictures(prompts, renders, scoring.first_seed, advance)
+            trained_on = BaseRenders(model, replace(settings.render, size=None), renders.folder)
+            shown = class_pictures(prompts, trained_on, scoring.first_seed, advance)
     adapter = attach(model.modules, *(run.adapter for run in runs))
     model.stay(*adapter.roots)
     bench = Bench(model, adapter, dataset, latents, PromptCache(model), shown)

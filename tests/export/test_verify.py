@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,12 @@ def test_pictures_in_diffusers_are_ours(path: Path, twin: DiffusersTwin, tiny_mo
     mine, theirs = ours(tiny_model, path), twin.render(SHOTS, SETTINGS)
     assert compare_pictures(mine, theirs) <= 0.1
     assert np.abs(mine.astype(int) - theirs.astype(int)).max() <= 2
+
+
+def test_smaller_pictures_in_diffusers_are_ours(path: Path, twin: DiffusersTwin, tiny_model: StableDiffusion) -> None:
+    small = replace(SETTINGS, size=tiny_model.resolution // 2)
+    base = render(tiny_model, [replace(shot, weight=0.0) for shot in SHOTS], small)
+    assert compare_pictures(base, twin.render([replace(shot, weight=0.0) for shot in SHOTS], small)) <= 0.1
 
 
 def test_pictures_tell_a_lora_from_the_base(path: Path, twin: DiffusersTwin, tiny_model: StableDiffusion) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from autolora.errors import ConfigError, ModelError
 from autolora.models import ModelSettings, StableDiffusion, load_model
+from autolora.models.base import RenderSettings
 from tests import tiny
 
 PIPELINE: Any = StableDiffusionPipeline
@@ -151,6 +152,8 @@ def test_the_resolution_can_be_set(tiny_model_dir: Path) -> None:
     assert load_model(ModelSettings(path=str(tiny_model_dir), resolution=64)).latent_shape == (4, 16, 16)
     with pytest.raises(ConfigError, match=r"model\.resolution=36 must be a multiple of 8"):
         load_model(ModelSettings(path=str(tiny_model_dir), resolution=36))
+    with pytest.raises(ConfigError, match=r"model\.render\.size=20 must be a multiple of 8"):
+        load_model(ModelSettings(path=str(tiny_model_dir), render=RenderSettings(size=20)))
 
 
 def test_an_unknown_family_is_refused() -> None:
