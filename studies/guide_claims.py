@@ -1,11 +1,11 @@
 """What the training guide claims and a study can test: each claim with an interval, or "not seen".
 
-    python studies/guide_claims.py --seeds 163 164 165
+    python studies/guide_claims.py --seeds 163 164 165 166 167 168
 
 Characters with three outfits; the guide's recipes in the embedded world's steps and rates (`adapters.py`), judged by
 the oracle at every checkpoint, weight 1. That Prodigy overcooks later is read from the bakes of `remedies.py`. A killed
-run continues, and several processes may share the seeds. Writes studies/results/guide-claims/guide-claims.md, of all
-judged so far, once there are two characters.
+run continues; several processes take seeds of their own. Writes studies/results/guide-claims/guide-claims.md, of all
+judged so far, once there are three characters.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 from adapters import guide_run
 from kept import keep, kept
 from PIL import Image
+from remedies import FEWEST_CHARACTERS, Judge, interval
 from remedies import RESULTS as REMEDIES
-from remedies import Judge, interval
 
 from autolora import config as cfg
 from autolora.adapters.adapter_set import attach
@@ -53,17 +53,14 @@ class Arm:
     pictures: str = "clean"
     rate: float = 1.0
     dataset: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0, 1)
 
-    def run(self, seed: int) -> Run:
-        """The recipe with a training seed."""
+    def run(self) -> Run:
+        """The recipe at its rate."""
         run = guide_run(self.kind)
         optimizer: Any = run.optimizer
-        rated = replace(optimizer, lr=optimizer.lr * self.rate)
-        return replace(run, optimizer=rated, train=replace(run.train, seed=seed))
+        return replace(run, optimizer=replace(optimizer, lr=optimizer.lr * self.rate))
 
 
-LOKR_RATES, IA3_RATES = (0.25, 0.5, 2.0, 4.0), (0.1, 0.2, 0.5, 2.0, 4.0)  # times 6.5e-5, and times 5e-3
 ARMS = {
     "lora": Arm("lora"),
     "locon": Arm("locon"),
@@ -71,8 +68,13 @@ ARMS = {
     "locon-grain": Arm("locon", "grain"),
     "few-buckets": Arm("lora", "shapes", dataset=("dataset.buckets.step=8", "dataset.buckets.count=4")),
     "many-buckets": Arm("lora", "shapes", dataset=("dataset.buckets.step=8", "dataset.buckets.count=16")),
-    **{f"lokr-{rate:g}": Arm("lokr", rate=rate, seeds=(0,)) for rate in (1.0, *LOKR_RATES)},
-    **{f"ia3-{rate:g}": Arm("ia3", rate=rate, seeds=(0,)) for rate in (1.0, *IA3_RATES)},
+    "lokr-low": Arm("lokr", rate=0.25),
+    "lokr": Arm("lokr"),  # 6.5e-5: the guide has 5e-5 to 8e-5
+    "lokr-high": Arm("lokr", rate=4.0),
+    "ia3-below": Arm("ia3", rate=0.02),  # 1e-4
+    "ia3-lower": Arm("ia3", rate=0.15),  # 7.5e-4: the guide has 5e-4 to 1e-3
+    "ia3-upper": Arm("ia3", rate=1.5),  # 7.5e-3: and 5e-3 to 1e-2
+    "ia3-above": Arm("ia3", rate=6.0),  # 3e-2
 }
 
 
@@ -87,25 +89,22 @@ def last(name: str) -> Callable[[Curve], float]:
 
 
 def overcooked_at(curve: Curve) -> float:
-    """Images shown until the class word shows the character in OVERCOOKED of its pictures, or until the end."""
-    bleed = np.maximum.accumulate([0.0, *(point["bleed"] for point in curve)])
-    steps = [0.0, *(point["step"] for point in curve)]
-    at = int(np.searchsorted(bleed, OVERCOOKED))
-    if at == len(steps):
-        return steps[-1]
-    share = (OVERCOOKED - bleed[at - 1]) / (bleed[at] - bleed[at - 1])
-    return float(steps[at - 1] + share * (steps[at] - steps[at - 1]))
+    """Images shown at the first checkpoint whose class word shows the character in OVERCOOKED of its pictures.
+
+    The last one's where there is none.
+    """
+    return next((point["step"] for point in curve if point["bleed"] >= OVERCOOKED), curve[-1]["step"])
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A difference between two arms that the guide says has a sign; 0 where it says nothing."""
+    """A difference between arms, those of `more` less those of `less`, that the guide says has a sign; 0: nothing."""
 
     text: str
-    arm: str
-    against: str
+    more: tuple[str, ...]
+    less: tuple[str, ...]
     measure: Callable[[Curve], float]
-    sign: int
+    sign: int = 1
     form: str = "+.0%"
 
     def verdict(self, low: float, high: float) -> str:
@@ -116,23 +115,20 @@ class Claim:
         return ["the opposite", "not seen", "seen"][found * self.sign + 1]
 
 
-def rate_claims(name: str, kind: str, guide: float, rates: Sequence[float]) -> list[Claim]:
-    """That no other rate draws the character oftener than the guide's."""
-    text = f"{name} at {{:.2g}} draws the character less often than at {guide:.2g}"
-    measure = best("likeness")
-    return [Claim(text.format(guide * rate), f"{kind}-{rate:g}", f"{kind}-1", measure, -1) for rate in rates]
-
-
-GRAINY = "LoCon picks up more of noisy pictures' noise (fine detail)"
+DRAWN = best("likeness")
+GRAINY = "LoCon's pictures take over more of noisy pictures' noise (fine detail more than on clean ones)"
 CLAIMS = [
-    Claim("LoCon draws the asked outfit on the character oftener", "locon", "lora", best("dressed"), 1),
-    Claim(GRAINY, "locon-grain", "lora-grain", last("detail"), 1, "+.4f"),
-    Claim("... beside what it has on clean ones", "locon", "lora", last("detail"), 0, "+.4f"),
-    Claim("many buckets blur (fine detail)", "many-buckets", "few-buckets", last("detail"), -1, "+.4f"),
-    Claim("... and cost likeness", "many-buckets", "few-buckets", best("likeness"), -1),
-    Claim("Prodigy overcooks later (images shown)", "Prodigy", "none", overcooked_at, 1, "+.0f"),
-    *rate_claims("LoKr", "lokr", 6.5e-5, LOKR_RATES),
-    *rate_claims("IA3", "ia3", 5e-3, IA3_RATES),
+    Claim("LoCon draws the asked outfit on the character oftener", ("locon",), ("lora",), best("dressed")),
+    Claim(GRAINY, ("locon-grain", "lora"), ("lora-grain", "locon"), last("detail"), form="+.4f"),
+    Claim("many buckets blur (less fine detail)", ("few-buckets",), ("many-buckets",), last("detail"), form="+.4f"),
+    Claim("many buckets cost likeness", ("few-buckets",), ("many-buckets",), DRAWN),
+    Claim("Prodigy overcooks later (images shown)", ("Prodigy",), ("none",), overcooked_at, form="+.0f"),
+    Claim("LoKr at 6.5e-5 draws the character oftener than at 1.6e-5", ("lokr",), ("lokr-low",), DRAWN),
+    Claim("LoKr at 6.5e-5 draws the character oftener than at 2.6e-4", ("lokr",), ("lokr-high",), DRAWN),
+    Claim("LoKr at 6.5e-5 overcooks later than at 2.6e-4", ("lokr",), ("lokr-high",), overcooked_at, form="+.0f"),
+    Claim("IA3 at 7.5e-3 draws the character oftener than at 7.5e-4", ("ia3-upper",), ("ia3-lower",), DRAWN, 0),
+    Claim("IA3 at 7.5e-4 draws the character oftener than at 1e-4", ("ia3-lower",), ("ia3-below",), DRAWN),
+    Claim("IA3 at 7.5e-3 draws the character oftener than at 3e-2", ("ia3-upper",), ("ia3-above",), DRAWN),
 ]
 
 
@@ -167,26 +163,25 @@ def figures(judge: Judge, trigger: str) -> dict[str, float]:
 
 
 def bake_arm(name: str, seed: int, out: Path, model: BaseModel) -> None:
-    """Bake and judge an arm with every training seed that has not been judged yet."""
-    arm = ARMS[name]
+    """Bake and judge an arm, unless it has been judged."""
+    arm, key = ARMS[name], f"{seed}-{name}"
+    if key in kept(RESULTS / "bakes"):
+        return
     places = [f"dataset.path={out / str(seed) / arm.pictures}", *arm.dataset]
     settings = cfg.dataset_settings(cfg.compose("train", places))
     dataset = with_frames(load_dataset(settings), settings, model.resolution)
-    for training_seed in arm.seeds:
-        key = f"{seed}-{name}-{training_seed}"
-        if key in kept(RESULTS / "bakes"):
-            continue
-        run = arm.run(training_seed)
-        adapter = attach(model.modules, run.adapter)
-        judge = Judge(model, adapter, novel_character(seed, OUTFITS))
-        bench = Bench(model, adapter, dataset, LatentCache(model, out / "cache" / "latents"), PromptCache(model))
-        curve = []
-        for checkpoint in train_one(run, bench):
-            told = {"step": float(checkpoint.step), "diverged": float(checkpoint.diverged)}
-            curve.append(told | figures(judge, dataset.trigger))
-        adapter.detach()
-        keep(RESULTS / "bakes", key, {"character": seed, "arm": name, "seed": training_seed, "curve": curve})
-        print(key, curve[-1], flush=True)
+    run = arm.run()
+    adapter = attach(model.modules, run.adapter)
+    judge = Judge(model, adapter, novel_character(seed, OUTFITS))
+    bench = Bench(model, adapter, dataset, LatentCache(model, out / "cache" / "latents"), PromptCache(model))
+    curve = []
+    for checkpoint in train_one(run, bench):
+        told = {"step": float(checkpoint.step), "diverged": float(checkpoint.diverged)}
+        curve.append(told | figures(judge, dataset.trigger))
+    adapter.detach()
+    frames = len({picture.frame for picture in dataset.pictures})
+    keep(RESULTS / "bakes", key, {"character": seed, "arm": name, "frames": frames, "curve": curve})
+    print(key, curve[-1], flush=True)
 
 
 def judge_character(seed: int, out: Path) -> None:
@@ -199,36 +194,62 @@ def judge_character(seed: int, out: Path) -> None:
         bake_arm(name, seed, out, model)
 
 
-def table(found: Sequence[Mapping[str, Any]]) -> str:
-    """One line a claim: the difference with its interval, over characters and training seeds, and what it says."""
-    curves = {(one.get("arm", one.get("remedy")), one["character"], one["seed"]): one["curve"] for one in found}
-    lines = ["| claim | from | to | difference (95% interval) | verdict | bakes each |", "|" + "---|" * 6]
+def claims_table(curves: Mapping[str, Mapping[int, Sequence[Curve]]]) -> str:
+    """One line a claim: the difference with its interval over characters, and what it says.
+
+    Args:
+        curves: by arm and character, of every training seed.
+    """
+    lines = ["| claim | difference (95% interval) | verdict | characters |", "|" + "---|" * 4]
     for claim in CLAIMS:
-        pairs: dict[int, list[tuple[float, float]]] = {}
-        for (arm, character, seed), curve in curves.items():
-            if arm == claim.arm and (claim.against, character, seed) in curves:
-                other = curves[claim.against, character, seed]
-                pairs.setdefault(character, []).append((claim.measure(other), claim.measure(curve)))
-        if len(pairs) < 2:  # one character is no interval
+        arms = (*claim.more, *claim.less)
+        shared = set.intersection(*(set(curves.get(arm, {})) for arm in arms))
+        if len(shared) < FEWEST_CHARACTERS:
             continue
-        mean, low, high = interval({c: [own - other for other, own in some] for c, some in pairs.items()})
-        before, after = np.mean([pair for some in pairs.values() for pair in some], axis=0)
-        plain, form = claim.form.replace("+", ""), claim.form
-        cells = [claim.text, f"{before:{plain}}", f"{after:{plain}}", f"{mean:{form}} ({low:{form}} to {high:{form}})"]
-        bakes = sum(map(len, pairs.values()))
-        lines.append(f"| {' | '.join(cells)} | {claim.verdict(low, high)} | {bakes} |")
+        level = {
+            (arm, character): float(np.mean([claim.measure(curve) for curve in curves[arm][character]]))
+            for arm in arms
+            for character in shared
+        }
+        gaps = {c: [sum(level[a, c] for a in claim.more) - sum(level[a, c] for a in claim.less)] for c in shared}
+        mean, low, high = interval(gaps)
+        told = f"{mean:{claim.form}} ({low:{claim.form}} to {high:{claim.form}})"
+        lines.append(f"| {claim.text} | {told} | {claim.verdict(low, high)} | {len(shared)} |")
+    return "\n".join(lines) + "\n"
+
+
+def arms_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """One line an arm: means over the characters."""
+    names = ("likeness", "dressed", "bleed", "detail")
+    lines = [
+        "| arm | best likeness | best of the asked outfit | bleed at the end | detail at the end | frames | diverged |",
+        "|" + "---|" * 7,
+    ]
+    for arm in ARMS:
+        own = [one for one in found if one["arm"] == arm]
+        if own:
+            measures = (best("likeness"), best("dressed"), last("bleed"), last("detail"))
+            values = [np.mean([measure(one["curve"]) for one in own]) for measure in measures]
+            cells = [f"{v:.4f}" if name == "detail" else f"{v:.0%}" for name, v in zip(names, values, strict=True)]
+            frames = f"{np.mean([one['frames'] for one in own]):.1f}"
+            diverged = sum(one["curve"][-1]["diverged"] for one in own)
+            lines.append(f"| {arm} | {' | '.join(cells)} | {frames} | {diverged:.0f} of {len(own)} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Judge what has not been judged yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[163, 164, 165])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[163, 164, 165, 166, 167, 168])
     parser.add_argument("--out", type=Path, default=Path("runs/guide-claims"))
     args = parser.parse_args()
     for seed in args.seeds:
         judge_character(seed, args.out)
-    text = table([*kept(RESULTS / "bakes").values(), *kept(REMEDIES / "bakes").values()])
+    found = list(kept(RESULTS / "bakes").values())
+    curves: dict[str, dict[int, list[Curve]]] = {}
+    for one in (*found, *kept(REMEDIES / "bakes").values()):
+        curves.setdefault(one.get("arm") or one["remedy"], {}).setdefault(one["character"], []).append(one["curve"])
+    text = f"{claims_table(curves)}\n{arms_table(found)}"
     write_atomic(RESULTS / "guide-claims.md", text)
     print(text)
 

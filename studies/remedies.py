@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from kept import keep, kept
 from PIL import Image
+from scipy.stats import sem
+from scipy.stats import t as student_t
 
 from autolora import config as cfg
 from autolora.adapters.adapter_set import AdapterSet, attach
@@ -53,7 +55,7 @@ FIRST_SEED = 930_000  # apart from every probe of the score
 RENDERS = 60  # of each kind at each checkpoint
 LEVELS = np.linspace(0.1, 0.9, 33)  # of likeness, at which bleed is read
 FEWEST_LEVELS = 5  # that two bakes must share, else they cannot be compared
-DRAWS = 2000
+FEWEST_CHARACTERS = 3  # that an interval takes
 RESULTS = Path(__file__).parent / "results" / "remedies"
 
 
@@ -157,18 +159,12 @@ def difference(with_it: Sequence[Mapping[str, float]], without: Sequence[Mapping
 
 
 def interval(by_character: Mapping[int, Sequence[float]]) -> tuple[float, float, float]:
-    """Mean and 95% interval, drawing characters, then training seeds."""
-    rng, names = np.random.default_rng(0), list(by_character)
-    groups = {name: np.array([v for v in by_character[name] if not np.isnan(v)]) for name in names}
-    names = [name for name in names if len(groups[name])]
-    if not names:
-        return float("nan"), float("nan"), float("nan")
-    draws = [
-        np.mean([rng.choice(groups[name], len(groups[name])).mean() for name in rng.choice(names, len(names))])
-        for _ in range(DRAWS)
-    ]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(np.mean([groups[name].mean() for name in names])), float(low), float(high)
+    """Mean over characters and its 95% interval by Student's t; nan ends where there are too few of them."""
+    means = [float(np.nanmean(own)) for own in by_character.values() if not np.isnan(own).all()]
+    if len(means) < FEWEST_CHARACTERS:
+        return float(np.mean(means)) if means else float("nan"), float("nan"), float("nan")
+    low, high = student_t.interval(0.95, len(means) - 1, np.mean(means), sem(means))
+    return float(np.mean(means)), float(low), float(high)
 
 
 def verdict(low: float, high: float) -> str:

@@ -44,39 +44,65 @@ def cost_section(
         "rendered is what judges every checkpoint in full; a study spends less, as most are settled by a part of it",
     ]
     each = sum(minutes) / len(minutes)
-    words.append(f"{judging / sum(minutes):.0%} of the time is rendering; model.render.search_steps lowers that")
+    share = judging / sum(minutes)
+    lower = "model.render.size and model.render.search_steps lower that"
+    words.append(f"{share:.0%} of the time is rendering; {lower}")
     if study:
         total = math.ceil(study.budget.trials * each)
         words.append(f"{study.budget.trials} trials like these take at most {total} min, those that overcook less")
-        words.append(finals_in_words(study, each, final_renders * speed.seconds_per_render / 60))
-        words += time_in_words(study, len(runs), each)
+        finals = finals_minutes(study, each, final_renders * speed.seconds_per_render / 60)
+        words.append(finals_in_words(study, finals))
+        words += time_in_words(study, len(runs), each, finals)
     columns = ("recipe", "steps", "optimizer steps", "checkpoints", "renders", "minutes")
     return Section("Cost", columns, tuple(rows), tuple(words))
 
 
-def finals_in_words(study: StudySettings, minutes_each: float, minutes_judging: float) -> str:
+def finals_minutes(study: StudySettings, minutes_each: float, minutes_judging: float) -> float:
     """How long the finals take at most, for trials of so many minutes and checkpoints judged in so many."""
-    checkpoints = study.finalists + (LEADERS if study.average else 0)
     again = LEADERS * study.retrain_seeds
-    minutes = (checkpoints + again) * minutes_judging + again * minutes_each
+    return (_judged_again(study) + again) * minutes_judging + again * minutes_each
+
+
+def _judged_again(study: StudySettings) -> int:
+    return study.finalists + (LEADERS if study.average else 0)
+
+
+def finals_in_words(study: StudySettings, minutes: float) -> str:
+    """What the finals do in so many minutes."""
+    again = LEADERS * study.retrain_seeds
     training = f" and {again} trained again" if again else ""
-    return f"finals: at most {math.ceil(minutes)} min, for {checkpoints} checkpoints judged again{training}"
+    return f"finals: at most {math.ceil(minutes)} min, for {_judged_again(study)} checkpoints judged again{training}"
 
 
-def time_in_words(study: StudySettings, recipes: int, minutes_each: float) -> list[str]:
-    """What `budget.minutes` will be spent on, for trials of so many minutes; nothing where time is no limit."""
+def time_in_words(study: StudySettings, recipes: int, minutes_each: float, finals: float) -> list[str]:
+    """What `budget.minutes` will be spent on, and what to change where it is too little; nothing where it is no limit.
+
+    Args:
+        study: with its limits.
+        recipes: that come first, as they are.
+        minutes_each: of a trial.
+        finals: minutes that they take at most.
+    """
     limit = study.budget.minutes
     if limit is None:
         return []
-    fit = min(study.budget.trials, math.ceil(study.search_minutes / minutes_each))  # the last is ended, however late
-    kept = limit - study.search_minutes
+    search = study.search_minutes
+    fit = min(study.budget.trials, math.ceil(search / minutes_each))  # the last is ended, however late
+    kept = f", and the finals what is left, {limit - search:g} at least" if study.retrain_seeds else ""
     said = [
-        f"budget.minutes={limit:g}: the search takes {study.search_minutes:g} of them, for about {fit} of "
-        f"{study.budget.trials} trials in full" + (f", and the finals {kept:g}" if kept else "")
+        f"budget.minutes={limit:g}: the search takes {search:g} of them, for about {fit} of {study.budget.trials} "
+        f"trials in full{kept}"
     ]
-    if fit < recipes:
+    if study.retrain_seeds and limit - search < finals:
         said.append(
-            f"that is too little for the {recipes} recipes as they are, which come first: raise budget.minutes, leave "
-            "some out with ~study.recipes.NAME, or lower train.epochs or train.steps_per_concept"
+            f"that is too little for all of the finals ({math.ceil(finals)} min): what does not fit is left out, "
+            "training again first; study.retrain_seeds=1 asks for less"
+        )
+    if fit < recipes:
+        needed = math.ceil(recipes * minutes_each / search * limit)
+        said.append(
+            f"that is too little for the {recipes} recipes as they are, which come first: set budget.minutes={needed}, "
+            "leave some out with ~study.recipes.NAME, or train on fewer pictures by train.epochs or "
+            f"train.steps_per_concept, {search / (recipes * minutes_each):.0%} of what they are"
         )
     return said

@@ -1,49 +1,32 @@
 """The finals: the best checkpoints judged again with fresh seeds, the best recipes trained again with other seeds.
 
 Both are trials of a study of their own, `<study>/finals`, so that what was merely lucky in the search wins nothing.
-The winner alone is then asked what decides nothing: every group of probes, and more weights.
+The winner alone is then asked what decides nothing: every group of probes, and more weights. What the study's minutes
+are too few for is left out, training again first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-import optuna
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial
 
-from autolora.adapters.base import State
-from autolora.errors import StudyError, Unmeasurable
+from autolora.errors import MemoryFull, StudyError, Unmeasurable
 from autolora.progress import Bars
 from autolora.scoring.encoders import load_second_encoder
-from autolora.scoring.probes import DECIDING_GROUPS
-from autolora.scoring.scorecard import Scorecard, recommended_weight, score
 from autolora.scoring.scorer import Scorer, with_encoder, with_fresh_probes
 from autolora.study.averaging import average
+from autolora.study.claims import worked_seconds
 from autolora.study.plan import Plan
-from autolora.study.storage import open_storage
-from autolora.study.trial import DIVERGED, Point, Record, judged, ties, unrendered
+from autolora.study.stage import Finalist, Stage
+from autolora.study.trial import Point, Record
 from autolora.study.workbench import Workbench
-from autolora.train import checkpoint as checkpoints
-from autolora.train.loop import Assignment, Slot, train
 
 SWEEP_WEIGHTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
 REPEATS = 4  # seeds per prompt, as a multiple of the search's
 LEADERS = 2  # recipes that are trained again
-
-
-@dataclass(frozen=True)
-class Finalist:
-    """A checkpoint as the finals judged it: of a trial of the search, or of its recipe at another training seed."""
-
-    trial: FrozenTrial
-    record: Record
-    point: Point
-
-    def overlaps(self, other: Finalist) -> bool:
-        """Whether the two scores' intervals overlap."""
-        return ties(self.point, other.point)
 
 
 @dataclass(frozen=True)
@@ -98,6 +81,7 @@ def hold_finals(
 
     Raises:
         StudyError: no trial has a scored checkpoint yet.
+        MemoryFull: the GPU's memory is too small to judge any.
     """
     if not found:
         raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
@@ -107,17 +91,20 @@ def hold_finals(
     if work.scorer is None:
         choice = "nothing could be rendered that a person might choose by" if plan.preference else ""
         return Finals(None, [Finalist(trial, record, _best(record)) for trial, record in ranked], {}, [], choice=choice)
-    stage = Stage(plan, work, final_scorer(work.scorer, work, bars), bars)
+    searched = worked_seconds(trial for trial, _ in found)
+    stage = Stage(plan, work, final_scorer(work.scorer, work, bars), bars, plan.settings.finals_seconds(searched))
     field = stage.judge([(trial, record, _best(record), None) for trial, record in ranked])
+    if not field:
+        raise MemoryFull(f"the finals could judge no checkpoint: {stage.too_large()}")
     leaders = _by_trial(field)[:LEADERS]
     seeds = range(1, plan.settings.retrain_seeds + 1)
     means = [(one.trial, average(one.record, one.point, work)) for one in leaders if plan.settings.average]
     field += stage.judge([(trial, *mean, None) for trial, mean in means if mean])
-    again = stage.judge([(one.trial, one.record, one.point, seed) for one in leaders for seed in seeds])
+    again = stage.judge([(one.trial, one.record, one.point, seed) for seed in seeds for one in leaders])
     retrained = {
         one.trial.number: [one.point, *(other.point for other in again if other.trial.number == one.trial.number)]
         for one in leaders
-        if seeds
+        if any(other.trial.number == one.trial.number for other in again)
     }
     finals = weigh(conclude(stage.deciding, [*field, *again], retrained))
     winner = stage.last_word(finals.winner)
@@ -169,122 +156,3 @@ def _by_trial(field: Sequence[Finalist]) -> list[Finalist]:
     """The best checkpoint of each trial, the best trial first."""
     ranked = sorted(field, key=lambda one: (-one.point.objective, one.trial.number))
     return list({one.trial.number: one for one in reversed(ranked)}.values())[::-1]
-
-
-Asked = tuple[FrozenTrial, Record, Point, int | None]  # a checkpoint, or its recipe at another training seed
-
-
-class Stage:
-    """Works off the trials of the study `<study>/finals`, and continues what was interrupted."""
-
-    def __init__(self, plan: Plan, work: Workbench, scorer: Scorer, bars: Bars) -> None:
-        self.plan, self.work, self.scorer, self.bars = plan, work, scorer, bars
-        self.deciding = scorer.only(*DECIDING_GROUPS)
-        self.training_seconds = 0.0
-        self.study = optuna.create_study(
-            storage=open_storage(plan.storage, bars.say),
-            study_name=f"{plan.settings.name}/finals",
-            direction="maximize",
-            load_if_exists=True,
-        )
-
-    def judge(self, asked: Sequence[Asked]) -> list[Finalist]:
-        """The checkpoints as the finals judge them; those that diverged are left out."""
-        entries = {_key(one): one for one in asked}
-        known = {trial.user_attrs["key"] for trial in self.study.get_trials(deepcopy=False)}
-        for key in entries:
-            if key not in known:
-                self.study.enqueue_trial({}, user_attrs={"key": key})
-        while (trial := self._claim(set(entries))) is not None:
-            self._work_off(trial, entries[trial.user_attrs["key"]])
-        done = {t.user_attrs["key"]: t.user_attrs for t in self.study.get_trials(deepcopy=False)}
-        return [
-            Finalist(one[0], self._record(one), Point(**done[key]["point"]))
-            for key, one in entries.items()
-            if "point" in done[key]
-        ]
-
-    def _claim(self, keys: set[str]) -> Trial | None:
-        """A trial that was interrupted, else the next one in the queue."""
-        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if frozen.user_attrs["key"] in keys:
-                return Trial(self.study, frozen._trial_id)
-        if self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            return self.study.ask()
-        return None
-
-    def _record(self, asked: Asked) -> Record:
-        """Where a checkpoint lies: with its trial, or beside it where it was trained with another seed."""
-        _, record, _, seed = asked
-        if seed is None:
-            return record
-        run = replace(record.run, train=replace(record.run.train, seed=record.run.train.seed + seed))
-        return Record.open(self.plan.files.fetch(f"{record.folder.name}-seed{run.train.seed}"), run)
-
-    def _work_off(self, trial: Trial, asked: Asked) -> None:
-        source, record, before, seed = asked
-        if seed is None:
-            found: Point | None = judged(before, self._score(record.load(before), self.deciding))
-        else:
-            found = self._train_again(self._record(asked), before.step, f"trial {source.number}, seed {seed}")
-        for name, broken_by in (found.constraints if found else {"diverged": 1.0}).items():
-            trial.set_constraint(name, broken_by)
-        if found:
-            words = f"trial {source.number}" + (f" trained again with seed {seed}" if seed else "")
-            self.bars.say(f"finals: {words}, {found.place}: {found.words}")
-            trial.set_user_attr("point", asdict(found))
-        self.study.tell(trial, found.objective if found else DIVERGED)
-
-    def _score(self, state: State, scorer: Scorer) -> Scorecard:
-        self.work.bench.adapter.load(state)
-        return self.work.score(scorer, self.bars)
-
-    def last_word(self, one: Finalist) -> Finalist:
-        """The same with every term, the terms at many weights by the search's probes, and the weight to recommend."""
-        key = f"last word on {one.record.key(one.point)}"
-        known = self.study.user_attrs.get(key)
-        if known is not None:
-            return replace(one, point=Point(**known))
-        assert self.work.scorer is not None
-        state = one.record.load(one.point)
-        self.work.bench.adapter.load(state)
-        pictures = self.work.render(self.scorer, self.bars)
-        point = judged(one.point, score(self.scorer, pictures))
-        tags, tag_bleed = self.work.tag_bleed(self.scorer, pictures)
-        swept = self._score(state, self.work.scorer.at(*SWEEP_WEIGHTS)).by_weight
-        weight = recommended_weight(swept, self.scorer.settings)
-        sweep = {w: {name: term.as_dict() for name, term in terms.items()} for w, terms in swept.items()}
-        point = replace(point, weight=weight, sweep=sweep, tags=tags, tag_bleed=tag_bleed)
-        self.study.set_user_attr(key, asdict(point))
-        return replace(one, point=point)
-
-    def _train_again(self, record: Record, step: int, words: str) -> Point | None:
-        """Train a recipe up to a step and judge it there; None where it diverged."""
-        latest = record.latest()
-        waiting = iter([Assignment(record.run, latest)])
-        bar = self.bars.add(f"training again ({words})", step)
-
-        def on_step(slot: Slot) -> None:
-            self.bars.set(bar, slot.step)
-
-        for (slot,) in train(lambda: next(waiting, None), self.work.bench, on_step):
-            checkpoint = slot.checkpoint
-            assert checkpoint is not None
-            if checkpoint.step < step and not checkpoint.diverged:
-                checkpoints.save(checkpoint, record.folder / "latest.pt")
-                continue
-            self.training_seconds += slot.seconds - (latest.seconds if latest else 0.0)
-            slot.stop()
-            if checkpoint.diverged:
-                break
-            if not record.curve:
-                blank = unrendered(checkpoint, self.work.base_losses)
-                record.add(checkpoint, judged(blank, self._score(checkpoint.state, self.deciding)))
-                self.plan.files.send(record.folder.name)
-        self.bars.remove(bar)
-        return record.best()
-
-
-def _key(asked: Asked) -> str:
-    _, record, before, seed = asked
-    return record.key(before) + (f"+{seed}" if seed else "")

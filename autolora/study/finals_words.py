@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from autolora.study.finals import Finalist, Finals, seed_verdict
+from autolora.study.finals import Finals, seed_verdict
+from autolora.study.stage import Finalist
 from autolora.study.trial import Point
 
 

@@ -21,8 +21,9 @@ from optuna_dashboard.preferential import create_study
 
 from autolora.progress import Bars
 from autolora.study.cards import keep_grid
-from autolora.study.finals import Finalist, Finals
+from autolora.study.finals import Finals
 from autolora.study.plan import Plan
+from autolora.study.stage import Finalist
 from autolora.study.workbench import Workbench
 
 KEY = "key"  # user attribute: the checkpoint that a trial of the preferential study stands for

@@ -73,6 +73,14 @@ class StudySettings:
         minutes = math.inf if self.budget.minutes is None else self.budget.minutes
         return minutes * (0.7 if self.retrain_seeds else 1.0)
 
+    def finals_seconds(self, searched: float) -> float:
+        """What the finals may take after a search of so many seconds: all that is left of the study's time.
+
+        Without training again they are short, and the search has the time to itself.
+        """
+        minutes = self.budget.minutes
+        return 60 * minutes - searched if minutes is not None and self.retrain_seeds else math.inf
+
 
 def study_settings(config: DictConfig) -> StudySettings:
     """The study and its budget as a config has them.

@@ -21,9 +21,9 @@ from autolora.errors import ConfigError, StorageError
 from autolora.paperdoll.world import write_dataset
 from autolora.study.artifacts import Store, TrialFiles, local_store, open_bucket
 from autolora.study.begin import join_study
-from autolora.study.finals import Stage
 from autolora.study.plan import make_plan
 from autolora.study.plots import study_curves
+from autolora.study.stage import Stage
 from autolora.study.trial import Record
 from autolora.study.tune import records, run_study
 from tests.study import chaos

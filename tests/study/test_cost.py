@@ -24,8 +24,14 @@ def test_what_a_limited_time_is_spent_on_is_told(tmp_path: Path) -> None:
     assert "40 trials like these take at most 600 min, those that overcook less" in words
     # 5 checkpoints and 2 recipes with 2 seeds each by 200 renders of 3 s, and 4 trainings of 15 minutes
     assert "finals: at most 150 min, for 5 checkpoints judged again and 4 trained again" in words
-    assert words[-1] == (
-        "budget.minutes=480: the search takes 336 of them, for about 23 of 40 trials in full, and the finals 144"
+    assert words[-2] == (
+        "budget.minutes=480: the search takes 336 of them, for about 23 of 40 trials in full, and the finals what is "
+        "left, 144 at least"
     )
-    assert "too little for the 2 recipes" in time_in_words(replace(study, budget=Budget(minutes=20)), 2, 15.0)[-1]
-    assert not time_in_words(replace(study, budget=Budget()), 2, 15.0)
+    assert "too little for all of the finals (150 min)" in words[-1]
+    assert len(time_in_words(study, 2, 15.0, finals=144.0)) == 1
+    short = time_in_words(replace(study, budget=Budget(minutes=20)), 2, 15.0, finals=0.0)
+    assert "too little for the 2 recipes" in short[-1]
+    assert "set budget.minutes=43" in short[-1]  # 30 of them are the search's, 70%
+    assert "47% of what they are" in short[-1]
+    assert not time_in_words(replace(study, budget=Budget()), 2, 15.0, finals=150.0)

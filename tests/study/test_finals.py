@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from autolora.errors import StudyError, Unmeasurable
+from autolora.errors import MemoryFull, StudyError, Unmeasurable
 from autolora.study import finals
-from autolora.study.finals import Finalist, Finals, conclude, in_reach, seed_verdict
+from autolora.study.finals import Finals, conclude, in_reach, seed_verdict
 from autolora.study.finals_words import disagreement, seeds_in_words
+from autolora.study.settings import Budget, StudySettings
+from autolora.study.stage import Asked, Finalist, Stage
 from autolora.study.trial import Point
 
 
@@ -140,3 +146,73 @@ def test_a_second_encoder_that_cannot_tell_is_not_asked(monkeypatch: pytest.Monk
     work = SimpleNamespace(bench=bench, renders=None)
     assert finals.final_scorer(first, work, bars) is first  # type: ignore[arg-type]
     assert said == ["unmeasurable: vae tells nothing apart; going on without a second opinion"]
+
+
+class Judging(Stage):
+    """A stage whose clock and memory a test sets: every checkpoint takes ten seconds, unless there is no room."""
+
+    room = True
+
+    def _found(self, asked: Asked) -> Point:
+        if not self.room:
+            raise MemoryFull("set model.offload=true")
+        return replace(asked[2], constraints={})
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Judging]:
+    ticks = itertools.count(step=10)
+    monkeypatch.setattr("autolora.study.stage.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    plan: Any = SimpleNamespace(storage=f"sqlite:///{tmp_path / 'study.db'}", settings=SimpleNamespace(name="night"))
+    files = {"fetch": lambda name: tmp_path / name}
+    scorer: Any = SimpleNamespace(only=lambda *_: None)
+    said: list[str] = []
+
+    def made(seconds: float) -> Judging:
+        found = Judging(plan, cast(Any, None), scorer, cast(Any, SimpleNamespace(say=said.append)), seconds)
+        found.plan.files, found.said = SimpleNamespace(**files), said  # type: ignore[attr-defined, misc]
+        monkeypatch.setattr(found, "_record", lambda asked: asked[1])
+        return found
+
+    return made
+
+
+def candidate(number: int, seed: int | None = None) -> Asked:
+    """A checkpoint of 100 images whose recipe trained at half a second each."""
+    attributes = {"training_seconds": 200.0, "step": 400}
+    record: Any = SimpleNamespace(key=lambda point: f"{number}-{point.step}")
+    trial: Any = SimpleNamespace(number=number, user_attrs=attributes)
+    return trial, record, made_up(100, 0.5), seed
+
+
+def test_finals_leave_out_what_there_is_no_time_for(stage: Callable[[float], Judging]) -> None:
+    """Each takes ten seconds, and training again is expected to take fifty more."""
+    held = stage(95.0)
+    assert len(held.judge([candidate(0), candidate(1), candidate(2)])) == 3
+    again = [candidate(0, 1), candidate(1, 1)]
+    assert [one.trial.number for one in held.judge(again)] == [0]  # 30 + 10 + 50 fit, once more do not
+    assert held.said[-1] == (  # type: ignore[attr-defined]
+        "finals: trial 1 trained again with seed 1 is left out: there is no time for it within budget.minutes"
+    )
+    assert len(stage(1000.0).judge(again)) == 1  # it stays so when the report is written again
+    assert len(stage(1000.0).judge([candidate(0)])) == 1
+
+
+def test_the_first_finalist_is_judged_however_late_it_is(stage: Callable[[float], Judging]) -> None:
+    assert [one.trial.number for one in stage(-5.0).judge([candidate(0), candidate(1)])] == [0]
+
+
+def test_finals_that_find_no_memory_are_not_lost(stage: Callable[[float], Judging]) -> None:
+    held = stage(math.inf)
+    held.room = False
+    assert held.judge([candidate(0)]) == []
+    assert held.too_large() == "set model.offload=true"
+    assert "is left out: set model.offload=true" in held.said[-1]  # type: ignore[attr-defined]
+    assert len(stage(math.inf).judge([candidate(0)])) == 1  # tried again, with other settings
+
+
+def test_the_finals_have_what_the_search_left_of_the_time() -> None:
+    night = StudySettings("night", {}, Budget(minutes=100))
+    assert (night.search_minutes, night.finals_seconds(3000.0)) == (70, 3000.0)
+    assert replace(night, retrain_seeds=0).finals_seconds(6000.0) == math.inf
+    assert replace(night, budget=Budget()).finals_seconds(6000.0) == math.inf

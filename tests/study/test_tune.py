@@ -25,7 +25,7 @@ from autolora.cli import main
 from autolora.paperdoll.corpus import base_caption, base_picture
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.weights import BASE
-from autolora.study.finals import SWEEP_WEIGHTS
+from autolora.study.stage import SWEEP_WEIGHTS
 from autolora.study.storage import open_storage, storage_url
 from autolora.train.loop import Slot
 

@@ -1,0 +1,201 @@
+"""What the finals judge, one checkpoint after the other: trials of the study `<study>/finals`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import optuna
+import torch
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from autolora.adapters.base import State
+from autolora.errors import MemoryFull, memory_full
+from autolora.progress import Bars
+from autolora.scoring.probes import DECIDING_GROUPS
+from autolora.scoring.scorecard import Scorecard, recommended_weight, score
+from autolora.scoring.scorer import Scorer
+from autolora.study.budget import STEP
+from autolora.study.plan import Plan
+from autolora.study.storage import open_storage
+from autolora.study.trial import DIVERGED, Point, Record, judged, ties, unrendered
+from autolora.study.workbench import Workbench
+from autolora.train import checkpoint as checkpoints
+from autolora.train.loop import Assignment, Slot, train
+
+SWEEP_WEIGHTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+TOOK = "seconds"  # user attribute: how long a checkpoint took
+FULL = "memory"  # user attribute: why the GPU's memory was too small for it
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A checkpoint as the finals judged it: of a trial of the search, or of its recipe at another training seed."""
+
+    trial: FrozenTrial
+    record: Record
+    point: Point
+
+    def overlaps(self, other: Finalist) -> bool:
+        """Whether the two scores' intervals overlap."""
+        return ties(self.point, other.point)
+
+
+Asked = tuple[FrozenTrial, Record, Point, int | None]  # a checkpoint, or its recipe at another training seed
+
+
+class Stage:
+    """Works off the trials of the study `<study>/finals`, and continues what was interrupted."""
+
+    def __init__(self, plan: Plan, work: Workbench, scorer: Scorer, bars: Bars, seconds: float = math.inf) -> None:
+        self.plan, self.work, self.scorer, self.bars = plan, work, scorer, bars
+        self.seconds = seconds  # that it may take in all
+        self.deciding = scorer.only(*DECIDING_GROUPS)
+        self.training_seconds = 0.0
+        self.study = optuna.create_study(
+            storage=open_storage(plan.storage, bars.say),
+            study_name=f"{plan.settings.name}/finals",
+            direction="maximize",
+            load_if_exists=True,
+        )
+
+    def judge(self, asked: Sequence[Asked]) -> list[Finalist]:
+        """The checkpoints as the finals judge them, without those that diverge or lack memory or time."""
+        entries = {_key(one): one for one in asked}
+        trials = self.study.get_trials(deepcopy=False)
+        known = {trial.user_attrs["key"] for trial in trials if FULL not in trial.user_attrs}
+        for key in entries:
+            if key not in known:
+                self.study.enqueue_trial({}, user_attrs={"key": key})
+        while (trial := self._claim(set(entries))) is not None:
+            self._work_off(trial, entries[trial.user_attrs["key"]])
+        done = {t.user_attrs["key"]: t.user_attrs for t in self.study.get_trials(deepcopy=False)}
+        return [
+            Finalist(one[0], self._record(one), Point(**done[key]["point"]))
+            for key, one in entries.items()
+            if "point" in done[key]
+        ]
+
+    def _claim(self, keys: set[str]) -> Trial | None:
+        """A trial that was interrupted, else the next one in the queue."""
+        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if frozen.user_attrs["key"] in keys:
+                return Trial(self.study, frozen._trial_id)
+        if self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            return self.study.ask()
+        return None
+
+    def _record(self, asked: Asked) -> Record:
+        """Where a checkpoint lies: with its trial, or beside it where it was trained with another seed."""
+        _, record, _, seed = asked
+        if seed is None:
+            return record
+        run = replace(record.run, train=replace(record.run.train, seed=record.run.train.seed + seed))
+        return Record.open(self.plan.files.fetch(f"{record.folder.name}-seed{run.train.seed}"), run)
+
+    def _has_time(self, asked: Asked) -> bool:
+        """Whether what is asked will fit into the time left, by what the finals took so far; the first one always."""
+        source, _, before, seed = asked
+        took: list[float] = [
+            trial.user_attrs[TOOK] for trial in self.study.get_trials(deepcopy=False) if TOOK in trial.user_attrs
+        ]
+        if not took:
+            return True
+        each: float = source.user_attrs.get("training_seconds", 0.0) / max(1, source.user_attrs.get(STEP, 1))
+        return sum(took) + took[0] + (each * before.step if seed else 0.0) <= self.seconds
+
+    def _work_off(self, trial: Trial, asked: Asked) -> None:
+        began = time.perf_counter()
+        if not self._has_time(asked):
+            return self._leave_out(trial, asked, "there is no time for it within budget.minutes")
+        try:
+            found = self._found(asked)
+        except (MemoryFull, torch.OutOfMemoryError) as error:
+            trial.set_user_attr(FULL, memory_full(error))  # with other settings it is tried again
+            return self._leave_out(trial, asked, memory_full(error))
+        for name, broken_by in (found.constraints if found else {"diverged": 1.0}).items():
+            trial.set_constraint(name, broken_by)
+        if found:
+            self.bars.say(f"finals: {_name(asked)}, {found.place}: {found.words}")
+            trial.set_user_attr("point", asdict(found))
+        trial.set_user_attr(TOOK, time.perf_counter() - began)
+        self.study.tell(trial, found.objective if found else DIVERGED)
+
+    def _leave_out(self, trial: Trial, asked: Asked, why: str) -> None:
+        self.bars.say(f"finals: {_name(asked)} is left out: {why}")
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def _found(self, asked: Asked) -> Point | None:
+        """A checkpoint, or its recipe at another training seed, as it is judged; None where that diverged."""
+        _, record, before, seed = asked
+        if seed is None:
+            return judged(before, self._score(record.load(before), self.deciding))
+        return self._train_again(self._record(asked), before.step, _name(asked))
+
+    def _score(self, state: State, scorer: Scorer) -> Scorecard:
+        self.work.bench.adapter.load(state)
+        return self.work.score(scorer, self.bars)
+
+    def too_large(self) -> str:
+        """Why the last checkpoint that found no memory found none."""
+        reasons: list[str] = [t.user_attrs[FULL] for t in self.study.get_trials(deepcopy=False) if FULL in t.user_attrs]
+        return reasons[-1] if reasons else "all of them diverged"
+
+    def last_word(self, one: Finalist) -> Finalist:
+        """The same with every term, the terms at many weights by the search's probes, and the weight to recommend."""
+        key = f"last word on {one.record.key(one.point)}"
+        known = self.study.user_attrs.get(key)
+        if known is not None:
+            return replace(one, point=Point(**known))
+        assert self.work.scorer is not None
+        state = one.record.load(one.point)
+        self.work.bench.adapter.load(state)
+        pictures = self.work.render(self.scorer, self.bars)
+        point = judged(one.point, score(self.scorer, pictures))
+        tags, tag_bleed = self.work.tag_bleed(self.scorer, pictures)
+        swept = self._score(state, self.work.scorer.at(*SWEEP_WEIGHTS)).by_weight
+        weight = recommended_weight(swept, self.scorer.settings)
+        sweep = {w: {name: term.as_dict() for name, term in terms.items()} for w, terms in swept.items()}
+        point = replace(point, weight=weight, sweep=sweep, tags=tags, tag_bleed=tag_bleed)
+        self.study.set_user_attr(key, asdict(point))
+        return replace(one, point=point)
+
+    def _train_again(self, record: Record, step: int, words: str) -> Point | None:
+        """Train a recipe up to a step and judge it there; None where it diverged."""
+        latest = record.latest()
+        waiting = iter([Assignment(record.run, latest)])
+        bar = self.bars.add(words, step)
+
+        def on_step(slot: Slot) -> None:
+            self.bars.set(bar, slot.step)
+
+        for (slot,) in train(lambda: next(waiting, None), self.work.bench, on_step):
+            checkpoint = slot.checkpoint
+            assert checkpoint is not None
+            if checkpoint.step < step and not checkpoint.diverged:
+                checkpoints.save(checkpoint, record.folder / "latest.pt")
+                continue
+            self.training_seconds += slot.seconds - (latest.seconds if latest else 0.0)
+            slot.stop()
+            if checkpoint.diverged:
+                break
+            if not record.curve:
+                blank = unrendered(checkpoint, self.work.base_losses)
+                record.add(checkpoint, judged(blank, self._score(checkpoint.state, self.deciding)))
+                self.plan.files.send(record.folder.name)
+        self.bars.remove(bar)
+        return record.best()
+
+
+def _name(asked: Asked) -> str:
+    """For a person."""
+    source, _, before, seed = asked
+    averaged = ", averaged" if before.averaged else ""
+    return f"trial {source.number}" + (averaged if seed is None else f" trained again with seed {seed}")
+
+
+def _key(asked: Asked) -> str:
+    _, record, before, seed = asked
+    return record.key(before) + (f"+{seed}" if seed else "")
