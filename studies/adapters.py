@@ -146,8 +146,8 @@ def table(found: list[dict[str, Any]], renders: int) -> str:
     """One line an adapter and arm: means over the characters, and the lowest and highest where there are several."""
     lines = [
         f"Means over characters {', '.join(map(str, sorted({one['character'] for one in found})))}, the lowest and the",
-        f"highest in brackets; {renders} renders a rate and weight, likeness and bleed over weights 0.7 and 1.0. What the",
-        "tuned ones took to train is that of all three trials.",
+        f"highest in brackets; {renders} renders a rate and weight, likeness and bleed over weights 0.7 and 1.0. What",
+        "the tuned ones took to train is that of all three trials.",
         "",
         "| adapter | settings | likeness | attributes as prompted | bleed on the class word | file MB | training s |",
         "|" + "---|" * 7,
