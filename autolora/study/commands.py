@@ -120,7 +120,7 @@ def tune(config: DictConfig, study: str | None, arguments: list[str]) -> int:
         runs = [plan.run(recipe, values) for recipe, values in own.items()]
         priors = gather_priors(plan, bars.say) if plan.warm_start and not has_begun(plan, bars.say) else []
         work = open_workbench(config, [*runs, *plan.extremes()], bars)
-        opened = open_study(plan, own, _identity(config, work.bench.model.base_hash), bars.say, priors)
+        opened = open_study(plan, own, identity(config, work.bench.model.base_hash), bars.say, priors)
         bars.say(in_words(plan.settings, runs, work.bench.dataset, workers))
         with local_workers(plan, workers, bars):
             run_study(plan, opened, work, bars, heard=_news(plan, opened, work, bars, output))
@@ -138,7 +138,7 @@ def worker(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     with output.bars() as bars:
         runs = [plan.run(recipe, values) for recipe, values in own.items()]
         work = open_workbench(config, [*runs, *plan.extremes()], bars)
-        run_study(plan, join_study(plan, _identity(config, work.bench.model.base_hash), bars.say), work, bars)
+        run_study(plan, join_study(plan, identity(config, work.bench.model.base_hash), bars.say), work, bars)
     words = f"study {plan.settings.name}: no trial is left; `{plan.command}` ends it with its finals"
     output.last(words, {"study": plan.settings.name})
     return 0
@@ -157,7 +157,8 @@ def _news(plan: Plan, study: optuna.Study, work: Workbench, bars: Bars, output: 
     return heard
 
 
-def _identity(config: DictConfig, base_hash: str) -> dict[str, str]:
+def identity(config: DictConfig, base_hash: str) -> dict[str, str]:
+    """What a study is about, by which those who join it know that they mean the same."""
     dataset = Path(cfg.dataset_settings(config).path).expanduser().resolve()
     return {"dataset": dataset.name, "base model": base_hash}
 
@@ -167,7 +168,7 @@ def _existing(config: DictConfig, study: str | None, arguments: list[str]) -> tu
     plan, _ = make_plan(config, study, arguments)
     started_study(plan, print)  # before anything is loaded
     model = load_model(cfg.model_settings(config))
-    return plan, join_study(plan, _identity(config, model.base_hash), print)
+    return plan, join_study(plan, identity(config, model.base_hash), print)
 
 
 def export(config: DictConfig, study: str | None, arguments: list[str]) -> int:
