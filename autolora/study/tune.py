@@ -39,8 +39,12 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 class Driver:
     """Feeds the training loop with trials and judges every checkpoint it yields."""
 
-    def __init__(self, plan: Plan, study: optuna.Study, work: Workbench, claims: Claims, bars: Bars) -> None:
+    def __init__(
+        self, plan: Plan, study: optuna.Study, work: Workbench, claims: Claims, bars: Bars, packed: int
+    ) -> None:
         self.plan, self.study, self.work, self.claims, self.bars = plan, study, work, claims, bars
+        self.packed = packed  # trials at once, of adapters that share a set
+        self.others = False  # the next trial's adapter wants another set: alone, or with others
         self.queue = Queue(study, plan.settings, claims, bars)
         self.trials: dict[str, tuple[Trial, Record]] = {}  # by uid
         self.over = False  # nothing is left to do
@@ -59,7 +63,7 @@ class Driver:
         self.over = trial is None and not self.trials
         return self._assign(trial) if trial else None
 
-    def _assign(self, trial: Trial) -> Assignment:
+    def _assign(self, trial: Trial) -> Assignment | None:
         recipe, values = suggest(trial, self.plan.space)
         uid = trial.user_attrs.get("uid")
         if uid is None:
@@ -67,6 +71,10 @@ class Driver:
             trial.set_user_attr("recipe", recipe)
             trial.set_user_attr("uid", uid)
         run = self.plan.run(recipe, values)
+        if self.packed > 1 and run.adapter.packs != (self.work.bench.adapter.slots > 1):
+            self.claims.hand_back(trial._trial_id)  # the first to be taken when those in training have ended
+            self.others = True
+            return None
         remove_leftovers(self.plan.files[uid])
         record = Record.open(self.plan.files.fetch(uid), run)
         self.trials[uid] = (trial, record)
@@ -241,21 +249,23 @@ def run_study(
         StorageError: a disk is full.
         StudyError: trial after trial fails here.
     """
-    settings, slots = plan.settings, at_once(plan, work, bars)
+    settings, packed = plan.settings, at_once(plan, work, bars)
     beat, grace = settings.heartbeat_seconds, settings.grace_seconds
+    slots = packed
     with Claims(study._storage, study._study_id, beat, grace, bars.say, machine) as claims:
         while slots:
-            slots = _sitting(plan, study, work, claims, bars, heard, slots)
+            slots, packed = _sitting(plan, study, work, claims, bars, heard, slots, packed)
 
 
 def at_once(plan: Plan, work: Workbench, bars: Bars) -> int:
-    """How many trials a worker trains at once: `study.pack`, or 1 where a recipe's adapter trains alone.
+    """How many trials a worker trains at once, of those whose adapters share a set: `study.pack`.
 
     `auto` is the power of two that is fastest here, up to a fifth of the trials: the sampler learns nothing from those
     that train beside the one it draws.
     """
     settings = plan.settings
-    if not all(adapter.packs for adapter in work.bench.adapter.adapters):
+    packing = [run for run in (plan.run(recipe, {}) for recipe in plan.space) if run.adapter.packs]
+    if not packing:
         return 1
     if isinstance(settings.pack, int):
         return settings.pack
@@ -263,7 +273,7 @@ def at_once(plan: Plan, work: Workbench, bars: Bars) -> int:
     if most == 1:
         return 1
     with bars.task("trying how many trials train fastest at once", None):
-        rates = pack_speeds(plan.run(next(iter(plan.space)), {}), work.bench, most)
+        rates = pack_speeds(packing[0], work.bench, most)
     best = max(rates, key=lambda count: rates[count])
     bars.say(f"{best} trials at once" + (f": {rates[best] / rates[1]:.1f} times as fast as one" if best > 1 else ""))
     return best
@@ -277,11 +287,16 @@ def _sitting(
     bars: Bars,
     heard: Callable[[bool], None],
     slots: int,
-) -> int:
-    """Run trials, so many at once, until the study is over; how many to go on with where that failed, else 0."""
+    packed: int,
+) -> tuple[int, int]:
+    """Run trials, so many at once, until the study is over, they fail, or the next one wants another set.
+
+    Returns:
+        How many at once to go on with, 0 where the study is over; and how many of those whose adapters share a set.
+    """
     adapter = work.bench.adapter
     with adapter.widened(slots) if slots > 1 else nullcontext(adapter) as wide:
-        driver = Driver(plan, study, replace(work, bench=replace(work.bench, adapter=wide)), claims, bars)
+        driver = Driver(plan, study, replace(work, bench=replace(work.bench, adapter=wide)), claims, bars, packed)
         try:
             while not driver.over:
                 try:
@@ -297,10 +312,12 @@ def _sitting(
                     if not claims.held:
                         raise
                     if fewer := driver.fail(error):
-                        return fewer
+                        return fewer, fewer
+                if driver.others:
+                    return (1 if slots > 1 else packed), packed
         finally:
             driver.close()
-    return 0
+    return 0, packed
 
 
 def keep_constraints(storage: BaseStorage, trial: Trial, constraints: dict[str, float]) -> None:

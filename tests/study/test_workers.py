@@ -16,6 +16,8 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
+from autolora.adapters.lora import LoRA
+from autolora.adapters.tuned import LoHa
 from autolora.cli import Stopped
 from autolora.errors import ConfigError, StorageError, StudyError
 from autolora.paperdoll.world import write_dataset
@@ -26,6 +28,7 @@ from autolora.study.plan import Plan
 from autolora.study.settings import Budget
 from autolora.study.tune import TRIES, run_study
 from autolora.study.workbench import Workbench
+from autolora.train.run import Run
 from tests.study import chaos
 
 TRIALS = 3
@@ -105,6 +108,30 @@ def test_trials_trained_at_once_end_as_alone(begun: Begun, shared: tuple[Workben
     for one, other in zip(packed.trials[:TRIALS], alone.trials[:TRIALS], strict=True):
         assert one.params == other.params and one.user_attrs["reason"] == other.user_attrs["reason"]
         assert one.value == pytest.approx(other.value, rel=1e-4)
+
+
+def test_a_pack_takes_those_that_can_and_the_others_train_alone(
+    begun: Begun, shared: tuple[Workbench, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of three trials has an adapter that trains alone: the third takes its turn after it, in a pack."""
+    plan, study, work, said = begun
+    alone = study.trials[1].system_attrs["fixed_params"]["doll-adamw/optimizer.lr"]
+
+    original = Plan.run
+
+    def run(self: Plan, recipe: str, values: dict[str, Any]) -> Run:
+        made = original(self, recipe, values)
+        return replace(made, adapter=LoHa(dim=2, alpha=2.0)) if values.get("optimizer.lr") == alone else made
+
+    mixed = replace(plan, settings=replace(plan.settings, pack=2))
+    monkeypatch.setattr(Plan, "run", run)
+    sets = []
+    with on_measure(lambda checkpoint: sets.append((type(checkpoint.run.adapter), work.bench.adapter.layers == {}))):
+        run_study(mixed, study, work, said)
+    assert states(study) == ["COMPLETE"] * TRIALS
+    assert {widened for kind, widened in sets if kind is LoHa} == {False}
+    assert {widened for kind, widened in sets if kind is LoRA} == {True}
+    assert [trial.user_attrs.get("failures", 0) for trial in study.trials[:TRIALS]] == [0, 0, 0]
 
 
 def test_a_pack_that_fails_goes_on_one_at_a_time(begun: Begun) -> None:
