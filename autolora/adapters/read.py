@@ -18,6 +18,7 @@ from autolora.adapters.foreign import (
 from autolora.adapters.formats import from_kohya, is_transformer, layer_shapes, layers_of
 from autolora.adapters.lora import LoRA
 from autolora.errors import ExportError
+from autolora.files import finished
 from autolora.models.base import BaseModel
 from autolora.models.pipelines import converted_lora
 
@@ -54,7 +55,7 @@ def read_file(path: Path) -> tuple[State, dict[str, str]]:
     if not path.exists():
         raise ExportError(f"{path} does not exist: give the path of a .safetensors LoRA file")
     if path.is_dir():
-        inside = sorted(path.glob("*.safetensors"))
+        inside = finished(path.glob("*.safetensors"))
         hint = f", for example {inside[0]}" if inside else ""
         raise ExportError(f"{path} is a folder: give the path of a .safetensors LoRA file{hint}")
     try:

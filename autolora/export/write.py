@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -52,6 +52,11 @@ class Exported:
     layers: int
     size: int  # bytes of the .safetensors
     diffusers: Path | None = None  # the copy in diffusers' format, where one was asked for
+
+    def moved(self, old: Path, new: Path) -> Exported:
+        """The same files where they lie after they were moved from one folder to another."""
+        paths = {name: getattr(self, name) for name in ("path", "sidecar", "preview", "diffusers")}
+        return replace(self, **{name: new / path.relative_to(old) for name, path in paths.items() if path})
 
 
 def export_lora(
