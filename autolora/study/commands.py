@@ -30,7 +30,7 @@ from autolora.study.evidence import report_progress
 from autolora.study.finish import finish, study_report, twin_as_dict, twin_in_words
 from autolora.study.lora_files import find_files, grid, print_table, read_files, score_files
 from autolora.study.output import Output, read_json
-from autolora.study.plan import Plan, make_plan
+from autolora.study.plan import Plan, adapter_notes, make_plan
 from autolora.study.plots import save_plots
 from autolora.study.proof import export_proved
 from autolora.study.recipe_library import keep_recipe
@@ -117,6 +117,8 @@ def tune(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     workers = count_workers(config.workers)
     with output.bars() as bars:
         runs = [plan.run(recipe, values) for recipe, values in own.items()]
+        for note in adapter_notes([*runs, *plan.extremes()]):
+            bars.say(note)
         priors = gather_priors(plan, bars.say) if plan.warm_start and not has_begun(plan, bars.say) else []
         work = open_workbench(config, [*runs, *plan.extremes()], bars)
         opened = open_study(plan, own, _identity(config, work.bench.model.base_hash), bars.say, priors)
@@ -247,6 +249,8 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
         return 0
     waiting = iter([Assignment(run, latest)])
     with output.bars() as bars:
+        for note in adapter_notes([run]):
+            bars.say(note)
         work = open_workbench(config, [run], bars)
         bar = bars.add(run.name, run.steps_per_epoch(work.bench.dataset) * run.train.epochs)
 

@@ -292,5 +292,9 @@ def test_the_guides_limits_are_said() -> None:
     assert "above 64 and 32" in LoRA(dim=32, conv_dim=128, targets=WITH_CONV).notes()[0]
     assert "LoHa of dim 64" in LoHa(dim=64).notes()[0]
     assert "LoKr of dim 33" in LoKr(dim=33).notes()[0]
+    for kind in (LoHa, LoKr):
+        (note,) = kind(dim=8, conv_dim=48, targets=WITH_CONV).notes()
+        assert f"{kind.__name__} of conv_dim 48: above 32" in note
+        assert kind(dim=8, conv_dim=48).notes() == ()  # without convolutions it is not used
     assert "neither rank nor alpha" in IA3().notes()[0]
     assert LoHa(dim=32).notes() == LoKr(dim=32).notes() == DoRA().notes() == DyLoRA().notes() == ()
