@@ -15,6 +15,7 @@ from torch import Tensor
 
 from autolora.adapters.base import State
 from autolora.adapters.formats import layer_paths
+from autolora.adapters.read import as_state
 from autolora.data.concepts import Dataset
 from autolora.errors import ConfigError, ExportError
 from autolora.export.metadata import Card, build_metadata, family_of, hashes, thumbnail
@@ -123,6 +124,15 @@ def in_dtype(tensors: State, dtype: torch.dtype) -> dict[str, Tensor]:
             raise ExportError(f"{key} is too large for {str(dtype).removeprefix('torch.')}; export as float32")
         found[key] = kept.contiguous()
     return found
+
+
+def as_in_file(state: State, model: BaseModel, dtype: torch.dtype) -> State:
+    """An adapter as it is read back from its file of a `dtype`, in float32.
+
+    Raises:
+        ExportError: it holds infinities or NaN, or values too large for `dtype`.
+    """
+    return as_state(in_dtype(file_tensors(state, model.architecture), dtype), {}, Path(), model)
 
 
 def in_order(content: bytes) -> bytes:

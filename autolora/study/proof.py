@@ -10,7 +10,7 @@ from autolora.adapters.read import read_lora
 from autolora.errors import ExportError
 from autolora.export.naming import has_format
 from autolora.export.verify import DiffusersTwin, compare_pictures, verify_deltas
-from autolora.export.write import Exported
+from autolora.export.write import DTYPES, Exported, as_in_file
 from autolora.files import atomic_files, remove_leftovers
 from autolora.progress import Bars
 from autolora.sampling import Shot, render
@@ -20,7 +20,9 @@ from autolora.study.export_best import Twin, export_best
 from autolora.study.trial import Point, Record
 from autolora.study.workbench import Workbench
 
-SCORE_TOLERANCE = {"float16": 0.005, "bfloat16": 0.02, "float32": 0.005}  # rounding may move the score by this much
+# Half the last digit that a score is kept with, and a little. What was judged is the adapter as its file holds it, and
+# with LoRA, LoHa, DoRA and LoKr of the embedded world the file scores bit for bit the same, in all three dtypes.
+SCORE_NOISE = 6e-5
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,7 @@ def prove(
     found = verify_deltas(state, exported.path, bench.model)
     bench.adapter.load(read_lora(exported.path, bench.model))
     if scorer is not None and score is not None:
-        after, tolerance = work.score(scorer, bars).score.value, SCORE_TOLERANCE[work.export.dtype]
-        if abs(after - score) > tolerance:
-            raise ExportError(
-                f"{exported.path} scores {after:.3f} after reloading, the trial {score:.3f}; "
-                f"a gap of at most {tolerance} was expected"
-            )
+        check_score(work, state, exported.path, scorer, bars, score)
     plain, path, twin_score = state, exported.path, None
     if twin is not None:
         plain, path = twin.state, twin.path
@@ -122,3 +119,24 @@ def prove(
             copied = state if has_format(state) else plain
             DiffusersTwin(exported.diffusers, source, bench.model).verify_deltas(copied)
     return Proof((*found.read_by, "diffusers") if twin is None and source is not None else found.read_by, twin_score)
+
+
+def check_score(work: Workbench, state: State, path: Path, scorer: Scorer, bars: Bars, score: float) -> None:
+    """A file, which is in the adapter now, must score what the adapter did.
+
+    A score of another machine, whose renders are not quite the same, is asked for again here.
+
+    Raises:
+        ExportError: it does not.
+    """
+    after, expected = work.score(scorer, bars).score.value, score
+    if abs(after - expected) > SCORE_NOISE:
+        work.bench.adapter.load(as_in_file(state, work.bench.model, DTYPES[work.export.dtype]))
+        expected = work.score(scorer, bars).score.value
+    if abs(after - expected) > SCORE_NOISE:
+        raise ExportError(
+            f"{path} scores {after:.5f} after reloading, the trial {expected:.5f}; "
+            f"a gap of at most {SCORE_NOISE:g} was expected"
+        )
+    if expected != score:
+        bars.say(f"the LoRA scores {expected:.3f} here, where it was judged {score:.3f}: machines render differently")
