@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,27 +29,68 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno not in _REASONS:
-            raise
-        reason = _REASONS[error.errno]
-        raise StorageError(f"cannot write {path}: {reason} and run the same command again, it continues") from error
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_files(folder: Path) -> Iterator[Path]:
+    """Yield a hidden folder in `folder`; what is in it takes its place when the block ends without an error.
+
+    File by file, weights last: who is killed there leaves files that were all finished, under names of their own.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    hidden: Path | None = None
+    try:
+        with _explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            hidden = Path(tempfile.mkdtemp(dir=folder, prefix=".new-"))
+            yield hidden
+            made = [path for path in hidden.rglob("*") if path.is_file()]
+            for path in sorted(made, key=lambda path: (path.suffix == ".safetensors", path)):
+                place = folder / path.relative_to(hidden)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
+    finally:
+        if hidden is not None:
+            shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Tell in one line what the user can do about what cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REASONS:
+            raise
+        reason = _REASONS[error.errno]
+        raise StorageError(f"cannot write {path}: {reason} and run the same command again, it continues") from error
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed, ours and those of libraries: their names are hidden."""
-    for path in folder.rglob(".*"):
-        path.unlink(missing_ok=True)
+    """Remove what writers that were killed left, ours and those of libraries: their files and folders are hidden."""
+    for path in [*folder.rglob(".*")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def finished(paths: Iterable[Path]) -> list[Path]:
+    """Files without those that somebody is writing, or was killed at: their names are hidden; sorted."""
+    return sorted(path for path in paths if not path.name.startswith("."))
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

@@ -118,3 +118,21 @@ def test_an_optimizer_that_cannot_run_here_is_refused_before_anything_trains(
     places = [f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
     assert main(["train", "dataset=quickstart", "optimizer=adamw8bit", *places]) == 2
     assert "NVIDIA GPUs only" in capsys.readouterr().err and not (tmp_path / "cache").exists()
+
+
+def test_what_an_adapter_should_not_be_is_said_before_anything_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a study also at the ends of its ranges; each line once."""
+    assert main(["train", "recipe=guide-loha", "adapter.dim=48", f"dataset.path={tmp_path / 'none'}"]) == 3
+    assert "guide-loha: LoHa of dim 48: above 32" in capsys.readouterr().err
+    study = tmp_path / "mine" / "loha.yaml"
+    study.parent.mkdir()
+    study.write_text(
+        "# @package _global_\nstudy: {name: loha, recipes: {guide-loha: {adapter.dim: {choice: [16, 32, 64]}, "
+        "adapter.alpha: {choice: [8, 16]}}, guide-ia3: {optimizer.lr: {log: [0.001, 0.01]}}}}\n"
+    )
+    assert main(["tune", str(study), f"dataset.path={tmp_path / 'none'}", f"out={tmp_path / 'run'}"]) == 3
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in said[:-1]] == ["guide-ia3", "guide-loha"]
+    assert "LoHa of dim 64: above 32" in said[1]

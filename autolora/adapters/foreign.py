@@ -19,6 +19,7 @@ from autolora.errors import ConfigError, ExportError
 
 Layers = Mapping[str, nn.Linear | nn.Conv2d]  # of a model, by path
 
+PEFT = "base_model.model."  # what the keys of peft's own files begin with
 _FACTOR = re.compile(r"(.+?)\.lora(?:\.(down|up)|_(A|B)(?:\.\w+)?)\.weight")
 _MAGNITUDE = re.compile(r"(.+?)\.(?:lora_magnitude_vector(?:\.\w+)*|lora\.dora_scale|dora_scale)")
 _OTHER = re.compile(r"(.+?\..+)\.(hada_\w+|lokr_\w+|ia3_l|alpha)")
@@ -74,10 +75,21 @@ def parts_by_path(tensors: Mapping[str, Tensor], layers: Layers) -> dict[str, St
     """
     found: dict[str, State] = {}
     for key, tensor in tensors.items():
-        split = _split(key)
-        if split is None:
-            raise ExportError(f"{key} is no part of an adapter that can be read in diffusers' or peft's format")
-        found.setdefault(_layer(split[0], layers), {})[split[1]] = tensor
+        name, part = _named(key)
+        found.setdefault(_layer(name, layers), {})[part] = tensor
+    return found
+
+
+def keys_by_path(tensors: Mapping[str, Tensor], layers: Layers) -> dict[str, tuple[str, list[str]]]:
+    """What a diffusers or peft file calls each of a model's layers, and its keys of that layer, by the layers' paths.
+
+    Raises:
+        ExportError: as `parts_by_path`.
+    """
+    found: dict[str, tuple[str, list[str]]] = {}
+    for key in tensors:
+        name, _ = _named(key)
+        found.setdefault(_layer(name, layers), (name, []))[1].append(key)
     return found
 
 
@@ -141,6 +153,18 @@ def _in_lycoris_parts(path: str, parts: State, settings: dict[str, Any], layer: 
     return parts
 
 
+def _named(key: str) -> tuple[str, str]:
+    """A key's layer and part.
+
+    Raises:
+        ExportError: it is no part of an adapter.
+    """
+    split = _split(key)
+    if split is None:
+        raise ExportError(f"{key} is no part of an adapter that can be read in diffusers' or peft's format")
+    return split
+
+
 def _split(key: str) -> tuple[str, str] | None:
     """A key's layer and part by LyCORIS' name (`ia3_l` stays peft's); None where it is no part of an adapter."""
     name = _modern(key)
@@ -154,7 +178,7 @@ def _split(key: str) -> tuple[str, str] | None:
 
 def _modern(key: str) -> str:
     """A key of any diffusers version, or of peft, as today's `<layer>.lora.down.weight` or `<layer>.lora_A.weight`."""
-    key = key.removeprefix("base_model.model.")
+    key = key.removeprefix(PEFT)
     key = re.sub(r"\.processor\.to_out_lora\.", ".to_out.0.lora.", key)
     key = re.sub(r"\.processor\.(to_[qkv])_lora\.", r".\1.lora.", key)
     key = key.replace(".to_out_lora.", ".out_proj.lora.").replace(".lora_linear_layer.", ".lora.")
@@ -186,7 +210,7 @@ def _check_pair(parts: State, layer: str, shape: tuple[int, ...]) -> None:
 def _settings(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     """What a file says of how strong its updates are; empty where it says nothing."""
     own: dict[str, Any] = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    if not own and any(key.startswith("base_model.model.") for key in tensors):
+    if not own and any(key.startswith(PEFT) for key in tensors):
         beside = path.with_name("adapter_config.json")
         if not beside.is_file():
             raise ExportError(f"{path.name} is peft's; its adapter_config.json, which says its alpha, is missing")

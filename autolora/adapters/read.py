@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,7 @@ from autolora.adapters.foreign import (
 from autolora.adapters.formats import from_kohya, is_transformer, layer_shapes, layers_of
 from autolora.adapters.lora import LoRA
 from autolora.errors import ExportError
+from autolora.files import finished
 from autolora.models.base import BaseModel
 from autolora.models.pipelines import converted_lora
 
@@ -33,15 +35,24 @@ def read_lora(path: Path, model: BaseModel) -> State:
     """
     tensors, metadata = read_file(path)
     try:
-        if is_transformer(model.architecture) and in_original_names(tensors):
-            tensors = converted_lora(tensors, model.architecture)
-        if in_lycoris_parts(tensors):
-            return from_lycoris(tensors, model.architecture, layers_of(model.modules))
-        if in_diffusers_names(tensors):
-            return from_diffusers(tensors, metadata, path, layers_of(model.modules))
-        return from_kohya(tensors, model.architecture, layer_shapes(model.modules))
+        return as_state(tensors, metadata, path, model)
     except ExportError as error:
         raise ExportError(f"{path}: {error}") from error
+
+
+def as_state(tensors: State, metadata: Mapping[str, str], path: Path, model: BaseModel) -> State:
+    """What `read_lora` makes of a file's tensors and metadata; `path` is where peft's settings lie beside it.
+
+    Raises:
+        ExportError: another format, or made for another base model.
+    """
+    if is_transformer(model.architecture) and in_original_names(tensors):
+        tensors = converted_lora(tensors, model.architecture)
+    if in_lycoris_parts(tensors):
+        return from_lycoris(tensors, model.architecture, layers_of(model.modules))
+    if in_diffusers_names(tensors):
+        return from_diffusers(tensors, metadata, path, layers_of(model.modules))
+    return from_kohya(tensors, model.architecture, layer_shapes(model.modules))
 
 
 def read_file(path: Path) -> tuple[State, dict[str, str]]:
@@ -54,7 +65,7 @@ def read_file(path: Path) -> tuple[State, dict[str, str]]:
     if not path.exists():
         raise ExportError(f"{path} does not exist: give the path of a .safetensors LoRA file")
     if path.is_dir():
-        inside = sorted(path.glob("*.safetensors"))
+        inside = finished(path.glob("*.safetensors"))
         hint = f", for example {inside[0]}" if inside else ""
         raise ExportError(f"{path} is a folder: give the path of a .safetensors LoRA file{hint}")
     try:

@@ -52,7 +52,7 @@ class LoHa(_Tuned):
 
     def notes(self) -> tuple[str, ...]:
         """The guide's limits."""
-        return (*_limit_note("LoHa", self.dim), *super().notes())
+        return (*_limit_notes("LoHa", self), *super().notes())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class LoKr(_Tuned):
 
     def notes(self) -> tuple[str, ...]:
         """The guide's limits."""
-        return (*_limit_note("LoKr", self.dim), *super().notes())
+        return (*_limit_notes("LoKr", self), *super().notes())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +128,13 @@ def _ia3_config(on_input: bool) -> IA3Config:
     return IA3Config(target_modules=["layer"], feedforward_modules=["layer"] if on_input else [])
 
 
-def _limit_note(kind: str, dim: int) -> tuple[str, ...]:
-    return (f"{kind} of dim {dim}: above {LIMIT} it learns no more and burns sooner",) if dim > LIMIT else ()
+def _limit_notes(kind: str, spec: LoRA) -> tuple[str, ...]:
+    dims = {"dim": spec.dim, "conv_dim": spec.conv_dim if "conv" in spec.targets else None}
+    return tuple(
+        f"{kind} of {name} {dim}: above {LIMIT} it learns no more and burns sooner"
+        for name, dim in dims.items()
+        if dim is not None and dim > LIMIT
+    )
 
 
 class Tuned:

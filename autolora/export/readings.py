@@ -12,11 +12,12 @@ from torch import Tensor
 
 from autolora.adapters.base import State
 from autolora.adapters.changes import change, parts_by_layer
-from autolora.adapters.formats import delta, layer_paths, layer_weights
+from autolora.adapters.formats import delta, layer_paths, layer_weights, layers_of
 from autolora.adapters.read import read_file, read_lora
 from autolora.errors import ExportError
 from autolora.export.consumers import CONSUMERS, Reader
 from autolora.export.naming import layers_in_file, read_by
+from autolora.export.peft_reader import by_peft, is_peft_file
 from autolora.export.verify import DiffusersTwin
 from autolora.models.base import BaseModel
 
@@ -67,6 +68,8 @@ def readings(path: Path, model: BaseModel, advance: Callable[[int], None] | None
             done[loaded.program] = loaded
         else:
             reading["diffusers"] = partial(delta, loaded)
+    if is_peft_file(tensors):
+        reading["peft"] = by_peft(tensors, path, layers_of(model.modules))
     halved = model.dtype != torch.float32
     worst = dict.fromkeys(reading, 0.0)
     for name, parts in sorted(parts_by_layer(state).items()):
@@ -82,7 +85,7 @@ def readings(path: Path, model: BaseModel, advance: Callable[[int], None] | None
         if advance:
             advance(1)
     done |= {program: Reading(program, worst[program]) for program in reading}
-    return len(layer_paths(state)), [done[program] for program in (*CONSUMERS, "diffusers") if program in done]
+    return len(layer_paths(state)), [done[program] for program in (*CONSUMERS, "diffusers", "peft") if program in done]
 
 
 def _by_formula(formula: Reader, layers: dict[str, State], name: str, weight: Tensor) -> Tensor:

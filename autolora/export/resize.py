@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -96,6 +95,6 @@ def write_resized(
     }
     for suffix in (".json", ".png"):
         if source.with_suffix(suffix).is_file() and source.stem != path.stem:
-            shutil.copyfile(source.with_suffix(suffix), path.with_suffix(suffix))
+            write_atomic(path.with_suffix(suffix), source.with_suffix(suffix).read_bytes())
     write_atomic(path, in_order(safetensors.torch.save(tensors, said | hashes(tensors, said))))
     return path

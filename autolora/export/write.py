@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from autolora.adapters.base import State
 from autolora.adapters.formats import layer_paths
+from autolora.adapters.read import as_state
 from autolora.data.concepts import Dataset
 from autolora.errors import ConfigError, ExportError
 from autolora.export.metadata import Card, build_metadata, family_of, hashes, thumbnail
@@ -52,6 +53,11 @@ class Exported:
     layers: int
     size: int  # bytes of the .safetensors
     diffusers: Path | None = None  # the copy in diffusers' format, where one was asked for
+
+    def moved(self, old: Path, new: Path) -> Exported:
+        """The same files where they lie after they were moved from one folder to another."""
+        paths = {name: getattr(self, name) for name in ("path", "sidecar", "preview", "diffusers")}
+        return replace(self, **{name: new / path.relative_to(old) for name, path in paths.items() if path})
 
 
 def export_lora(
@@ -118,6 +124,15 @@ def in_dtype(tensors: State, dtype: torch.dtype) -> dict[str, Tensor]:
             raise ExportError(f"{key} is too large for {str(dtype).removeprefix('torch.')}; export as float32")
         found[key] = kept.contiguous()
     return found
+
+
+def as_in_file(state: State, model: BaseModel, dtype: torch.dtype) -> State:
+    """An adapter as it is read back from its file of a `dtype`, in float32.
+
+    Raises:
+        ExportError: it holds infinities or NaN, or values too large for `dtype`.
+    """
+    return as_state(in_dtype(file_tensors(state, model.architecture), dtype), {}, Path(), model)
 
 
 def in_order(content: bytes) -> bytes:

@@ -27,13 +27,12 @@ from autolora.study.card import write_card_alone
 from autolora.study.check import caption_sections, dataset_sections, measured_sections, recipe_section, schedule_section
 from autolora.study.compare import compare_sections, read_study, write_comparison
 from autolora.study.evidence import report_progress
-from autolora.study.export_best import export_best
-from autolora.study.finish import finish, study_report, twin_in_words
+from autolora.study.finish import finish, study_report, twin_as_dict, twin_in_words
 from autolora.study.lora_files import find_files, grid, print_table, read_files, score_files
 from autolora.study.output import Output, read_json
-from autolora.study.plan import Plan, make_plan
+from autolora.study.plan import Plan, adapter_notes, make_plan
 from autolora.study.plots import save_plots
-from autolora.study.proof import prove
+from autolora.study.proof import export_proved
 from autolora.study.recipe_library import keep_recipe
 from autolora.study.resize_file import resize_file
 from autolora.study.standing import standing
@@ -118,6 +117,8 @@ def tune(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     workers = count_workers(config.workers)
     with output.bars() as bars:
         runs = [plan.run(recipe, values) for recipe, values in own.items()]
+        for note in adapter_notes([*runs, *plan.extremes()]):
+            bars.say(note)
         priors = gather_priors(plan, bars.say) if plan.warm_start and not has_begun(plan, bars.say) else []
         work = open_workbench(config, [*runs, *plan.extremes()], bars)
         opened = open_study(plan, own, identity(config, work.bench.model.base_hash), bars.say, priors)
@@ -249,6 +250,8 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
         return 0
     waiting = iter([Assignment(run, latest)])
     with output.bars() as bars:
+        for note in adapter_notes([run]):
+            bars.say(note)
         work = open_workbench(config, [run], bars)
         bar = bars.add(run.name, run.steps_per_epoch(work.bench.dataset) * run.train.epochs)
 
@@ -270,14 +273,14 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
             bars.say(f"step {checkpoint.step}: {record.curve[-1].words}")
         best = record.best()
         assert best is not None
-        exported, twin = export_best(record, best, work, folder / "best", run.name)
-        proof = prove(work, record.load(best), best, exported, twin, None, bars)
+        exported, twin, proof = export_proved(record, best, work, folder / "best", run.name, work.scorer, bars)
         write_card_alone(work, record, best, exported.path, bars)
-    write_atomic(folder / "score.json", json.dumps(record.summary(), indent=2))
+    found = record.summary() | ({"plain": twin_as_dict(twin, proof)} if twin else {})
+    write_atomic(folder / "score.json", json.dumps(found, indent=2))
     words = f"best checkpoint: step {best.step}, {best.words}\nLoRA: {exported.path}"
     words += f"\nfor diffusers: {exported.diffusers.parent}" if exported.diffusers else ""
     words += f"\n{twin_in_words(twin, proof)}" if twin else ""
-    output.last(words, {**record.summary(), "export": exported.path})
+    output.last(words, {**found, "export": exported.path})
     return UNMEASURED_EXIT_CODE if work.unmeasured else 0
 
 

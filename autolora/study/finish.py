@@ -18,13 +18,13 @@ from autolora.files import write_atomic
 from autolora.progress import Bars
 from autolora.study.budget import add_seconds, spent_seconds, training_seconds
 from autolora.study.evidence import report_study
-from autolora.study.export_best import Twin, export_best
+from autolora.study.export_best import Twin
 from autolora.study.finals import Finals, hold_finals
 from autolora.study.finals_words import seeds_in_words
 from autolora.study.plan import Plan
 from autolora.study.plots import save_plots
 from autolora.study.preference import by_preference
-from autolora.study.proof import Proof, prove
+from autolora.study.proof import Proof, export_proved
 from autolora.study.trial import Record
 from autolora.study.tune import records
 from autolora.study.warm_start import WINNER
@@ -36,9 +36,9 @@ def finish(plan: Plan, study: Study, work: Workbench, bars: Bars) -> str:
     found = records(plan, study)
     finals = _finals(plan, study, found, work, bars)
     winner = finals.winner
-    exported, twin = export_best(winner.record, winner.point, work, plan.folder / "best", plan.settings.name)
-    state = winner.record.load(winner.point)
-    proof = prove(work, state, winner.point, exported, twin, finals.scorer, bars)
+    score = winner.point.score["value"] if winner.point.score else None
+    folder, name = plan.folder / "best", plan.settings.name
+    exported, twin, proof = export_proved(winner.record, winner.point, work, folder, name, finals.scorer, bars, score)
     page = report_study(plan, study, work, found, finals, exported.path, bars)
     result = _result(plan, study, found, finals, exported) | _files(twin, proof)
     save_plots(study, plan.files, winner.point.sweep)
@@ -113,9 +113,13 @@ def _files(twin: Twin | None, proof: Proof) -> dict[str, Any]:
     """What the files are good for."""
     if twin is None:
         return {"read_by": proof.read_by}
+    return {"read_by": proof.read_by, "plain": twin_as_dict(twin, proof)}
+
+
+def twin_as_dict(twin: Twin, proof: Proof) -> dict[str, Any]:
+    """The plain LoRA beside the file, for programs."""
     score = proof.twin_score.as_dict() if proof.twin_score else None
-    found = {"path": str(twin.path), "dim": twin.dim, "distance": round(twin.apart, 4), "score": score}
-    return {"read_by": proof.read_by, "plain": found}
+    return {"path": str(twin.path), "dim": twin.dim, "distance": round(twin.apart, 4), "score": score}
 
 
 def twin_in_words(twin: Twin, proof: Proof) -> str:

@@ -17,6 +17,7 @@ from autolora import config as cfg
 from autolora.adapters.base import State
 from autolora.adapters.read import lora_of, read_lora
 from autolora.errors import ConfigError, ExportError, Unmeasurable
+from autolora.files import finished
 from autolora.models import load_model
 from autolora.prepare.regularization import suggest_regularization
 from autolora.progress import Bars
@@ -75,9 +76,9 @@ def find_files(lora: str) -> list[Path]:
     """
     path = Path(lora).expanduser()
     if path.is_dir():
-        found = sorted(path.glob("*.safetensors"))
+        found = finished(path.glob("*.safetensors"))
     elif "*" in path.name and not path.exists():
-        found = sorted(path.parent.glob(path.name))
+        found = finished(path.parent.glob(path.name))
     else:
         return [path]
     if not found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -84,6 +84,11 @@ class Plan:
     def config(self, recipe: str) -> DictConfig:
         """A recipe as it is, composed."""
         return cfg.compose("tune", [f"recipe={recipe}", *self.arguments], self.study_name)
+
+
+def adapter_notes(runs: Iterable[Run]) -> list[str]:
+    """What a person should know of the runs' adapters before training, a line each, no line twice."""
+    return list(dict.fromkeys(f"{run.name}: {note}" for run in runs for note in run.adapter.notes()))
 
 
 def value_of(config: DictConfig, recipe: str, key: str) -> Any:

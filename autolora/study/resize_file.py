@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from autolora.errors import ConfigError, Unmeasurable
 from autolora.export.resize import Resizer, unit_of, write_resized
 from autolora.export.verify import verify_deltas
 from autolora.export.write import DTYPES
-from autolora.files import write_atomic
+from autolora.files import atomic_files, write_atomic
 from autolora.models import load_model
 from autolora.progress import Bars
 from autolora.scoring.intervals import Estimate
@@ -49,7 +49,7 @@ class Resized:
 def resize_file(config: DictConfig) -> int:
     """Write a LoRA at smaller ranks, score each, and offer the smallest that stays within the whole one's interval.
 
-    Without `dims` the rank is halved until the score falls out. `resize.json` lies beside the files.
+    Without `dims` the ranks to try are sought. `resize.json` lies beside the files.
 
     Raises:
         ConfigError: ranks that cannot be.
@@ -61,37 +61,47 @@ def resize_file(config: DictConfig) -> int:
     model = load_model(cfg.model_settings(config))
     state, metadata = read_lora(source, model), read_metadata(source)
     resizer = Resizer(state, layer_weights(model.modules), unit_of(metadata))
-    dims = wanted_dims([config.dims] if isinstance(config.dims, int) else config.dims, resizer)
+    given = wanted_dims([config.dims] if isinstance(config.dims, int) else config.dims, resizer)
     with output.bars() as bars:
         work = open_workbench(config, [Run(source.name, adapter=lora_of(state))], bars)
         if work.scorer is None:
             raise Unmeasurable(work.unmeasured)
         scorer = final_scorer(work.scorer, work, bars)
         whole = _scored(None, source, None, work, scorer, bars)
-        found = [whole]
-        for dim in dims:
+        found = []
+
+        def keeps(dim: int) -> bool:
             smaller = resizer.to(dim)
-            path = write_resized(smaller, dim, source, metadata, work.bench.model, folder, DTYPES[work.export.dtype])
-            verify_deltas(smaller, path, work.bench.model)
-            found.append(_scored(dim, path, whole, work, scorer, bars))
+            with atomic_files(folder) as hidden:
+                made = write_resized(
+                    smaller, dim, source, metadata, work.bench.model, hidden, DTYPES[work.export.dtype]
+                )
+                verify_deltas(smaller, made, work.bench.model)
+            found.append(_scored(dim, folder / made.name, whole, work, scorer, bars))
             bars.say(f"dim {dim}: {_in_words(found[-1].score)}")
-            if not found[-1].kept and config.dims is None:
-                break
+            return found[-1].kept
+
+        if given is None:
+            seek(keeps, resizer.most, resizer.largest, resizer.unit or 1)
+        else:
+            for dim in given:
+                keeps(dim)
+    found = [whole, *sorted(found, key=lambda one: one.dim or 0, reverse=True)]
     content = [_as_dict(one) for one in found]
     write_atomic(folder / "resize.json", json.dumps(content, indent=2))
     output.last(lambda: print_resized(found), {"files": content})
     return 0
 
 
-def wanted_dims(given: Sequence[int] | None, resizer: Resizer) -> Iterable[int]:
-    """The ranks to try, the largest first: those given, else halves of the file's own, of a DyLoRA whole units.
+def wanted_dims(given: Sequence[int] | None, resizer: Resizer) -> list[int] | None:
+    """The ranks that were asked for, the largest first; None where they are to be sought.
 
     Raises:
         ConfigError: a rank below 1 or above the file's, or no multiple of a DyLoRA's unit.
     """
-    unit = resizer.unit or 1
     if given is None:
-        return _halves(resizer.largest, unit)
+        return None
+    unit = resizer.unit or 1
     for dim in given:
         if isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= resizer.most or dim % unit:
             multiples = f" in steps of {unit}" if unit > 1 else ""
@@ -99,11 +109,22 @@ def wanted_dims(given: Sequence[int] | None, resizer: Resizer) -> Iterable[int]:
     return sorted(set(given), reverse=True)
 
 
-def _halves(largest: int, unit: int) -> Iterator[int]:
-    dim = largest // unit * unit
-    while dim >= unit:
-        yield dim
-        dim = dim // 2 // unit * unit
+def seek(keeps: Callable[[int], bool], most: int, first: int, unit: int) -> None:
+    """Try ranks, multiples of `unit`, until the smallest that keeps the score is found, if smaller ones keep no more.
+
+    Halves until the score is lost, then ever smaller steps between the last that kept it and that one.
+
+    Args:
+        keeps: tries a rank.
+        most: the rank that is known to keep it, or beyond which none is tried.
+        first: the largest to try of the halves.
+        unit: what ranks are multiples of.
+    """
+    kept, lost = most, first // unit * unit
+    while lost and keeps(lost):
+        kept, lost = lost, lost // 2 // unit * unit
+    while (middle := (kept + lost) // 2 // unit * unit) > lost:
+        kept, lost = (middle, lost) if keeps(middle) else (kept, middle)
 
 
 def _scored(dim: int | None, path: Path, whole: Resized | None, work: Workbench, scorer: Scorer, bars: Bars) -> Resized:
@@ -146,7 +167,10 @@ def print_resized(found: list[Resized]) -> None:
     Console().print(table)
     best, whole = smallest_kept(found), found[0]
     if best is None:
-        print(f"no smaller rank keeps the score within its interval; {whole.path} stays the one to use")
+        tried = ", ".join(str(one.dim) for one in found[1:])
+        print(
+            f"of the ranks tried ({tried}) none keeps the score within its interval; {whole.path} stays the one to use"
+        )
     else:
         sizes = f"{best.megabytes:.2f} of {whole.megabytes:.2f} MB"
         print(f"smallest that keeps the score: dim {best.dim}, {sizes}\n{best.path}")

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autolora.adapters.base import State
 from autolora.errors import MemoryFull, memory_full
+from autolora.export.write import DTYPES, as_in_file
 from autolora.progress import Bars
 from autolora.scoring.probes import DECIDING_GROUPS
 from autolora.scoring.scorecard import Scorecard, recommended_weight, score
@@ -144,13 +145,17 @@ class Stage:
         return reasons[-1] if reasons else "all of them diverged"
 
     def last_word(self, one: Finalist) -> Finalist:
-        """The same with every term, the terms at many weights by the search's probes, and the weight to recommend."""
-        key = f"last word on {one.record.key(one.point)}"
+        """The same with every term, the terms at many weights by the search's probes, and the weight to recommend.
+
+        It is about the adapter as its file will hold it, rounded.
+        """
+        export = self.work.export.dtype
+        key = f"last word on {one.record.key(one.point)} in {export}"
         known = self.study.user_attrs.get(key)
         if known is not None:
             return replace(one, point=Point(**known))
         assert self.work.scorer is not None
-        state = one.record.load(one.point)
+        state = as_in_file(one.record.load(one.point), self.work.bench.model, DTYPES[export])
         self.work.bench.adapter.load(state)
         pictures = self.work.render(self.scorer, self.bars)
         point = judged(one.point, score(self.scorer, pictures))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.base import AdaptedLayer
+from autolora.adapters.changes import change, parts_by_layer
 from autolora.adapters.lora import DyLoRA, LoRA, cut
 from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
 from autolora.errors import ConfigError
@@ -265,6 +266,22 @@ def test_a_step_of_a_dylora_trains_one_unit(dylora: AdapterSet, tiny_model: Stab
     assert seen == {0, 1, 2, 3}
 
 
+def test_max_norm_holds_for_every_cut_of_a_dylora(dylora: AdapterSet) -> None:
+    """Its middle ranks are longer than the whole, as they have the larger scale; no layer is shortened for nothing."""
+
+    def lengths() -> dict[str, list[float]]:
+        state = dylora.state(0)
+        cuts = [parts_by_layer(cut(state, rank)) for rank in (2, 4, 6, 8)]
+        return {path: [float(change(parts[path]).norm()) for parts in cuts] for path in dylora.layers}
+
+    before = lengths()
+    assert all(own[1] > own[3] for own in before.values())
+    limit = sorted(max(own) for own in before.values())[len(before) // 2]
+    dylora.apply_max_norm(0, limit)
+    for path, own in lengths().items():
+        assert max(own) == pytest.approx(min(max(before[path]), limit), rel=1e-3), path
+
+
 @pytest.mark.parametrize("rank", [0, 5])
 def test_impossible_cuts_are_refused(rank: int) -> None:
     state = {"a.lora_down.weight": torch.zeros(4, 8), "a.lora_up.weight": torch.zeros(8, 4)}
@@ -292,5 +309,9 @@ def test_the_guides_limits_are_said() -> None:
     assert "above 64 and 32" in LoRA(dim=32, conv_dim=128, targets=WITH_CONV).notes()[0]
     assert "LoHa of dim 64" in LoHa(dim=64).notes()[0]
     assert "LoKr of dim 33" in LoKr(dim=33).notes()[0]
+    for kind in (LoHa, LoKr):
+        (note,) = kind(dim=8, conv_dim=48, targets=WITH_CONV).notes()
+        assert f"{kind.__name__} of conv_dim 48: above 32" in note
+        assert kind(dim=8, conv_dim=48).notes() == ()  # without convolutions it is not used
     assert "neither rank nor alpha" in IA3().notes()[0]
     assert LoHa(dim=32).notes() == LoKr(dim=32).notes() == DoRA().notes() == DyLoRA().notes() == ()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 
 from autolora.adapters.changes import distance
 from autolora.adapters.formats import layer_weights
@@ -17,9 +14,8 @@ from autolora.errors import ExportError
 from autolora.export.diffusers_copy import NAME, write_diffusers
 from autolora.export.verify import DiffusersTwin
 from autolora.models import StableDiffusion
-from tests.export.test_kinds import assert_predicts_as, trained
-
-NO_TEXT_ENCODER = "No LoRA keys associated to CLIPTextModel"  # its note on every file that changes the UNet alone
+from tests.export.heard import warnings_at_loading
+from tests.export.test_kinds import assert_predicts_as, export, trained
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "locon", "dora", "dora-conv"])
@@ -33,22 +29,30 @@ def test_diffusers_makes_the_same_of_it_without_a_warning(
     twin = DiffusersTwin(path, tiny_model_dir, tiny_model)
     assert twin.verify_deltas(state).delta_error < 1e-5
     assert_predicts_as(twin, tiny_model, kind, state)
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_model_dir, safety_checker=None, dtype=torch.float32)
-    diffusers_logging.enable_propagation()
-    try:
-        with caplog.at_level(logging.WARNING):
-            pipeline.load_lora_weights(tmp_path)
-    finally:
-        diffusers_logging.disable_propagation()
-    assert not [r for r in caplog.records if not r.getMessage().startswith(NO_TEXT_ENCODER)]
+    assert warnings_at_loading(path, tiny_model_dir, "sd1", caplog) == []
 
 
-def test_both_text_encoders_of_sdxl(tiny_xl: StableDiffusion, tiny_xl_dir: Path, tmp_path: Path) -> None:
-    state, _ = trained(tiny_xl, "lora")
-    assert {key.partition(".")[0] for key in state} == {"unet", "text_encoder", "text_encoder_2"}
+@pytest.mark.parametrize("kind", ["lora", "locon", "dora", "dora-conv"])
+def test_sdxl_too_without_a_warning(
+    kind: str, tiny_xl: StableDiffusion, tiny_xl_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state, _ = trained(tiny_xl, kind)
+    roots = {"unet", "text_encoder", "text_encoder_2"} if kind == "lora" else {"unet"}
+    assert {key.partition(".")[0] for key in state} == roots
     path = write_diffusers(state, tmp_path, torch.float32)
     assert distance(read_lora(path, tiny_xl), state, layer_weights(tiny_xl.modules)) < 1e-5
     assert DiffusersTwin(path, tiny_xl_dir, tiny_xl).verify_deltas(state).delta_error < 1e-5
+    assert warnings_at_loading(path, tiny_xl_dir, "sdxl", caplog) == []
+
+
+@pytest.mark.parametrize("kind", ["lora", "locon"])
+def test_sdxl_in_kohyas_names_without_a_warning(
+    kind: str, tiny_xl: StableDiffusion, tiny_xl_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state, _ = trained(tiny_xl, kind)
+    path = export(tiny_xl, kind, state, tmp_path)
+    assert DiffusersTwin(path, tiny_xl_dir, tiny_xl).verify_deltas(state).layers
+    assert warnings_at_loading(path, tiny_xl_dir, "sdxl", caplog) == []
 
 
 def test_half_precision_is_proved_too(tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path) -> None:

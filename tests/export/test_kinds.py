@@ -22,6 +22,7 @@ from autolora.export.verify import DiffusersTwin, verify_deltas
 from autolora.export.write import export_lora
 from autolora.models import StableDiffusion
 from tests.adapters.test_contract import KINDS, move
+from tests.export.heard import warnings_at_loading
 from tests.export.world import dataset, run
 
 CARD = Card("1girl, zorak", 0.7, "a test", 40)
@@ -94,10 +95,19 @@ def test_diffusers_loads_it_and_predicts_the_same(
     kind: str, tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state, _ = trained(tiny_model, kind)
-    twin = DiffusersTwin(export(tiny_model, kind, state, tmp_path), tiny_model_dir, tiny_model)
+    path = export(tiny_model, kind, state, tmp_path)
+    twin = DiffusersTwin(path, tiny_model_dir, tiny_model)
     assert twin.verify_deltas(state).layers == len(parts_by_layer(state))
     assert_predicts_as(twin, tiny_model, kind, state)
-    assert not caplog.records
+    assert warnings_at_loading(path, tiny_model_dir, "sd1", caplog) == []
+
+
+def test_its_warnings_would_be_heard(
+    tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It warns of DoRA in kohya's names, of which it leaves the magnitudes out."""
+    path = export(tiny_model, "dora", trained(tiny_model, "dora")[0], tmp_path)
+    assert any("dora" in words.lower() for words in warnings_at_loading(path, tiny_model_dir, "sd1", caplog))
 
 
 def test_what_diffusers_makes_of_a_dora_in_kohyas_names_is_refused(

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from peft import LoraConfig
+from peft import LoHaConfig, LoraConfig
 from safetensors.torch import load_file, save_file
 
 from autolora.adapters.changes import parts_by_layer
+from autolora.adapters.formats import delta, layer_weights, layers_of
+from autolora.adapters.read import read_lora
 from autolora.cli import main
 from autolora.export import naming
 from autolora.export.consumers import CONSUMERS
+from autolora.export.peft_reader import by_peft
 from autolora.export.readings import Reading, readings
 from autolora.models import StableDiffusion
 from tests.adapters.test_contract import KINDS
@@ -78,6 +81,45 @@ def test_a_file_in_diffusers_names_is_diffusers_own(tiny_model: StableDiffusion,
     _, found = readings(tmp_path / "pytorch_lora_weights.safetensors", tiny_model)
     assert [one.program for one in found if one.alike] == ["diffusers"]
     assert all("names" in one.unread for one in found if not one.alike)
+
+
+PEFT_TARGETS = ["to_q", "to_out.0", "proj_in", "ff.net.2", "resnets.0.conv1"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=4, lora_alpha=2, target_modules=PEFT_TARGETS, rank_pattern={"to_q": 2}, use_rslora=True),
+        LoraConfig(r=4, lora_alpha=2, target_modules=PEFT_TARGETS, use_dora=True),
+        LoHaConfig(r=3, alpha=2, target_modules=PEFT_TARGETS, alpha_pattern={"proj_in": 5}),
+    ],
+    ids=["lora", "dora", "loha"],
+)
+def test_a_file_of_pefts_own_is_read_by_peft(
+    config: Any, tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peft_trained(tiny_model, config)[0].save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    _, found = readings(path, tiny_model)
+    assert [one.program for one in found if one.alike] == ["peft"]
+    assert main(command(path, tiny_model_dir)) == 0
+    assert "as it is" in capsys.readouterr().out.splitlines()[-1]
+    settings = json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))
+    name = "lora_alpha" if isinstance(config, LoraConfig) else "alpha"
+    read = read_lora(path, tiny_model)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {name: 3, "alpha_pattern": {}}))
+    other = by_peft(load_file(path), path, layers_of(tiny_model.modules))
+    layer = next(iter(parts_by_layer(read)))
+    weight = layer_weights(tiny_model.modules)[layer]
+    assert not torch.allclose(other(layer, weight), delta(read, layer, weight), rtol=0.01)  # it is peft that says
+
+
+def test_a_layer_that_pefts_own_settings_leave_out_is_told(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    peft_trained(tiny_model, LoraConfig(r=4, target_modules=PEFT_TARGETS))[0].save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"target_modules": ["to_q", "proj_in"]}))
+    (peft,) = [one for one in readings(tmp_path / "adapter_model.safetensors", tiny_model)[1] if one.program == "peft"]
+    assert "Target modules" in peft.unread and "(unet." in peft.unread
 
 
 def test_a_mixed_alpha_is_found_where_a_program_takes_one_for_all(

@@ -22,7 +22,7 @@ from autolora.export.resize import MOST, Resizer, unit_of, write_resized
 from autolora.export.write import export_lora
 from autolora.models import StableDiffusion
 from autolora.scoring.intervals import Estimate
-from autolora.study.resize_file import Resized, smallest_kept, wanted_dims
+from autolora.study.resize_file import Resized, print_resized, seek, smallest_kept, wanted_dims
 from tests.adapters.test_contract import KINDS
 from tests.export.test_kinds import export, trained
 from tests.export.world import dataset, random_state, run
@@ -92,24 +92,63 @@ def plain(model: StableDiffusion) -> State:
     return random_state(model, replace(KINDS["lora"], dim=12))
 
 
-def test_ranks_to_try(tiny_model: StableDiffusion) -> None:
-    weights = layer_weights(tiny_model.modules)
-    resizer = Resizer(plain(tiny_model), weights)
-    assert [*wanted_dims(None, resizer)] == [6, 3, 1]
-    assert [*wanted_dims([2, 8, 2], resizer)] == [8, 2]
-    resizer.unit, resizer.most, resizer.largest = 4, 64, 32
-    assert [*wanted_dims(None, resizer)] == [32, 16, 8, 4]
-    loha = Resizer(trained(tiny_model, "loha")[0], weights)
-    assert [*wanted_dims(None, loha)] == [128, 64, 32, 16, 8, 4, 2, 1]
+def test_ranks_that_are_given(tiny_model: StableDiffusion) -> None:
+    resizer = Resizer(plain(tiny_model), layer_weights(tiny_model.modules))
+    assert wanted_dims(None, resizer) is None
+    assert wanted_dims([2, 8, 2], resizer) == [8, 2]
+    resizer.unit, resizer.most = 4, 64
     for wrong in ([6], [0], [128], ["a"], [True]):
         with pytest.raises(ConfigError, match=r"dims=.*expected ranks from 4 to 64 in steps of 4"):
             wanted_dims(wrong, resizer)  # type: ignore[arg-type]
 
 
-def test_the_smallest_rank_is_offered_of_those_that_keep_the_score(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("enough", "most", "first", "unit", "tried"),
+    [
+        (11, 32, 16, 1, [16, 8, 12, 10, 11]),
+        (1, 12, 6, 1, [6, 3, 1]),
+        (16, 32, 16, 1, [16, 8, 12, 14, 15]),
+        (20, 32, 16, 1, [16, 24, 20, 18, 19]),  # more than half of its own
+        (32, 32, 16, 1, [16, 24, 28, 30, 31]),  # all of its own: none smaller is offered
+        (20, 64, 32, 4, [32, 16, 24, 20]),  # a DyLoRA's units
+        (22, 60, 30, 4, [28, 12, 20, 24]),
+        (4, 64, 32, 4, [32, 16, 8, 4]),
+        (100, 128, 128, 1, [128, 64, 96, 112, 104, 100, 98, 99]),
+        (129, 128, 128, 1, [128]),  # another kind, which no rank comes near
+        (1, 1, 0, 1, []),
+    ],
+)
+def test_the_smallest_rank_that_keeps_the_score_is_found(
+    enough: int, most: int, first: int, unit: int, tried: list[int]
+) -> None:
+    """Halves alone end where the first of them loses."""
+    seen: list[int] = []
+
+    def keeps(dim: int) -> bool:
+        seen.append(dim)
+        return dim >= enough
+
+    seek(keeps, most, first, unit)
+    assert seen == tried
+    smallest = min((dim for dim in range(unit, most, unit) if dim >= enough), default=None)
+    assert min((dim for dim in seen if dim >= enough), default=None) == smallest
+
+
+@pytest.mark.parametrize(("kind", "most", "first"), [("lora", 4, 2), ("loha", MOST, MOST)])
+def test_where_to_begin(kind: str, most: int, first: int, tiny_model: StableDiffusion) -> None:
+    resizer = Resizer(trained(tiny_model, kind)[0], layer_weights(tiny_model.modules))
+    assert (resizer.most, resizer.largest) == (most, first)
+
+
+def test_the_smallest_rank_is_offered_of_those_that_keep_the_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def made_up(dim: int | None, kept: bool) -> Resized:
-        return Resized(dim, tmp_path, Estimate(0.5, 0.4, 0.6), [], kept)
+        return Resized(dim, tmp_path / "a.safetensors", Estimate(0.5, 0.4, 0.6), [], kept)
 
     whole, eight, four, two = made_up(None, True), made_up(8, True), made_up(4, False), made_up(2, True)
     assert smallest_kept([whole, eight, four, two]) == eight  # what is smaller than one that loses is luck
     assert smallest_kept([whole, four]) is None and smallest_kept([whole]) is None
+    four.path.touch()
+    print_resized([whole, four])
+    assert "of the ranks tried (4) none keeps the score" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
@@ -24,6 +22,7 @@ from autolora.export.verify import DiffusersTwin, compare_pictures, verify_delta
 from autolora.export.write import export_lora
 from autolora.models import RenderSettings, StableDiffusion
 from autolora.sampling import Shot, render
+from tests.export.heard import heard
 from tests.export.world import dataset, random_state, run
 
 SPEC = LoRA(dim=4, alpha=3.0, text_encoder=True)
@@ -78,16 +77,9 @@ def test_diffusers_loads_every_key_without_a_word(
     path: Path, tiny_model_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_model_dir, safety_checker=None, torch_dtype=torch.float32)
-    level = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_warning()
-    diffusers_logging.enable_propagation()
-    try:
-        with caplog.at_level(logging.WARNING):
-            pipeline.load_lora_weights(path)
-    finally:
-        diffusers_logging.disable_propagation()
-        diffusers_logging.set_verbosity(level)
-    assert not [r for r in caplog.records if "lora" in r.getMessage().lower() or "key" in r.getMessage().lower()]
+    with heard(caplog) as found:
+        pipeline.load_lora_weights(path)
+    assert not [words for words in found if "lora" in words.lower() or "key" in words.lower()]
     parts = sum(
         name.endswith(("lora_A.default_0.weight", "lora_B.default_0.weight"))
         for module in (pipeline.unet, pipeline.text_encoder)

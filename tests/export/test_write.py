@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,13 +15,16 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from autolora import files
 from autolora.adapters.base import State
 from autolora.adapters.lora import LoRA
 from autolora.adapters.read import read_lora, read_metadata
 from autolora.data.caption_recipe import CaptionRecipe
 from autolora.errors import ExportError, StorageError
+from autolora.export.diffusers_copy import write_diffusers
 from autolora.export.metadata import Card
 from autolora.export.write import Exported, export_lora, file_stem
+from autolora.files import atomic_files
 from autolora.models import StableDiffusion
 from tests.export.world import dataset, random_state, run
 
@@ -163,16 +168,30 @@ def test_diverged_and_overflowing_adapters(state: State, tiny_model: StableDiffu
     assert not list(tmp_path.iterdir())
 
 
-def test_unwritable_folder(
-    state: State, tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("name", ["mona.png", "mona.json", "mona.safetensors", "pytorch_lora_weights.safetensors"])
+def test_no_space_left_at_any_file_leaves_none(
+    name: str, state: State, tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def full(path: Path, content: bytes) -> int:
-        raise OSError(28, "No space left on device")
+    move = os.replace
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(StorageError, match="no space left"):
-        export(state, tiny_model, tmp_path)
+    def full(source: Path, target: Path) -> None:
+        if target.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        move(source, target)
+
+    def everything() -> Exported:
+        with atomic_files(tmp_path) as hidden:
+            found = export(state, tiny_model, hidden, Image.new("RGB", (8, 8)))
+            found = replace(found, diffusers=write_diffusers(state, hidden / "diffusers"))
+        return found.moved(hidden, tmp_path)
+
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(StorageError, match=f"{name}: no space left"):
+        everything()
     assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    found = everything()
+    assert {found.path, found.sidecar, found.preview, found.diffusers} == {*tmp_path.rglob("*.*")}
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from autolora.models import Context, ModelSettings, RenderSettings, StableDiffus
 from autolora.sampling import Shot, render
 from tests import tiny
 from tests.adapters.test_contract import KINDS, move
+from tests.export.heard import warnings_at_loading
 from tests.export.world import dataset, run
 
 PIPELINE: Any = StableDiffusionXLPipeline
@@ -120,7 +121,7 @@ def test_an_export_is_the_same_in_diffusers(
         assert not torch.allclose(tiny_xl.predict(noisy, steps, context), ours, atol=1e-3)
     shots, settings = [Shot("1girl", 3, 1.0), Shot("hat", 4, 0.5)], RenderSettings(steps=3, guidance=2.0)
     compare_pictures(render(tiny_xl, shots, settings, adapter), twin.render(shots, settings))
-    assert not caplog.records
+    assert warnings_at_loading(exported.path, tiny_xl_dir, "sdxl", caplog) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,6 +16,9 @@ from autolora.config import build_run, compose
 from autolora.export.write import in_dtype
 from autolora.models import load_model
 from autolora.models.base import ModelSettings
+from autolora.scoring.intervals import Estimate
+from autolora.study import resize_file
+from autolora.study.resize_file import Resized
 from autolora.train.start import starting_state
 from tests.study.test_tune import SMALL
 
@@ -74,6 +77,25 @@ def test_a_file_that_was_resized_and_trained_on_from_scores_the_same(folder: Pat
     scored = {one["recipe"]: one["score"]["value"] for one in json.loads((tmp_path / "score.json").read_text("utf-8"))}
     assert scored["resized.safetensors"] == pytest.approx(four["score"]["value"], abs=1e-6)
     assert scored["again.safetensors"] == pytest.approx(four["score"]["value"], abs=NOISE)
+
+
+def test_without_ranks_the_smallest_is_sought(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def scripted(dim: int | None, path: Path, *_: object) -> Resized:
+        kept = dim is None or dim > 2
+        return Resized(dim, path, Estimate(0.5, 0.4, 0.6) if kept else Estimate(0.1, 0.0, 0.2), [], kept)
+
+    monkeypatch.setattr(resize_file, "_scored", scripted)
+    monkeypatch.setattr(resize_file, "final_scorer", lambda *_: None)
+    assert main(["export", f"resize={lora(folder)}", f"out={tmp_path}", *shared(folder)]) == 0
+    assert "smallest that keeps the score: dim 3" in capsys.readouterr().out
+    found = json.loads((tmp_path / "resize.json").read_text("utf-8"))
+    assert [(one["dim"], one["kept"]) for one in found] == [(None, True), (3, True), (2, False)]
+    assert {path.name.partition("-dim")[2] for path in tmp_path.glob("*.safetensors")} == {
+        "3.safetensors",
+        "2.safetensors",
+    }
 
 
 @pytest.mark.parametrize(

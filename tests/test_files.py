@@ -1,0 +1,57 @@
+"""Files are whole or not there, one by one and together."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from autolora import files
+from autolora.files import atomic_files, finished, remove_leftovers, write_atomic
+
+
+def inside(folder: Path) -> dict[str, str]:
+    """Every file, hidden ones too, with its text."""
+    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_several_files_take_their_places_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights last: whoever finds them finds what belongs to them."""
+    (tmp_path / "a.json").write_text("old")
+    placed: list[str] = []
+    replace = os.replace
+
+    def noted(source: Path, target: Path) -> None:
+        placed.append(Path(target).name)
+        replace(source, target)
+
+    with atomic_files(tmp_path) as hidden:
+        for name in ("a.safetensors", "a.json", "copy/b.safetensors", "z.png"):
+            write_atomic(hidden / name, "new")
+        assert inside(tmp_path)["a.json"] == "old" and not (tmp_path / "a.safetensors").exists()
+        monkeypatch.setattr(files.os, "replace", noted)
+    assert inside(tmp_path) == dict.fromkeys(("a.json", "a.safetensors", "copy/b.safetensors", "z.png"), "new")
+    assert placed == ["a.json", "z.png", "a.safetensors", "b.safetensors"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_block_that_fails_changes_nothing(error: type[BaseException], tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("old")
+
+    def half() -> None:
+        with atomic_files(tmp_path) as hidden:
+            write_atomic(hidden / "a.json", "new")
+            raise error
+
+    with pytest.raises(error):
+        half()
+    assert inside(tmp_path) == {"a.json": "old"} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_killed_writer_left_is_no_file_and_is_removed(tmp_path: Path) -> None:
+    for name in ("a.safetensors", ".a-x1.safetensors", ".new-x1/b.safetensors", ".new-x1/.b-x2.json"):
+        write_atomic(tmp_path / name, "new")
+    assert finished(tmp_path.glob("*.safetensors")) == [tmp_path / "a.safetensors"]
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

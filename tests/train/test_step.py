@@ -1,0 +1,143 @@
+"""What a step trains: each part by its own optimizer, every cut of a DyLoRA, the cells that a mask leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autolora.adapters.base import in_text_encoder
+from autolora.adapters.lora import DyLoRA, LoRA, cut
+from autolora.data.concepts import Dataset
+from autolora.models import StableDiffusion
+from autolora.optim.optimizers import AdamW, Optimizer, Prodigy
+from autolora.optim.schedules import Constant
+from autolora.train.batches import LatentCache, PromptCache, Stream
+from autolora.train.loop import Assignment, Bench, Slot, _backward, train_step
+from autolora.train.loss import validation_losses
+from autolora.train.run import Run, TrainSettings
+from tests.train.test_loop import folder, train_all, work  # noqa: F401 - a fixture among them
+from tests.train.test_stream import masked, mixed  # noqa: F401 - a fixture among them
+
+BOTH = Run("both", LoRA(dim=2, alpha=1, text_encoder=True), train=TrainSettings(steps_per_concept=20, batch_size=4))
+DYLORA = DyLoRA(dim=8, alpha=4, unit=2)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "setting", "values"),
+    [
+        (AdamW(1e-3, 1e-4), "lr", (1e-3, 1e-4)),
+        (Prodigy(d_coef=2, text_encoder_d_coef=0.5, d0=1e-4), "d_coef", (2, 0.5)),
+        (AdamW(1e-3), "lr", (1e-3, 1e-3)),
+    ],
+    ids=["rates", "prodigys", "one rate"],
+)
+def test_the_text_encoder_has_an_optimizer_of_its_own(
+    optimizer: Optimizer,
+    setting: str,
+    values: tuple[float, float],
+    tiny_model: StableDiffusion,
+    folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    run = replace(BOTH, optimizer=optimizer, schedule=Constant())
+    bench = work(tiny_model, folder, tmp_path, run)
+    slot = Slot(0, Assignment(run), bench)
+    try:
+        for _ in range(15):
+            train_step(bench, {0: slot})
+        updates = {path: layer.update for path, layer in bench.adapter.layers.items() if layer.update}
+        parts = [
+            {id(p) for path, update in updates.items() if in_text_encoder(path) == own for p in update.parameters(0)}
+            for own in (False, True)
+        ]
+    finally:
+        bench.adapter.detach()
+    assert len(slot.optimizers) == 2
+    groups = [one.param_groups for one in slot.optimizers]
+    assert [{id(p) for group in own for p in group["params"]} for own in groups] == parts
+    assert all(parts) and not parts[0] & parts[1]
+    assert [{group[setting] for group in own} for own in groups] == [{value} for value in values]
+    if isinstance(optimizer, Prodigy):  # each found a rate of its own
+        (unet,), (text_encoder,) = groups
+        assert unet["d"] != text_encoder["d"] and min(unet["d"], text_encoder["d"]) > optimizer.d0
+
+
+def test_every_cut_of_a_dylora_has_learnt(
+    tiny_model: StableDiffusion,
+    folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Each of its ranks, cut out, knows more than the base model does."""
+    settings = TrainSettings(epochs=1, steps_per_concept=120, batch_size=4)
+    run = Run("dylora", DYLORA, AdamW(lr=3e-3), Constant(), settings)
+    bench = work(tiny_model, folder, tmp_path, run)
+    assert run.optimizer_steps(bench.dataset) == 60
+
+    def loss(bench: Bench, slot: int | None) -> float:
+        return sum(validation_losses(tiny_model, bench.dataset, bench.latents, bench.prompts, bench.adapter, slot))
+
+    state = train_all(bench, Assignment(run))[-1].state
+    fresh = work(tiny_model, folder, tmp_path, run)
+    try:
+        base = loss(fresh, None)
+        learnt = []
+        for rank in (2, 4, 6, 8):
+            fresh.adapter.load(cut(state, rank))
+            learnt.append(loss(fresh, 0))
+    finally:
+        fresh.adapter.detach()
+    assert max(learnt) < 0.95 * base
+
+
+def test_what_a_mask_leaves_out_counts_as_much_as_the_recipe_says(
+    tiny_model: StableDiffusion,
+    mixed: Dataset,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """The loss of one masked picture beside one without, cell by cell."""
+    square = [p for p in mixed.pictures if p.width == p.height]
+    dataset = masked(square[0].path, mixed)
+    pictures = tuple(next(p for p in dataset.pictures if p.path == one.path) for one in square[:2])
+    assert [picture.mask is not None for picture in pictures] == [True, False]
+    run = Run("masked", LoRA(dim=2), train=TrainSettings(unmasked_weight=0.3, min_snr_gamma=None, batch_size=2))
+    plain = work(tiny_model, mixed.root, tmp_path, run)
+    bench = replace(plain, dataset=dataset, latents=LatentCache(tiny_model, tmp_path / "l"))
+    try:
+        batch = Stream(run, dataset, tiny_model).next_batch()
+        generator = torch.Generator().manual_seed(0)
+        batch = replace(
+            batch,
+            pictures=pictures,
+            captions=tuple(picture.caption for picture in pictures),
+            noise=torch.randn(2, *tiny_model.latent_shape, generator=generator),
+            timesteps=torch.tensor([300, 700]),
+            preserved=(False, False),
+            weights=torch.ones(2),
+            flips=(False, False),
+        )
+        bench.adapter.start(0, run.adapter, generator)  # a change of zero: the base model's own errors
+        loss = float(_backward(bench, {0: batch}, {0: run.train})[0])
+    finally:
+        bench.adapter.detach()
+    clean = bench.latents.latents(pictures, batch.flips)
+    noisy = tiny_model.add_noise(clean, batch.noise, batch.timesteps)
+    context = PromptCache(tiny_model).contexts(batch.captions, False)
+    with torch.no_grad():
+        predicted = tiny_model.predict(noisy, batch.timesteps, context)
+    errors = (predicted - tiny_model.target(clean, batch.noise, batch.timesteps)).numpy().astype(float) ** 2
+    masks = bench.latents.masks(pictures, batch.flips)
+    assert masks is not None and 0.4 < float(masks[0].mean()) < 0.6
+
+    def by_hand(unmasked: float) -> float:
+        found = []
+        for own, mask in zip(errors, masks.numpy().astype(float), strict=True):
+            weights = (mask + unmasked * (1 - mask))[0]
+            found.append((own.mean(axis=0) * weights).sum() / weights.sum())
+        return float(np.mean(found))
+
+    assert loss == pytest.approx(by_hand(0.3), rel=1e-5)
+    assert all(loss != pytest.approx(by_hand(other), rel=1e-3) for other in (0.0, 1.0))
