@@ -264,6 +264,8 @@ def at_once(plan: Plan, work: Workbench, bars: Bars) -> int:
         return 1
     with bars.task("trying how many trials train fastest at once", None):
         rates = pack_speeds(plan.run(next(iter(plan.space)), {}), work.bench, most)
+    if not rates:  # another recipe may: each says itself what it lacks
+        return 1
     best = max(rates, key=lambda count: rates[count])
     bars.say(f"{best} trials at once" + (f": {rates[best] / rates[1]:.1f} times as fast as one" if best > 1 else ""))
     return best
