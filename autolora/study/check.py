@@ -39,6 +39,7 @@ from autolora.scoring.settings import ScoringSettings
 from autolora.study.cost import cost_section
 from autolora.study.finals import REPEATS
 from autolora.study.memory import memory_section
+from autolora.study.plan import Plan
 from autolora.study.settings import StudySettings
 from autolora.study.speed import measure_speed
 from autolora.train.batches import LatentCache, PromptCache
@@ -158,7 +159,7 @@ def measured_sections(
     runs: Sequence[Run],
     dataset: Dataset,
     model: BaseModel,
-    study: StudySettings | None,
+    plan: Plan | None,
     bars: Bars,
 ) -> list[Section]:
     """What only the base model can tell: what the triggers' words draw, and what training and rendering cost.
@@ -168,11 +169,12 @@ def measured_sections(
     settings, scoring = cfg.model_settings(config), cfg.scoring_settings(config)
     if not isinstance(config.audit, bool):
         raise ConfigError(f"audit must be true or false, got {config.audit}")
+    study = plan.settings if plan else None
     at_once = study.pack if study and isinstance(study.pack, int) else 1  # auto takes what fits
-    memory = memory_section(runs, dataset, model, at_once, bars)
+    encoder = _loaded(load_encoder, scoring.encoder)
+    memory = memory_section([*runs, *(plan.extremes() if plan else ())], dataset, model, at_once, encoder, bars)
     cache = Path(str(config.cache)).expanduser()
     base = BaseRenders(model, settings.render.search, cache / "renders")
-    encoder = _loaded(load_encoder, scoring.encoder)
     eye = encoder if config.audit else "audit=false"
     return [
         _that_fits("Triggers", lambda: trigger_section(dataset, base, eye, scoring, bars)),

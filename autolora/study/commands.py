@@ -63,7 +63,7 @@ def check(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     sections = [*dataset_sections(dataset), *caption_sections(dataset, model)]
     sections += [*(recipe_section(run, dataset) for run in runs), schedule_section(runs, dataset)]
     with output.bars() as bars:
-        sections += measured_sections(config, runs, dataset, model, plan.settings if plan else None, bars)
+        sections += measured_sections(config, runs, dataset, model, plan, bars)
     folder = plan.folder if plan else cfg.run_folder(config, runs[0].name)
     facts = [f"{model.name} ({model.architecture}, {model.resolution} px, weights {model.base_hash})"]
     write_atomic(folder / "check.json", json.dumps(as_dict(sections), indent=2))
