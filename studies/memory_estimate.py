@@ -1,8 +1,10 @@
-"""The memory estimate of `autolora check` beside what `full_size.py` measured on a GPU, row by row, as Markdown.
+"""The memory estimate of `autolora check`, row by row, as Markdown: beside what `full_size.py` measured, or of presets.
 
     python studies/memory_estimate.py studies/results/models/full_size-h100.json
+    python studies/memory_estimate.py --presets sdxl illustrious noobai-vpred pony
 
-Neither weights nor a GPU are needed.
+Neither weights nor a GPU are needed. Presets are estimated with parts off the GPU, on a study of a character: of the
+first every recipe and the largest that the study's ranges make of it, of the others what was the largest of the first.
 """
 
 from __future__ import annotations
@@ -10,33 +12,86 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 from full_size import ADAPTERS, MODELS, empty_weights, pictures, random_model
 
+from autolora import config as cfg
 from autolora.models.base import RenderSettings
+from autolora.models.hollow import META
 from autolora.optim.optimizers import OPTIMIZERS
 from autolora.optim.schedules import Constant
-from autolora.study.memory import GB, memory_need
+from autolora.scoring.encoders import OpenClip
+from autolora.study.memory import DRIVER, GB, encoder_bytes, in_words, largest, memory_need
+from autolora.study.plan import make_plan
 from autolora.train.run import Run, TrainSettings
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="?")
+    parser.add_argument("--presets", nargs="+", metavar="PRESET")
+    args = parser.parse_args()
+    if args.presets:
+        of_presets(args.presets)
+    else:
+        beside_measured(args.results)
+
+
+def beside_measured(path: Path) -> None:
+    """Print estimates beside measurements."""
     print("| model | px | adapter | optimizer | gradient checkpointing | measured GB | estimated GB | deviation |")
     print("|" + "---|" * 8)
-    for row in measured(parser.parse_args().results):
+    for row in measured(path):
         estimate = estimated(row) / GB
         cells = [row["model"], row["px"], row["adapter"], row.get("optimizer", "")]
         cells.append("yes" if row.get("checkpointing") else "")
         cells += [f"{row['peak_gb']:.2f}", f"{estimate:.2f}", f"{estimate / row['peak_gb'] - 1:+.1%}"]
         print("|", " | ".join(map(str, cells)), "|", flush=True)
+
+
+def of_presets(presets: Sequence[str]) -> None:
+    """Print what recipes take with each preset of a full-size family."""
+    print("| preset | run | encoding GB | training GB | rendering GB | scoring GB | at most, with the process |")
+    print("|" + "---|" * 7)
+    looking, only = encoder_bytes(NoWeights("ViT-L-14")), None
+    for preset in presets:
+        arguments = [f"model={preset}", "model.path=none", "dataset.path=none", "model.offload=true"]
+        config = cfg.compose("tune", arguments, "character")
+        plan, own = make_plan(config, "character", arguments)
+        settings = cfg.model_settings(config)
+        model = random_model(settings.family, settings.resolution, settings.dtype, META, empty_weights)
+        model.settings = settings
+        if settings.gradient_checkpointing:
+            model.checkpoint_gradients()
+        found = {}
+        for run in largest([*(plan.run(*one) for one in own.items()), *plan.extremes()]):
+            if only in (None, in_words(run)):
+                with tempfile.TemporaryDirectory() as folder:
+                    dataset = pictures(Path(folder) / "set", settings.resolution, run.train.batch_size)
+                    need = memory_need(run, dataset, model, offload=True, looking=looking)
+                found[in_words(run)] = need.most
+                parts = need.encoding, need.training, need.rendering, need.scoring, need.most + DRIVER
+                print(
+                    "|", " | ".join([preset, in_words(run), *(f"{part / GB:.1f}" for part in parts)]), "|", flush=True
+                )
+        only = max(found, key=found.__getitem__)
+
+
+class NoWeights(OpenClip):
+    """An encoder of open_clip on the meta device."""
+
+    def __init__(self, name: str) -> None:
+        self.model = open_clip.create_model(name, device="meta")
+        side = self.model.visual.image_size
+        self.side, blocks = tuple(side), len(self.model.visual.transformer.resblocks)
+        self.blocks = [blocks - blocks // 4 - 1, blocks - 1]
 
 
 def measured(path: Path) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from omegaconf import DictConfig
 
 from autolora import config as cfg
@@ -16,7 +17,7 @@ from autolora.data.captions import split_tags
 from autolora.data.concepts import Dataset
 from autolora.data.ledger import step_ledger
 from autolora.data.tag_report import RISKS, TagRow, suggest_pruning, tag_ledger, tag_rows
-from autolora.errors import ConfigError
+from autolora.errors import ConfigError, MemoryFull, memory_full
 from autolora.models.base import BaseModel
 from autolora.optim.schedules import SCHEDULES
 from autolora.prepare.drawn_tags import DRAWN, absorbed_tags, drawn_shots, drawn_tags, suggest_level
@@ -38,6 +39,7 @@ from autolora.scoring.settings import ScoringSettings
 from autolora.study.cost import cost_section
 from autolora.study.finals import REPEATS
 from autolora.study.memory import memory_section
+from autolora.study.plan import Plan
 from autolora.study.settings import StudySettings
 from autolora.study.speed import measure_speed
 from autolora.train.batches import LatentCache, PromptCache
@@ -157,22 +159,56 @@ def measured_sections(
     runs: Sequence[Run],
     dataset: Dataset,
     model: BaseModel,
-    study: StudySettings | None,
+    plan: Plan | None,
     bars: Bars,
 ) -> list[Section]:
-    """What only the base model can tell: what the triggers' words draw, and what training and rendering cost."""
+    """What only the base model can tell: what the triggers' words draw, and what training and rendering cost.
+
+    Where the GPU's memory is too small for one of them it says so instead: how much each recipe takes is told anyway.
+    """
     settings, scoring = cfg.model_settings(config), cfg.scoring_settings(config)
-    cache = Path(str(config.cache)).expanduser()
-    base = BaseRenders(model, settings.render.search, cache / "renders")
     if not isinstance(config.audit, bool):
         raise ConfigError(f"audit must be true or false, got {config.audit}")
-    encoder = _loaded(load_encoder, scoring.encoder)
-    eye = encoder if config.audit else "audit=false"
-    looked = [trigger_section(dataset, base, eye, scoring, bars), pruning_section(dataset, base, eye, bars)]
-    probes = build_probes(dataset, scoring, SEARCH_GROUPS)
+    study = plan.settings if plan else None
     at_once = study.pack if study and isinstance(study.pack, int) else 1  # auto takes what fits
-    memory = memory_section(runs, dataset, model, at_once, bars)
-    renders = len(scoring.weights) * render_count(probes)
+    encoder = _loaded(load_encoder, scoring.encoder)
+    memory = memory_section([*runs, *(plan.extremes() if plan else ())], dataset, model, at_once, encoder, bars)
+    cache = Path(str(config.cache)).expanduser()
+    base = BaseRenders(model, settings.render.search, cache / "renders")
+    eye = encoder if config.audit else "audit=false"
+    return [
+        _that_fits("Triggers", lambda: trigger_section(dataset, base, eye, scoring, bars)),
+        _that_fits("Pruning", lambda: pruning_section(dataset, base, eye, bars)),
+        needs_section(scoring, model, encoder),
+        memory,
+        _that_fits("Cost", lambda: measured_cost(runs, dataset, model, scoring, study, cache, bars)),
+    ]
+
+
+def _that_fits(title: str, build: Callable[[], Section]) -> Section:
+    """A section, or in words why it is not there where the GPU's memory is too small for it."""
+    try:
+        return build()
+    except (MemoryFull, torch.OutOfMemoryError) as error:
+        return Section(title, (), (), (f"not measured: {memory_full(error)}",))
+
+
+def measured_cost(
+    runs: Sequence[Run],
+    dataset: Dataset,
+    model: BaseModel,
+    scoring: ScoringSettings,
+    study: StudySettings | None,
+    cache: Path,
+    bars: Bars,
+) -> Section:
+    """What the recipes and the study cost, by a few steps of the first recipe.
+
+    Raises:
+        MemoryFull: they do not fit into the GPU's memory, one picture at a time.
+    """
+    settings = model.settings
+    renders = len(scoring.weights) * render_count(build_probes(dataset, scoring, SEARCH_GROUPS))
     final_renders = REPEATS * len(scoring.weights) * render_count(build_probes(dataset, scoring, DECIDING_GROUPS))
     slower = settings.render.steps / settings.render.search.steps
     with bars.task("timing training and rendering", None):
@@ -181,14 +217,11 @@ def measured_sections(
         standing_in = dataset.regularization or dataset.pictures[:4]  # for class pictures: they cost the same
         latents = LatentCache(model, cache / "latents")
         bench = Bench(model, adapter, dataset, latents, PromptCache(model), standing_in)
-        speed = measure_speed(runs[0], bench, settings.render.search)
-        adapter.detach()
-    return [
-        *looked,
-        needs_section(scoring, model, encoder),
-        memory,
-        cost_section(runs, dataset, renders, slower * final_renders, speed, study),
-    ]
+        try:
+            speed = measure_speed(runs[0], bench, settings.render.search)
+        finally:
+            adapter.detach()
+    return cost_section(runs, dataset, renders, slower * final_renders, speed, study)
 
 
 def needs_section(scoring: ScoringSettings, model: BaseModel, encoder: Encoder | str) -> Section:
@@ -214,11 +247,13 @@ def needs_section(scoring: ScoringSettings, model: BaseModel, encoder: Encoder |
 
 
 def _loaded(load: Callable[[str], T], name: str) -> T | str:
-    """What a setting names, or why it cannot be loaded."""
+    """What a setting names, or why it cannot be loaded here."""
     try:
         return load(name)
     except ConfigError as error:
         return str(error)
+    except torch.OutOfMemoryError as error:
+        return memory_full(error)
 
 
 def pruning_section(dataset: Dataset, renders: BaseRenders, encoder: Encoder | str, bars: Bars) -> Section:

@@ -35,10 +35,10 @@ from autolora.study.plots import save_plots
 from autolora.study.proof import export_proved
 from autolora.study.recipe_library import keep_recipe
 from autolora.study.resize_file import resize_file
+from autolora.study.sittings import run_study
 from autolora.study.standing import standing
 from autolora.study.storage import shown
 from autolora.study.trial import Record
-from autolora.study.tune import run_study
 from autolora.study.verify_file import verify_file
 from autolora.study.warm_start import gather_priors
 from autolora.study.workbench import Workbench, open_workbench
@@ -62,7 +62,7 @@ def check(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     sections = [*dataset_sections(dataset), *caption_sections(dataset, model)]
     sections += [*(recipe_section(run, dataset) for run in runs), schedule_section(runs, dataset)]
     with output.bars() as bars:
-        sections += measured_sections(config, runs, dataset, model, plan.settings if plan else None, bars)
+        sections += measured_sections(config, runs, dataset, model, plan, bars)
     folder = plan.folder if plan else cfg.run_folder(config, runs[0].name)
     facts = [f"{model.name} ({model.architecture}, {model.resolution} px, weights {model.base_hash})"]
     write_atomic(folder / "check.json", json.dumps(as_dict(sections), indent=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autolora.adapters.adapter_set import attach
+from autolora.adapters.adapter_set import ADAPTERS, attach
+from autolora.adapters.lora import LoRA
 from autolora.data.concepts import Dataset
 from autolora.models.base import BaseModel
 from autolora.models.hollow import META, Meter, OnGpu, backward, hollow
@@ -17,6 +19,7 @@ from autolora.models.residence import Residence, offloads
 from autolora.optim.optimizers import AdamW8bit, Optimizer
 from autolora.progress import Bars
 from autolora.report.sections import Cell, Section
+from autolora.scoring.encoders import AT_ONCE, Encoder, OpenClip, Timm
 from autolora.train.batches import latent_shape
 from autolora.train.loss import diffusion_loss
 from autolora.train.room import savings
@@ -29,15 +32,17 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes at most while a recipe trains, and while its checkpoints are rendered."""
+    """Bytes at most while pictures are encoded, before anything trains; a recipe trains; its checkpoints are judged."""
 
     training: int
     rendering: int
+    scoring: int
+    encoding: int
 
     @property
     def most(self) -> int:
-        """Of both."""
-        return max(self.training, self.rendering)
+        """Of all."""
+        return max(self.training, self.rendering, self.scoring, self.encoding)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class _Weights:
         return cls(core, sum(map(_size, model.text_encoders.values())), _size(model.vae))
 
 
-def memory_need(run: Run, dataset: Dataset, model: BaseModel, offload: bool, slots: int = 1) -> Need:
+def memory_need(run: Run, dataset: Dataset, model: BaseModel, offload: bool, slots: int = 1, looking: int = 0) -> Need:
     """What a run takes on a GPU, by a step and a render of the model without its weights.
 
     Args:
@@ -63,12 +68,14 @@ def memory_need(run: Run, dataset: Dataset, model: BaseModel, offload: bool, slo
         model: without an adapter.
         offload: whether text encoders and VAE leave the GPU while unused.
         slots: trials that train at once.
+        looking: bytes that the scoring encoder takes, as `encoder_bytes` gives them.
     """
     weights, twin = _Weights.of(model), _twin(model)
     twin.tiles = offload
     meter = Meter()
     meter.count(_tensors([*twin.modules.values(), *twin.text_encoders.values(), twin.vae]))
     frozen = meter.now
+    encoding = _encode(dataset, twin, meter) - frozen
     with OnGpu(model.dtype), meter:
         adapter = attach(twin.modules, run.adapter, slots=slots)
         for slot in range(slots):
@@ -76,6 +83,8 @@ def memory_need(run: Run, dataset: Dataset, model: BaseModel, offload: bool, slo
         trained = [parameter for slot in range(slots) for parameter in adapter.parameters(slot)]
         state = round(sum(parameter.numel() for parameter in trained) * state_bytes(run.optimizer))
         training = _train(run, dataset, twin, meter, slots, adapter.touches_text_encoder)
+        adapter.clear_grads()
+        held = meter.now
         with adapter.only(0):
             reading, drawing, decoding = _render(twin, meter)
     always = weights.core + state + WORKSPACE - frozen
@@ -83,7 +92,26 @@ def memory_need(run: Run, dataset: Dataset, model: BaseModel, offload: bool, slo
     always += weights.text if adapter.touches_text_encoder or not offload else 0
     text, vae = (0 if adapter.touches_text_encoder else weights.text, weights.vae) if offload else (0, 0)
     rendering = max(reading + text, drawing, decoding + vae)
-    return Need(always + max(training, reading + text), always + rendering)
+    resting = 0 if offload else weights.text
+    return Need(
+        training=always + max(training, reading + text),
+        rendering=always + rendering,
+        scoring=always + held + looking,
+        encoding=weights.core + resting + weights.vae + WORKSPACE + encoding,
+    )
+
+
+def encoder_bytes(encoder: Encoder) -> int:
+    """Bytes that a scoring encoder takes while it looks, its weights with it; 0 for the base model's own VAE."""
+    if not isinstance(encoder, OpenClip | Timm):
+        return 0
+    twin = copy.copy(encoder)
+    twin.model = hollow(encoder.model)
+    meter = Meter()
+    meter.count(_tensors([twin.model]))
+    with torch.no_grad(), OnGpu(torch.float32), meter:
+        twin.look(torch.zeros(AT_ONCE, 3, *twin.side, device=META))
+    return meter.peak
 
 
 def _twin(model: BaseModel) -> Any:
@@ -95,6 +123,21 @@ def _twin(model: BaseModel) -> Any:
     return twin
 
 
+@torch.no_grad()
+def _encode(dataset: Dataset, twin: Any, meter: Meter) -> int:
+    """Bytes at most while the largest picture is encoded."""
+    meter.peak = meter.now
+    with OnGpu(torch.float32), meter:
+        width, height = _largest_frame(dataset) or (twin.resolution, twin.resolution)
+        twin.encode_images(torch.zeros(1, 3, height, width, device=META))
+    return meter.peak
+
+
+def _largest_frame(dataset: Dataset) -> tuple[int, int] | None:
+    pictures = [*dataset.pictures, *dataset.regularization]
+    return max((p.frame for p in pictures if p.frame), key=lambda sides: sides[0] * sides[1], default=None)
+
+
 def _train(run: Run, dataset: Dataset, twin: Any, meter: Meter, slots: int, reads: bool) -> int:
     """Bytes at most of a step forth and back; its gradients are still there afterwards.
 
@@ -102,13 +145,12 @@ def _train(run: Run, dataset: Dataset, twin: Any, meter: Meter, slots: int, read
         reads: whether the text encoders are trained, too.
     """
     pictures = [*dataset.pictures, *dataset.regularization]
-    frame = max((p.frame for p in pictures if p.frame), key=lambda sides: sides[0] * sides[1], default=None)
     count = run.train.batch_size * slots
     caption = max((picture.caption for picture in pictures), key=lambda text: len(twin.tokens(text)))
     with torch.set_grad_enabled(reads):
         context = twin.encode_prompts([caption] * count)
     meter.peak = meter.now
-    noisy = torch.zeros(count, *latent_shape(twin, frame), device=META)
+    noisy = torch.zeros(count, *latent_shape(twin, _largest_frame(dataset)), device=META)
     timesteps = torch.zeros(count, dtype=torch.long, device=META)
     predicted = twin.predict(noisy, timesteps, context)
     backward(diffusion_loss(twin, predicted, torch.zeros_like(noisy), timesteps, run.train).mean())
@@ -159,25 +201,86 @@ def _size(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in _tensors([module]))
 
 
-def memory_section(runs: Sequence[Run], dataset: Dataset, model: BaseModel, slots: int, bars: Bars) -> Section:
-    """What each recipe takes of a GPU's memory, and whether it fits into the one at hand."""
+def memory_section(
+    runs: Sequence[Run], dataset: Dataset, model: BaseModel, slots: int, encoder: Encoder | str, bars: Bars
+) -> Section:
+    """What each recipe takes of a GPU's memory, and whether it fits into the one at hand.
+
+    Args:
+        runs: the recipes, and what a study's ranges make of them.
+        dataset: what they train on.
+        model: without an adapter.
+        slots: trials that train at once.
+        encoder: what judges checkpoints, or why it is missing.
+        bars: where progress is shown.
+    """
     card = torch.cuda.get_device_properties(model.device).total_memory if model.device.type == "cuda" else None
     offload = offloads(model.settings.offload, model.device) if card else model.settings.offload is not False
-    rows: list[tuple[Cell, ...]] = []
     words = [f"estimated by a step and a render without weights; a process takes {DRIVER / GB} GB beside it"]
-    known: dict[tuple[object, ...], Need] = {}
-    with bars.task("estimating memory", len(runs)) as advance:
-        for run in runs:
+    if isinstance(encoder, str):
+        words.append("without what the scoring encoder takes, which is missing")
+    looking = 0 if isinstance(encoder, str) else encoder_bytes(encoder)
+    found, known = list[tuple[Run, Need]](), dict[tuple[object, ...], Need]()
+    tried = largest(runs)
+    with bars.task("estimating memory", len(tried)) as advance:
+        for run in tried:
             key = (run.adapter, run.optimizer, run.train.batch_size)
             if key not in known:
-                known[key] = memory_need(run, dataset, model, offload, slots if run.adapter.packs else 1)
-            need = known[key]
-            rows.append((run.name, run.train.batch_size, need.training / GB, need.rendering / GB, need.most / GB))
-            if card and need.most + DRIVER > card:
-                words.append(f"{run.name} will not fit: set {' or '.join(savings(run, model))}")
+                known[key] = memory_need(run, dataset, model, offload, slots if run.adapter.packs else 1, looking)
+            found.append((run, known[key]))
+            if card and known[key].most + DRIVER > card:
+                words.append(f"{in_words(run)} will not fit: set {' or '.join(savings(run, model))}")
             advance(1)
-    most = f"{model.name}, {model.resolution} px: at most {max(need.most for need in known.values()) / GB:.1f} GB"
+    run, need = max(found, key=lambda pair: pair[1].most)
+    most = f"{model.name}, {model.resolution} px, {in_words(run)}: at most {need.most / GB:.1f} GB"
     words.insert(0, most + (f" of this card's {card / GB:.1f}" if card else " of a GPU's memory"))
-    return Section(
-        "GPU memory", ("recipe", "batch", "training GB", "rendering GB", "at most"), tuple(rows), tuple(words)
-    )
+    words.insert(1, f"encoding the pictures, before anything trains: {need.encoding / GB:.1f} GB")
+    rows: list[tuple[Cell, ...]] = [
+        (run.name, *_shape(run), need.training / GB, need.rendering / GB, need.scoring / GB, need.most / GB)
+        for run, need in found
+    ]
+    columns = ("recipe", "adapter", "dim", "batch", "training GB", "rendering GB", "scoring GB", "at most")
+    return Section("GPU memory", columns, tuple(rows), tuple(words))
+
+
+def largest(runs: Sequence[Run]) -> list[Run]:
+    """The first run of each name, and of the others those that no other of that name exceeds in everything."""
+    found = []
+    for name in dict.fromkeys(run.name for run in runs):
+        by_extent: dict[tuple[int, ...], Run] = {}
+        for run in runs:
+            if run.name == name:
+                by_extent.setdefault(_extent(run), run)
+        first, *others = by_extent
+        found.append(by_extent[first])
+        found += [by_extent[one] for one in others if not any(_within(one, two) for two in by_extent if two != one)]
+    return found
+
+
+def _extent(run: Run) -> tuple[int, ...]:
+    """What a run takes more memory with the more there is of it."""
+    adapter = run.adapter
+    return run.train.batch_size, len(adapter.targets), adapter.text_encoder, adapter.dim, _conv_rank(run)
+
+
+def _within(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
+
+
+def _conv_rank(run: Run) -> int:
+    """The rank of convolutions, 0 without."""
+    adapter = run.adapter
+    return adapter.conv_ranks[0] if isinstance(adapter, LoRA) and "conv" in adapter.targets else 0
+
+
+def _shape(run: Run) -> tuple[str, str, int]:
+    """A run's adapter, its rank and its batch."""
+    kind = next(name for name, kind in ADAPTERS.items() if kind is type(run.adapter))
+    conv = f" + {_conv_rank(run)} conv" * (_conv_rank(run) > 0)
+    return kind, f"{run.adapter.dim}{conv}", run.train.batch_size
+
+
+def in_words(run: Run) -> str:
+    """A run with what decides how much memory it takes."""
+    kind, dim, batch = _shape(run)
+    return f"{run.name} ({kind} of dim {dim}, batch {batch})"

@@ -66,8 +66,8 @@ class Plan:
         return self._runs[key]
 
     def extremes(self) -> list[Run]:
-        """Each recipe with every value of a key that decides what its workbench must hold."""
-        needed = ("adapter.", "train.preserve_share", "train.regularization_share")
+        """Each recipe with every value of a key that decides what its workbench must hold, and how much memory."""
+        needed = ("adapter.", "train.preserve_share", "train.regularization_share", "train.flip", "train.batch_size")
         return [
             self.run(recipe, {key: value})
             for recipe, ranges in self.space.items()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 
+from autolora.errors import MemoryFull
 from autolora.models.base import BaseModel, RenderSettings
 from autolora.sampling import Shot, render
 from autolora.train.loop import Assignment, Bench, Slot, train_step
@@ -50,7 +51,7 @@ def pack_speeds(run: Run, bench: Bench, most: int) -> dict[int, float]:
     """Optimizer steps a second of all together, by how many such runs train at once: 1, 2, 4 and so on up to `most`.
 
     It ends before twice as many may not fit the machine's memory, and at the first that does not fit the GPU's or gains
-    too little on half as many.
+    too little on half as many; nothing is there where not even one fits.
 
     Args:
         run: what is trained.
@@ -62,7 +63,7 @@ def pack_speeds(run: Run, bench: Bench, most: int) -> dict[int, float]:
     while count <= most:
         try:
             rates[count] = _packed_speed(run, bench, count)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, MemoryFull):
             torch.cuda.empty_cache()
             break
         if count > 1 and rates[count] < LEAST_GAIN * rates[count // 2]:

@@ -1,14 +1,10 @@
-"""A study: asks for recipes, trains and scores them, stops what cannot win, and can be continued by anyone."""
+"""What drives the training loop: trials go in, their checkpoints are scored, and what cannot win is stopped."""
 
 from __future__ import annotations
 
-import errno
-import math
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
-from dataclasses import replace
+from contextlib import suppress
 
 import optuna
 import torch
@@ -16,7 +12,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from autolora.errors import MemoryFull, StorageError, StudyError, memory_full
+from autolora.errors import MemoryFull, StudyError, memory_full
 from autolora.files import remove_leftovers, write_atomic
 from autolora.progress import Bars
 from autolora.study.budget import STEP
@@ -25,12 +21,11 @@ from autolora.study.claims import Claims
 from autolora.study.plan import Plan
 from autolora.study.queue import Queue, uid_of
 from autolora.study.space import drawn, suggest
-from autolora.study.speed import pack_speeds
 from autolora.study.trial import DIVERGED, Point, Record, points_of
 from autolora.study.warm_start import ORIGIN
 from autolora.study.workbench import Workbench
 from autolora.train.checkpoint import Checkpoint
-from autolora.train.loop import Assignment, Slot, train
+from autolora.train.loop import Assignment, Slot
 
 TRIES = 3  # of a trial that fails by itself, and trials that fail in a row before a worker blames itself
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -225,99 +220,6 @@ class Driver:
         """Take its bars away."""
         for bar in (self.study_bar, *self.trial_bars):
             self.bars.remove(bar)
-
-
-def run_study(
-    plan: Plan,
-    study: optuna.Study,
-    work: Workbench,
-    bars: Bars,
-    machine: str | None = None,
-    heard: Callable[[bool], None] = lambda ended: None,
-) -> None:
-    """Run trials until the study is done; what is interrupted goes back into the queue.
-
-    Args:
-        plan: what to run.
-        study: where trials come from, shared with any number of workers.
-        work: what every trial is trained and judged with.
-        bars: where progress is shown.
-        machine: the name by which this worker's heartbeats are known; None: this machine's.
-        heard: is called after every checkpoint, with whether its trial ended.
-
-    Raises:
-        StorageError: a disk is full.
-        StudyError: trial after trial fails here.
-    """
-    settings, packed = plan.settings, at_once(plan, work, bars)
-    beat, grace = settings.heartbeat_seconds, settings.grace_seconds
-    slots = packed
-    with Claims(study._storage, study._study_id, beat, grace, bars.say, machine) as claims:
-        while slots:
-            slots, packed = _sitting(plan, study, work, claims, bars, heard, slots, packed)
-
-
-def at_once(plan: Plan, work: Workbench, bars: Bars) -> int:
-    """How many trials a worker trains at once, of those whose adapters share a set: `study.pack`.
-
-    `auto` is the power of two that is fastest here, up to a fifth of the trials: the sampler learns nothing from those
-    that train beside the one it draws.
-    """
-    settings = plan.settings
-    packing = [run for run in (plan.run(recipe, {}) for recipe in plan.space) if run.adapter.packs]
-    if not packing:
-        return 1
-    if isinstance(settings.pack, int):
-        return settings.pack
-    most = math.ceil(settings.budget.trials / 5)
-    if most == 1:
-        return 1
-    with bars.task("trying how many trials train fastest at once", None):
-        rates = pack_speeds(packing[0], work.bench, most)
-    best = max(rates, key=lambda count: rates[count])
-    bars.say(f"{best} trials at once" + (f": {rates[best] / rates[1]:.1f} times as fast as one" if best > 1 else ""))
-    return best
-
-
-def _sitting(
-    plan: Plan,
-    study: optuna.Study,
-    work: Workbench,
-    claims: Claims,
-    bars: Bars,
-    heard: Callable[[bool], None],
-    slots: int,
-    packed: int,
-) -> tuple[int, int]:
-    """Run trials, so many at once, until the study is over, they fail, or the next one wants another set.
-
-    Returns:
-        How many at once to go on with, 0 where the study is over; and how many of those whose adapters share a set.
-    """
-    adapter = work.bench.adapter
-    with adapter.widened(slots) if slots > 1 else nullcontext(adapter) as wide:
-        driver = Driver(plan, study, replace(work, bench=replace(work.bench, adapter=wide)), claims, bars, packed)
-        try:
-            while not driver.over:
-                try:
-                    for ready in train(driver.next_run, driver.work.bench, driver.on_step):
-                        for slot in ready:
-                            driver.judge(slot)
-                            heard(slot.name not in driver.trials)
-                except StorageError:
-                    raise
-                except Exception as error:
-                    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                        raise StorageError(f"the disk is full ({error}); free some space and go on") from error
-                    if not claims.held:
-                        raise
-                    if fewer := driver.fail(error):
-                        return fewer, fewer
-                if driver.others:
-                    return (1 if slots > 1 else packed), packed
-        finally:
-            driver.close()
-    return 0, packed
 
 
 def keep_constraints(storage: BaseStorage, trial: Trial, constraints: dict[str, float]) -> None:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from autolora import config as cfg
 from autolora.adapters.adapter_set import attach
 from autolora.data.concepts import load_dataset, with_frames
+from autolora.data.sources import Picture
 from autolora.errors import Unmeasurable
 from autolora.export.write import ExportSettings
 from autolora.models import load_model
@@ -109,6 +110,18 @@ class Workbench:
             return render_probes(scorer, self.bench.model, self.bench.adapter, advance)
 
 
+def encode(latents: LatentCache, pictures: Sequence[Picture], flip: bool, bars: Bars) -> None:
+    """Encode pictures, and mirrored ones where a run shows them, before there is anything to train.
+
+    A picture of 1024 px takes 3 GB, more than fit beside a trial on small cards, and tiles or 16 bits would change it.
+    """
+    ways = (False, True) if flip else (False,)
+    with bars.task("encoding pictures", len(ways) * len(pictures)) as advance, latents.model.using("vae"):
+        for picture in pictures:
+            for way in ways:
+                latents.latents([picture], [way], advance)
+
+
 def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench:
     """Load model and pictures, encode, render and embed what is not cached yet."""
     source = cfg.dataset_settings(config)
@@ -126,10 +139,8 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
     dataset = with_frames(dataset, source, model.resolution)
     cache = Path(str(config.cache)).expanduser()
     latents, renders = LatentCache(model, cache / "latents"), BaseRenders(model, settings.render, cache / "renders")
-    pictures = len(dataset.pictures) + len(dataset.held_out)
-    with bars.task("encoding pictures", pictures) as advance, model.using("vae"):
-        for picture in (*dataset.pictures, *dataset.held_out):
-            latents.latents([picture], advance=advance)
+    flip = any(run.train.flip for run in runs)
+    encode(latents, [*dataset.pictures, *dataset.held_out], flip, bars)
     with bars.task("rendering the base model", None) as advance:
         search = BaseRenders(model, settings.render.search, cache / "renders")
         scorer, unmeasured = None, ""
@@ -139,11 +150,14 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
             unmeasured = str(error)
             bars.say(f"{unmeasured}; going on by validation loss alone")
     shown = dataset.regularization
-    if not shown and any(run.train.preserve_share or run.train.regularization_share for run in runs):
+    beside = [run.train for run in runs if run.train.preserve_share or run.train.regularization_share]
+    if not shown and beside:
         with bars.task("rendering class pictures", settings.class_pictures) as advance:
             prompts = class_prompts(dataset, settings.class_tags, settings.class_pictures)
             trained_on = BaseRenders(model, replace(settings.render, size=None), renders.folder)
             shown = class_pictures(prompts, trained_on, scoring.first_seed, advance)
+    if beside:
+        encode(latents, shown[: max(one.class_pictures or len(shown) for one in beside)], flip, bars)
     adapter = attach(model.modules, *(run.adapter for run in runs))
     model.stay(*adapter.roots)
     bench = Bench(model, adapter, dataset, latents, PromptCache(model), shown)

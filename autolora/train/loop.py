@@ -220,6 +220,7 @@ def train_step(bench: Bench, active: dict[int, Slot]) -> None:
     bench.adapter.gather_grads(bench.model.loss_scale)
     for index, slot in active.items():
         slot.advance(len(batches[index].pictures), losses[index])
+    bench.adapter.clear_grads()  # what follows may be a render, which needs their memory
 
 
 def _try(bench: Bench, active: dict[int, Slot], batches: dict[int, Batch]) -> dict[int, Tensor] | None:

@@ -26,8 +26,8 @@ from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.progress import Bars
 from autolora.study.begin import join_study, open_study
 from autolora.study.plan import Plan, make_plan
+from autolora.study.sittings import run_study
 from autolora.study.trial import Point
-from autolora.study.tune import run_study
 from autolora.study.workbench import Workbench
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.checkpoint import Checkpoint

@@ -23,9 +23,10 @@ from autolora.study.artifacts import Store, TrialFiles, local_store, open_bucket
 from autolora.study.begin import join_study
 from autolora.study.plan import make_plan
 from autolora.study.plots import study_curves
+from autolora.study.sittings import run_study
 from autolora.study.stage import Stage
 from autolora.study.trial import Record
-from autolora.study.tune import records, run_study
+from autolora.study.tune import records
 from tests.study import chaos
 from tests.study.test_dashboard import RUN, finish, point
 from tests.study.test_workers import TRIALS, begin, on_measure, states

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from autolora.cli import main
 from autolora.paperdoll.world import write_dataset
@@ -102,6 +103,42 @@ def test_what_is_neither_true_nor_false_is_no_switch(
     places = [f"dataset.path={folder}", f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
     assert main(["check", *places, "audit=no"]) == 2
     assert "audit must be true or false, got no" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("full", "lost", "audit"),
+    [
+        ("autolora.study.speed.train_step", {"Cost"}, "false"),
+        ("autolora.study.speed.render", {"Cost"}, "false"),
+        ("autolora.sampling.render", {"Triggers", "Pruning"}, "true"),
+    ],
+)
+def test_too_little_memory_costs_only_what_does_not_fit(
+    full: str, lost: set[str], audit: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 11 GiB.")
+
+    monkeypatch.setattr(full, refuse)
+    places = [f"dataset.path={folder}", f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
+    assert main(["check", *places, f"audit={audit}", "model.render.search_steps=1"]) == 0
+    found = json.loads((tmp_path / "run" / "check.json").read_text("utf-8"))
+    said = {title for title, section in found.items() if "Tried to allocate 2.00 GiB" in " ".join(section["words"])}
+    assert said == lost and all("model.offload=true" in found[title]["words"][0] for title in lost)
+    assert found["GPU memory"]["rows"] and ("Cost" in lost or found["Cost"]["rows"])
+
+
+def test_an_encoder_that_does_not_fit_is_said_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: str) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("autolora.study.check.load_encoder", refuse)
+    places = [f"dataset.path={folder}", f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
+    assert main(["check", *places, "model.render.search_steps=1"]) == 0
+    found = json.loads((tmp_path / "run" / "check.json").read_text("utf-8"))
+    assert "the GPU's memory is full" in found["Needed"]["words"][0] and found["GPU memory"]["rows"]
 
 
 def test_captions_shows_changes_and_writes_a_copy_only_when_asked(

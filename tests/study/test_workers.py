@@ -19,14 +19,15 @@ from optuna.trial import TrialState
 from autolora.adapters.lora import LoRA
 from autolora.adapters.tuned import LoHa
 from autolora.cli import Stopped
-from autolora.errors import ConfigError, StorageError, StudyError
+from autolora.errors import ConfigError, MemoryFull, StorageError, StudyError
 from autolora.paperdoll.world import write_dataset
-from autolora.study import speed, tune, workers
+from autolora.study import sittings, speed, workers
 from autolora.study.begin import join_study
 from autolora.study.claims import OWNER
 from autolora.study.plan import Plan
 from autolora.study.settings import Budget
-from autolora.study.tune import TRIES, run_study
+from autolora.study.sittings import run_study
+from autolora.study.tune import TRIES
 from autolora.study.workbench import Workbench
 from autolora.train.run import Run
 from tests.study import chaos
@@ -166,19 +167,20 @@ def test_a_pack_that_needs_too_much_memory_goes_on_half_as_wide(begun: Begun) ->
 
 
 @pytest.mark.parametrize(
-    ("rates", "trials", "expected"), [({1: 1.0, 2: 1.8, 4: 1.7}, 20, 2), ({1: 1.0, 2: 0.9}, 20, 1), ({}, 5, 1)]
+    ("rates", "trials", "expected"),
+    [({1: 1.0, 2: 1.8, 4: 1.7}, 20, 2), ({1: 1.0, 2: 0.9}, 20, 1), ({}, 20, 1), (None, 5, 1)],
 )
 def test_auto_takes_what_is_fastest(
-    begun: Begun, monkeypatch: pytest.MonkeyPatch, rates: dict[int, float], trials: int, expected: int
+    begun: Begun, monkeypatch: pytest.MonkeyPatch, rates: dict[int, float] | None, trials: int, expected: int
 ) -> None:
-    """And does not even try where a fifth of the trials is one."""
+    """And does not even try where a fifth of the trials is one; one at a time where not even one fits."""
     plan, _, work, said = begun
     asked = []
-    monkeypatch.setattr(tune, "pack_speeds", lambda run, bench, most: asked.append((run.name, most)) or rates)
+    monkeypatch.setattr(sittings, "pack_speeds", lambda run, bench, most: asked.append((run.name, most)) or rates or {})
     budget = replace(plan.settings.budget, trials=trials)
     auto = replace(plan, settings=replace(plan.settings, pack="auto", budget=budget))
-    assert tune.at_once(auto, work, said) == expected
-    assert asked == ([("doll-adamw", 4)] if rates else [])
+    assert sittings.at_once(auto, work, said) == expected
+    assert asked == ([] if rates is None else [("doll-adamw", 4)])
 
 
 def test_speeds_are_tried_until_they_rise_no_more_or_memory_is_out(
@@ -188,7 +190,9 @@ def test_speeds_are_tried_until_they_rise_no_more_or_memory_is_out(
     run = plan.run("doll-adamw", {})
     rates = speed.pack_speeds(run, work.bench, 3)
     assert rates.keys() == {1, 2} and min(rates.values()) > 0 and work.bench.adapter.slots == 1
-    for given, tried in (([1.0, 2.0, 2.1, 9.0], [1, 2, 4]), ([1.0, torch.OutOfMemoryError()], [1])):
+    full = [MemoryFull("too small"), torch.OutOfMemoryError()]
+    few = [([1.0, error], [1]) for error in full] + [([error], []) for error in full]
+    for given, tried in (([1.0, 2.0, 2.1, 9.0], [1, 2, 4]), *few):
         monkeypatch.setattr(speed, "_packed_speed", Mock(side_effect=given))
         assert list(speed.pack_speeds(run, work.bench, 8)) == tried
 
