@@ -1,4 +1,4 @@
-"""A worker's sittings at a study: how many trials train at once, in which set of adapters, and what follows a failure."""
+"""A worker's sittings at a study: how many trials train at once, of which adapters, and what follows a failure."""
 
 from __future__ import annotations
 
