@@ -31,7 +31,7 @@ def test_what_a_limited_time_is_spent_on_is_told(tmp_path: Path) -> None:
     assert "too little for all of the finals (150 min)" in words[-1]
     assert len(time_in_words(study, 2, 15.0, finals=144.0)) == 1
     short = time_in_words(replace(study, budget=Budget(minutes=20)), 2, 15.0, finals=0.0)
-    assert "too little for the 2 recipes" in short[-1]
+    assert "too short for the 2 recipes" in short[-1]
     assert "set budget.minutes=43" in short[-1]  # 30 of them are the search's, 70%
     assert "47% of what they are" in short[-1]
     assert not time_in_words(replace(study, budget=Budget()), 2, 15.0, finals=150.0)
