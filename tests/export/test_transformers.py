@@ -23,7 +23,7 @@ from autolora.export.metadata import Card
 from autolora.export.readings import readings
 from autolora.export.resize import Resizer, write_resized
 from autolora.export.verify import DiffusersTwin, compare_pictures, verify_deltas
-from autolora.export.write import export_lora
+from autolora.export.write import as_in_file, export_lora
 from autolora.models import FlowModel, RenderSettings
 from autolora.sampling import Shot, render
 from tests import tiny_flow
@@ -80,6 +80,15 @@ def test_a_lora_is_drawn_by_diffusers_as_by_us(model: FlowModel, tmp_path: Path)
         adapter.detach()
     compare_pictures(ours, twin.render(shots, settings), most=0.1)
     assert abs(ours[0].astype(int) - ours[2].astype(int)).mean() > 1
+
+
+def test_what_is_judged_is_what_the_file_holds(model: FlowModel, tmp_path: Path) -> None:
+    """Its scale is rounded with the factors that it is put into."""
+    spec = spec_of(model)
+    state = trained(model, spec)
+    path = export_lora(state, run(spec), dataset(), model, tmp_path, "zorak", card=CARD).path
+    held, read = as_in_file(state, model, torch.float16), read_lora(path, model)
+    assert held.keys() == read.keys() and all(torch.equal(held[key], tensor) for key, tensor in read.items())
 
 
 def test_a_lora_of_a_16_bit_model_is_proved_without_what_it_leaves_alone(model: FlowModel, tmp_path: Path) -> None:
