@@ -95,14 +95,14 @@ def time_in_words(study: StudySettings, recipes: int, minutes_each: float, final
     ]
     if study.retrain_seeds and limit - search < finals:
         said.append(
-            f"what is left is too little for all of the finals ({math.ceil(finals)} min): what does not fit is left out, "
-            "training again first; study.retrain_seeds=1 asks for less"
+            f"what is left is too little for all of the finals ({math.ceil(finals)} min): what does not fit is left "
+            "out, training again first; study.retrain_seeds=1 asks for less"
         )
     if fit < recipes:
         needed = math.ceil(recipes * minutes_each / search * limit)
         said.append(
-            f"the search is too short for the {recipes} recipes as they are, which come first: set budget.minutes={needed}, "
-            "leave some out with ~study.recipes.NAME, or train on fewer pictures by train.epochs or "
-            f"train.steps_per_concept, {search / (recipes * minutes_each):.0%} of what they are"
+            f"the search is too short for the {recipes} recipes as they are, which come first: set "
+            f"budget.minutes={needed}, leave some out with ~study.recipes.NAME, or train on fewer pictures by "
+            f"train.epochs or train.steps_per_concept, {search / (recipes * minutes_each):.0%} of what they are"
         )
     return said
