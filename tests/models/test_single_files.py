@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -67,7 +68,8 @@ def test_file_and_folder_are_one_model(pair: Pair) -> None:
 
 
 def test_what_a_file_is_is_known_by_its_keys(pair: Pair, tmp_path: Path) -> None:
-    expected = SingleFile(pair.family, "v_prediction" if pair.family == "sd2" else None)
+    guessed = pair.family == "sd2"
+    expected = SingleFile(pair.family, "v_prediction" if guessed else None, guessed=guessed)
     assert recognise_file(pair.file) == expected
     tensors = load_file(pair.file)
     marked = tmp_path / "marked.safetensors"
@@ -80,6 +82,15 @@ def test_what_a_file_is_is_known_by_its_keys(pair: Pair, tmp_path: Path) -> None
     )
     save_file(tensors, marked, {"modelspec.prediction_type": "v"})
     assert recognise_file(marked).prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize("pair", ["sd2"], indirect=True)
+def test_a_guess_is_said_with_the_way_out(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    assert tiny.load_tiny(pair.file, "sd2").prediction_type == "v_prediction"
+    assert "one.safetensors does not say" in caplog.text and "model.prediction_type=epsilon" in caplog.text
+    caplog.clear()
+    assert tiny.load_tiny(pair.file, "sd2", prediction_type="epsilon").prediction_type == "epsilon"
+    assert not caplog.records
 
 
 def test_a_lora_for_a_file_is_proved_by_diffusers(pair: Pair, tmp_path: Path) -> None:
@@ -160,5 +171,18 @@ def test_a_hub_id_is_found_in_the_cache(tiny_model_dir: Path, tmp_path: Path, mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert load_model(ModelSettings(path="someone/tiny")).latent_shape == (4, 8, 8)
-    with pytest.raises(ModelError, match=r"someone/other is neither a folder or file here nor in the cache"):
-        load_model(ModelSettings(path="someone/other"))
+    other = ModelSettings(family="flux", path="someone/other")
+    said = r"someone/other is neither a folder or file here nor in the cache .* text_encoder_2/ \(T5-XXL\)"
+    with pytest.raises(ModelError, match=said):
+        load_model(other)
+    own = huggingface_hub.snapshot_download
+
+    def out_of_reach(*args: Any, local_files_only: bool = False, **rest: Any) -> str:
+        if not local_files_only:
+            raise OSError("no route to the hub")
+        return own(*args, local_files_only=True, **rest)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", out_of_reach)
+    assert load_model(ModelSettings(path="someone/tiny")).latent_shape == (4, 8, 8)
+    with pytest.raises(ModelError, match=r"no route to the hub"):
+        load_model(other)
