@@ -90,6 +90,7 @@ def test_every_base_model_is_a_family_with_its_way_of_rendering(preset: str) -> 
     settings = config.model_settings(config.compose("train", [f"model={preset}", "model.path=x.safetensors"]))
     assert settings.family in FAMILIES and settings.class_tags
     assert settings.resolution is None or settings.resolution % 64 == 0
+    assert settings.render.search.steps < settings.render.steps
     tags = settings.render.prompt("1girl")
     assert tags.endswith("1girl") and (tags == "1girl") == (preset in PLAIN)
 

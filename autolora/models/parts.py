@@ -83,7 +83,7 @@ def load_single_file(path: Path, settings: ModelSettings, device: torch.device) 
     dtype, encoders, found = DTYPES[settings.dtype], ENCODERS[settings.family], recognise_file(path)
     if found.guessed and settings.prediction_type is None:
         logging.getLogger(__name__).warning(
-            "%s does not say what it predicts: taken for v, as most of its family do; where pictures come out as noise, "
+            "%s does not say what it predicts: taken for v, as most of its family do; where pictures are but noise, "
             "as of the 512 px base model, set model.prediction_type=epsilon",
             path,
         )
