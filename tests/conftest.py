@@ -30,6 +30,12 @@ def tiny_model(tiny_model_dir: Path) -> StableDiffusion:
 
 
 @pytest.fixture(scope="session")
+def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusion:
+    """A Stable Diffusion 2 of random weights (v-prediction, 32 px), shared as above."""
+    return tiny.load_tiny(tiny.save_tiny(tmp_path_factory.mktemp("tiny") / "sd2", family="sd2"), "sd2")
+
+
+@pytest.fixture(scope="session")
 def tiny_xl_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StableDiffusionXLPipeline folder of random weights (noise prediction, 32 px); read only."""
     return tiny.save_tiny_xl(tmp_path_factory.mktemp("tiny") / "xl")

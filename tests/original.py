@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import CLIPTextConfig
 
+from autolora.models.configs import CONFIGS, PAD_TOKENS, clip_tokenizer
+from tests import tiny
+
+VAE_CONFIG = {**dict(tiny.tiny_vae().config), "mid_block_add_attention": True}
+_PIPELINE: Any = DiffusionPipeline  # untyped libraries are called through Any
+_VAE: Any = AutoencoderKL
 Named = Iterator[tuple[str, str]]  # a module's name in diffusers, in the original code
 _RESNET = {
     "norm1": "in_layers.0",
@@ -161,3 +171,34 @@ def save_original(pipeline: Any, path: Path, family: str, *marks: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: tensor.half().contiguous().clone() for key, tensor in tensors.items()}, path)
     return path
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One model as a folder and as a file."""
+
+    family: str
+    folder: Path
+    file: Path
+
+
+def both_forms(family: str, out: Path, patch: pytest.MonkeyPatch) -> Pair:
+    """A tiny model with CLIP's own vocabulary, and its sizes in the place of the built-in ones."""
+    folder, small, large = out / "folder", tiny.tiny_text_config(), tiny.tiny_text_config(tiny.WIDTH_2)
+    for config in (small, large):
+        config.vocab_size, config.bos_token_id, config.eos_token_id, config.pad_token_id = 49408, 49406, 49407, 0
+    first = PAD_TOKENS[family]["text_encoder"]
+    patch.setattr(tiny, "tiny_text_config", lambda width=tiny.WIDTH: small if width == tiny.WIDTH else large)
+    patch.setattr(tiny, "tiny_vae", lambda: _VAE(**VAE_CONFIG))
+    patch.setattr(tiny, "tiny_tokenizer", lambda pad_token=None: clip_tokenizer(pad_token or first))
+    tiny.save_tiny_xl(folder) if family == "sdxl" else tiny.save_tiny(folder, "epsilon", family=family)
+    pipeline = _PIPELINE.from_pretrained(folder)
+    configs = {"unet": dict(pipeline.unet.config), "vae": VAE_CONFIG}
+    encoders = [name for name in ("text_encoder", "text_encoder_2") if getattr(pipeline, name, None) is not None]
+    configs |= {name: _as_dict(getattr(pipeline, name).config) for name in encoders}
+    patch.setitem(CONFIGS, family, configs)
+    return Pair(family, folder, save_original(pipeline, out / "files" / "one.safetensors", family))
+
+
+def _as_dict(config: CLIPTextConfig) -> dict[str, Any]:
+    return {key: value for key, value in config.to_dict().items() if key not in ("architectures", "dtype")}

@@ -90,6 +90,7 @@ def test_every_base_model_is_a_family_with_its_way_of_rendering(preset: str) -> 
     settings = config.model_settings(config.compose("train", [f"model={preset}", "model.path=x.safetensors"]))
     assert settings.family in FAMILIES and settings.class_tags
     assert settings.resolution is None or settings.resolution % 64 == 0
+    assert settings.render.search.steps < settings.render.steps
     tags = settings.render.prompt("1girl")
     assert tags.endswith("1girl") and (tags == "1girl") == (preset in PLAIN)
 
@@ -109,7 +110,7 @@ def test_presets_say_what_their_users_know() -> None:
 
 @pytest.mark.parametrize(("preset", "batch"), [("sdxl", 2), ("pony", 2), ("noobai-vpred", 2), ("flux", 4), ("sd15", 4)])
 def test_batches_are_small_where_an_adapter_is_to_fit_beside_the_model(preset: str, batch: int) -> None:
-    chosen = [f"model={preset}", "model.path=x"]
+    chosen = [f"model={preset}", "model.path=x", "recipe=guide-adamw"]
     run = config.build_run(config.compose("tune", chosen, "character"))
     assert run.train.batch_size == batch and run.train.steps_per_concept == 1000
     assert config.build_run(config.compose("tune", [*chosen, "train.batch_size=3"], "character")).train.batch_size == 3

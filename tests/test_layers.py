@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import autolora
+from autolora.models import FAMILIES
 
 LAYERS = [
     ("errors", "files", "progress", "provenance"),
@@ -46,6 +47,17 @@ def test_imports_point_upward(path: Path) -> None:
                 assert parts[2] == "weights" or layer == "cli", f"{path} imports {node.module}"
             elif layer in RANK:
                 assert RANK[name] <= RANK[layer], f"{path} imports {name}, which stands above {layer}"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_but_models_asks_which_family_a_model_is(path: Path) -> None:
+    """Others look a family up in a table."""
+    if path.relative_to(ROOT).parts[0] == "models":
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    asked = [node for node in ast.walk(tree) if isinstance(node, ast.Compare | ast.match_case)]
+    said = [part.value for node in asked for part in ast.walk(node) if isinstance(part, ast.Constant)]
+    assert not set(FAMILIES) & {value for value in said if isinstance(value, str)}
 
 
 def test_every_module_has_a_place() -> None:

@@ -61,15 +61,22 @@ def adapter(request: pytest.FixtureRequest, tiny_model: StableDiffusion) -> Iter
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
 @pytest.mark.parametrize(
-    ("guidance", "rescale", "sampler"),
-    [(1.0, 0.0, "ddim"), (3.0, 0.0, "ddim"), (6.0, 0.7, "ddim"), (3.0, 0.0, "euler"), (3.0, 0.0, "dpmpp_2m")],
+    ("family", "guidance", "rescale", "sampler"),
+    [
+        ("sd1", 1.0, 0.0, "ddim"),
+        ("sd1", 3.0, 0.0, "ddim"),
+        ("sd1", 6.0, 0.7, "ddim"),
+        ("sd1", 3.0, 0.0, "euler"),
+        ("sd1", 3.0, 0.0, "dpmpp_2m"),
+        ("sd2", 3.0, 0.0, "ddim"),
+    ],
 )
 def test_a_render_is_the_one_of_diffusers(
-    prediction: str, guidance: float, rescale: float, sampler: str, tmp_path: Path
+    prediction: str, family: str, guidance: float, rescale: float, sampler: str, tmp_path: Path
 ) -> None:
-    folder = tiny.save_tiny(tmp_path / "model", prediction)
+    folder = tiny.save_tiny(tmp_path / "model", prediction, family=family)
     settings = RenderSettings(steps=5, guidance=guidance, negative="red", guidance_rescale=rescale, sampler=sampler)
-    pictures = render(tiny.load_tiny(folder), [Shot("1girl, mona", 7, 0.0), Shot("b", 8, 0.0)], settings)
+    pictures = render(tiny.load_tiny(folder, family), [Shot("1girl, mona", 7, 0.0), Shot("b", 8, 0.0)], settings)
     pipeline = PIPELINE.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = SCHEDULERS[sampler](pipeline.scheduler.config)

@@ -6,7 +6,6 @@ import json
 import shlex
 from dataclasses import dataclass
 
-from autolora.adapters.formats import is_transformer
 from autolora.data.concepts import Dataset
 from autolora.export.metadata import family_of, network
 from autolora.models.base import BaseModel
@@ -41,7 +40,8 @@ def kohya_command(run: Run, dataset: Dataset, model: BaseModel, step: int) -> Ko
         model: the base.
         step: images shown up to the checkpoint, those beside the dataset's own included; there a step is a batch.
     """
-    if is_transformer(model.architecture):
+    family = family_of(model)
+    if family.kohya_script is None:
         return KohyaCommand("", ("sd-scripts trains this family by scripts and arguments that are not written here.",))
     own = round(step * sum(run.steps_of(dataset)) / run.steps_per_epoch(dataset))
     batches = -(-own // run.train.batch_size)
@@ -57,7 +57,7 @@ def kohya_command(run: Run, dataset: Dataset, model: BaseModel, step: int) -> Ko
         "--save_model_as=safetensors",
         f"--resolution={side},{side}",
         *(["--enable_bucket"] if any(picture.frame for picture in dataset.pictures) else []),
-        *(["--v2"] if family_of(model).v2 else []),
+        *(["--v2"] if family.v2 else []),
         *([f"--clip_skip={model.clip_skip}"] if model.clip_skip else []),
         *(["--v_parameterization"] if model.prediction_type == "v_prediction" else []),
         *_network(run),
@@ -66,8 +66,7 @@ def kohya_command(run: Run, dataset: Dataset, model: BaseModel, step: int) -> Ko
         *_training(run),
         f"--max_train_steps={batches}",
     ]
-    script = "sdxl_train_network.py" if model.architecture == "sdxl" else "train_network.py"
-    lines = [f"accelerate launch {script}"]
+    lines = [f"accelerate launch {family.kohya_script}"]
     for flag in flags:
         if flag.startswith("--"):
             lines.append(shlex.quote(flag))

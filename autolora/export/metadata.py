@@ -38,6 +38,7 @@ class Family:
     spec: str
     webui: str
     v2: bool = False
+    kohya_script: str | None = "train_network.py"  # of sd-scripts; None: one whose arguments are not written here
 
 
 FAMILIES: dict[str, Family] = {
@@ -45,11 +46,11 @@ FAMILIES: dict[str, Family] = {
     "sd1 v": Family("sd_v1_v", "stable-diffusion-v1", "SD1"),
     "sd2": Family("sd_v2", "stable-diffusion-v2-512", "SD2", v2=True),
     "sd2 v": Family("sd_v2_v", "stable-diffusion-v2-768-v", "SD2", v2=True),
-    "sdxl": Family("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "SDXL"),
-    "sd3": Family("sd3", "stable-diffusion-3", "Unknown"),
-    "flux": Family("flux1", "flux-1", "Flux"),
-    "flux guidance": Family("flux1", "flux-1-dev", "Flux"),
-    "z_image": Family("z_image", "z-image", "Unknown"),
+    "sdxl": Family("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "SDXL", kohya_script="sdxl_train_network.py"),
+    "sd3": Family("sd3", "stable-diffusion-3", "Unknown", kohya_script=None),
+    "flux": Family("flux1", "flux-1", "Flux", kohya_script=None),
+    "flux guidance": Family("flux1", "flux-1-dev", "Flux", kohya_script=None),
+    "z_image": Family("z_image", "z-image", "Unknown", kohya_script=None),
 }
 
 

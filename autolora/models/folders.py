@@ -27,6 +27,11 @@ NAMES = {
     "flux": "Flux",
     "z_image": "Z-Image",
 }
+LARGE = {  # by family: the text encoder that single downloads often leave out, and what it is
+    "sd3": ("text_encoder_3", "T5-XXL"),
+    "flux": ("text_encoder_2", "T5-XXL"),
+    "z_image": ("text_encoder", "Qwen3"),
+}
 TRANSFORMERS = {"StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux", "ZImagePipeline": "z_image"}
 AGAIN = "download or convert the model again"
 
@@ -43,9 +48,17 @@ def parts_of(family: str) -> tuple[str, ...]:
 
 def expected(family: str) -> str:
     """The same in words."""
-    names = ", ".join(part if "." in part else f"{part}/" for part in parts_of(family))
+    names = ", ".join(_named(part, family) for part in parts_of(family))
     forms = "diffusers folder" if family in TRANSFORMERS.values() else "checkpoint (.safetensors) or diffusers folder"
     return f"expected a {NAMES[family]} {forms} ({names})"
+
+
+def _named(part: str, family: str) -> str:
+    """A part of a folder, and what it is where its name does not tell."""
+    if "." in part:
+        return part
+    large, kind = LARGE.get(family, ("", ""))
+    return f"{part}/ ({kind})" if part == large else f"{part}/"
 
 
 def check_folder(path: Path, family: str) -> None:
@@ -67,7 +80,9 @@ def check_folder(path: Path, family: str) -> None:
         raise ModelError(f"model.path={path} is {an(found)} model ({kind}): set model.family={found}; {wanted}")
     missing = [part for part in parts_of(family) if not (path / part).exists()]
     if missing:
-        raise ModelError(f"model.path={path} lacks {', '.join(missing)}; {wanted}: {AGAIN}")
+        raise ModelError(
+            f"model.path={path} lacks {', '.join(_named(part, family) for part in missing)}; {wanted}: {AGAIN}"
+        )
     denoiser, vae = (read_json(path / part / "config.json") for part in (denoiser_of(family), "vae"))
     packed = 4 if family == "flux" else 1  # latent cells that it takes as one
     if denoiser.get("in_channels", 4) != packed * vae.get("latent_channels", 4):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -80,6 +81,12 @@ def load_single_file(path: Path, settings: ModelSettings, device: torch.device) 
         ModelError: tensors are missing.
     """
     dtype, encoders, found = DTYPES[settings.dtype], ENCODERS[settings.family], recognise_file(path)
+    if found.guessed and settings.prediction_type is None:
+        logging.getLogger(__name__).warning(
+            "%s does not say what it predicts: taken for v, as most of its family do; where pictures are but noise, "
+            "as of the 512 px base model, set model.prediction_type=epsilon",
+            path,
+        )
     said = replace(
         settings,
         prediction_type=settings.prediction_type or found.prediction_type,

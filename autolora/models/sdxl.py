@@ -24,6 +24,7 @@ class StableDiffusionXL(StableDiffusion):
 
     def _check_clip_skip(self) -> None:
         check_penultimate(self.clip_skip, "SDXL")
+        self.clip_skip = None  # as diffusers calls the layer that it reads of itself
 
     def _told(self, noisy: Tensor, context: Context) -> dict[str, Tensor] | None:
         if context.pooled is None:

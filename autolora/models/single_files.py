@@ -37,6 +37,7 @@ class SingleFile:
     family: str
     prediction_type: str | None = None
     zero_terminal_snr: bool | None = None
+    guessed: bool = False  # what it predicts is what most files of its family do, as it does not say
 
 
 def recognise_file(path: Path) -> SingleFile:
@@ -77,9 +78,11 @@ def recognise_file(path: Path) -> SingleFile:
     if not any(key.startswith(_VAE) for key in keys):
         raise ModelError(f"model.path={path} has no VAE; give a whole checkpoint")
     said = {"v": "v_prediction", "epsilon": "epsilon"}.get(metadata.get("modelspec.prediction_type", ""))
+    said = "v_prediction" if "v_pred" in keys else said
     usual = "v_prediction" if family == "sd2" else None
     return SingleFile(
         family,
-        "v_prediction" if "v_pred" in keys else said or usual,
-        True if "ztsnr" in keys else None,
+        prediction_type=said or usual,
+        zero_terminal_snr=True if "ztsnr" in keys else None,
+        guessed=said is None and usual is not None,
     )

@@ -31,7 +31,7 @@ def find_source(path: str, family: str) -> Path:
         return BASE
     source = Path(path).expanduser()
     if not source.exists() and _HUB_ID.fullmatch(path) and not source.parent.is_dir():
-        source = _from_hub(path)
+        source = _from_hub(path, family)
     if source.is_file():
         found = recognise_file(source).family
         if found != family:
@@ -43,7 +43,7 @@ def find_source(path: str, family: str) -> Path:
     return source
 
 
-def _from_hub(repository: str) -> Path:
+def _from_hub(repository: str, family: str) -> Path:
     """A repository's folder: from the hub where it can be reached, else from its cache.
 
     Raises:
@@ -59,5 +59,5 @@ def _from_hub(repository: str) -> Path:
             raise ModelError(
                 f"model.path={repository} is neither a folder or file here nor in the cache of the Hugging Face hub "
                 f"({huggingface_hub.constants.HF_HUB_CACHE}), and the hub gives no such model ({reason}): give a path, "
-                "or run once with HF_HUB_OFFLINE=0 in the environment to have it downloaded"
+                f"or run once with HF_HUB_OFFLINE=0 in the environment to have it downloaded; {expected(family)}"
             ) from error

@@ -77,6 +77,7 @@ def test_other_bases(dataset: Dataset) -> None:
     assert "sdxl_train_network.py" in kohya_command(run_of(), dataset, model("sdxl"), 100).text
     assert "--v_parameterization" in flags(kohya_command(run_of(), dataset, model(prediction="v_prediction"), 100))
     assert "--v2" in flags(kohya_command(run_of(), dataset, model("sd2"), 100))
+    assert not kohya_command(run_of(), dataset, model("flux", "flow"), 100).text
 
 
 def test_no_private_path(dataset: Dataset) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from autolora.errors import ModelError
+from autolora.models import FlowModel
 from autolora.models.sources import find_source
 
 Spoil = Callable[[Path], Path | None]  # spoils a good model folder; may give another path to try
@@ -76,7 +77,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "index is a list": (lambda p: rewrite(p / "model_index.json", "[]"), "holds no JSON object"),
     "parts": (
         lambda p: without(p, "vae", "scheduler"),
-        r"lacks vae, scheduler; expected",
+        r"lacks vae/, scheduler/; expected",
     ),
     "inpainting": (
         lambda p: edit(p / "unet" / "config.json", in_channels=9),
@@ -131,3 +132,16 @@ def test_a_wrong_path_is_refused(case: str, tiny_model_dir: Path, tmp_path: Path
     with pytest.raises(ModelError, match=message) as caught:
         find_source(str(spoil(folder) or folder), "sd1")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "kind"),
+    [("sd3", "text_encoder_3", "T5-XXL"), ("flux", "text_encoder_2", "T5-XXL"), ("z_image", "text_encoder", "Qwen3")],
+)
+def test_a_large_text_encoder_that_was_left_out_is_named(
+    family: str, part: str, kind: str, tiny_flows: dict[str, FlowModel], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(str(tiny_flows[family].source), tmp_path / "model")
+    shutil.rmtree(folder / part)
+    with pytest.raises(ModelError, match=rf"lacks {part}/ \({kind}\); expected .*{part}/ \({kind}\)"):
+        find_source(str(folder), family)

@@ -96,6 +96,15 @@ def test_a_render_is_the_one_of_diffusers(tiny_xl: StableDiffusion, pipeline: An
         assert np.abs(picture.astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
+def test_its_usual_layer_is_also_2_and_is_proved_by_pictures(
+    tiny_xl_dir: Path, adapter: AdapterSet, tmp_path: Path
+) -> None:
+    plain, model = (tiny.load_tiny(tiny_xl_dir, "sdxl", clip_skip=skip) for skip in (None, 2))
+    assert torch.equal(model.encode_prompts(PROMPTS).tokens, plain.encode_prompts(PROMPTS).tokens)
+    path = export_lora(adapter.state(0), run(SPEC), dataset(), model, tmp_path, "xl", card=CARD).path
+    assert read_metadata(path)["ss_clip_skip"] == "None" and DiffusersTwin(path, tiny_xl_dir, model).draws
+
+
 def test_an_export_is_the_same_in_diffusers(
     tiny_xl: StableDiffusion, tiny_xl_dir: Path, adapter: AdapterSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

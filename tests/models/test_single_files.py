@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shutil
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig
 
 from autolora.adapters.lora import LoRA
 from autolora.adapters.read import read_metadata
@@ -21,56 +20,23 @@ from autolora.export.metadata import Card
 from autolora.export.verify import DiffusersTwin
 from autolora.export.write import export_lora
 from autolora.models import ModelSettings, StableDiffusion, load_model
-from autolora.models.configs import CONFIGS, PAD_TOKENS, clip_tokenizer
+from autolora.models.configs import CONFIGS
 from autolora.models.single_files import SingleFile, recognise_file
 from tests import tiny
 from tests.export.world import dataset, random_state, run
-from tests.original import save_original, vae_state
+from tests.original import VAE_CONFIG, Pair, both_forms, vae_state
 
 PIPELINE: Any = DiffusionPipeline
 VAE: Any = AutoencoderKL
 PROMPTS = ["1girl, Mona", "", "mona_(é), " * 7, "a" * 100]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One model as a folder and as a file."""
-
-    family: str
-    folder: Path
-    file: Path
-
-
 @pytest.fixture(params=["sd1", "sd2", "sdxl"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
-    """A tiny model with CLIP's own vocabulary, and its sizes in the place of the built-in ones; no network."""
-    family, folder = request.param, tmp_path / "folder"
-    small, large = tiny.tiny_text_config(), tiny.tiny_text_config(tiny.WIDTH_2)
-    for config in (small, large):
-        config.vocab_size, config.bos_token_id, config.eos_token_id, config.pad_token_id = 49408, 49406, 49407, 0
-    monkeypatch.setattr(tiny, "tiny_text_config", lambda width=tiny.WIDTH: small if width == tiny.WIDTH else large)
-    monkeypatch.setattr(tiny, "tiny_vae", lambda: VAE(**VAE_CONFIG))
-    monkeypatch.setattr(tiny, "tiny_tokenizer", lambda pad_token=None: clip_tokenizer(pad_token or first_pad(family)))
-    tiny.save_tiny_xl(folder) if family == "sdxl" else tiny.save_tiny(folder, "epsilon", family=family)
-    pipeline = PIPELINE.from_pretrained(folder)
-    configs = {"unet": dict(pipeline.unet.config), "vae": VAE_CONFIG}
-    encoders = [name for name in ("text_encoder", "text_encoder_2") if getattr(pipeline, name, None) is not None]
-    configs |= {name: as_dict(getattr(pipeline, name).config) for name in encoders}
-    monkeypatch.setitem(CONFIGS, family, configs)
-    file = save_original(pipeline, tmp_path / "files" / "one.safetensors", family)
+    """A tiny model in both forms; no network."""
+    found = both_forms(request.param, tmp_path, monkeypatch)
     monkeypatch.setattr(socket.socket, "connect", no_network)
-    return Pair(family, folder, file)
-
-
-VAE_CONFIG = {**dict(tiny.tiny_vae().config), "mid_block_add_attention": True}
-
-
-def first_pad(family: str) -> str:
-    return PAD_TOKENS[family]["text_encoder"]
-
-
-def as_dict(config: CLIPTextConfig) -> dict[str, Any]:
-    return {key: value for key, value in config.to_dict().items() if key not in ("architectures", "dtype")}
+    return found
 
 
 def no_network(*_: object) -> None:
@@ -102,7 +68,8 @@ def test_file_and_folder_are_one_model(pair: Pair) -> None:
 
 
 def test_what_a_file_is_is_known_by_its_keys(pair: Pair, tmp_path: Path) -> None:
-    expected = SingleFile(pair.family, "v_prediction" if pair.family == "sd2" else None)
+    guessed = pair.family == "sd2"
+    expected = SingleFile(pair.family, "v_prediction" if guessed else None, guessed=guessed)
     assert recognise_file(pair.file) == expected
     tensors = load_file(pair.file)
     marked = tmp_path / "marked.safetensors"
@@ -115,6 +82,15 @@ def test_what_a_file_is_is_known_by_its_keys(pair: Pair, tmp_path: Path) -> None
     )
     save_file(tensors, marked, {"modelspec.prediction_type": "v"})
     assert recognise_file(marked).prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize("pair", ["sd2"], indirect=True)
+def test_a_guess_is_said_with_the_way_out(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    assert tiny.load_tiny(pair.file, "sd2").prediction_type == "v_prediction"
+    assert "one.safetensors does not say" in caplog.text and "model.prediction_type=epsilon" in caplog.text
+    caplog.clear()
+    assert tiny.load_tiny(pair.file, "sd2", prediction_type="epsilon").prediction_type == "epsilon"
+    assert not caplog.records
 
 
 def test_a_lora_for_a_file_is_proved_by_diffusers(pair: Pair, tmp_path: Path) -> None:
@@ -195,5 +171,18 @@ def test_a_hub_id_is_found_in_the_cache(tiny_model_dir: Path, tmp_path: Path, mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert load_model(ModelSettings(path="someone/tiny")).latent_shape == (4, 8, 8)
-    with pytest.raises(ModelError, match=r"someone/other is neither a folder or file here nor in the cache"):
-        load_model(ModelSettings(path="someone/other"))
+    other = ModelSettings(family="flux", path="someone/other")
+    said = r"someone/other is neither a folder or file here nor in the cache .* text_encoder_2/ \(T5-XXL\)"
+    with pytest.raises(ModelError, match=said):
+        load_model(other)
+    own = huggingface_hub.snapshot_download
+
+    def out_of_reach(*args: Any, local_files_only: bool = False, **rest: Any) -> str:
+        if not local_files_only:
+            raise OSError("no route to the hub")
+        return own(*args, local_files_only=True, **rest)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", out_of_reach)
+    assert load_model(ModelSettings(path="someone/tiny")).latent_shape == (4, 8, 8)
+    with pytest.raises(ModelError, match=r"no route to the hub"):
+        load_model(other)

@@ -76,14 +76,15 @@ def train_all(bench: Bench, assignment: Assignment) -> list[Checkpoint]:
         bench.adapter.detach()
 
 
-@pytest.fixture(params=["sd1", "sdxl", *tiny_flow.FAMILIES])
+@pytest.fixture(params=["sd1", "sd2", "sdxl", *tiny_flow.FAMILIES])
 def model(
     request: pytest.FixtureRequest,
     tiny_model: StableDiffusion,
+    tiny_sd2: StableDiffusion,
     tiny_xl: StableDiffusion,
     tiny_flows: dict[str, FlowModel],
 ) -> BaseModel:
-    found: dict[str, BaseModel] = {"sd1": tiny_model, "sdxl": tiny_xl, **tiny_flows}
+    found: dict[str, BaseModel] = {"sd1": tiny_model, "sd2": tiny_sd2, "sdxl": tiny_xl, **tiny_flows}
     return found[request.param]
 
 

@@ -1,0 +1,83 @@
+"""A study from its pictures to its exported LoRA on every family of base models, as small as one can be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from autolora.cli import main
+from autolora.models import FAMILIES
+from autolora.paperdoll.world import write_dataset
+from tests import tiny, tiny_flow
+from tests.original import both_forms
+
+FORMS = [*((family, "folder") for family in FAMILIES), *((family, "file") for family in ("sd1", "sd2", "sdxl"))]
+STUDY = """# @package _global_
+defaults: [override /model: paperdoll, override /scoring: paperdoll]
+study:
+  name: tiny
+  retrain_seeds: 0
+  finalists: 1
+  average: false
+  recipes:
+    doll-adamw: {adapter.dim: {choice: [2, 4]}}
+adapter: {dim: 2, alpha: 2}
+train: {epochs: 1, steps_per_concept: 8, steps_main: 0, preserve_share: 0.5}
+"""
+SMALL = (
+    "budget.trials=1",
+    "model.class_pictures=4",
+    "model.render.steps=1",
+    "model.render.search_steps=1",
+    "model.render.sampler=euler",
+    "scoring.weights=[1.0]",
+    "scoring.class_seeds=1",
+    "scoring.class_alone=2",
+    "scoring.contexts=[smile]",
+    "scoring.overrides=[hat,glasses]",
+    "scoring.class_contexts=[]",
+    "scoring.unrelated=[city]",
+    "scoring.contrast=8",
+    "scoring.bootstrap=20",
+    "scoring.second_encoder=null",
+    "scoring.tagger=null",
+)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pictures") / "doll"
+    write_dataset(out, seed=1, outfits=1, images_per_outfit=8, size=32)
+    return out
+
+
+def saved(family: str, form: str, folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """A model of random weights."""
+    if form == "file":
+        return both_forms(family, folder, patch).file
+    if family in tiny_flow.FAMILIES:
+        return tiny_flow.save_tiny_flow(folder / "model", family)
+    return tiny.save_tiny_xl(folder / "model") if family == "sdxl" else tiny.save_tiny(folder / "model", family=family)
+
+
+@pytest.mark.parametrize(("family", "form"), FORMS)
+def test_a_study_scores_and_exports(
+    family: str, form: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(STUDY)
+    path, run = saved(family, form, tmp_path, monkeypatch), tmp_path / "run"
+    places = [f"dataset.path={pictures}", f"out={run}", f"cache={tmp_path / 'cache'}"]
+    base = [f"model.family={family}", f"model.path={path}", f"model.resolution={tiny.RESOLUTION}"]
+    code = main(["tune", str(tmp_path / "tiny.yaml"), *places, *base, *SMALL])
+    result = json.loads((run / "result.json").read_text("utf-8"))
+    assert code == 0 and result["trials"] == {"complete": 1, "pruned": 0, "failed": 0}
+    assert result["best"]["verdict"].startswith("undercooked") and "fidelity" in result["best"]["terms"]
+    assert len(result["sweep"]) > 1 and "unrelated" in " ".join(result["best"]["terms"])  # the finals were held
+    (latest,) = (run / "trials").glob("*/latest.pt")
+    assert latest.stat().st_size > 0 and (run / "report" / "index.html").is_file()
+    exported = load_file(result["export"])
+    assert exported and all(torch.isfinite(tensor).all() for tensor in exported.values())
