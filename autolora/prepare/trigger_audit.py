@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -21,6 +22,7 @@ MEANINGLESS = ("dozmel", "kabrun", "tilvog")  # stand beside the class word alon
 # knows by name lie at .36 and above, words that by the oracle have no look of their own at .28 and below. Of words
 # invented at random a quarter lies above .3: there the oracle finds one attribute far too often as well.
 LIMIT = 0.3
+LOOKS = 20  # at words, for each that is to be suggested
 
 
 @dataclass(frozen=True)
@@ -212,19 +214,16 @@ def suggest_triggers(
     taken: Collection[str] = (),
     passes: Callable[[str], bool] = lambda word: True,
 ) -> list[str]:
-    """Pronounceable words that should mean nothing to the model, those of few tokens first.
+    """Up to `count` pronounceable words that should mean nothing to the model, those of few tokens first.
 
     A word that is one token has been met often, so it means something; so may one that holds a word of `taken`.
 
     Args:
         model: whose tokens count.
-        count: how many words.
+        count: how many words; LOOKS times as many are looked at, at most.
         seed: equal seeds suggest the same words.
         taken: triggers in use and known tags.
         passes: a closer look at each, such as `lambda word: not audit_trigger(word, ...).flagged`.
-
-    Raises:
-        ConfigError: too few words are left.
     """
     rng = random.Random(f"trigger-{seed}")
     known = {part.casefold() for tag in taken for part in split_words(tag) if len(part) > 2}
@@ -232,17 +231,7 @@ def suggest_triggers(
     unknown = [word for word in words if not any(part in word or word in part for part in known)]
     by_tokens = {word: len(model.tokens(word)) for word in unknown}
     ordered = sorted((word for word in unknown if by_tokens[word] > 1), key=by_tokens.__getitem__)
-    found: list[str] = []
-    for word in ordered:
-        if len(found) == count:
-            break
-        if passes(word):
-            found.append(word)
-    if len(found) < count:
-        raise ConfigError(
-            f"only {len(found)} of {count} suggested triggers are free: ask for fewer, or by another seed"
-        )
-    return found
+    return list(islice((word for word in ordered[: LOOKS * count] if passes(word)), count))
 
 
 def _invent(rng: random.Random) -> str:

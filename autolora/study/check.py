@@ -13,29 +13,21 @@ from autolora import config as cfg
 from autolora.adapters.adapter_set import attach
 from autolora.data.bucket_report import bucket_picture, bucket_table
 from autolora.data.caption_recipe import clean_report
-from autolora.data.captions import split_tags
 from autolora.data.concepts import Dataset
 from autolora.data.ledger import step_ledger
 from autolora.data.tag_report import RISKS, TagRow, suggest_pruning, tag_ledger, tag_rows
 from autolora.errors import ConfigError, MemoryFull, memory_full
 from autolora.models.base import BaseModel
 from autolora.optim.schedules import SCHEDULES
-from autolora.prepare.drawn_tags import DRAWN, absorbed_tags, drawn_shots, drawn_tags, suggest_level
 from autolora.prepare.tagger import load_tagger
-from autolora.prepare.trigger_audit import (
-    AuditSettings,
-    TriggerAudit,
-    audit_shots,
-    audit_trigger,
-    suggest_triggers,
-)
 from autolora.progress import Bars
 from autolora.report.charts import schedules
 from autolora.report.sections import Cell, Section
-from autolora.sampling import Advance, BaseRenders
+from autolora.sampling import BaseRenders
 from autolora.scoring.encoders import Encoder, load_encoder, load_second_encoder
 from autolora.scoring.probes import DECIDING_GROUPS, SEARCH_GROUPS, build_probes, render_count
 from autolora.scoring.settings import ScoringSettings
+from autolora.study.check_drawn import pruning_section, trigger_section
 from autolora.study.cost import cost_section
 from autolora.study.finals import REPEATS
 from autolora.study.memory import memory_section
@@ -48,7 +40,6 @@ from autolora.train.run import Run
 
 T = TypeVar("T")
 CURVE_POINTS = 200  # that a schedule is drawn by
-SUGGESTED = 3  # better triggers named where one is flagged
 
 
 def dataset_sections(dataset: Dataset) -> list[Section]:
@@ -254,72 +245,3 @@ def _loaded(load: Callable[[str], T], name: str) -> T | str:
         return str(error)
     except torch.OutOfMemoryError as error:
         return memory_full(error)
-
-
-def pruning_section(dataset: Dataset, renders: BaseRenders, encoder: Encoder | str, bars: Bars) -> Section:
-    """Which of the tags that the triggers could absorb the base model can draw, and how far to prune for that."""
-    levels = suggest_pruning(dataset)
-    carried = {tag: (word, level) for level in reversed(levels) for word, tags in levels[level].items() for tag in tags}
-    title, columns = "Pruning", ("tag", "trigger", "level", "response", "low", "high", "drawn")
-    if isinstance(encoder, str) or not carried:
-        reason = f"not looked at: {encoder}" if carried else "no tag is frequent enough"
-        return Section(title, columns, (), (reason,))
-    tags = tuple(carried)
-    shots = drawn_shots(tags, dataset.class_word)
-    with bars.task("drawing what the triggers could absorb", len(shots)) as advance:
-        found = drawn_tags(tags, renders, encoder, dataset.class_word, advance=advance)
-    rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (*(one.tag, *carried[one.tag]), *one.response.as_dict().values(), "yes" if one.drawn else "no") for one in found
-    )
-    level = suggest_level(levels, found)
-    absorbed = absorbed_tags(levels, level)
-    price = [one.tag for one in found if one.drawn and one.tag in absorbed]
-    left = [one.tag for one in found if not one.drawn and one.tag not in absorbed]
-    words = [f"suggested: captions.prune={level}: only a trigger can carry what the base model cannot draw by its tag"]
-    if left:
-        words.append(f"captions.drop=[{','.join(left)}] leaves the rest of that to the trigger too")
-    if price:
-        words.append(f"its price: the base model can draw {', '.join(price)}, which will be harder to change")
-    words.append(f"response: how far pictures follow the tag, 0 = not at all; from {DRAWN.limit:g} on it is drawn")
-    return Section(title, columns, rows, tuple(words))
-
-
-def trigger_section(
-    dataset: Dataset, renders: BaseRenders, encoder: Encoder | str, scoring: ScoringSettings, bars: Bars
-) -> Section:
-    """What the base model draws for each trigger and its words before anything is trained, with better triggers.
-
-    Without an encoder, given why there is none, it is tokens only.
-    """
-    triggers = list(dict.fromkeys([dataset.trigger, *(concept.trigger for concept in dataset.concepts)]))
-    title, columns = "Triggers", ("trigger", "word", "tokens", "own", "low", "high", "nearest")
-    rows: tuple[tuple[Cell, ...], ...]
-    if isinstance(encoder, str):
-        rows = tuple((word, word, len(renders.model.tokens(word)), None, None, None, "") for word in triggers)
-        return Section(title, columns, rows, (f"not looked at: {encoder}",))
-    words = [tag for context in (*scoring.contexts, *scoring.overrides) for tag in split_tags(context)]
-    known = sorted({tag for tag in words if tag not in triggers})
-    settings = AuditSettings()
-    shots = [len(audit_shots(trigger, dataset.class_word, settings)) for trigger in triggers]
-
-    def look(trigger: str, advance: Advance | None = None) -> TriggerAudit:
-        return audit_trigger(trigger, renders, encoder, dataset.class_word, known, settings, advance)
-
-    with bars.task("drawing what the triggers mean to the base model", sum(shots)) as advance:
-        audits = [look(trigger, advance) for trigger in triggers]
-    rows = tuple(
-        (
-            *(found.trigger, one.word, len(one.tokens), one.own.value, one.own.low, one.own.high),
-            ", ".join(one.nearest if one.flagged else ()),
-        )
-        for found in audits
-        for one in found.words
-    )
-    said = [found.verdict for found in audits]
-    if any(found.flagged for found in audits):
-        with bars.task("looking for better triggers", None):
-            taken = [*triggers, *known]
-            free = suggest_triggers(renders.model, SUGGESTED, 0, taken, lambda word: not look(word).flagged)
-        said.append(f"words that mean nothing to it: {', '.join(free)}")
-    said.append(f"own: 0 = what a meaningless word draws, 1 = always one picture; above {settings.limit} is a warning")
-    return Section(title, columns, rows, tuple(said))

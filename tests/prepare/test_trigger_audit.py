@@ -205,6 +205,5 @@ def test_a_word_of_one_token_is_not_suggested() -> None:
 
 def test_suggestions_must_pass_and_may_run_out(renders: BaseRenders) -> None:
     words = suggest_triggers(renders.model, 3, seed=1, passes=lambda word: word.startswith("t"))
-    assert all(word.startswith("t") for word in words)
-    with pytest.raises(ConfigError, match="only 0 of 2 suggested triggers are free"):
-        suggest_triggers(renders.model, 2, seed=1, passes=lambda word: False)
+    assert words and all(word.startswith("t") for word in words)
+    assert suggest_triggers(renders.model, 2, seed=1, passes=lambda word: False) == []
