@@ -163,8 +163,8 @@ def interval(by_character: Mapping[int, Sequence[float]]) -> tuple[float, float,
     means = [float(np.nanmean(own)) for own in by_character.values() if not np.isnan(own).all()]
     if len(means) < FEWEST_CHARACTERS:
         return float(np.mean(means)) if means else float("nan"), float("nan"), float("nan")
-    low, high = student_t.interval(0.95, len(means) - 1, np.mean(means), sem(means))
-    return float(np.mean(means)), float(low), float(high)
+    mean, half = float(np.mean(means)), float(student_t.ppf(0.975, len(means) - 1) * sem(means))
+    return mean, mean - half, mean + half
 
 
 def verdict(low: float, high: float) -> str:

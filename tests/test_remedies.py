@@ -27,10 +27,12 @@ def test_bakes_are_compared_where_both_have_been() -> None:
     assert np.isnan(difference(curve((0.1, 0.0)), none))
 
 
-def test_the_interval_draws_characters_and_their_bakes() -> None:
-    mean, low, high = interval({1: [-0.1, -0.3, float("nan")], 2: [0.0, 0.2]})
-    assert mean == pytest.approx(-0.05) and low < -0.2 and high > 0.1
+def test_the_interval_is_students_over_characters() -> None:
+    mean, low, high = interval({1: [-0.1, -0.3, float("nan")], 2: [0.0, 0.2], 3: [-0.1]})
+    assert mean == pytest.approx(-0.2 / 3)
+    assert high - mean == mean - low == pytest.approx(4.303 * 0.1528 / 3**0.5, rel=1e-3)
     assert verdict(low, high) == "no difference shown"
+    assert verdict(*interval({1: [-0.2], 2: [-0.2]})[1:]) == "cannot be compared"  # two say too little
     assert verdict(-0.3, -0.1) == "less bleed" and verdict(0.1, 0.3) == "more bleed"
     assert verdict(*interval({1: [float("nan")]})[1:]) == "cannot be compared"
 
@@ -47,9 +49,9 @@ def test_the_table_tells_each_remedy_against_none() -> None:
     found = [
         {"remedy": remedy, "character": character, "seed": seed, "curve": own}
         for remedy, own in (("none", none), ("max norm", better))
-        for character in (155, 157)
+        for character in (155, 157, 158)
         for seed in (0, 1)
     ]
     text = table(found)
-    assert "| none |  |  | 80% | 80% | 4 |" in text
-    assert "less bleed | 90% | 10% | 4 |" in text and "Prodigy" not in text
+    assert "| none |  |  | 80% | 80% | 6 |" in text
+    assert "less bleed | 90% | 10% | 6 |" in text and "Prodigy" not in text
