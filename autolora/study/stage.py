@@ -119,7 +119,7 @@ class Stage:
         for name, broken_by in (found.constraints if found else {"diverged": 1.0}).items():
             trial.set_constraint(name, broken_by)
         if found:
-            self.bars.say(f"finals: {_name(asked)}, {found.place}: {found.words}")
+            self.bars.say(f"finals: {_name(asked)}: {found.words}")
             trial.set_user_attr("point", asdict(found))
         trial.set_user_attr(TOOK, time.perf_counter() - began)
         self.study.tell(trial, found.objective if found else DIVERGED)
@@ -197,8 +197,7 @@ class Stage:
 def _name(asked: Asked) -> str:
     """For a person."""
     source, _, before, seed = asked
-    averaged = ", averaged" if before.averaged else ""
-    return f"trial {source.number}" + (averaged if seed is None else f" trained again with seed {seed}")
+    return f"trial {source.number}" + (f", {before.place}" if seed is None else f" trained again with seed {seed}")
 
 
 def _key(asked: Asked) -> str:
