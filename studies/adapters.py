@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from bank import character_of, oracle_figures
-from kept import keep, kept
+from kept import keep, kept, refuse_development
 from PIL import Image
 from quickstart_oracle import Judge, bake
 
@@ -121,8 +121,7 @@ def judge(seed: int, made: Made, model: BaseModel, renders: int) -> tuple[dict[s
 
 def judge_character(seed: int, kinds: list[str], out: Path, renders: int) -> None:
     """Bake, tune and judge every adapter that has not been judged yet."""
-    if seed < 100:
-        raise StudyError(f"seed {seed} is a development seed; adapters are judged on evaluation characters, 100 and up")
+    refuse_development(seed)
     folder = out / f"character-{seed}"
     if not folder.exists():
         write_dataset(folder, seed, len(character_of(seed).outfits))

@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
+from kept import refuse_development
 from quickstart_oracle import Judge
 from safetensors.torch import load_file, save_file
 
 from autolora import config as cfg
 from autolora.adapters.lora import LoRA
-from autolora.errors import StudyError
 from autolora.files import atomic_path, write_atomic
 from autolora.models.base import RenderSettings
 from autolora.paperdoll.look import Character, novel_character, parse_prompt
@@ -112,8 +112,7 @@ def arguments_of(seed: int, out: Path) -> tuple[str, ...]:
 
 def fill_character(seed: int, out: Path, count: int, renders: int, part: tuple[int, int], judging: bool = True) -> None:
     """Train every recipe of this process's part that is not there yet, and judge it; `facts.json` is written last."""
-    if seed < 100:
-        raise StudyError(f"seed {seed} is a development seed; the bank holds evaluation characters, 100 and up")
+    refuse_development(seed)
     chosen = recipes(count, arguments_of(seed, out))
     work = open_character(seed, out, [recipe.run for recipe in chosen])
     suite = kept_suite(work)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from adapters import guide_run
-from kept import keep, kept
+from kept import keep, kept, refuse_development
 from PIL import Image
 from remedies import FEWEST_CHARACTERS, Judge, interval
 from remedies import RESULTS as REMEDIES
@@ -27,7 +27,6 @@ from remedies import RESULTS as REMEDIES
 from autolora import config as cfg
 from autolora.adapters.adapter_set import attach
 from autolora.data.concepts import load_dataset, with_frames
-from autolora.errors import StudyError
 from autolora.files import write_atomic
 from autolora.models import load_model
 from autolora.models.base import BaseModel
@@ -186,8 +185,7 @@ def bake_arm(name: str, seed: int, out: Path, model: BaseModel) -> None:
 
 def judge_character(seed: int, out: Path) -> None:
     """Every arm on one character."""
-    if seed < 100:
-        raise StudyError(f"seed {seed} is a development seed; claims are tested on evaluation characters, 100 and up")
+    refuse_development(seed)
     write_pictures(seed, out)
     model = load_model(cfg.model_settings(cfg.compose("train", [])))
     for name in ARMS:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from kept import keep, kept
+from kept import keep, kept, refuse_development
 from PIL import Image
 from scipy.stats import sem
 from scipy.stats import t as student_t
@@ -26,7 +26,6 @@ from autolora import config as cfg
 from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.data.captions import replace_tag
 from autolora.data.concepts import Dataset, load_dataset, with_captions
-from autolora.errors import StudyError
 from autolora.files import write_atomic
 from autolora.models import load_model
 from autolora.models.base import BaseModel
@@ -101,8 +100,7 @@ class Judge:
 
 def judge_character(seed: int, out: Path) -> None:
     """Bake every remedy with every training seed that has not been judged yet."""
-    if seed < 100:
-        raise StudyError(f"seed {seed} is a development seed; remedies are judged on evaluation characters, 100 and up")
+    refuse_development(seed)
     folder, cache = out / str(seed), out / "cache"
     if not folder.exists():
         write_dataset(folder, seed, OUTFITS, full=True)

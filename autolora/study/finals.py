@@ -24,7 +24,6 @@ from autolora.study.stage import Finalist, Stage
 from autolora.study.trial import Point, Record
 from autolora.study.workbench import Workbench
 
-SWEEP_WEIGHTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
 REPEATS = 4  # seeds per prompt, as a multiple of the search's
 LEADERS = 2  # recipes that are trained again
 
@@ -101,11 +100,10 @@ def hold_finals(
     means = [(one.trial, average(one.record, one.point, work)) for one in leaders if plan.settings.average]
     field += stage.judge([(trial, *mean, None) for trial, mean in means if mean])
     again = stage.judge([(one.trial, one.record, one.point, seed) for seed in seeds for one in leaders])
-    retrained = {
-        one.trial.number: [one.point, *(other.point for other in again if other.trial.number == one.trial.number)]
-        for one in leaders
-        if any(other.trial.number == one.trial.number for other in again)
-    }
+    points: dict[int, list[Point]] = {}
+    for other in again:
+        points.setdefault(other.trial.number, []).append(other.point)
+    retrained = {n: [one.point, *points[n]] for one in leaders if (n := one.trial.number) in points}
     finals = weigh(conclude(stage.deciding, [*field, *again], retrained))
     winner = stage.last_word(finals.winner)
     return replace(finals, finalists=[winner, *finals.finalists[1:]], training_seconds=stage.training_seconds)

@@ -57,16 +57,19 @@ def at_once(plan: Plan, work: Workbench, bars: Bars) -> int:
     that train beside the one it draws.
     """
     settings = plan.settings
-    packing = [run for run in (plan.run(recipe, {}) for recipe in plan.space) if run.adapter.packs]
-    if not packing:
+    if not any(adapter.packs for adapter in work.bench.adapter.adapters):
         return 1
     if isinstance(settings.pack, int):
         return settings.pack
     most = math.ceil(settings.budget.trials / 5)
     if most == 1:
         return 1
+    recipes = (plan.run(recipe, {}) for recipe in plan.space)
+    packing = next((run for run in recipes if run.adapter.packs), None)
+    if packing is None:
+        return 1
     with bars.task("trying how many trials train fastest at once", None):
-        rates = pack_speeds(packing[0], work.bench, most)
+        rates = pack_speeds(packing, work.bench, most)
     if not rates:  # another recipe may: each says itself what it lacks
         return 1
     best = max(rates, key=lambda count: rates[count])
