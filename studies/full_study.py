@@ -73,6 +73,8 @@ def main() -> None:
     parser.add_argument("--memory-gb", type=float, help="what this process may take of the GPU")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.memory_gb and not torch.cuda.is_available():
+        parser.error("--memory-gb is of a GPU's memory, and there is none here")
     device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")  # as they are fast
     content: dict[str, Any] = {**provenance(), "device": device, "dtype": dtype}
     with tempfile.TemporaryDirectory() as name:

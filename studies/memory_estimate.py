@@ -58,7 +58,7 @@ def beside_measured(path: Path) -> None:
 
 def of_presets(presets: Sequence[str]) -> None:
     """Print what recipes take with each preset of a full-size family."""
-    print("| preset | run | encoding GB | training GB | rendering GB | scoring GB | at most, with the process |")
+    print("| preset | run | before training GB | training GB | rendering GB | scoring GB | at most, with the process |")
     print("|" + "---|" * 7)
     looking, only = encoder_bytes(NoWeights("ViT-L-14")), None
     for preset in presets:
@@ -77,7 +77,7 @@ def of_presets(presets: Sequence[str]) -> None:
                     dataset = pictures(Path(folder) / "set", settings.resolution, run.train.batch_size)
                     need = memory_need(run, dataset, model, offload=True, looking=looking)
                 found[in_words(run)] = need.most
-                parts = need.encoding, need.training, need.rendering, need.scoring, need.most + DRIVER
+                parts = need.preparing, need.training, need.rendering, need.scoring, need.most + DRIVER
                 print(
                     "|", " | ".join([preset, in_words(run), *(f"{part / GB:.1f}" for part in parts)]), "|", flush=True
                 )

@@ -85,7 +85,7 @@ def export_lora(
     tensors = in_dtype(file_tensors(state, model.architecture), dtype)
     metadata = build_metadata(run, dataset, model, stem, card, made or datetime.now(UTC))
     metadata |= hashes(tensors, metadata)
-    path, sidecar, picture = (out_dir / f"{stem}{suffix}" for suffix in (".safetensors", ".json", ".png"))
+    path, sidecar, picture = files_of(out_dir, stem)
     if preview is not None:
         metadata["modelspec.thumbnail"] = thumbnail(preview)
         with atomic_path(picture) as temporary:
@@ -96,6 +96,11 @@ def export_lora(
     write_atomic(path, in_order(safetensors.torch.save(tensors, metadata)))
     layers = len(layer_paths(state))
     return Exported(path, sidecar, picture if preview is not None else None, layers, path.stat().st_size)
+
+
+def files_of(folder: Path, stem: str) -> tuple[Path, Path, Path]:
+    """Where an export's weights, sidecar and picture lie."""
+    return folder / f"{stem}.safetensors", folder / f"{stem}.json", folder / f"{stem}.png"
 
 
 def file_stem(name: str) -> str:

@@ -21,6 +21,7 @@ from autolora.sampling import Shot, render
 from autolora.study.trial import Point, Record
 from autolora.study.workbench import Workbench
 
+TWIN_SUFFIX = "-lora"  # of its name
 TWIN_DIMS = (8, 16, 32, 64, 128)
 TWIN_DISTANCE = 0.02  # of the changes' norm
 
@@ -74,7 +75,9 @@ def export_best(record: Record, best: Point, work: Workbench, folder: Path, stud
     note = f"{card.description}; a plain LoRA of dim {dim} in the place of its {kind}"
     run = replace(record.run, adapter=lora_of(twin))
     plain = replace(card, description=note, facts={**card.facts, "twin_of": kind, "twin_distance": f"{apart:.4f}"})
-    written = export_lora(twin, run, dataset, model, folder, f"{name}-lora", card=plain, preview=picture, dtype=dtype)
+    written = export_lora(
+        twin, run, dataset, model, folder, f"{name}{TWIN_SUFFIX}", card=plain, preview=picture, dtype=dtype
+    )
     readable = state if has_format(state) else twin
     return _with_copy(exported, readable, work.export), Twin(written.path, twin, dim, apart)
 

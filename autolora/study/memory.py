@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autolora.adapters.adapter_set import ADAPTERS, attach
 from autolora.adapters.lora import LoRA
 from autolora.data.concepts import Dataset
-from autolora.models.base import BaseModel
+from autolora.models.base import BaseModel, RenderSettings
 from autolora.models.hollow import META, Meter, OnGpu, backward, hollow
 from autolora.models.residence import Residence, offloads
 from autolora.optim.optimizers import AdamW8bit, Optimizer
@@ -32,17 +32,17 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes at most while pictures are encoded, before anything trains; a recipe trains; its checkpoints are judged."""
+    """Bytes at most while a recipe trains, while its checkpoints are judged, and before, for preparing pictures."""
 
     training: int
     rendering: int
     scoring: int
-    encoding: int
+    preparing: int
 
     @property
     def most(self) -> int:
         """Of all."""
-        return max(self.training, self.rendering, self.scoring, self.encoding)
+        return max(self.training, self.rendering, self.scoring, self.preparing)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,13 @@ def memory_need(run: Run, dataset: Dataset, model: BaseModel, offload: bool, slo
     meter = Meter()
     meter.count(_tensors([*twin.modules.values(), *twin.text_encoders.values(), twin.vae]))
     frozen = meter.now
-    encoding = _encode(dataset, twin, meter) - frozen
+    text, vae = (weights.text, weights.vae) if offload else (0, 0)  # what comes and goes
+    preparing = _encode(dataset, twin, meter) + vae
+    if draws_class_pictures(run, dataset):
+        with OnGpu(model.dtype), meter:
+            reading, drawing, decoding = _render(replace(twin.settings.render, size=None), twin, meter)
+        preparing = max(preparing, reading + text, drawing, decoding + vae)
+    always = weights.core + WORKSPACE - frozen + weights.text + weights.vae - text - vae
     with OnGpu(model.dtype), meter:
         adapter = attach(twin.modules, run.adapter, slots=slots)
         for slot in range(slots):
@@ -86,19 +92,22 @@ def memory_need(run: Run, dataset: Dataset, model: BaseModel, offload: bool, slo
         adapter.clear_grads()
         held = meter.now
         with adapter.only(0):
-            reading, drawing, decoding = _render(twin, meter)
-    always = weights.core + state + WORKSPACE - frozen
-    always += 0 if offload else weights.vae
-    always += weights.text if adapter.touches_text_encoder or not offload else 0
-    text, vae = (0 if adapter.touches_text_encoder else weights.text, weights.vae) if offload else (0, 0)
-    rendering = max(reading + text, drawing, decoding + vae)
-    resting = 0 if offload else weights.text
+            reading, drawing, decoding = _render(twin.settings.render, twin, meter)
+    preparing += always
+    if adapter.touches_text_encoder:
+        always, text = always + text, 0
+    always += state
     return Need(
         training=always + max(training, reading + text),
-        rendering=always + rendering,
+        rendering=always + max(reading + text, drawing, decoding + vae),
         scoring=always + held + looking,
-        encoding=weights.core + resting + weights.vae + WORKSPACE + encoding,
+        preparing=preparing,
     )
+
+
+def draws_class_pictures(run: Run, dataset: Dataset) -> bool:
+    """Whether a run is shown class pictures that the base model must draw, as large as it trains."""
+    return not dataset.regularization and bool(run.train.preserve_share or run.train.regularization_share)
 
 
 def encoder_bytes(encoder: Encoder) -> int:
@@ -158,9 +167,9 @@ def _train(run: Run, dataset: Dataset, twin: Any, meter: Meter, slots: int, read
 
 
 @torch.no_grad()
-def _render(twin: Any, meter: Meter) -> tuple[int, int, int]:
+def _render(settings: RenderSettings, twin: Any, meter: Meter) -> tuple[int, int, int]:
     """Bytes at most while a batch's prompts are read, while it is drawn, and while a picture is decoded."""
-    settings, peaks = twin.settings.render, []
+    peaks = list[int]()
 
     def done() -> None:
         peaks.append(meter.peak)
@@ -224,7 +233,7 @@ def memory_section(
     tried = largest(runs)
     with bars.task("estimating memory", len(tried)) as advance:
         for run in tried:
-            key = (run.adapter, run.optimizer, run.train.batch_size)
+            key = (run.adapter, run.optimizer, run.train.batch_size, draws_class_pictures(run, dataset))
             if key not in known:
                 known[key] = memory_need(run, dataset, model, offload, slots if run.adapter.packs else 1, looking)
             found.append((run, known[key]))
@@ -234,7 +243,8 @@ def memory_section(
     run, need = max(found, key=lambda pair: pair[1].most)
     most = f"{model.name}, {model.resolution} px, {in_words(run)}: at most {need.most / GB:.1f} GB"
     words.insert(0, most + (f" of this card's {card / GB:.1f}" if card else " of a GPU's memory"))
-    words.insert(1, f"encoding the pictures, before anything trains: {need.encoding / GB:.1f} GB")
+    preparing = max(need.preparing for _, need in found)
+    words.insert(1, f"before anything trains, encoding pictures and drawing class pictures: {preparing / GB:.1f} GB")
     rows: list[tuple[Cell, ...]] = [
         (run.name, *_shape(run), need.training / GB, need.rendering / GB, need.scoring / GB, need.most / GB)
         for run, need in found
@@ -259,8 +269,9 @@ def largest(runs: Sequence[Run]) -> list[Run]:
 
 def _extent(run: Run) -> tuple[int, ...]:
     """What a run takes more memory with the more there is of it."""
-    adapter = run.adapter
-    return run.train.batch_size, len(adapter.targets), adapter.text_encoder, adapter.dim, _conv_rank(run)
+    adapter, train = run.adapter, run.train
+    drawn = bool(train.preserve_share or train.regularization_share)
+    return train.batch_size, drawn, len(adapter.targets), adapter.text_encoder, adapter.dim, _conv_rank(run)
 
 
 def _within(one: tuple[int, ...], other: tuple[int, ...]) -> bool:

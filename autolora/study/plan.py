@@ -14,7 +14,7 @@ from autolora import config as cfg
 from autolora.errors import ConfigError
 from autolora.study.artifacts import Store, TrialFiles, local_store, open_bucket
 from autolora.study.settings import StudySettings, study_settings
-from autolora.study.space import Space, parse_space
+from autolora.study.space import Space, highest, parse_space
 from autolora.study.storage import shown, storage_url
 from autolora.train.run import Run
 
@@ -66,15 +66,14 @@ class Plan:
         return self._runs[key]
 
     def extremes(self) -> list[Run]:
-        """Each recipe with every value of a key that decides what its workbench must hold, and how much memory."""
+        """Each recipe with every value of a key that decides what its workbench must hold, and all at their largest."""
         needed = ("adapter.", "train.preserve_share", "train.regularization_share", "train.flip", "train.batch_size")
-        return [
-            self.run(recipe, {key: value})
-            for recipe, ranges in self.space.items()
-            for key, found in ranges.items()
-            if key.startswith(needed)
-            for value in found.values
-        ]
+        runs = []
+        for recipe, ranges in self.space.items():
+            found = {key: values.values for key, values in ranges.items() if key.startswith(needed)}
+            runs += [self.run(recipe, {key: value}) for key, values in found.items() for value in values]
+            runs.append(self.run(recipe, {key: highest(values) for key, values in found.items()}))
+        return runs
 
     def own_values(self, recipe: str) -> dict[str, Any]:
         """A recipe's own value of every key that the study varies."""

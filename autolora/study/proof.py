@@ -10,13 +10,13 @@ from autolora.adapters.read import read_lora
 from autolora.errors import ExportError
 from autolora.export.naming import has_format
 from autolora.export.verify import DiffusersTwin, compare_pictures, verify_deltas
-from autolora.export.write import DTYPES, Exported, as_in_file
+from autolora.export.write import DTYPES, Exported, as_in_file, files_of
 from autolora.files import atomic_files, remove_leftovers
 from autolora.progress import Bars
 from autolora.sampling import Shot, render
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.scorer import Scorer
-from autolora.study.export_best import Twin, export_best
+from autolora.study.export_best import TWIN_SUFFIX, Twin, export_best
 from autolora.study.trial import Point, Record
 from autolora.study.workbench import Workbench
 
@@ -69,6 +69,9 @@ def export_proved(
             raise ExportError(f"{words}; nothing was exported, {folder} stays as it was") from error
     if twin is not None:
         twin = replace(twin, path=folder / twin.path.name)
+    else:
+        for stale in files_of(folder, f"{exported.path.stem}{TWIN_SUFFIX}"):
+            stale.unlink(missing_ok=True)  # of an earlier export: it would stand for another LoRA
     return exported.moved(hidden, folder), twin, proof
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,11 @@ class Range:
 
 
 Space = dict[str, dict[str, Range]]  # recipe -> key -> range
+
+
+def highest(values: Sequence[Value]) -> Value:
+    """The highest number among a key's values, or the first where there is none."""
+    return max(values, key=lambda value: value if isinstance(value, int | float) else 0)
 
 
 def parse_space(recipes: Mapping[str, Any]) -> Space:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from autolora.adapters.lora import LoRA
 from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
 from autolora.data.concepts import Dataset, DatasetSettings, load_dataset
 from autolora.models import BaseModel, FlowModel, StableDiffusion
+from autolora.models.base import RenderSettings
 from autolora.models.hollow import Meter
 from autolora.optim.optimizers import Adafactor, AdamW, AdamW8bit, Lion, Optimizer, Prodigy
 from autolora.optim.schedules import Constant
@@ -63,7 +65,7 @@ def taken(run: Run, dataset: Dataset, model: BaseModel, cache: Path) -> Need:
     latents = LatentCache(model, cache)
     with meter, torch.no_grad():
         model.encode_images(torch.zeros(1, 3, model.resolution, model.resolution))
-    encoding = meter.peak
+    preparing = meter.peak
     prompts = PromptCache(model, size=1)  # what it may keep of others is bounded, and small beside a real model
     bench = Bench(model, attach(model.modules, run.adapter), dataset, latents, prompts)
     with meter:
@@ -79,7 +81,7 @@ def taken(run: Run, dataset: Dataset, model: BaseModel, cache: Path) -> Need:
         render(model, shots, model.settings.render, bench.adapter)
     model.vae.disable_slicing()
     bench.adapter.detach()
-    return Need(training, meter.peak, held + LOOKING, encoding)
+    return Need(training, meter.peak, held + LOOKING, preparing)
 
 
 def assert_near(estimated: Need, real: Need) -> None:
@@ -93,6 +95,25 @@ def test_the_estimate_is_what_real_tensors_take(
     run = replace(RUN, adapter=KINDS[kind])
     estimated, real = need(run, dataset, tiny_model), taken(run, dataset, tiny_model, tmp_path)
     assert_near(estimated, real)
+
+
+def test_class_pictures_are_drawn_as_large_as_it_trains(tiny_model: StableDiffusion, dataset: Dataset) -> None:
+    probes = RenderSettings(steps=1, size=16, batch_size=16)
+    model = copy.copy(tiny_model)
+    model.settings = replace(tiny_model.settings, render=probes)
+    run = replace(RUN, train=replace(RUN.train, preserve_share=0.5))
+    meter = Meter()
+    meter.count([tensor for part in model.modules.values() for tensor in (*part.parameters(), *part.buffers())])
+    meter.count([*model.vae.parameters(), *model.vae.buffers()])
+    model.vae.enable_slicing()  # as on a GPU
+    with meter:
+        render(model, [Shot("1girl", seed, 0.0) for seed in range(16)], replace(probes, size=None), None)
+    model.vae.disable_slicing()
+    found, without = need(run, dataset, model), need(RUN, dataset, model)
+    assert found.preparing == pytest.approx(meter.peak, rel=0.1) and found.preparing > 1.2 * without.preparing
+    assert found.rendering == without.rendering
+    own = replace(dataset, regularization=dataset.pictures)
+    assert need(run, own, model).preparing == without.preparing
 
 
 @pytest.mark.parametrize("family", tiny_flow.FAMILIES)
@@ -172,8 +193,9 @@ def test_of_a_study_the_recipes_are_estimated_and_the_largest_of_their_ranges() 
     text = replace(RUN, adapter=LoRA(dim=8, text_encoder=True))
     other = replace(RUN, name="other", adapter=LOCON)
     conv = replace(other, adapter=replace(LOCON, conv_dim=64))
-    same = replace(wide, train=replace(wide.train, preserve_share=0.5))
-    assert largest([RUN, other, narrow, wide, same, text, conv]) == [RUN, wide, text, other, conv]
+    same = replace(wide, train=replace(wide.train, epochs=9))
+    drawn = replace(narrow, train=replace(narrow.train, preserve_share=0.5))
+    assert largest([RUN, other, narrow, wide, same, text, conv, drawn]) == [RUN, wide, text, drawn, other, conv]
 
 
 def test_savings_are_what_is_not_set_yet(tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:

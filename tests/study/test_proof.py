@@ -135,3 +135,14 @@ def test_its_plain_twin_is_scored(
     assert twin["score"]["low"] <= twin["score"]["value"] <= twin["score"]["high"]
     said = capsys.readouterr().out
     assert f"{twin['distance']:.1%} off, score {twin['score']['value']:.3f})" in said
+
+
+def test_a_plain_lora_has_no_twin_nor_one_of_an_earlier_export(tmp_path: Path) -> None:
+    best = tmp_path / "best"
+    best.mkdir()
+    for name in ("banin-lora.safetensors", "banin-lora.json", "banin-lora.png", "other-lora.safetensors"):
+        (best / name).write_bytes(b"earlier")
+    short = ["train.steps_per_concept=16", "train.epochs=1", "adapter.dim=4"]
+    assert main(["train", "dataset=quickstart", f"out={tmp_path}", f"cache={tmp_path}", *SETTINGS, *short]) == 0
+    made = {"banin.safetensors", "banin.json", "banin.png", "other-lora.safetensors"}
+    assert {path.name for path in best.iterdir() if path.suffix in (".safetensors", ".json", ".png")} == made
