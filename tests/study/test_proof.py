@@ -122,7 +122,7 @@ def test_its_plain_twin_is_scored(
     """One of a rank too small to be the same; after what an earlier export left, which was killed."""
     monkeypatch.setattr(export_best, "TWIN_DIMS", (1,))
     for name in (".new-x1/banin.safetensors", ".banin-x1.safetensors"):
-        (best / name).parent.mkdir(exist_ok=True)
+        (best / name).parent.mkdir(parents=True, exist_ok=True)
         (best / name).write_bytes(b"half")
     assert main(command) == 0
     assert not [path for path in best.iterdir() if path.name.startswith(".")]
