@@ -18,7 +18,7 @@ from autolora.report import charts
 from autolora.report.album import LOSSLESS_UP_TO, Album, data_uri
 from autolora.report.content import STATES, Column, Effect, Gallery, Report, Sample, TrialRow
 from autolora.report.pareto import Dot, dots, figure, library
-from autolora.report.words import duration, number, parameters
+from autolora.report.words import counted, duration, number, parameters
 from autolora.scoring.intervals import Estimate
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -142,6 +142,7 @@ def environment(escaped: bool = True) -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
+        "counted": counted,
         "duration": duration,
         "number": number,
         "in_words": charts.in_words,

@@ -27,6 +27,11 @@ def number(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{count:,} {noun}" + ("s" if count != 1 else "")
+
+
 def duration(seconds: float) -> str:
     """Seconds in the two largest units that matter."""
     whole = round(seconds)

@@ -8,6 +8,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from autolora.data.concepts import Dataset
+from autolora.report.words import counted
 from autolora.study.claims import worked_seconds
 from autolora.study.settings import StudySettings
 from autolora.train.run import Run
@@ -48,7 +49,7 @@ def in_words(settings: StudySettings, runs: Sequence[Run], dataset: Dataset, wor
     steps = [run.steps_per_epoch(dataset) * run.train.epochs for run in runs]
     each = f"{min(steps):,}" + (f" to {max(steps):,}" if max(steps) > min(steps) else "")
     budget = settings.budget
-    limits = [f"{budget.trials} trials, {len(runs)} of them recipes as they are ({each} steps each)"]
+    limits = [f"{counted(budget.trials, 'trial')}, {len(runs)} of them recipes as they are ({each} steps each)"]
     if budget.minutes is not None:
         limits.append(f"none begins after {settings.search_minutes:g} of {budget.minutes:g} minutes")
     if budget.steps is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from autolora.data.concepts import Dataset
 from autolora.report.sections import Section
+from autolora.report.words import counted
 from autolora.study.finals import LEADERS
 from autolora.study.settings import StudySettings
 from autolora.study.speed import Speed
@@ -49,7 +50,9 @@ def cost_section(
     words.append(f"{share:.0%} of the time is rendering; {lower}")
     if study:
         total = math.ceil(study.budget.trials * each)
-        words.append(f"{study.budget.trials} trials like these take at most {total} min, those that overcook less")
+        words.append(
+            f"{counted(study.budget.trials, 'trial')} like these at most {total} min, less where they overcook"
+        )
         finals = finals_minutes(study, each, final_renders * speed.seconds_per_render / 60)
         words.append(finals_in_words(study, finals))
         words += time_in_words(study, len(runs), each, finals)
@@ -71,7 +74,8 @@ def finals_in_words(study: StudySettings, minutes: float) -> str:
     """What the finals do in so many minutes."""
     again = LEADERS * study.retrain_seeds
     training = f" and {again} trained again" if again else ""
-    return f"finals: at most {math.ceil(minutes)} min, for {_judged_again(study)} checkpoints judged again{training}"
+    again_judged = counted(_judged_again(study), "checkpoint")
+    return f"finals: at most {math.ceil(minutes)} min, for {again_judged} judged again{training}"
 
 
 def time_in_words(study: StudySettings, recipes: int, minutes_each: float, finals: float) -> list[str]:

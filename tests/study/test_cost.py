@@ -21,7 +21,7 @@ def test_what_a_limited_time_is_spent_on_is_told(tmp_path: Path) -> None:
     study = StudySettings("night", {"a": {}, "b": {}}, Budget(trials=40, minutes=480))
     words = cost_section(runs, dataset, 50, 200.0, speed, study).words  # 600 s and 2 x 50 renders are 15 minutes
     assert any(line.startswith("33% of the time is rendering") for line in words)
-    assert "40 trials like these take at most 600 min, those that overcook less" in words
+    assert "40 trials like these at most 600 min, less where they overcook" in words
     # 5 checkpoints and 2 recipes with 2 seeds each by 200 renders of 3 s, and 4 trainings of 15 minutes
     assert "finals: at most 150 min, for 5 checkpoints judged again and 4 trained again" in words
     assert words[-2] == (
