@@ -25,11 +25,9 @@ from autolora.report.charts import schedules
 from autolora.report.sections import Cell, Section
 from autolora.sampling import BaseRenders
 from autolora.scoring.encoders import Encoder, load_encoder, load_second_encoder
-from autolora.scoring.probes import DECIDING_GROUPS, SEARCH_GROUPS, build_probes, render_count
 from autolora.scoring.settings import ScoringSettings
 from autolora.study.check_drawn import pruning_section, trigger_section
-from autolora.study.cost import cost_section
-from autolora.study.finals import REPEATS
+from autolora.study.cost import cost_section, count_renders
 from autolora.study.memory import memory_section
 from autolora.study.plan import Plan
 from autolora.study.settings import StudySettings
@@ -199,9 +197,6 @@ def measured_cost(
         MemoryFull: they do not fit into the GPU's memory, one picture at a time.
     """
     settings = model.settings
-    renders = len(scoring.weights) * render_count(build_probes(dataset, scoring, SEARCH_GROUPS))
-    final_renders = REPEATS * len(scoring.weights) * render_count(build_probes(dataset, scoring, DECIDING_GROUPS))
-    slower = settings.render.steps / settings.render.search.steps
     with bars.task("timing training and rendering", None):
         adapter = attach(model.modules, runs[0].adapter)
         model.stay(*adapter.roots)
@@ -212,7 +207,7 @@ def measured_cost(
             speed = measure_speed(runs[0], bench, settings.render.search)
         finally:
             adapter.detach()
-    return cost_section(runs, dataset, renders, slower * final_renders, speed, study)
+    return cost_section(runs, dataset, count_renders(runs, dataset, model, scoring), speed, study)
 
 
 def needs_section(scoring: ScoringSettings, model: BaseModel, encoder: Encoder | str) -> Section:

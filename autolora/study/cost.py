@@ -4,21 +4,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from autolora.data.concepts import Dataset
+from autolora.models.base import BaseModel
 from autolora.report.sections import Section
 from autolora.report.words import counted
-from autolora.study.finals import LEADERS
+from autolora.scoring.probes import ALL_GROUPS, DECIDING_GROUPS, SEARCH_GROUPS, build_probes, render_count
+from autolora.scoring.settings import ScoringSettings
+from autolora.study.finals import LEADERS, REPEATS
 from autolora.study.settings import StudySettings
 from autolora.study.speed import Speed
+from autolora.study.stage import SWEEP_WEIGHTS
 from autolora.train.run import Run
+
+
+@dataclass(frozen=True)
+class Renders:
+    """How many pictures are drawn, each in as many of the search's renders as it takes the time of."""
+
+    before: float  # the base model's own, class pictures among them, before anything trains; they are kept
+    checkpoint: float  # to judge a checkpoint in full
+    finalist: float  # to judge one again in the finals
+    winner: float  # the base model's for the finals, and what only their winner is asked
+
+
+def count_renders(runs: Sequence[Run], dataset: Dataset, model: BaseModel, scoring: ScoringSettings) -> Renders:
+    """The pictures that a study of some recipes draws."""
+    settings, weights = model.settings.render, len(scoring.weights)
+    search, deciding, every = (
+        render_count(build_probes(dataset, scoring, groups)) for groups in (SEARCH_GROUPS, DECIDING_GROUPS, ALL_GROUPS)
+    )
+    slower = settings.steps / settings.search.steps
+    larger = (model.resolution / settings.side(model)) ** 2
+    drawn = not dataset.regularization and any(run.train.shows_class_pictures for run in runs)
+    return Renders(
+        before=search + scoring.contrast + drawn * slower * larger * model.settings.class_pictures,
+        checkpoint=search * weights,
+        finalist=slower * REPEATS * deciding * weights,
+        winner=slower * REPEATS * every * (1 + weights) + search * len(SWEEP_WEIGHTS),
+    )
 
 
 def cost_section(
     runs: Sequence[Run],
     dataset: Dataset,
-    renders: int,
-    final_renders: float,
+    renders: Renders,
     speed: Speed,
     study: StudySettings | None,
 ) -> Section:
@@ -27,18 +58,19 @@ def cost_section(
     Args:
         runs: the recipes as they are.
         dataset: what they train on.
-        renders: pictures that judge one checkpoint.
-        final_renders: those that judge one in the finals, which render in more steps, in as many of the former.
+        renders: as counted.
         speed: as measured.
         study: None for a single run.
     """
     rows, minutes, judging = [], [], 0.0
+    per_render = speed.seconds_per_render / 60
     for run in runs:
         images = run.steps_per_epoch(dataset) * run.train.epochs
         checkpoints = run.train.epochs * run.train.checkpoints_per_epoch
-        minutes.append((images * speed.seconds_per_image + checkpoints * renders * speed.seconds_per_render) / 60)
-        judging += checkpoints * renders * speed.seconds_per_render / 60
-        rows.append((run.name, images, run.optimizer_steps(dataset), checkpoints, checkpoints * renders, minutes[-1]))
+        drawn = checkpoints * renders.checkpoint
+        minutes.append(images * speed.seconds_per_image / 60 + drawn * per_render)
+        judging += drawn * per_render
+        rows.append((run.name, images, run.optimizer_steps(dataset), checkpoints, round(drawn), minutes[-1]))
     words = [
         f"measured here: {speed.seconds_per_image:.3g} s for an image trained on, {speed.seconds_per_render:.3g} s for "
         f"one rendered, {speed.memory_gib:.1f} GiB of {speed.memory_of}",
@@ -48,12 +80,14 @@ def cost_section(
     share = judging / sum(minutes)
     lower = "model.render.size and model.render.search_steps lower that"
     words.append(f"{share:.0%} of the time is rendering; {lower}")
+    before = math.ceil(renders.before * per_render)
+    words.append(f"before anything trains the base model draws for at most {before} min, once: its pictures are kept")
     if study:
         total = math.ceil(study.budget.trials * each)
         words.append(
             f"{counted(study.budget.trials, 'trial')} like these at most {total} min, less where they overcook"
         )
-        finals = finals_minutes(study, each, final_renders * speed.seconds_per_render / 60)
+        finals = finals_minutes(study, each, renders.finalist * per_render) + renders.winner * per_render
         words.append(finals_in_words(study, finals))
         words += time_in_words(study, len(runs), each, finals)
     columns = ("recipe", "steps", "optimizer steps", "checkpoints", "renders", "minutes")

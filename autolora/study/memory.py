@@ -77,7 +77,7 @@ def memory_need(run: Run, dataset: Dataset, model: BaseModel, offload: bool, slo
     frozen = meter.now
     text, vae = (weights.text, weights.vae) if offload else (0, 0)  # what comes and goes
     preparing = _encode(dataset, twin, meter) + vae
-    if draws_class_pictures(run, dataset):
+    if run.train.shows_class_pictures and not dataset.regularization:
         with OnGpu(model.dtype), meter:
             reading, drawing, decoding = _render(replace(twin.settings.render, size=None), twin, meter)
         preparing = max(preparing, reading + text, drawing, decoding + vae)
@@ -103,11 +103,6 @@ def memory_need(run: Run, dataset: Dataset, model: BaseModel, offload: bool, slo
         scoring=always + held + looking,
         preparing=preparing,
     )
-
-
-def draws_class_pictures(run: Run, dataset: Dataset) -> bool:
-    """Whether a run is shown class pictures that the base model must draw, as large as it trains."""
-    return not dataset.regularization and bool(run.train.preserve_share or run.train.regularization_share)
 
 
 def encoder_bytes(encoder: Encoder) -> int:
@@ -233,7 +228,7 @@ def memory_section(
     tried = largest(runs)
     with bars.task("estimating memory", len(tried)) as advance:
         for run in tried:
-            key = (run.adapter, run.optimizer, run.train.batch_size, draws_class_pictures(run, dataset))
+            key = (run.adapter, run.optimizer, run.train.batch_size, run.train.shows_class_pictures)
             if key not in known:
                 known[key] = memory_need(run, dataset, model, offload, slots if run.adapter.packs else 1, looking)
             found.append((run, known[key]))
@@ -270,8 +265,8 @@ def largest(runs: Sequence[Run]) -> list[Run]:
 def _extent(run: Run) -> tuple[int, ...]:
     """What a run takes more memory with the more there is of it."""
     adapter, train = run.adapter, run.train
-    drawn = bool(train.preserve_share or train.regularization_share)
-    return train.batch_size, drawn, len(adapter.targets), adapter.text_encoder, adapter.dim, _conv_rank(run)
+    layers = len(adapter.targets), adapter.text_encoder, adapter.dim, _conv_rank(run)
+    return train.batch_size, train.shows_class_pictures, *layers
 
 
 def _within(one: tuple[int, ...], other: tuple[int, ...]) -> bool:

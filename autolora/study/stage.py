@@ -97,7 +97,10 @@ class Stage:
         return Record.open(self.plan.files.fetch(f"{record.folder.name}-seed{run.train.seed}"), run)
 
     def _has_time(self, asked: Asked) -> bool:
-        """Whether what is asked will fit into the time left, by what the finals took so far; the first one always."""
+        """Whether what is asked and the winner's last word fit into the time left, by what the finals took so far.
+
+        The first one always does.
+        """
         source, _, before, seed = asked
         took: list[float] = [
             trial.user_attrs[TOOK] for trial in self.study.get_trials(deepcopy=False) if TOOK in trial.user_attrs
@@ -105,7 +108,13 @@ class Stage:
         if not took:
             return True
         each: float = source.user_attrs.get("training_seconds", 0.0) / max(1, source.user_attrs.get(STEP, 1))
-        return sum(took) + took[0] + (each * before.step if seed else 0.0) <= self.seconds
+        judging = took[0] * (1 + self._last_renders() / self.deciding.renders)
+        return sum(took) + judging + (each * before.step if seed else 0.0) <= self.seconds
+
+    def _last_renders(self) -> int:
+        """Of the winner's last word: all groups of probes, and more weights."""
+        assert self.work.scorer is not None
+        return self.scorer.renders + self.work.scorer.at(*SWEEP_WEIGHTS).renders
 
     def _work_off(self, trial: Trial, asked: Asked) -> None:
         began = time.perf_counter()

@@ -150,7 +150,7 @@ def open_workbench(config: DictConfig, runs: list[Run], bars: Bars) -> Workbench
             unmeasured = str(error)
             bars.say(f"{unmeasured}; going on by validation loss alone")
     shown = dataset.regularization
-    beside = [run.train for run in runs if run.train.preserve_share or run.train.regularization_share]
+    beside = [run.train for run in runs if run.train.shows_class_pictures]
     if not shown and beside:
         with bars.task("rendering class pictures", settings.class_pictures) as advance:
             prompts = class_prompts(dataset, settings.class_tags, settings.class_pictures)

@@ -99,6 +99,11 @@ class TrainSettings:
         if mistakes:
             raise ConfigError("; ".join(mistakes))
 
+    @property
+    def shows_class_pictures(self) -> bool:
+        """Whether class pictures are shown beside the dataset's."""
+        return bool(self.preserve_share or self.regularization_share)
+
 
 @dataclass(frozen=True)
 class InitFile:

@@ -165,11 +165,13 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], 
     monkeypatch.setattr("autolora.study.stage.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     plan: Any = SimpleNamespace(storage=f"sqlite:///{tmp_path / 'study.db'}", settings=SimpleNamespace(name="night"))
     files = {"fetch": lambda name: tmp_path / name}
-    scorer: Any = SimpleNamespace(only=lambda *_: None)
+    search = SimpleNamespace(at=lambda *_: SimpleNamespace(renders=5))
+    work: Any = SimpleNamespace(scorer=search)  # a last word takes half as many renders, five seconds
+    scorer: Any = SimpleNamespace(only=lambda *_: SimpleNamespace(renders=20), renders=5)
     said: list[str] = []
 
     def made(seconds: float) -> Judging:
-        found = Judging(plan, cast(Any, None), scorer, cast(Any, SimpleNamespace(say=said.append)), seconds)
+        found = Judging(plan, work, scorer, cast(Any, SimpleNamespace(say=said.append)), seconds)
         found.plan.files, found.said = SimpleNamespace(**files), said  # type: ignore[attr-defined, misc]
         monkeypatch.setattr(found, "_record", lambda asked: asked[1])
         return found
@@ -186,11 +188,11 @@ def candidate(number: int, seed: int | None = None) -> Asked:
 
 
 def test_finals_leave_out_what_there_is_no_time_for(stage: Callable[[float], Judging]) -> None:
-    """Each takes ten seconds, and training again is expected to take fifty more."""
+    """Each takes ten seconds, training again is expected to take fifty more, and the last word five."""
     held = stage(95.0)
     assert len(held.judge([candidate(0), candidate(1), candidate(2)])) == 3
     again = [candidate(0, 1), candidate(1, 1)]
-    assert [one.trial.number for one in held.judge(again)] == [0]  # 30 + 10 + 50 fit, once more do not
+    assert [one.trial.number for one in held.judge(again)] == [0]  # 30 + 10 + 50 + 5 fit, once more do not
     assert held.said[-1] == (  # type: ignore[attr-defined]
         "finals: trial 1 trained again with seed 1 is left out: there is no time for it within budget.minutes"
     )
