@@ -9,11 +9,11 @@ from autolora.adapters.base import State
 from autolora.adapters.read import read_lora
 from autolora.errors import ExportError
 from autolora.export.naming import has_format
-from autolora.export.verify import DiffusersTwin, compare_pictures, verify_deltas
+from autolora.export.verify import DiffusersTwin, compare_pictures, jitter, verify_deltas
 from autolora.export.write import DTYPES, Exported, as_in_file, files_of
 from autolora.files import atomic_files, remove_leftovers
 from autolora.progress import Bars
-from autolora.sampling import Shot, render
+from autolora.sampling import Pictures, Shot, render
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.scorer import Scorer
 from autolora.study.export_best import TWIN_SUFFIX, Twin, export_best
@@ -111,17 +111,32 @@ def prove(
         twin_score = work.score(scorer, bars).score if scorer is not None else None
     source = bench.model.source
     if source is not None:
-        probe = work.of("trigger")[0]
-        shots = [Shot(probe.prompt, probe.seeds[0], weight) for weight in work.scoring.weights]
         loaded = DiffusersTwin(path, source, bench.model)
         loaded.verify_deltas(plain)
         if loaded.draws:
-            ours = render(bench.model, shots, work.render_settings, bench.adapter)
-            compare_pictures(ours, loaded.render(shots, work.render_settings))
+            check_pictures(work, path, loaded)
         if exported.diffusers is not None:
             copied = state if has_format(state) else plain
             DiffusersTwin(exported.diffusers, source, bench.model).verify_deltas(copied)
     return Proof((*found.read_by, "diffusers") if twin is None and source is not None else found.read_by, twin_score)
+
+
+def check_pictures(work: Workbench, path: Path, loaded: DiffusersTwin) -> None:
+    """A file must draw in diffusers what it draws here, at every weight.
+
+    Raises:
+        ExportError: it does not.
+    """
+    model, adapter, probe = work.bench.model, work.bench.adapter, work.of("trigger")[0]
+    shots = [Shot(probe.prompt, probe.seeds[0], weight) for weight in work.scoring.weights]
+    state = read_lora(path, model)
+
+    def drawn(state: State) -> Pictures:
+        adapter.load(state)
+        return render(model, shots, work.render_settings, adapter)
+
+    theirs = loaded.render(shots, work.render_settings)
+    compare_pictures(drawn(state), theirs, jittered=lambda: drawn(jitter(state)))
 
 
 def check_score(work: Workbench, state: State, path: Path, scorer: Scorer, bars: Bars, score: float) -> None:

@@ -18,10 +18,10 @@ from autolora.adapters.lora import LoRA
 from autolora.adapters.read import lora_of, read_lora
 from autolora.errors import ExportError
 from autolora.export.metadata import Card
-from autolora.export.verify import DiffusersTwin, compare_pictures, verify_deltas
+from autolora.export.verify import DiffusersTwin, compare_pictures, jitter, verify_deltas
 from autolora.export.write import export_lora
 from autolora.models import RenderSettings, StableDiffusion
-from autolora.sampling import Shot, render
+from autolora.sampling import Pictures, Shot, render
 from tests.export.heard import heard
 from tests.export.world import dataset, random_state, run
 
@@ -111,6 +111,28 @@ def test_pictures_tell_a_lora_from_the_base(path: Path, twin: DiffusersTwin, tin
     base = render(tiny_model, [Shot(shot.prompt, shot.seed, 0.0) for shot in SHOTS], SETTINGS)
     with pytest.raises(ExportError, match="otherwise"):
         compare_pictures(base, twin.render(SHOTS, SETTINGS))
+
+
+def test_what_its_own_rounding_moves_is_no_difference_between_programs() -> None:
+    pictures = np.full((2, 8, 8, 3), 100, np.uint8)
+    apart = pictures + np.array([0, 3], np.uint8).reshape(2, 1, 1, 1)
+    assert compare_pictures(pictures, apart, jittered=lambda: pictures + np.uint8(2)) == 3
+    with pytest.raises(ExportError, match=r"picture 1 otherwise .* 3\.0 of 255 levels .* expected at most 2\.0"):
+        compare_pictures(pictures, apart, jittered=lambda: pictures + np.uint8(1))
+
+    def unasked() -> Pictures:
+        raise AssertionError
+
+    assert compare_pictures(pictures, pictures + np.uint8(1), jittered=unasked) == 1
+
+
+def test_jitter_moves_every_factor_by_a_few_last_digits(state: State) -> None:
+    moved = jitter(state)
+    assert moved.keys() == state.keys()
+    for key, tensor in state.items():
+        apart = (moved[key] - tensor).norm() / tensor.norm()
+        assert apart == 0 if key.endswith(".alpha") else 0.3e-5 < apart < 3e-5
+    assert all(torch.equal(tensor, moved[key]) for key, tensor in jitter(state).items())
 
 
 def test_unet_only_adapter(tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path) -> None:
