@@ -4,9 +4,10 @@
 
 "Guide" is the guide's recipe to its last epoch, its steps and rate scaled to the embedded world as `doll-adamw` scales
 the guide's AdamW (a fifth of the steps in half the epochs, 30 times the rate, so that IA3 trains at .15). "Tuned" is
-what a study of `doll-preserve` and two draws from the quickstart's ranges around it exports. A killed run continues;
-several processes take seeds of their own. Writes studies/results/adapters/adapters.md, of all judged so far, and
-pictures.
+what a study of three trials exports that preserves the base model: of `doll-preserve` and its ranges in the quickstart,
+or by AdamW around a rate of its own where Prodigy finds none (under it a LoHa burns). A killed run
+continues; several processes take seeds of their own. Writes studies/results/adapters/adapters.md, of all judged so far,
+and pictures.
 """
 
 from __future__ import annotations
@@ -50,10 +51,14 @@ GUIDE: dict[str, tuple[str, ...]] = {
     "ia3": ("recipe=guide-ia3",),
 }
 RATE, STEPS, EPOCHS = 30, 200, 4  # of the embedded world, where the guide has 1, 1000 and 8
-TUNED = (
-    *("~study.recipes.doll-adamw", "~study.recipes.doll-prodigy", "budget.trials=3", "budget.minutes=null"),
-    *("study.finalists=1", "study.average=false"),
+PRODIGY = ("lora", "locon", "dora")  # which it is at home with: `doll-preserve`
+# Rate and alpha of AdamW, calibrated on development character 30.
+ADAMW = {"dylora": (1.2e-2, 16), "loha": (3e-3, 8), "lokr": (1.6e-2, 8), "ia3": (0.15, 8)}
+PRESERVING = (
+    *("train.steps_per_concept=320", "train.steps_main=640", "train.preserve_share=0.5", "train.min_weight=0.7"),
+    *("train.caption_dropout=0.15", "train.preserve_dropout=0.3"),
 )
+SHORT = ("budget.trials=3", "budget.minutes=null", "study.finalists=1", "study.average=false")
 WEIGHTS = (0.7, 1.0)
 RESULTS = Path(__file__).parent / "results" / "adapters"
 
@@ -89,11 +94,21 @@ def bake_guide(kind: str, folder: Path, out: Path, model: BaseModel) -> Made:
     return Made(last.state, run.name, last.step, last.seconds, exported.size)
 
 
+def space(kind: str) -> tuple[str, ...]:
+    """The overrides of the quickstart that make it a study of one adapter that preserves the base model."""
+    if kind in PRODIGY:
+        return "~study.recipes.doll-adamw", "~study.recipes.doll-prodigy", f"adapter={kind}"
+    rate, alpha = ADAMW[kind]
+    ranges = f"{{optimizer.lr: {{log: [{rate / 2}, {rate * 2}]}}, train.steps_per_concept: {{int: [240, 400]}}}}"
+    around = ("~study.recipes", f"+study.recipes={{doll-adamw: {ranges}}}", f"optimizer.lr={rate}")
+    return *around, f"adapter={kind}", f"adapter.alpha={alpha}", *PRESERVING
+
+
 def tune(kind: str, folder: Path, out: Path, model: BaseModel) -> Made:
     """What a study of a few trials exports."""
     run = out / f"tuned-{kind}-{folder.name}"
     places = [f"dataset.path={folder}", f"out={run}", f"cache={out / 'cache'}"]
-    code = autolora(["tune", "quickstart", *places, f"adapter={kind}", *TUNED])
+    code = autolora(["tune", "quickstart", *places, *space(kind), *SHORT])
     if code:
         raise StudyError(f"the study of {kind} on {folder} ended with exit code {code}")
     result = json.loads((run / "result.json").read_text("utf-8"))
