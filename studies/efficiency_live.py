@@ -1,8 +1,8 @@
 """Does a live study find what the whole grid finds? On characters of its own, which confirm `efficiency.py` or not.
 
-    python studies/bank.py fill --seeds 172 174 --recipes 24
-    python studies/bank.py measure --seeds 172 174
-    python studies/efficiency_live.py --seeds 172 174
+    python studies/bank.py fill --seeds 172 177 --recipes 24
+    python studies/bank.py measure --seeds 172 177
+    python studies/efficiency_live.py --seeds 172 177
 
 The study draws from the bank's ranges and begins no trial after a fifth of the images that the character's bank was
 shown. Its pick after each trial, and what it exports, are valued by the oracle on the bank's own prompts and seeds,
@@ -130,7 +130,7 @@ def table(found: Mapping[str, Figures]) -> str:
 def main() -> None:
     """Judge every character that has not been judged yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[172, 174])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[172, 177])
     parser.add_argument("--renders", type=int, default=32, help="per rate and weight, as in the bank")
     parser.add_argument("--out", type=Path, default=Path("runs/bank"))
     args = parser.parse_args()
