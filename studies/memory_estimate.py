@@ -60,7 +60,7 @@ def of_presets(presets: Sequence[str]) -> None:
     """Print what recipes take with each preset of a full-size family."""
     print("| preset | run | before training GB | training GB | rendering GB | scoring GB | at most, with the process |")
     print("|" + "---|" * 7)
-    looking, only = encoder_bytes(NoWeights("ViT-L-14")), None
+    looking, only, said = encoder_bytes(NoWeights("ViT-L-14")), None, set[str]()
     for preset in presets:
         arguments = [f"model={preset}", "model.path=none", "dataset.path=none", "model.offload=true"]
         config = cfg.compose("tune", arguments, "character")
@@ -78,9 +78,10 @@ def of_presets(presets: Sequence[str]) -> None:
                     need = memory_need(run, dataset, model, offload=True, looking=looking)
                 found[in_words(run)] = need.most
                 parts = need.preparing, need.training, need.rendering, need.scoring, need.most + DRIVER
-                print(
-                    "|", " | ".join([preset, in_words(run), *(f"{part / GB:.1f}" for part in parts)]), "|", flush=True
-                )
+                line = " | ".join([preset, in_words(run), *(f"{part / GB:.1f}" for part in parts)])
+                if line not in said:
+                    print("|", line, "|", flush=True)
+                said.add(line)
         only = max(found, key=found.__getitem__)
 
 

@@ -245,7 +245,7 @@ def memory_section(
         for run, need in found
     ]
     columns = ("recipe", "adapter", "dim", "batch", "training GB", "rendering GB", "scoring GB", "at most")
-    return Section("GPU memory", columns, tuple(rows), tuple(words))
+    return Section("GPU memory", columns, tuple(dict.fromkeys(rows)), tuple(words))
 
 
 def largest(runs: Sequence[Run]) -> list[Run]:
