@@ -23,7 +23,7 @@ from bank import SPACE, arguments_of, character_of, oracle_figures, rows_of
 from efficiency import ENOUGH
 from kept import keep, kept, refuse_development
 from quickstart_oracle import Judge
-from score_validity import WEIGHTS, oracle_score
+from score_validity import WEIGHTS, share_of_best
 
 from autolora import config as cfg
 from autolora.adapters.adapter_set import attach
@@ -78,15 +78,6 @@ def figures_of(state: State, seed: int, model: BaseModel, renders: int) -> dict[
     return found
 
 
-def share(figures: Figures, rows: list[dict[str, str]]) -> float:
-    """The oracle's score as a share of the best there was in the bank, by halves in turn."""
-    found = []
-    for chosen_by, valued_by in (("_a", "_b"), ("_b", "_a")):
-        best = oracle_score(max(rows, key=lambda row: oracle_score(row, chosen_by)), valued_by)
-        found.append(oracle_score(figures, valued_by) / best)
-    return sum(found) / len(found)
-
-
 def judge_character(seed: int, out: Path, renders: int) -> dict[str, Any]:
     """The study of a character, and its picks by the oracle.
 
@@ -107,8 +98,10 @@ def judge_character(seed: int, out: Path, renders: int) -> dict[str, Any]:
         raise StudyError(f"the study of character {seed} ended with exit code {code}")
     model = load_model(cfg.model_settings(cfg.compose("train", [])))
     result = json.loads((out / f"live-{seed}" / "result.json").read_text("utf-8"))
-    trace = [(shown / images, share(figures_of(s, seed, model, renders), rows)) for shown, s in picks(arguments)]
-    exported = share(figures_of(read_lora(Path(result["export"]), model), seed, model, renders), rows)
+    trace = [
+        (shown / images, share_of_best(figures_of(s, seed, model, renders), rows)) for shown, s in picks(arguments)
+    ]
+    exported = share_of_best(figures_of(read_lora(Path(result["export"]), model), seed, model, renders), rows)
     facts = {"recipes": len({row["number"] for row in rows}), "images": images, "trials": result["trials"]}
     return facts | {"trace": trace, "export": exported, "best": result["best"]["recipe"]}
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -63,7 +64,7 @@ def mean_of(row: Row, name: str) -> float:
     return float(np.mean([float(row[f"{name}@{weight}"]) for weight in WEIGHTS]))
 
 
-def oracle_score(row: Row, half: str = "") -> float:
+def oracle_score(row: Mapping[str, Any], half: str = "") -> float:
     """The oracle's own score, by all of its renders or by one half of them (`_a`, `_b`)."""
     values = []
     for weight in WEIGHTS:
@@ -93,10 +94,15 @@ def rank(groups: list[Array]) -> float:
 
 def picked(rows: list[Row], judge: Callable[[Row], float]) -> float:
     """The oracle's score of the judge's pick as a share of the best there was, by halves in turn."""
+    return share_of_best(max(rows, key=judge), rows)
+
+
+def share_of_best(figures: Mapping[str, Any], rows: list[Row]) -> float:
+    """The oracle's score by its figures as a share of the best row's, which one half chooses and the other values."""
     shares = []
     for chosen_by, valued_by in (("_a", "_b"), ("_b", "_a")):
         best = oracle_score(max(rows, key=lambda row: oracle_score(row, chosen_by)), valued_by)
-        shares.append(oracle_score(max(rows, key=judge), valued_by) / best)
+        shares.append(oracle_score(figures, valued_by) / best)
     return float(np.mean(shares))
 
 

@@ -27,7 +27,7 @@ from autolora.sampling import BaseRenders
 from autolora.scoring.encoders import Encoder, load_encoder, load_second_encoder
 from autolora.scoring.settings import ScoringSettings
 from autolora.study.check_drawn import pruning_section, trigger_section
-from autolora.study.cost import cost_section, count_renders
+from autolora.study.cost import Renders, cost_section, count_renders
 from autolora.study.memory import memory_section
 from autolora.study.plan import Plan
 from autolora.study.settings import StudySettings
@@ -161,7 +161,9 @@ def measured_sections(
     study = plan.settings if plan else None
     at_once = study.pack if study and isinstance(study.pack, int) else 1  # auto takes what fits
     encoder = _loaded(load_encoder, scoring.encoder)
-    memory = memory_section([*runs, *(plan.extremes() if plan else ())], dataset, model, at_once, encoder, bars)
+    may_run = [*runs, *(plan.extremes() if plan else ())]  # what the workbench is opened for
+    memory = memory_section(may_run, dataset, model, at_once, encoder, bars)
+    renders = count_renders(may_run, dataset, model, scoring)
     cache = Path(str(config.cache)).expanduser()
     base = BaseRenders(model, settings.render.search, cache / "renders")
     eye = encoder if config.audit else "audit=false"
@@ -170,7 +172,7 @@ def measured_sections(
         _that_fits("Pruning", lambda: pruning_section(dataset, base, eye, bars)),
         needs_section(scoring, model, encoder),
         memory,
-        _that_fits("Cost", lambda: measured_cost(runs, dataset, model, scoring, study, cache, bars)),
+        _that_fits("Cost", lambda: measured_cost(runs, dataset, model, renders, study, cache, bars)),
     ]
 
 
@@ -186,7 +188,7 @@ def measured_cost(
     runs: Sequence[Run],
     dataset: Dataset,
     model: BaseModel,
-    scoring: ScoringSettings,
+    renders: Renders,
     study: StudySettings | None,
     cache: Path,
     bars: Bars,
@@ -207,7 +209,7 @@ def measured_cost(
             speed = measure_speed(runs[0], bench, settings.render.search)
         finally:
             adapter.detach()
-    return cost_section(runs, dataset, count_renders(runs, dataset, model, scoring), speed, study)
+    return cost_section(runs, dataset, renders, speed, study)
 
 
 def needs_section(scoring: ScoringSettings, model: BaseModel, encoder: Encoder | str) -> Section:

@@ -100,43 +100,44 @@ def prove(
     """
     bench = work.bench
     found = verify_deltas(state, exported.path, bench.model)
-    bench.adapter.load(read_lora(exported.path, bench.model))
+    held = read_lora(exported.path, bench.model)
+    bench.adapter.load(held)
     if scorer is not None and score is not None:
         check_score(work, state, exported.path, scorer, bars, score)
     plain, path, twin_score = state, exported.path, None
     if twin is not None:
         plain, path = twin.state, twin.path
         verify_deltas(plain, path, bench.model)
-        bench.adapter.load(read_lora(path, bench.model))
+        held = read_lora(path, bench.model)
+        bench.adapter.load(held)
         twin_score = work.score(scorer, bars).score if scorer is not None else None
     source = bench.model.source
     if source is not None:
         loaded = DiffusersTwin(path, source, bench.model)
         loaded.verify_deltas(plain)
         if loaded.draws:
-            check_pictures(work, path, loaded)
+            check_pictures(work, held, loaded)
         if exported.diffusers is not None:
             copied = state if has_format(state) else plain
             DiffusersTwin(exported.diffusers, source, bench.model).verify_deltas(copied)
     return Proof((*found.read_by, "diffusers") if twin is None and source is not None else found.read_by, twin_score)
 
 
-def check_pictures(work: Workbench, path: Path, loaded: DiffusersTwin) -> None:
-    """A file must draw in diffusers what it draws here, at every weight.
+def check_pictures(work: Workbench, held: State, loaded: DiffusersTwin) -> None:
+    """A file, which holds this state, must draw in diffusers what it draws here, at every weight.
 
     Raises:
         ExportError: it does not.
     """
     model, adapter, probe = work.bench.model, work.bench.adapter, work.of("trigger")[0]
     shots = [Shot(probe.prompt, probe.seeds[0], weight) for weight in work.scoring.weights]
-    state = read_lora(path, model)
 
     def drawn(state: State) -> Pictures:
         adapter.load(state)
         return render(model, shots, work.render_settings, adapter)
 
     theirs = loaded.render(shots, work.render_settings)
-    compare_pictures(drawn(state), theirs, jittered=lambda: drawn(jitter(state)))
+    compare_pictures(drawn(held), theirs, jittered=lambda: drawn(jitter(held)))
 
 
 def check_score(work: Workbench, state: State, path: Path, scorer: Scorer, bars: Bars, score: float) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from autolora.cli import main
 from autolora.paperdoll.world import write_dataset
+from autolora.study import check
+from autolora.study.cost import Renders, count_renders
 from tests.data.folders import noise_image, write_concepts
 
 FULL = "1girl, zorak, {fit}, gold horns, blue hair, red eyes, masterpiece, {place}"
@@ -95,6 +98,22 @@ def test_triggers_are_only_counted_where_no_audit_is_wanted(
     found = json.loads((tmp_path / "run" / "check.json").read_text("utf-8"))["Triggers"]
     assert [row["trigger"] for row in found["rows"]] == ["zorak", "fita", "fitb"] and found["rows"][0]["tokens"] > 0
     assert found["words"] == ["not looked at: audit=false"]
+
+
+def test_class_pictures_that_only_a_range_asks_for_are_counted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = list[Renders]()
+
+    def count(*given: Any) -> Renders:
+        counted.append(count_renders(*given))
+        return counted[-1]
+
+    monkeypatch.setattr(check, "count_renders", count)
+    places = [f"dataset.path={folder}", f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
+    own = ["~study.recipes.doll-prodigy", "~study.recipes.doll-preserve", "model.class_pictures=7000"]
+    assert main(["check", "quickstart", *places, *own, "audit=false", "model.render.search_steps=1"]) == 0
+    assert counted[0].before > 7000
 
 
 def test_what_is_neither_true_nor_false_is_no_switch(
