@@ -212,13 +212,19 @@ class AdapterSet:
         }
 
     @torch.no_grad()
+    def rescale(self, factor: float, slot: int = 0) -> None:
+        """Multiply a slot's change of every layer."""
+        for update in self.updates:
+            update.rescale(slot, torch.tensor(factor, device=update.parameters(slot)[0].device))
+
+    @torch.no_grad()
     def apply_max_norm(self, slot: int, max_norm: float) -> NormStats:
         """Cap each module's change: where its norm n > max_norm it becomes max_norm / n of itself."""
         updates = self.updates
         norms = torch.stack([update.norm(slot) for update in updates])
         factors = (max_norm / norms.clamp(min=1e-12)).clamp(max=1)
         for update, factor in zip(updates, factors, strict=True):
-            update.shrink(slot, factor)
+            update.rescale(slot, factor)
         capped = norms.clamp(max=max_norm)
         return NormStats(int((norms > max_norm).sum()), float(capped.mean()), float(capped.max()))
 

@@ -123,8 +123,8 @@ class Update(Protocol):
         """Frobenius norm of the change of weight."""
         ...
 
-    def shrink(self, slot: int, factor: Tensor) -> None:
-        """Multiply the change of weight by a factor of at most 1."""
+    def rescale(self, slot: int, factor: Tensor) -> None:
+        """Multiply the change of weight by a factor above 0."""
         ...
 
 

@@ -275,7 +275,7 @@ class LowRank:
         return corners[ends].max()
 
     @torch.no_grad()
-    def shrink(self, slot: int, factor: Tensor) -> None:
+    def rescale(self, slot: int, factor: Tensor) -> None:
         """Both factors by its root."""
         dim = self.dims[slot]
         self.down[slot, :dim] *= factor.sqrt()

@@ -231,7 +231,7 @@ class Tuned:
         return norm
 
     @torch.no_grad()
-    def shrink(self, slot: int, factor: Tensor) -> None:
+    def rescale(self, slot: int, factor: Tensor) -> None:
         """The change times the factor t: each of k multiplied tensors by t^(1/k), IA3's factors towards 1.
 
         DoRA: W + t (m (W + D) / |W + D| - W) with c = m / |W + D| is s (W + t c / s D) with s = 1 - t + t c, for every
@@ -240,13 +240,13 @@ class Tuned:
         if self.kind == "ia3":
             self.tuner.ia3_l[NAME].sub_(1).mul_(factor).add_(1)
         elif self.kind == "lora":
-            self._shrink_dora(factor)
+            self._rescale_dora(factor)
         else:
             names = _factors(self.tuner)
             for name in names:
                 getattr(self.tuner, name)[NAME].mul_(factor ** (1 / len(names)))
 
-    def _shrink_dora(self, factor: Tensor) -> None:
+    def _rescale_dora(self, factor: Tensor) -> None:
         if factor == 1:
             return
         weight = self.tuner.get_base_layer().weight.flatten(1)

@@ -59,6 +59,8 @@ def in_words(settings: StudySettings, runs: Sequence[Run], dataset: Dataset, wor
     again = [f"of the best {settings.finalists} those within reach are judged again"]
     if settings.average:
         again.append("averages of the best two's checkpoints too")
+    if settings.rescale:
+        again.append("the best one stronger or weaker too")
     if settings.retrain_seeds:
         again.append(f"the best two recipes trained again with {settings.retrain_seeds} seeds more")
     here = [f"{workers} workers here"] if workers > 1 else []

@@ -12,7 +12,7 @@ from autolora.report.sections import Section
 from autolora.report.words import counted
 from autolora.scoring.probes import ALL_GROUPS, DECIDING_GROUPS, SEARCH_GROUPS, build_probes, render_count
 from autolora.scoring.settings import ScoringSettings
-from autolora.study.finals import LEADERS, REPEATS
+from autolora.study.finals import LEADERS, REPEATS, STRONGER
 from autolora.study.settings import StudySettings
 from autolora.study.speed import Speed
 from autolora.study.stage import SWEEP_WEIGHTS
@@ -101,7 +101,7 @@ def finals_minutes(study: StudySettings, minutes_each: float, minutes_judging: f
 
 
 def _judged_again(study: StudySettings) -> int:
-    return study.finalists + (LEADERS if study.average else 0)
+    return study.finalists + (LEADERS if study.average else 0) + (len(STRONGER) if study.rescale else 0)
 
 
 def finals_in_words(study: StudySettings, minutes: float) -> str:

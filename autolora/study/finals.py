@@ -17,7 +17,7 @@ from autolora.errors import MemoryFull, StudyError, Unmeasurable
 from autolora.progress import Bars
 from autolora.scoring.encoders import load_second_encoder
 from autolora.scoring.scorer import Scorer, with_encoder, with_fresh_probes
-from autolora.study.averaging import average
+from autolora.study.candidates import average, rescaled
 from autolora.study.claims import worked_seconds
 from autolora.study.plan import Plan
 from autolora.study.stage import Finalist, Stage
@@ -26,6 +26,7 @@ from autolora.study.workbench import Workbench
 
 REPEATS = 4  # seeds per prompt, as a multiple of the search's
 LEADERS = 2  # recipes that are trained again
+STRONGER, WEAKER = (1.25, 1.5), (0.8,)  # what a LoRA's strength is multiplied by as long as that makes it better
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def hold_finals(
     seeds = range(1, plan.settings.retrain_seeds + 1)
     means = [(one.trial, average(one.record, one.point, work)) for one in leaders if plan.settings.average]
     field += stage.judge([(trial, *mean, None) for trial, mean in means if mean])
+    field += rescaled_while_better(stage, _by_trial(field)[0], work) if plan.settings.rescale else []
     again = stage.judge([(one.trial, one.record, one.point, seed) for seed in seeds for one in leaders])
     points: dict[int, list[Point]] = {}
     for other in again:
@@ -114,6 +116,20 @@ def in_reach(ranked: Sequence[tuple[FrozenTrial, Record]]) -> list[tuple[FrozenT
     first = _best(ranked[0][1]).score
     bests = [(pair, _best(pair[1]).score) for pair in ranked]
     return [pair for pair, score in bests if first is None or score is None or score["high"] >= first["low"]]
+
+
+def rescaled_while_better(stage: Stage, leader: Finalist, work: Workbench) -> list[Finalist]:
+    """The best one with its strength multiplied: down where it shows enough but bleeds or is stiff, else up."""
+    best, found = leader.point, []
+    too_strong = "undercooked" not in best.broken and bool({"bleed_class", "editability"} & set(best.broken))
+    for strength in WEAKER if too_strong else STRONGER:
+        copy = rescaled(leader.record, leader.point, strength, work)
+        judged = stage.judge([(leader.trial, *copy, None)]) if copy else []
+        found += judged
+        if not judged or judged[0].point.objective <= best.objective:
+            break
+        best = judged[0].point
+    return found
 
 
 def conclude(scorer: Scorer, field: Sequence[Finalist], retrained: dict[int, list[Point]]) -> Finals:

@@ -44,6 +44,7 @@ class StudySettings:
     finalists: int = 3
     retrain_seeds: int = 2
     average: bool = True
+    rescale: bool = True
     seed: int = 0
     patience: int = 2
     heartbeat_seconds: float = 30.0

@@ -49,6 +49,7 @@ class Point:
     tags: list[str] = field(default_factory=list)  # of the character, as a tagger sees it
     tag_bleed: dict[str, dict[str, float]] = field(default_factory=dict)  # how much oftener without trigger, by weight
     averaged: list[int] = field(default_factory=list)  # steps of the checkpoints that it is the average of
+    strength: float = 1.0  # what its change of the base model was multiplied by after training
 
     @property
     def val_ratio(self) -> float:
@@ -58,7 +59,9 @@ class Point:
     @property
     def place(self) -> str:
         """Where on its trial's curve it lies, in words."""
-        return f"step {self.step}" + (f" (average of {', '.join(map(str, self.averaged))})" if self.averaged else "")
+        made = [f"average of {', '.join(map(str, self.averaged))}"] if self.averaged else []
+        made += [f"times {self.strength:g}"] if self.strength != 1 else []
+        return f"step {self.step}" + (f" ({', '.join(made)})" if made else "")
 
     @property
     def words(self) -> str:
@@ -228,6 +231,7 @@ class Record:
             "recipe": self.run.name,
             "step": best.step,
             "averaged": best.averaged,
+            "strength": best.strength,
             "weight": best.weight,
             "score": best.score,
             "terms": best.terms,

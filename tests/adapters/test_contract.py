@@ -185,6 +185,17 @@ def test_max_norm_shortens_every_change_and_turns_none(kind: str, adapter: Adapt
         assert cosine == pytest.approx(1, abs=1e-4), path
 
 
+@pytest.mark.parametrize("factor", [0.8, 1.5])
+def test_a_rescaled_adapter_changes_so_many_times_as_much(factor: float, adapter: AdapterSet) -> None:
+    move(adapter)
+    before = {path: layer.update.change(0).detach().clone() for path, layer in adapter.layers.items() if layer.update}
+    adapter.rescale(factor)
+    for path, old in before.items():
+        update = adapter.layers[path].update
+        assert update is not None
+        assert torch.allclose(update.change(0), factor * old, atol=TOLERANCE, rtol=1e-3), path
+
+
 def test_the_same_seed_starts_alike_and_trials_share_nothing(
     kind: str, adapter: AdapterSet, tiny_model: StableDiffusion
 ) -> None:

@@ -66,6 +66,7 @@ def test_the_plan_is_told(tmp_path: Path) -> None:
         "none begins after 63 of 90 minutes; none begins after 20,000 steps in all; "
         "the search ends after 6 trials in a row without a better one; "
         "of the best 3 those within reach are judged again, averages of the best two's checkpoints too, "
+        "the best one stronger or weaker too, "
         "the best two recipes trained again with 2 seeds more; 2 workers here"
     )
 

@@ -30,13 +30,13 @@ def test_what_a_limited_time_is_spent_on_is_told(tmp_path: Path) -> None:
     assert "before anything trains the base model draws for at most 5 min, once: its pictures are kept" in words
     assert any(line.startswith("33% of the time is rendering") for line in words)
     assert "40 trials like these at most 600 min, less where they overcook" in words
-    # 5 checkpoints and 2 recipes with 2 seeds each by 200 renders of 3 s, 4 trainings of 15 minutes, 300 renders more
-    assert "finals: at most 165 min, for 5 checkpoints judged again and 4 trained again" in words
+    # 7 checkpoints and 2 recipes with 2 seeds each by 200 renders of 3 s, 4 trainings of 15 minutes, 300 renders more
+    assert "finals: at most 185 min, for 7 checkpoints judged again and 4 trained again" in words
     assert words[-2] == (
         "budget.minutes=480: the search takes 336 of them, for about 23 of 40 trials in full, and the finals what is "
         "left, 144 at least"
     )
-    assert "too little for all of the finals (165 min)" in words[-1]
+    assert "too little for all of the finals (185 min)" in words[-1]
     assert len(time_in_words(study, 2, 15.0, finals=144.0)) == 1
     short = time_in_words(replace(study, budget=Budget(minutes=20)), 2, 15.0, finals=0.0)
     assert "too short for the 2 recipes" in short[-1]

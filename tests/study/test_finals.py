@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +96,47 @@ def test_the_clearly_worse_recipe_cannot_win_by_one_lucky_checkpoint() -> None:
     found = conclude(None, field, points)  # type: ignore[arg-type]
     assert found.winner.trial.number == 4 and found.ties == []
     assert seeds_in_words(found).endswith("trial 7 is clearly behind")
+
+
+@pytest.mark.parametrize(
+    ("objectives", "asked"),
+    [
+        ({1.25: 0.7, 1.5: 0.8}, [1.25, 1.5]),
+        ({1.25: 0.7, 1.5: 0.6}, [1.25, 1.5]),
+        ({1.25: 0.5}, [1.25]),  # no better: the next would be worse still
+        ({}, [1.25]),  # there was no time for it
+    ],
+)
+def test_the_best_grows_stronger_while_that_is_better(
+    objectives: dict[float, float], asked: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tried(finalist(3, 0.6), objectives, monkeypatch) == asked
+
+
+def test_what_bleeds_grows_weaker(monkeypatch: pytest.MonkeyPatch) -> None:
+    bleeding = finalist(3, -0.6)
+    assert tried(bleeding, {0.8: 0.4}, monkeypatch) == [0.8]
+    faint = replace(bleeding.point, constraints=bleeding.point.constraints | {"undercooked": 0.2})
+    assert tried(replace(bleeding, point=faint), {}, monkeypatch) == [1.25]  # and does not show enough even so
+
+
+def tried(leader: Finalist, objectives: dict[float, float], monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The strengths asked for, of which the finals judge those that have an objective."""
+
+    def judge(asked: Sequence[Asked]) -> list[Finalist]:
+        known = [replace(p, objective=objectives[p.strength]) for _, _, p, _ in asked if p.strength in objectives]
+        return [replace(leader, point=p) for p in known]
+
+    strengths: list[float] = []
+
+    def copy(record: Any, p: Point, strength: float, work: Any) -> tuple[Any, Point]:
+        strengths.append(strength)
+        return record, replace(p, strength=strength)
+
+    monkeypatch.setattr(finals, "rescaled", copy)
+    found = finals.rescaled_while_better(SimpleNamespace(judge=judge), leader, None)  # type: ignore[arg-type]
+    assert [one.point.strength for one in found] == [s for s in strengths if s in objectives]
+    return strengths
 
 
 def test_nothing_scored_is_said() -> None:

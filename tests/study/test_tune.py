@@ -124,6 +124,8 @@ def test_a_study_leaves_what_it_promises(finished: Path) -> None:
     assert sum("+1" in trial.user_attrs["key"] for trial in finals.trials) == 2  # two recipes, one seed more each
     means = [trial for trial in finals.trials if "-average@" in trial.user_attrs["key"]]
     assert means and all(len(trial.user_attrs["point"]["averaged"]) == 2 for trial in means)  # two checkpoints each
+    copies = [trial.user_attrs for trial in finals.trials if "-x" in trial.user_attrs["key"]]
+    assert copies and {one["point"]["strength"] for one in copies} <= {0.8, 1.25, 1.5}
     assert [len(scores) for scores in result["training_seeds"].values()] == [2, 2]
     lora = Path(result["export"])
     assert lora.is_file() and lora.with_suffix(".json").is_file()
