@@ -15,7 +15,7 @@ import pytest
 
 from autolora.errors import MemoryFull, StudyError, Unmeasurable
 from autolora.study import finals
-from autolora.study.finals import Finals, conclude, in_reach, seed_verdict
+from autolora.study.finals import Finals, conclude, in_reach, seed_verdict, to_judge
 from autolora.study.finals_words import disagreement, seeds_in_words
 from autolora.study.settings import Budget, StudySettings
 from autolora.study.stage import Asked, Finalist, Stage
@@ -96,6 +96,13 @@ def test_the_clearly_worse_recipe_cannot_win_by_one_lucky_checkpoint() -> None:
     found = conclude(None, field, points)  # type: ignore[arg-type]
     assert found.winner.trial.number == 4 and found.ties == []
     assert seeds_in_words(found).endswith("trial 7 is clearly behind")
+
+
+@pytest.mark.parametrize(("broken", "steps"), [("undercooked", [200, 300]), ("bleed_class", [200])])
+def test_of_an_undercooked_trial_the_next_checkpoint_is_judged_too(broken: str, steps: list[int]) -> None:
+    points = [replace(made_up(step, -1.0), constraints={broken: 0.1}) for step in (100, 200, 300)]
+    record = SimpleNamespace(best=lambda: points[1], around=lambda p: points)
+    assert [p.step for p in to_judge(record)] == steps  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
