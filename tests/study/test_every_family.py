@@ -23,6 +23,7 @@ study:
   retrain_seeds: 0
   finalists: 1
   average: false
+  rescale: false
   recipes:
     doll-adamw: {adapter.dim: {choice: [2, 4]}}
 adapter: {dim: 2, alpha: 2}

@@ -11,7 +11,7 @@ import torch
 from autolora.adapters.lora import LoRA
 from autolora.errors import StudyError
 from autolora.optim.optimizers import AdamW
-from autolora.study.averaging import mean_state
+from autolora.study.candidates import mean_state
 from autolora.study.trial import Point, Record
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.run import Run

@@ -304,7 +304,7 @@ def test_a_killed_study_is_continued_by_the_same_command(tmp_path: Path, finishe
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=240)
     assert process.returncode == 143
     assert "same command again to continue" in errors and "Traceback" not in errors
     interrupted = json.loads(next((tmp_path / "run").glob("trials/*/curve.json")).read_text("utf-8"))
