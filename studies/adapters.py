@@ -20,16 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from bank import character_of, oracle_figures
+from bank import character_of
 from kept import keep, kept, refuse_development
 from PIL import Image
-from quickstart_oracle import Judge, bake
+from quickstart_oracle import WEIGHTS, bake
+from valued import valued
 
 from autolora import config as cfg
-from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
-from autolora.adapters.read import lora_of, read_lora
+from autolora.adapters.read import read_lora
 from autolora.cli import main as autolora
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.errors import StudyError
@@ -37,7 +36,6 @@ from autolora.export.metadata import Card
 from autolora.export.write import export_lora
 from autolora.models import load_model
 from autolora.models.base import BaseModel
-from autolora.paperdoll.oracle import Oracle
 from autolora.paperdoll.world import write_dataset
 from autolora.train.run import Run
 
@@ -59,7 +57,6 @@ PRESERVING = (
     *("train.caption_dropout=0.15", "train.preserve_dropout=0.3"),
 )
 SHORT = ("budget.trials=3", "budget.minutes=null", "study.finalists=1", "study.average=false")
-WEIGHTS = (0.7, 1.0)
 RESULTS = Path(__file__).parent / "results" / "adapters"
 
 
@@ -117,21 +114,11 @@ def tune(kind: str, folder: Path, out: Path, model: BaseModel) -> Made:
 
 
 def judge(seed: int, made: Made, model: BaseModel, renders: int) -> tuple[dict[str, Any], Image.Image]:
-    """The oracle's figures of a LoRA at every weight, and a strip of it at weight 1."""
-    scoring = cfg.scoring_settings(cfg.compose("tune", [], "quickstart"))
-    settings = cfg.model_settings(cfg.compose("train", [])).render
-    adapter = attach(model.modules, lora_of(made.state))
-    adapter.start(0, lora_of(made.state), torch.Generator().manual_seed(0))
-    adapter.load(made.state)
-    counting = Judge(model, adapter, Oracle(), character_of(seed), renders)
+    """What a LoRA is and cost with the oracle's figures, and a strip of it at weight 1."""
+    figures, strip = valued(made.state, seed, model, renders)
     found: dict[str, Any] = {"recipe": made.recipe, "steps": made.steps, "seconds": round(made.seconds)}
     found |= {"megabytes": round(made.file_bytes / 1e6, 3)}
-    for weight in WEIGHTS:
-        figures = oracle_figures(counting, scoring.overrides, settings, weight)
-        found |= {f"{name}@{weight:g}": round(value, 4) for name, value in figures.items()}
-    strip = Image.fromarray(counting.strip(made.state, 1.0))
-    adapter.detach()
-    return found, strip
+    return found | {name: round(value, 4) for name, value in figures.items()}, strip
 
 
 def judge_character(seed: int, kinds: list[str], out: Path, renders: int) -> None:

@@ -18,24 +18,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from bank import SPACE, arguments_of, character_of, oracle_figures, rows_of
+from bank import SPACE, arguments_of, character_of, rows_of
 from efficiency import ENOUGH
 from kept import keep, kept, refuse_development
-from quickstart_oracle import Judge
-from score_validity import WEIGHTS, share_of_best
+from score_validity import share_of_best
+from valued import valued
 
 from autolora import config as cfg
-from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
-from autolora.adapters.lora import LoRA
 from autolora.adapters.read import read_lora
 from autolora.cli import main as autolora
 from autolora.errors import StudyError
 from autolora.files import write_atomic
 from autolora.models import load_model
-from autolora.models.base import BaseModel
-from autolora.paperdoll.oracle import Oracle
 from autolora.paperdoll.world import write_dataset
 from autolora.study.begin import started_study
 from autolora.study.budget import STEP
@@ -62,22 +57,6 @@ def picks(arguments: tuple[str, ...]) -> Iterator[tuple[int, State]]:
             yield shown, record.load(point)
 
 
-def figures_of(state: State, seed: int, model: BaseModel, renders: int) -> dict[str, float]:
-    """What the oracle says of a LoRA, as the bank asks it."""
-    scoring = cfg.scoring_settings(cfg.compose("tune", [], SPACE))
-    search = cfg.model_settings(cfg.compose("train", [])).render.search
-    adapter = attach(model.modules, LoRA(dim=16))
-    adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
-    adapter.load(state)
-    judge = Judge(model, adapter, Oracle(), character_of(seed), renders)
-    found: dict[str, float] = {}
-    for weight in WEIGHTS:
-        asked = oracle_figures(judge, scoring.overrides, search, float(weight))
-        found |= {f"{name}@{weight}": value for name, value in asked.items()}
-    adapter.detach()
-    return found
-
-
 def judge_character(seed: int, out: Path, renders: int) -> dict[str, Any]:
     """The study of a character, and its picks by the oracle.
 
@@ -98,10 +77,12 @@ def judge_character(seed: int, out: Path, renders: int) -> dict[str, Any]:
         raise StudyError(f"the study of character {seed} ended with exit code {code}")
     model = load_model(cfg.model_settings(cfg.compose("train", [])))
     result = json.loads((out / f"live-{seed}" / "result.json").read_text("utf-8"))
-    trace = [
-        (shown / images, share_of_best(figures_of(s, seed, model, renders), rows)) for shown, s in picks(arguments)
-    ]
-    exported = share_of_best(figures_of(read_lora(Path(result["export"]), model), seed, model, renders), rows)
+
+    def share(state: State) -> float:
+        return share_of_best(valued(state, seed, model, renders, searching=True)[0], rows)
+
+    trace = [(shown / images, share(state)) for shown, state in picks(arguments)]
+    exported = share(read_lora(Path(result["export"]), model))
     facts = {"recipes": len({row["number"] for row in rows}), "images": images, "trials": result["trials"]}
     return facts | {"trace": trace, "export": exported, "best": result["best"]["recipe"]}
 

@@ -1,0 +1,42 @@
+"""What the oracle says of one LoRA of a character, and how it looks."""
+
+from __future__ import annotations
+
+import torch
+from bank import character_of, oracle_figures
+from PIL import Image
+from quickstart_oracle import WEIGHTS, Judge
+
+from autolora import config as cfg
+from autolora.adapters.adapter_set import attach
+from autolora.adapters.base import State
+from autolora.adapters.read import lora_of
+from autolora.models.base import BaseModel
+from autolora.paperdoll.oracle import Oracle
+
+
+def valued(
+    state: State, seed: int, model: BaseModel, renders: int, searching: bool = False
+) -> tuple[dict[str, float], Image.Image]:
+    """The oracle's figures by the names that the bank has, and a strip of pictures at weight 1.
+
+    Args:
+        state: the LoRA.
+        seed: the character's.
+        model: the base.
+        renders: per rate and weight.
+        searching: with the few steps of a search, as in the bank.
+    """
+    scoring = cfg.scoring_settings(cfg.compose("tune", [], "quickstart"))
+    settings = cfg.model_settings(cfg.compose("train", [])).render
+    adapter = attach(model.modules, lora_of(state))
+    adapter.start(0, lora_of(state), torch.Generator().manual_seed(0))
+    adapter.load(state)
+    judge = Judge(model, adapter, Oracle(), character_of(seed), renders)
+    found: dict[str, float] = {}
+    for weight in WEIGHTS:
+        asked = oracle_figures(judge, scoring.overrides, settings.search if searching else settings, weight)
+        found |= {f"{name}@{weight:g}": value for name, value in asked.items()}
+    strip = Image.fromarray(judge.strip(state, 1.0))
+    adapter.detach()
+    return found, strip
