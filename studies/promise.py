@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ import numpy as np
 from adapters import GUIDE, Made, guide_run, judge
 from bank import character_of
 from kept import keep, kept, refuse_development
-from PIL import Image
 from quickstart_oracle import bake
 from score_validity import oracle_score
 
@@ -71,48 +69,57 @@ def studied(seed: int, folder: Path, out: Path, model: BaseModel) -> Made:
     return Made(state, result["best"]["recipe"], images, result["training_seconds"], 0)
 
 
-def made_by_all(folder: Path, out: Path, seeds: int) -> Iterator[tuple[str, Made]]:
-    """Each LoRA as `arm-seed`.
+def one_bake(folder: Path) -> int:
+    """Images that the guide's AdamW recipe shows of a character."""
+    guide, dataset = recipes()["lora"], load_dataset(DatasetSettings(path=str(folder)))
+    return guide.steps_per_epoch(dataset) * guide.train.epochs
+
+
+def judge_character(seed: int, out: Path, seeds: int, renders: int) -> None:
+    """Make and judge every LoRA of a character that has not been judged yet.
 
     Raises:
         StudyError: the study was shown more images than one bake.
     """
-    model = load_model(cfg.model_settings(cfg.compose("train", [])))
-    guide = recipes()
-    dataset = load_dataset(DatasetSettings(path=str(folder)))
-    one_bake = guide["lora"].steps_per_epoch(dataset) * guide["lora"].train.epochs
-    for seed in range(seeds):
-        made = studied(seed, folder, out, model)
-        if made.steps > one_bake:
-            raise StudyError(f"the study was shown {made.steps} images, one bake is {one_bake}")
-        yield f"{OURS}-{seed}", made
-        for arm, run in guide.items():
-            yield f"{arm}-{seed}", baked(run, seed, folder, out, model)
-
-
-def judge_character(seed: int, out: Path, seeds: int, renders: int) -> dict[str, Any]:
-    """The oracle's figures of every LoRA of a character."""
     refuse_development(seed)
     folder = out / f"character-{seed}"
     if not folder.exists():
         write_dataset(folder, seed, len(character_of(seed).outfits))
-    found, strips = {}, []
     model = load_model(cfg.model_settings(cfg.compose("train", [])))
-    for name, made in made_by_all(folder, out, seeds):
-        figures, strip = judge(seed, made, model, renders)
-        found[name] = figures | {"score": round(oracle_score(figures), 4)}
-        print(f"{seed} {name}: {found[name]['score']:.2f}, {made.steps} images", flush=True)
-        if name.endswith("-0"):
-            strips.append(np.asarray(strip))
-    (RESULTS / "pictures").mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(strips, axis=0)).save(RESULTS / "pictures" / f"{seed}.png")
-    return {"outfits": len(character_of(seed).outfits), "made": found}
+    guide = recipes()
+    for training_seed in range(seeds):
+        for arm in (OURS, *guide):
+            name = f"{seed}-{arm}-{training_seed}"
+            if name in kept(RESULTS / "made"):
+                continue
+            if arm == OURS:
+                made = studied(training_seed, folder, out, model)
+                if made.steps > one_bake(folder):
+                    raise StudyError(f"the study was shown {made.steps} images, one bake is {one_bake(folder)}")
+            else:
+                made = baked(guide[arm], training_seed, folder, out, model)
+            figures, strip = judge(seed, made, model, renders)
+            score = round(oracle_score(figures), 4)
+            keep(RESULTS / "made", name, figures | {"score": score})
+            print(f"{name}: {score:.2f}, {made.steps} images", flush=True)
+            if not training_seed:
+                (RESULTS / "pictures").mkdir(parents=True, exist_ok=True)
+                strip.save(RESULTS / "pictures" / f"{seed}-{arm}.png")
+
+
+def by_character(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The figures of each character's LoRAs, of characters that have all arms."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, figures in made.items():
+        seed, _, rest = name.partition("-")
+        found.setdefault(seed, {})[rest] = figures
+    return {seed: one for seed, one in found.items() if set(arms(one)) >= {OURS, *recipes()}}
 
 
 def arms(found: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     """The oracle's score of each arm's LoRAs, a training seed each."""
     scores: dict[str, list[float]] = {}
-    for name, figures in found["made"].items():
+    for name, figures in found.items():
         scores.setdefault(name.rpartition("-")[0], []).append(figures["score"])
     return {arm: np.array(own) for arm, own in scores.items()}
 
@@ -137,8 +144,15 @@ def table(found: dict[str, Any], renders: int) -> str:
     for seed, one in found.items():
         scores = arms(one)
         best, ahead, called = verdict(scores)
-        images = [one["made"][f"{arm}-0"]["steps"] for arm in ("lora", OURS)]
-        cells = [seed, one["outfits"], *images, _listed(scores[OURS]), _listed(scores[best]), best]
+        images = [one[f"{arm}-0"]["steps"] for arm in ("lora", OURS)]
+        cells = [
+            seed,
+            len(character_of(int(seed)).outfits),
+            *images,
+            _listed(scores[OURS]),
+            _listed(scores[best]),
+            best,
+        ]
         lines.append("| " + " | ".join(map(str, cells)) + f" | {ahead:+.1f} | {called} |")
     names = list(arms(next(iter(found.values()))))
     lines += ["", "| character | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
@@ -160,10 +174,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/promise"))
     args = parser.parse_args()
     for seed in args.seeds:
-        if str(seed) not in kept(RESULTS / "characters"):
-            found = judge_character(seed, args.out, args.training_seeds, args.renders)
-            keep(RESULTS / "characters", seed, found)
-    text = table(kept(RESULTS / "characters"), args.renders)
+        judge_character(seed, args.out, args.training_seeds, args.renders)
+    text = table(by_character(kept(RESULTS / "made")), args.renders)
     write_atomic(RESULTS / "promise.md", text)
     print(text)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from promise import arms, recipes, table, verdict
+from promise import arms, by_character, recipes, table, verdict
 
 
 def character(**scores: list[float]) -> dict[str, Any]:
-    made = {f"{arm}-{i}": {"score": s, "steps": 100} for arm, own in scores.items() for i, s in enumerate(own)}
-    return {"outfits": 1, "made": made}
+    return {f"{arm}-{i}": {"score": s, "steps": 100} for arm, own in scores.items() for i, s in enumerate(own)}
 
 
 @pytest.mark.parametrize(
@@ -22,6 +21,12 @@ def test_beyond_two_spreads_of_seeds_one_is_better(ours: tuple[float, ...], expe
     assert best == "lora" and called == expected
     assert f"| 1 | 100 | 100 | {ours[0]:.2f}, " in table({"180": found}, 8)
     assert f"| lora | {ahead:+.1f} | {expected} |" in table({"180": found}, 8)
+
+
+def test_a_character_counts_once_every_recipe_was_judged() -> None:
+    whole = {f"180-{arm}-0": {"score": 0.5, "steps": 1} for arm in ("onebake", *recipes())}
+    found = by_character(whole | {"181-onebake-0": {"score": 0.5, "steps": 1}})
+    assert list(found) == ["180"] and found["180"]["onebake-0"]["score"] == 0.5
 
 
 def test_the_guide_is_all_of_its_recipes_by_name() -> None:
