@@ -108,12 +108,13 @@ def judge_character(seed: int, out: Path, seeds: int, renders: int) -> None:
 
 
 def by_character(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The figures of each character's LoRAs, of characters that have all arms."""
+    """The figures of each character's LoRAs, of characters that have at least two of every arm."""
     found: dict[str, dict[str, Any]] = {}
     for name, figures in made.items():
         seed, _, rest = name.partition("-")
         found.setdefault(seed, {})[rest] = figures
-    return {seed: one for seed, one in found.items() if set(arms(one)) >= {OURS, *recipes()}}
+    wanted = (OURS, *recipes())
+    return {seed: one for seed, one in found.items() if all(len(arms(one).get(arm, ())) > 1 for arm in wanted)}
 
 
 def arms(found: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
@@ -145,14 +146,8 @@ def table(found: dict[str, Any], renders: int) -> str:
         scores = arms(one)
         best, ahead, called = verdict(scores)
         images = [one[f"{arm}-0"]["steps"] for arm in ("lora", OURS)]
-        cells = [
-            seed,
-            len(character_of(int(seed)).outfits),
-            *images,
-            _listed(scores[OURS]),
-            _listed(scores[best]),
-            best,
-        ]
+        outfits = len(character_of(int(seed)).outfits)
+        cells = [seed, outfits, *images, _listed(scores[OURS]), _listed(scores[best]), best]
         lines.append("| " + " | ".join(map(str, cells)) + f" | {ahead:+.1f} | {called} |")
     names = list(arms(next(iter(found.values()))))
     lines += ["", "| character | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]

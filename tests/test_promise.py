@@ -24,8 +24,8 @@ def test_beyond_two_spreads_of_seeds_one_is_better(ours: tuple[float, ...], expe
 
 
 def test_a_character_counts_once_every_recipe_was_judged() -> None:
-    whole = {f"180-{arm}-0": {"score": 0.5, "steps": 1} for arm in ("onebake", *recipes())}
-    found = by_character(whole | {"181-onebake-0": {"score": 0.5, "steps": 1}})
+    whole = {f"180-{arm}-{i}": {"score": 0.5, "steps": 1} for arm in ("onebake", *recipes()) for i in range(2)}
+    found = by_character(whole | {f"181-onebake-{i}": {"score": 0.5, "steps": 1} for i in range(2)})
     assert list(found) == ["180"] and found["180"]["onebake-0"]["score"] == 0.5
 
 
