@@ -215,7 +215,7 @@ class AdapterSet:
     def rescale(self, factor: float, slot: int = 0) -> None:
         """Multiply a slot's change of every layer."""
         for update in self.updates:
-            update.rescale(slot, torch.tensor(factor, device=update.parameters(slot)[0].device))
+            update.rescale(slot, torch.tensor(factor))  # of no dimension: it goes with any device
 
     @torch.no_grad()
     def apply_max_norm(self, slot: int, max_norm: float) -> NormStats:
