@@ -86,16 +86,16 @@ def judge_character(seed: int, out: Path, seeds: int, renders: int) -> None:
     if not folder.exists():
         write_dataset(folder, seed, len(character_of(seed).outfits))
     model = load_model(cfg.model_settings(cfg.compose("train", [])))
-    guide = recipes()
+    guide, limit, done = recipes(), one_bake(folder), kept(RESULTS / "made")
     for training_seed in range(seeds):
         for arm in (OURS, *guide):
             name = f"{seed}-{arm}-{training_seed}"
-            if name in kept(RESULTS / "made"):
+            if name in done:
                 continue
             if arm == OURS:
                 made = studied(training_seed, folder, out, model)
-                if made.steps > one_bake(folder):
-                    raise StudyError(f"the study was shown {made.steps} images, one bake is {one_bake(folder)}")
+                if made.steps > limit:
+                    raise StudyError(f"the study was shown {made.steps} images, one bake is {limit}")
             else:
                 made = baked(guide[arm], training_seed, folder, out, model)
             figures, strip = judge(seed, made, model, renders)
@@ -168,6 +168,8 @@ def main() -> None:
     parser.add_argument("--renders", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("runs/promise"))
     args = parser.parse_args()
+    if args.training_seeds < 2:
+        parser.error(f"--training-seeds must be 2 or more, as their spread is measured, got {args.training_seeds}")
     for seed in args.seeds:
         judge_character(seed, args.out, args.training_seeds, args.renders)
     text = table(by_character(kept(RESULTS / "made")), args.renders)

@@ -47,7 +47,7 @@ def rescaled(record: Record, p: Point, strength: float, work: Workbench) -> tupl
     work.bench.adapter.load(record.load(p))
     work.bench.adapter.rescale(strength)
     checkpoint = replace(latest, step=p.step, train_loss=p.train_loss)
-    return _kept(own, checkpoint, work, averaged=p.averaged, strength=strength * p.strength)
+    return _kept(own, checkpoint, work, averaged=p.averaged, strength=strength)
 
 
 def mean_state(states: Sequence[State]) -> State:
