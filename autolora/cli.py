@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from types import FrameType
 
-from autolora import __version__
+from autolora import __version__, stop
 from autolora.errors import AutoloraError, ConfigError, MemoryFull, memory_full
 
 COMMANDS = {
@@ -55,10 +53,7 @@ Ctrl-C stops; the same command continues. Exit codes: 0 done, 2 configuration, 3
 """
 
 
-class Stopped(KeyboardInterrupt):
-    """SIGTERM, SIGUSR1 or SIGUSR2 arrived."""
-
-
+@stop.listening()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a user's mistake is one line, never a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -67,9 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # imported by peft, it tells of missing kernels
-    for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):  # the latter are how Slurm warns before it takes a machine away
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _on_stop)
     try:
         code = run(arguments)
         sys.stdout.flush()
@@ -80,16 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt as stop:
-        if isinstance(stop, Stopped) and arguments[:1] == ["worker"]:
+    except KeyboardInterrupt as interrupt:
+        if isinstance(interrupt, stop.Stopped) and arguments[:1] == ["worker"]:
             return 0  # as it was asked to: its trial is back in the queue
         print("\nautolora: stopped; run the same command again to continue", file=sys.stderr)
-        return 143 if isinstance(stop, Stopped) else 130
-
-
-def _on_stop(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # what is in hand is handed back undisturbed
-    raise Stopped
+        return 143 if isinstance(interrupt, stop.Stopped) else 130
 
 
 def run(arguments: list[str]) -> int:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from autolora import stop
 from autolora.adapters.adapter_set import AdapterSet
 from autolora.adapters.base import AdaptedLayer
 from autolora.files import atomic_path
@@ -62,6 +63,7 @@ def render(
     known = _contexts(model, batches, settings, trained)
     begin, size = 0, settings.batch_size
     while begin < len(shots):
+        stop.check()
         batch = shots[begin : begin + size]
         context = stack_contexts([known[key] for key in _keys(model, batch, settings, trained)])
         if model.tells_guidance:

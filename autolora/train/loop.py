@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from autolora import stop
 from autolora.adapters.adapter_set import AdapterSet
 from autolora.adapters.base import NormStats
 from autolora.data.concepts import Dataset
@@ -174,6 +175,7 @@ def train(
             return
         if not active:
             continue
+        stop.check()
         began = time.perf_counter()
         train_step(bench, active)
         for slot in active.values():

@@ -16,9 +16,9 @@ from moto.server import ThreadedMotoServer
 from optuna.artifacts import get_all_artifact_meta
 
 from autolora import config as cfg
-from autolora.cli import Stopped
 from autolora.errors import ConfigError, StorageError
 from autolora.paperdoll.world import write_dataset
+from autolora.stop import Stopped
 from autolora.study.artifacts import Store, TrialFiles, local_store, open_bucket
 from autolora.study.begin import join_study
 from autolora.study.plan import make_plan

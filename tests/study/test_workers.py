@@ -18,9 +18,9 @@ from optuna.trial import TrialState
 
 from autolora.adapters.lora import LoRA
 from autolora.adapters.tuned import LoHa
-from autolora.cli import Stopped
 from autolora.errors import ConfigError, MemoryFull, StorageError, StudyError
 from autolora.paperdoll.world import write_dataset
+from autolora.stop import Stopped, listening
 from autolora.study import sittings, speed, workers
 from autolora.study.begin import join_study
 from autolora.study.claims import OWNER
@@ -258,16 +258,24 @@ def test_a_signal_hands_the_trial_back(begun: Begun) -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 on Windows")
 @pytest.mark.parametrize("warning", ["SIGUSR1", "SIGUSR2"])  # the second is submitit's
 def test_slurm_warns_by_a_signal(warning: str) -> None:
-    from autolora import cli
+    with listening(), pytest.raises(Stopped):
+        os.kill(os.getpid(), getattr(signal, warning))
 
-    before = {name: signal.getsignal(getattr(signal, name)) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2")}
-    try:
-        assert cli.main(["--version"]) == 0
-        with pytest.raises(Stopped):
-            os.kill(os.getpid(), getattr(signal, warning))
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_arrives_in_a_destructor_stops_at_the_next_step(begun: Begun) -> None:
+    class Signalled:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def lose(checkpoint: Any) -> None:
+        if checkpoint.step == 8:
+            Signalled()
+
+    plan, study, work, said = begun
+    with listening(), on_measure(lose), pytest.raises(Stopped):
+        run_study(plan, study, work, said)
+    assert states(study) == ["WAITING"] * TRIALS and study.trials[0].user_attrs[OWNER] == ""
 
 
 def test_a_trial_draws_the_same_in_whatever_worker(begun: Begun) -> None:
