@@ -11,7 +11,7 @@ import autolora
 from autolora.models import FAMILIES
 
 LAYERS = [
-    ("errors", "files", "progress", "provenance"),
+    ("errors", "files", "progress", "provenance", "stop"),
     ("data",),
     ("models",),
     ("adapters",),
