@@ -181,7 +181,7 @@ def table(costs: Costs, found: dict[str, dict[str, list[Spent]]]) -> str:
 def main() -> None:
     """Measure what things cost, replay every character every way, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--at-once", type=int, default=4, help="trials at most that train at once")
+    parser.add_argument("--at-once", type=int, default=8, help="trials at most that train at once")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
