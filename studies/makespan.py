@@ -3,7 +3,7 @@
     python studies/makespan.py
 
 Each character's recipes in the same order every way, the unchanged ones first. What an image, a render and packing cost
-is measured first, on the packaged character with every core. The whole suite is every group of probes at both weights,
+is measured first, on the packaged character: packed, a worker of one thread per core trains several at once. The whole suite is every group of probes at both weights,
 once; the finals, the same for all, are left out, as is what pruning learns later where trials run side by side.
 Writes studies/results/speed/makespan.md and .json.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -67,14 +68,14 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds, with so many threads."""
+    """Seconds of this machine: one trial after the other with every core, and packed, by a worker per core."""
 
-    threads: int
-
-    image: float  # trained on, one trial at a time
+    image: float  # trained on
     render: float
-    gain: float  # of packing: images trained on at once, of one at a time
-    at_once: int
+    packed_image: float
+    packed_render: float
+    workers: int
+    at_once: int  # trials of a worker
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,18 @@ class Spent:
     best: float
 
 
-def measured_costs(most: int, threads: int) -> Costs:
-    """What this machine takes, by the recipe that trains longest."""
+def measured_costs(most: int) -> Costs:
+    """What this machine takes; the packed workers are measured side by side."""
+    workers = torch.get_num_threads()
+    alone = measured(workers, 1)
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        together = pool.starmap(measured, [(1, most)] * workers, chunksize=1)
+    image, render = (1 / sum(1 / one[i] for one in together) for i in range(2))
+    return Costs(*alone[:2], image, render, workers, min(one[2] for one in together))
+
+
+def measured(threads: int, most: int) -> tuple[float, float, int]:
+    """Seconds an image and a render, by the recipe that trains longest, and how many such trials at once are fastest."""
     torch.set_num_threads(threads)
     config = cfg.compose("train", ["recipe=doll-preserve", "dataset=quickstart"])
     run, settings = cfg.build_run(config), cfg.model_settings(config)
@@ -95,12 +106,11 @@ def measured_costs(most: int, threads: int) -> Costs:
     cache = Path(str(config.cache)).expanduser() / "latents"
     adapter = attach(model.modules, run.adapter)
     bench = Bench(model, adapter, dataset, LatentCache(model, cache), PromptCache(model), dataset.pictures[:4])
-    speeds = [measure_speed(run, bench, settings.render.search) for _ in range(ROUNDS)]
+    renders = [measure_speed(run, bench, settings.render.search).seconds_per_render for _ in range(ROUNDS)]
     rounds = [pack_speeds(run, bench, most) for _ in range(ROUNDS)]
-    gains = {count: median(rates[count] / rates[1] for rates in rounds if count in rates) for count in rounds[0]}
-    best = max(gains, key=lambda count: gains[count])
-    image, shot = (median(getattr(s, f"seconds_per_{what}") for s in speeds) for what in ("image", "render"))
-    return Costs(threads, image, shot, gains[best], best)
+    rates = {count: median(one[count] for one in rounds if count in one) for count in rounds[0]}
+    best = max(rates, key=lambda count: rates[count])
+    return 1 / (rates[best] * run.train.batch_size), median(renders), best
 
 
 def replay(bank: Bank, order: Sequence[Baked], renders: dict[str, int], costs: Costs, way: Way) -> Spent:
@@ -125,8 +135,8 @@ def replay(bank: Bank, order: Sequence[Baked], renders: dict[str, int], costs: C
         seen += curve
         objectives = [p.objective for p in curve]
         study.add_trial(trial_of(baked, state, max(objectives), objectives))
-    training = images * costs.image / (costs.gain if way.packing else 1.0)
-    return Spent(training, rendered * costs.render, float(best))
+    image, render = (costs.packed_image, costs.packed_render) if way.packing else (costs.image, costs.render)
+    return Spent(images * image, rendered * render, float(best))
 
 
 def look(
@@ -154,8 +164,10 @@ def orders(bank: Bank) -> list[list[Baked]]:
 def table(costs: Costs, found: dict[str, dict[str, list[Spent]]]) -> str:
     """One line a way: the mean over characters and orders, and the lowest and highest character."""
     text = [
-        f"An image trained on takes {costs.image:.3f} s, a render {costs.render:.3f} s by {costs.threads} "
-        f"threads; {costs.at_once} trials at once train {costs.gain:.2f} times as fast as one after the other.",
+        f"One after the other with every core an image trained on takes {costs.image:.3f} s, a render "
+        f"{costs.render:.3f} s; packed, {costs.workers} workers of one thread with {costs.at_once} trials each, "
+        f"{costs.packed_image:.3f} s and {costs.packed_render:.3f} s: {costs.image / costs.packed_image:.1f} times as "
+        "fast in training.",
         "",
         "| | minutes | of them rendering | of the first way's (lowest and highest character) | its best checkpoint |",
         "|" + "---|" * 5,
@@ -181,12 +193,11 @@ def table(costs: Costs, found: dict[str, dict[str, list[Spent]]]) -> str:
 def main() -> None:
     """Measure what things cost, replay every character every way, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--at-once", type=int, default=8, help="trials at most that train at once")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--at-once", type=int, default=4, help="trials at most that a worker trains at once")
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    costs = measured_costs(args.at_once, args.threads)
+    costs = measured_costs(args.at_once)
     found: dict[str, dict[str, list[Spent]]] = {}
     with Bars() as bars:
         for name, rows in read_rows().items():

@@ -9,7 +9,7 @@ from efficiency import read_bank
 from makespan import WAYS, Costs, Spent, Way, orders, replay
 from score_validity import BANK, read_rows
 
-COSTS = Costs(threads=1, image=0.5, render=2.0, gain=4.0, at_once=4)
+COSTS = Costs(image=0.5, render=2.0, packed_image=0.125, packed_render=2.0, workers=2, at_once=4)
 
 
 @pytest.mark.filterwarnings("ignore")
