@@ -2,9 +2,10 @@
 
     python studies/makespan.py
 
-Each character's recipes in the same order every way, the unchanged ones first. What an image, a render and packing cost
-is measured first, on the packaged character: packed, a worker of one thread per core trains several at once. The whole suite is every group of probes at both weights,
-once; the finals, the same for all, are left out, as is what pruning learns later where trials run side by side.
+Each character's recipes in the same order every way, the unchanged ones first. What an image and a render cost is
+measured first, on the packaged character: one trial after the other with every core, and packed, where each core has a
+worker that trains several at once. The whole suite is every group of probes at both weights, once; the finals, the same
+for all, are left out, as is what pruning learns later where trials run side by side.
 Writes studies/results/speed/makespan.md and .json.
 """
 
@@ -98,7 +99,7 @@ def measured_costs(most: int) -> Costs:
 
 
 def measured(threads: int, most: int) -> tuple[float, float, int]:
-    """Seconds an image and a render, by the recipe that trains longest, and how many such trials at once are fastest."""
+    """Seconds an image and a render, by the recipe that trains longest; how many such trials at once are fastest."""
     torch.set_num_threads(threads)
     config = cfg.compose("train", ["recipe=doll-preserve", "dataset=quickstart"])
     run, settings = cfg.build_run(config), cfg.model_settings(config)
