@@ -56,9 +56,12 @@ def in_words(settings: StudySettings, runs: Sequence[Run], dataset: Dataset, wor
         limits.append(f"none begins after {budget.steps:,} steps in all")
     if budget.stagnation is not None:
         limits.append(f"the search ends after {budget.stagnation} trials in a row without a better one")
-    again = [f"of the best {settings.finalists} those within reach are judged again"]
+    who, whose = f"of the best {settings.finalists} those within reach are", "the best two's"
+    if settings.finalists == 1:
+        who, whose = "the best one is", "its"
+    again = [f"{who} judged again"]
     if settings.average:
-        again.append("averages of the best two's checkpoints too")
+        again.append(f"averages of {whose} checkpoints too")
     if settings.rescale:
         again.append("the best one stronger or weaker too")
     if settings.retrain_seeds:

@@ -69,6 +69,8 @@ def test_the_plan_is_told(tmp_path: Path) -> None:
         "the best one stronger or weaker too, "
         "the best two recipes trained again with 2 seeds more; 2 workers here"
     )
+    said = in_words(replace(SETTINGS, budget=Budget(1), finalists=1, rescale=False, retrain_seeds=0), runs, dataset, 1)
+    assert said.endswith("; the best one is judged again, averages of its checkpoints too")
 
 
 @pytest.mark.parametrize("name", ["trials", "minutes", "steps", "stagnation"])
