@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +23,20 @@ def listening() -> Iterator[None]:
     """The signals raise `Stopped`; afterwards they do what they did before."""
     numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
     before = {number: signal.signal(number, _on_stop) for number in numbers}
+    hook = sys.unraisablehook
+
+    def said(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, Stopped):  # which comes again
+            hook(unraisable)
+
+    sys.unraisablehook = said
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         _wanted.clear()
+        sys.unraisablehook = hook
 
 
 def check() -> None:

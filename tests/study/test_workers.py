@@ -262,8 +262,9 @@ def test_slurm_warns_by_a_signal(warning: str) -> None:
         os.kill(os.getpid(), getattr(signal, warning))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_signal_that_arrives_in_a_destructor_stops_at_the_next_step(begun: Begun) -> None:
+def test_a_signal_that_arrives_in_a_destructor_stops_at_the_next_step(
+    begun: Begun, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Signalled:
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGTERM)
@@ -276,6 +277,7 @@ def test_a_signal_that_arrives_in_a_destructor_stops_at_the_next_step(begun: Beg
     with listening(), on_measure(lose), pytest.raises(Stopped):
         run_study(plan, study, work, said)
     assert states(study) == ["WAITING"] * TRIALS and study.trials[0].user_attrs[OWNER] == ""
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_trial_draws_the_same_in_whatever_worker(begun: Begun) -> None:
