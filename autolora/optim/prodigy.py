@@ -47,8 +47,8 @@ class BatchedProdigy(prodigyopt.Prodigy):  # type: ignore[misc]
             return
         weights.mul_(1 - group["weight_decay"] * rate)
         weights.addcdiv_(means, squares.sqrt().add_(group["d"] * group["eps"]), value=-rate)
-        for p, part in zip(params, _parted(weights, params), strict=True):
-            p.copy_(part.view_as(p))
+        parts = zip(params, _parted(weights, params), strict=True)
+        torch._foreach_copy_(params, [part.view_as(p) for p, part in parts])  # on a GPU in few launches
         group["k"] = count
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
