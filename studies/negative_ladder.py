@@ -203,7 +203,7 @@ def cases(work: Workbench, scorer: Scorer, character: Character, folder: Path) -
         )
     yield Case("saturation x 1.5", ("burn",), lambda: saturated(shown))
     yield Case("learning rate x 10", ("burn", "spread", "undercooked"), trained("rate", TEN_TIMES))
-    yield Case("weight 1.5", ("burn", "editability"), of(scaled(good, 1.5)))
+    yield Case("weight 1.5", ("too_strong", "burn", "editability"), of(scaled(good, 1.5)))
     yield Case("the world's own pictures", (), lambda: drawn(work, scorer, character, False))
     yield Case("on other backgrounds", (), lambda: drawn(work, scorer, character, True))
 

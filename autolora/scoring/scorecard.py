@@ -126,10 +126,11 @@ def broken_by(by_weight: dict[str, dict[str, Estimate]], settings: ScoringSettin
     """Named constraints, above 0 where broken at any judged weight.
 
     Bleed, fidelity and editability must lie within their limits with the whole interval; the others are broken only
-    where the whole interval is beyond the limit, as their samples are small.
+    where the whole interval is beyond the limit, as their samples are small. Too strong is what shows the character
+    less at the strongest weight than at a weaker one, with intervals apart: burnt in its lines, whatever its colours.
     """
     every = list(by_weight.values())
-    strongest = by_weight[max(by_weight, key=float)]
+    *weaker, strongest = (by_weight[weight] for weight in sorted(by_weight, key=float))
     low, high = settings.spread_limits
     found = {
         "bleed_class": max(terms["bleed_class"].high for terms in every) - settings.bleed_limit,
@@ -137,6 +138,8 @@ def broken_by(by_weight: dict[str, dict[str, Estimate]], settings: ScoringSettin
         "undercooked": settings.fidelity_limit - strongest["fidelity"].low,
         "burn": max(terms["burn"].low for terms in every) - settings.burn_limit,
     }
+    if weaker:
+        found["too_strong"] = max(terms["fidelity"].low for terms in weaker) - strongest["fidelity"].high
     if "bleed_cross" in strongest:
         found["bleed_cross"] = max(terms["bleed_cross"].low for terms in every) - settings.cross_limit
     if "memorisation" in strongest:

@@ -129,9 +129,11 @@ def to_judge(record: Record) -> list[Point]:
 
 
 def rescaled_while_better(stage: Stage, leader: Finalist, work: Workbench) -> list[Finalist]:
-    """The best one with its strength multiplied: down where it shows enough but bleeds or is stiff, else up."""
+    """The best one with its strength multiplied: down if too strong, or shown but bleeding or stiff; else up."""
     best, found = leader.point, []
-    too_strong = "undercooked" not in best.broken and bool({"bleed_class", "editability"} & set(best.broken))
+    too_strong = "too_strong" in best.broken or (
+        "undercooked" not in best.broken and bool({"bleed_class", "editability"} & set(best.broken))
+    )
     for strength in WEAKER if too_strong else STRONGER:
         copy = rescaled(leader.record, leader.point, strength, work)
         judged = stage.judge([(leader.trial, *copy, None)]) if copy else []

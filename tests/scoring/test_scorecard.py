@@ -194,6 +194,22 @@ def test_what_must_be_reached_must_be_reached_by_the_whole_interval(name: str, f
     assert [fault] == [key for key, value in broken.items() if value > 0]
 
 
+@pytest.mark.parametrize(("weaker", "broken"), [((0.7, 0.6, 0.8), ["too_strong"]), ((0.6, 0.45, 0.7), [])])
+def test_what_shows_clearly_less_at_the_strongest_weight_is_too_strong(
+    weaker: tuple[float, float, float], broken: list[str]
+) -> None:
+    sure = {"editability": Estimate(1, 1, 1), "bleed_class": Estimate(0, 0, 0), "burn": Estimate(0, 0, 0)}
+    strongest = Estimate(0.45, 0.4, 0.5)
+    by_weight = {"1": sure | {"fidelity": strongest}, "0.7": sure | {"fidelity": Estimate(*weaker)}}
+    found = broken_by(by_weight, replace(SETTINGS, fidelity_limit=0.4))
+    assert [name for name, value in found.items() if value > 0] == broken
+
+
+def test_one_weight_cannot_be_too_strong() -> None:
+    sure = {name: Estimate(0, 0, 0) for name in ("fidelity", "editability", "bleed_class", "burn")}
+    assert "too_strong" not in broken_by({"1": sure}, SETTINGS)
+
+
 def test_less_broken_ranks_higher() -> None:
     assert made_up(1.0, 1.0, 0.9).objective < made_up(1.0, 1.0, 0.5).objective
 

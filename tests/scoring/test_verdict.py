@@ -14,6 +14,7 @@ SAID = {
     "bleed_class": "overcooked",
     "memorisation": "copied",
     "burn": "burnt",
+    "too_strong": "too strong",
     "bleed_cross": "mixed up",
     "undercooked": "undercooked",
     "editability": "stiff",

@@ -125,6 +125,8 @@ def test_what_bleeds_grows_weaker(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tried(bleeding, {0.8: 0.4}, monkeypatch) == [0.8]
     faint = replace(bleeding.point, constraints=bleeding.point.constraints | {"undercooked": 0.2})
     assert tried(replace(bleeding, point=faint), {}, monkeypatch) == [1.25]  # and does not show enough even so
+    faded = replace(faint, constraints=faint.constraints | {"too_strong": 0.1})
+    assert tried(replace(bleeding, point=faded), {}, monkeypatch) == [0.8]  # as it shows less the stronger it is
 
 
 def tried(leader: Finalist, objectives: dict[float, float], monkeypatch: pytest.MonkeyPatch) -> list[float]:

@@ -35,6 +35,7 @@ CONSTRAINTS = {
     "burn",
     "editability",
     "memorisation",
+    "too_strong",
     "undercooked",
 }  # one seed: no spread
 ALONE = Path(__file__).parents[2] / "studies" / "diffusers_alone.py"
