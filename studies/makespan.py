@@ -4,8 +4,9 @@
 
 Each character's recipes in the same order every way, the unchanged ones first. What an image and a render cost is
 measured first, on the packaged character: one trial after the other with every core, and packed, where each core has a
-worker that trains several at once. The whole suite is every group of probes at both weights, once; the finals, the same
-for all, are left out, as is what pruning learns later where trials run side by side.
+worker that trains several at once. The whole suite is every group of probes at both weights, once or, as
+`ladder_replay.py` counts it, with the finals' seeds; the finals, the same for all, are left out, as is what pruning
+learns later where trials run side by side.
 Writes studies/results/speed/makespan.md and .json.
 """
 
@@ -37,7 +38,9 @@ from autolora.files import write_atomic
 from autolora.models import load_model
 from autolora.progress import Bars
 from autolora.provenance import provenance
+from autolora.scoring.intervals import Array
 from autolora.study.begin import methods
+from autolora.study.finals import REPEATS
 from autolora.study.speed import measure_speed, pack_speeds
 from autolora.study.trial import Point, judged
 from autolora.train.batches import LatentCache, PromptCache
@@ -56,10 +59,15 @@ class Way:
     packing: bool = False
     pruning: bool = False
     ladder: bool = False
+    repeats: int = 1  # seeds a prompt of the whole suite
 
 
+BASELINES = (
+    Way("one after the other, the finals' suite on every checkpoint", repeats=REPEATS),
+    Way("one after the other, the whole suite once on every checkpoint"),
+)
 WAYS = (
-    Way("one after the other, the whole suite on every checkpoint"),
+    *BASELINES,
     Way("packing", packing=True),
     Way("pruning", pruning=True),
     Way("ladder", ladder=True),
@@ -148,7 +156,7 @@ def look(
         point, weights = climbed(row, curve, [*seen, *curve], bank.base_losses, bank.scoring)
         return point, weights * renders["search"]
     card = seen_card(json.loads(row[rung_name(bank.scoring.weights)]))
-    return judged(blank_point(row, bank.base_losses), card), renders["whole"]
+    return judged(blank_point(row, bank.base_losses), card), renders["whole"] * way.repeats
 
 
 def orders(bank: Bank) -> list[list[Baked]]:
@@ -170,25 +178,32 @@ def table(costs: Costs, found: dict[str, dict[str, list[Spent]]]) -> str:
         f"{costs.packed_image:.3f} s and {costs.packed_render:.3f} s: {costs.image / costs.packed_image:.1f} times as "
         "fast in training.",
         "",
-        "| | minutes | of them rendering | of the first way's (lowest and highest character) | its best checkpoint |",
-        "|" + "---|" * 5,
+        "| | minutes | of them rendering | of the first way's (lowest and highest character) | of the second's | "
+        "its best checkpoint |",
+        "|" + "---|" * 6,
     ]
     for way in WAYS:
-        minutes, shares, kept = [], [], []
+        minutes, shares, kept = [], np.zeros((len(found), len(BASELINES))), []
         rendering = 0.0
-        for ways in found.values():
-            own, first = ways[way.name], ways[WAYS[0].name]
-            total = np.array([one.training + one.rendering for one in own])
-            base = np.array([one.training + one.rendering for one in first])
+        for i, ways in enumerate(found.values()):
+            own = ways[way.name]
+            total = seconds(own)
             minutes.append(total.mean() / 60)
-            shares.append((total / base).mean())
+            shares[i] = [(total / seconds(ways[base.name])).mean() for base in BASELINES]
             rendering += float(np.mean([one.rendering for one in own]) / total.mean()) / len(found)
-            kept.append(np.mean([a.best / b.best for a, b in zip(own, first, strict=True)]))
+            kept.append(np.mean([a.best / b.best for a, b in zip(own, ways[BASELINES[0].name], strict=True)]))
+        cells = [f"{own.mean():.2f} ({own.min():.2f} to {own.max():.2f})" for own in shares.T]
         text.append(
-            f"| {way.name} | {np.mean(minutes):.1f} | {rendering:.0%} | {np.mean(shares):.2f} "
-            f"({min(shares):.2f} to {max(shares):.2f}) | {np.mean(kept):.1%} |"
+            f"| {way.name} | {np.mean(minutes):.1f} | {rendering:.0%} | "
+            + " | ".join(cells)
+            + f" | {np.mean(kept):.1%} |"
         )
     return "\n".join(text) + "\n"
+
+
+def seconds(studies: Sequence[Spent]) -> Array:
+    """How long each replayed study took."""
+    return np.array([one.training + one.rendering for one in studies])
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ from efficiency import read_bank
 from makespan import WAYS, Costs, Spent, Way, orders, replay
 from score_validity import BANK, read_rows
 
+from autolora.study.finals import REPEATS
+
 COSTS = Costs(image=0.5, render=2.0, packed_image=0.125, packed_render=2.0, workers=2, at_once=4)
 
 
@@ -22,11 +24,12 @@ def test_every_way_saves_what_it_should_and_nothing_else() -> None:
     def spent(way: Way) -> Spent:
         return replay(bank, order, renders, COSTS, way)
 
-    plain, packed, pruned, laddered, whole = map(spent, WAYS)
+    finals, plain, packed, pruned, laddered, whole = map(spent, WAYS)
     images = sum(int(one.rows[-1]["step"]) for one in order)
     checkpoints = sum(len(one.rows) for one in order)
     assert len(order) == bank.settings.budget.trials and len({id(one) for one in order}) == len(order)
     assert plain.training == images * 0.5 and plain.rendering == checkpoints * renders["whole"] * 2.0
+    assert (finals.training, finals.rendering) == (plain.training, plain.rendering * REPEATS)
     assert (packed.training, packed.rendering) == (plain.training / 4, plain.rendering)
     assert pruned.training < plain.training and pruned.rendering < plain.rendering
     assert laddered.training == plain.training and laddered.rendering < plain.rendering / 2
