@@ -28,6 +28,7 @@ from autolora.scoring.intervals import Array
 
 BANK = Path(__file__).parent / "results" / "bank" / VERSION
 RESULTS = Path(__file__).parent / "results" / "score"
+CHARACTERS = (110, 111, 112, 113)  # of the bank; smaller banks of others lie beside theirs
 WEIGHTS = ("0.7", "1")
 BLEED_LIMIT = 0.15
 DRAWS = 1000
@@ -51,9 +52,10 @@ def read_rows() -> dict[str, list[Row]]:
         StudyError: there are none yet.
     """
     found: dict[str, list[Row]] = {}
-    for path in sorted(BANK.glob("*.csv")):
-        with path.open(newline="") as handle:
-            found[path.stem] = list(csv.DictReader(handle))
+    for path in (BANK / f"{seed}.csv" for seed in CHARACTERS):
+        if path.is_file():
+            with path.open(newline="") as handle:
+                found[path.stem] = list(csv.DictReader(handle))
     if not found:
         raise StudyError(f"{BANK} holds no rows yet: run studies/bank.py fill and measure first")
     return found
