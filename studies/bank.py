@@ -171,7 +171,9 @@ def judge_checkpoint(path: Path, work: Workbench, suite: Scorer, judge: Judge) -
     write_atomic(path.with_suffix(".json"), json.dumps(figures))
 
 
-def oracle_figures(judge: Judge, tags: Sequence[str], settings: RenderSettings, weight: float) -> dict[str, float]:
+def oracle_figures(
+    judge: Judge, tags: Sequence[str], settings: RenderSettings, weight: float, first_seed: int = FIRST_SEED
+) -> dict[str, float]:
     """What the oracle says of the LoRA in the adapter: in all, and by the two halves of its renders.
 
     Mark likeness with the trigger, attribute accuracy of novel prompts with the trigger, bleed on the class word.
@@ -183,7 +185,7 @@ def oracle_figures(judge: Judge, tags: Sequence[str], settings: RenderSettings, 
     asked["bleed"] = judge.prompts("class")
     found: dict[str, float] = {}
     for name, prompts in asked.items():
-        shots = [Shot(prompt, FIRST_SEED + i, weight) for i, prompt in enumerate(prompts)]
+        shots = [Shot(prompt, first_seed + i, weight) for i, prompt in enumerate(prompts)]
         pictures = render(judge.model, shots, settings, judge.adapter)
         halves = {"": slice(None), "_a": slice(0, None, 2), "_b": slice(1, None, 2)}
         for half, part in halves.items():

@@ -5,8 +5,9 @@
     python studies/efficiency_live.py --seeds 172 177
 
 The study draws from the bank's ranges and begins no trial after a fifth of the images that the character's bank was
-shown. Its pick after each trial, and what it exports, are valued by the oracle on the bank's own prompts and seeds,
-as a share of the best checkpoint of the bank, which is chosen by one half of them and valued by the other.
+shown. Its pick after each trial, and what it exports, are valued by the oracle as a share of the bank's best
+checkpoint, which the bank's own figures choose; all are rendered afresh, so that luck in the choice is not counted as
+merit. The bank's checkpoints must still lie where they were filled in. Intervals draw each rate again as a binomial.
 Writes studies/results/efficiency/live.md, of all judged so far.
 """
 
@@ -18,10 +19,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from bank import SPACE, arguments_of, character_of, rows_of
 from efficiency import ENOUGH
 from kept import keep, kept, refuse_development
-from score_validity import share_of_best
+from safetensors.torch import load_file
+from score_validity import DRAWS, WEIGHTS, oracle_score
 from valued import valued
 
 from autolora import config as cfg
@@ -38,6 +41,8 @@ from autolora.study.plan import make_plan
 from autolora.study.tune import records
 
 FIFTH = 0.2
+FIRST_SEED = 960_000  # apart from the bank's, which chose its best
+RATES = ("likeness", "accuracy", "bleed")
 RESULTS = Path(__file__).parent / "results" / "efficiency"
 Figures = Mapping[str, Any]
 
@@ -78,13 +83,27 @@ def judge_character(seed: int, out: Path, renders: int) -> dict[str, Any]:
     model = load_model(cfg.model_settings(cfg.compose("train", [])))
     result = json.loads((out / f"live-{seed}" / "result.json").read_text("utf-8"))
 
-    def share(state: State) -> float:
-        return share_of_best(valued(state, seed, model, renders, searching=True)[0], rows)
+    def figures(state: State) -> Figures:
+        return valued(state, seed, model, renders, searching=True, first_seed=FIRST_SEED)[0]
 
-    trace = [(shown / images, share(state)) for shown, state in picks(arguments)]
-    exported = share(read_lora(Path(result["export"]), model))
+    top = max(rows, key=oracle_score)
+    best = figures(load_file(out / str(seed) / f"{int(top['number']):02d}" / f"{top['step']}.safetensors"))
+    trace = [(shown / images, share(figures(state), best, renders)) for shown, state in picks(arguments)]
+    exported = share(figures(read_lora(Path(result["export"]), model)), best, renders)
     facts = {"recipes": len({row["number"] for row in rows}), "images": images, "trials": result["trials"]}
     return facts | {"trace": trace, "export": exported, "best": result["best"]["recipe"]}
+
+
+def share(figures: Figures, best: Figures, renders: int) -> tuple[float, float, float]:
+    """The oracle's score by its figures as a share of the best one's, with the interval of so many renders a rate."""
+    generator = np.random.default_rng(0)
+
+    def drawn(one: Figures) -> float:
+        names = [f"oracle_{rate}@{weight}" for rate in RATES for weight in WEIGHTS]
+        return oracle_score({name: generator.binomial(renders, one[name]) / renders for name in names})
+
+    low, high = np.quantile([drawn(figures) / drawn(best) for _ in range(DRAWS)], [0.025, 0.975])
+    return oracle_score(figures) / oracle_score(best), float(low), float(high)
 
 
 def table(found: Mapping[str, Figures]) -> str:
@@ -95,9 +114,10 @@ def table(found: Mapping[str, Figures]) -> str:
         "|" + "---|" * 6,
     ]
     for name, one in found.items():
-        reached = next((f"{images:.0%}" for images, value in one["trace"] if value >= ENOUGH), "not reached")
-        cells = [name, one["recipes"], sum(one["trials"].values()), reached]
-        lines.append("| " + " | ".join(map(str, cells)) + f" | {one['trace'][-1][1]:.0%} | {one['export']:.0%} |")
+        reached = next((f"{images:.0%}" for images, (value, *_) in one["trace"] if value >= ENOUGH), "not reached")
+        shares = [f"{value:.0%} ({low:.0%} to {high:.0%})" for value, low, high in (one["trace"][-1][1], one["export"])]
+        cells = [name, one["recipes"], sum(one["trials"].values()), reached, *shares]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -105,7 +125,7 @@ def main() -> None:
     """Judge every character that has not been judged yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[172, 177])
-    parser.add_argument("--renders", type=int, default=32, help="per rate and weight, as in the bank")
+    parser.add_argument("--renders", type=int, default=128, help="per rate and weight")
     parser.add_argument("--out", type=Path, default=Path("runs/bank"))
     args = parser.parse_args()
     for seed in args.seeds:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from bank import character_of, oracle_figures
+from bank import FIRST_SEED, character_of, oracle_figures
 from PIL import Image
 from quickstart_oracle import WEIGHTS, Judge
 
@@ -16,7 +16,7 @@ from autolora.paperdoll.oracle import Oracle
 
 
 def valued(
-    state: State, seed: int, model: BaseModel, renders: int, searching: bool = False
+    state: State, seed: int, model: BaseModel, renders: int, searching: bool = False, first_seed: int = FIRST_SEED
 ) -> tuple[dict[str, float], Image.Image]:
     """The oracle's figures by the names that the bank has, and a strip of pictures at weight 1.
 
@@ -26,6 +26,7 @@ def valued(
         model: the base.
         renders: per rate and weight.
         searching: with the few steps of a search, as in the bank.
+        first_seed: of the renders; the bank's, if not given.
     """
     scoring = cfg.scoring_settings(cfg.compose("tune", [], "quickstart"))
     settings = cfg.model_settings(cfg.compose("train", [])).render
@@ -35,7 +36,8 @@ def valued(
     judge = Judge(model, adapter, Oracle(), character_of(seed), renders)
     found: dict[str, float] = {}
     for weight in WEIGHTS:
-        asked = oracle_figures(judge, scoring.overrides, settings.search if searching else settings, weight)
+        steps = settings.search if searching else settings
+        asked = oracle_figures(judge, scoring.overrides, steps, weight, first_seed)
         found |= {f"{name}@{weight:g}": value for name, value in asked.items()}
     strip = Image.fromarray(judge.strip(state, 1.0))
     adapter.detach()
