@@ -192,12 +192,9 @@ def table(costs: Costs, found: dict[str, dict[str, list[Spent]]]) -> str:
             shares[i] = [(total / seconds(ways[base.name])).mean() for base in BASELINES]
             rendering += float(np.mean([one.rendering for one in own]) / total.mean()) / len(found)
             kept.append(np.mean([a.best / b.best for a, b in zip(own, ways[BASELINES[0].name], strict=True)]))
-        cells = [f"{own.mean():.2f} ({own.min():.2f} to {own.max():.2f})" for own in shares.T]
-        text.append(
-            f"| {way.name} | {np.mean(minutes):.1f} | {rendering:.0%} | "
-            + " | ".join(cells)
-            + f" | {np.mean(kept):.1%} |"
-        )
+        of_baselines = [f"{own.mean():.2f} ({own.min():.2f} to {own.max():.2f})" for own in shares.T]
+        cells = [way.name, f"{np.mean(minutes):.1f}", f"{rendering:.0%}", *of_baselines, f"{np.mean(kept):.1%}"]
+        text.append("| " + " | ".join(cells) + " |")
     return "\n".join(text) + "\n"
 
 
