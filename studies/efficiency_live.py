@@ -1,6 +1,6 @@
 """Does a live study find what the whole grid finds? On characters of its own, which confirm `efficiency.py` or not.
 
-    python studies/bank.py fill --seeds 172 177 --recipes 20
+    python studies/bank.py fill --seeds 172 177
     python studies/bank.py measure --seeds 172 177
     python studies/efficiency_live.py --seeds 172 177
 
