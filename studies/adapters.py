@@ -1,6 +1,6 @@
 """Every adapter with the guide's settings and tuned, by the oracle, on characters that nothing was tuned on.
 
-    python studies/adapters.py --seeds 162 174
+    python studies/adapters.py --seeds 186 189
 
 "Guide" is the guide's recipe to its last epoch, its steps and rate scaled to the embedded world as `doll-adamw` scales
 the guide's AdamW (a fifth of the steps in half the epochs, 30 times the rate, so that IA3 trains at .15). "Tuned" is
@@ -171,7 +171,7 @@ def _range(own: list[dict[str, Any]], name: str) -> str:
 def main() -> None:
     """Judge what has not been judged yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[162, 174])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[186, 189])
     parser.add_argument("--kinds", nargs="+", choices=GUIDE, default=list(GUIDE))
     parser.add_argument("--renders", type=int, default=96)
     parser.add_argument("--out", type=Path, default=Path("runs/adapters"))
