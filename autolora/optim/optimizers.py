@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from transformers import optimization
 
 from autolora.errors import ConfigError
 from autolora.optim.prodigy import BatchedProdigy
@@ -92,8 +93,11 @@ class Adafactor(Rated):
     """Adafactor (Shazeer & Stern 2018) at a rate of one's own: second moments by row and column only."""
 
     def build(self, params: Params) -> torch.optim.Optimizer:
-        """The optimizer of one slot."""
-        return torch.optim.Adafactor(params, lr=self.lr, weight_decay=self.weight_decay)
+        """The optimizer of one slot; torch's own scales a rate by a weight's size, which is 0 at the start of a LoRA."""
+        found: torch.optim.Optimizer = optimization.Adafactor(
+            params, lr=self.lr, weight_decay=self.weight_decay, scale_parameter=False, relative_step=False
+        )
+        return found
 
 
 @dataclass(frozen=True)

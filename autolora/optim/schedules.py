@@ -73,7 +73,7 @@ class CosineRestarts:
 class AnnealedCosine:
     """Cycles that warm up linearly from `floor`, fall by cosine back to it, and peak `gamma` lower each time.
 
-    Cycle length L becomes round((L - w) * multiplier) + w with w warm-up steps.
+    Cycle length L becomes round((L - w) * multiplier) + w with w warm-up steps; the last one ends with the run.
     """
 
     cycles: int = 3
@@ -92,12 +92,16 @@ class AnnealedCosine:
     def factor(self, step: int, total: int) -> float:
         """The factor at an optimizer step."""
         growth = sum(self.multiplier**i for i in range(self.cycles))
-        length = max(1, round(total / growth))
+        length = max(1, round(total / ((1 - self.warmup) * growth + self.warmup * self.cycles)))
         warmup, peak, start = round(self.warmup * length), 1.0, 0
-        while step >= start + length:
+        for _ in range(self.cycles - 1):
+            if step < start + length:
+                break
             start += length
             length = max(1, round((length - warmup) * self.multiplier) + warmup)
             peak *= self.gamma
+        else:
+            length = max(1, total - start)
         position = step - start
         if position < warmup:
             return self.floor + (peak - self.floor) * (position + 1) / warmup
