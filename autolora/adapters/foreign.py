@@ -209,13 +209,23 @@ def _check_pair(parts: State, layer: str, shape: tuple[int, ...]) -> None:
 
 def _settings(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     """What a file says of how strong its updates are; empty where it says nothing."""
-    own: dict[str, Any] = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    own = _parsed(metadata.get("lora_adapter_metadata", "{}"), "its lora_adapter_metadata")
     if not own and any(key.startswith(PEFT) for key in tensors):
         beside = path.with_name("adapter_config.json")
         if not beside.is_file():
             raise ExportError(f"{path.name} is peft's; its adapter_config.json, which says its alpha, is missing")
-        own = json.loads(beside.read_text("utf-8"))
+        own = _parsed(beside.read_bytes(), f"{beside.name} beside it")
     return own
+
+
+def _parsed(text: str | bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ExportError(f"{where} is broken ({error}): export or download the file again") from error
+    if not isinstance(found, dict):
+        raise ExportError(f"{where} holds {type(found).__name__} where settings by name were expected")
+    return found
 
 
 def _setting(settings: dict[str, Any], path: str, name: str, otherwise: Any, pattern: str = "") -> Any:

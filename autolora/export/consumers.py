@@ -19,14 +19,38 @@ def webui(parts: Parts, weight: Tensor) -> Tensor:
     """A1111: alpha / dim of whatever has a dim, kernels folded into the inputs, IA3 by row or column.
 
     Raises:
-        NotImplementedError: DoRA by output, whose norms it takes by input.
+        NotImplementedError: DoRA by output, which it would draw otherwise.
+    """
+    return _with_norms(parts, weight, "it takes DoRA's norms by input, this file has them by output")
+
+
+def comfy(parts: Parts, weight: Tensor) -> Tensor:
+    """ComfyUI: the same changes.
+
+    Raises:
+        NotImplementedError: it does not read IA3; DoRA by output it draws otherwise (Comfy-Org/ComfyUI pull request
+            15458, open in November 2026).
+    """
+    if "on_input" in parts:
+        raise NotImplementedError("it reads no IA3")
+    return _with_norms(parts, weight, "it divides DoRA by the norms of the base's weight, not of the changed one")
+
+
+def _with_norms(parts: Parts, weight: Tensor, refusal: str) -> Tensor:
+    """The product's change, or what DoRA's magnitudes by input make of it.
+
+    Raises:
+        NotImplementedError: with the refusal, where they are by output.
     """
     delta = _product(parts, weight)
     if "dora_scale" not in parts:
         return delta
-    if parts["dora_scale"].shape[0] == weight.shape[0]:
-        raise NotImplementedError("it takes DoRA's norms by input, this file has them by output")
-    return _decomposed(parts["dora_scale"].float(), weight.float(), delta)
+    scale, whole = parts["dora_scale"].float(), weight.float() + delta
+    if len(scale) == len(weight):
+        raise NotImplementedError(refusal)
+    norms = whole.transpose(0, 1).flatten(1).norm(dim=1).view(1, -1, *(1,) * (whole.dim() - 2))
+    found: Tensor = whole * (scale / norms) - weight
+    return found
 
 
 def _product(parts: Parts, weight: Tensor) -> Tensor:
@@ -75,32 +99,6 @@ def _half(parts: Parts, a: str, b: str, core: str) -> Tensor:
         return parts[a].float() @ parts[b].float().flatten(1)
     inner = torch.einsum("ijkl,jr->irkl", parts[core].float(), parts[b].float())
     return torch.einsum("ijkl,ir->rjkl", inner, parts[a].float())
-
-
-def _decomposed(scale: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
-    """The change that DoRA's magnitudes make of W + delta, by the axis that they have."""
-    whole = weight + delta
-    if scale.shape[0] == whole.shape[0]:
-        length = whole.reshape(whole.shape[0], -1).norm(dim=1, keepdim=True)
-        length = length.reshape(whole.shape[0], *[1] * (whole.dim() - 1))
-    else:
-        turned: Tensor = whole.transpose(0, 1)
-        length = turned.reshape(turned.shape[0], -1).norm(dim=1, keepdim=True)
-        length = length.reshape(turned.shape[0], *[1] * (turned.dim() - 1)).transpose(0, 1)
-    found: Tensor = whole * (scale / length) - weight
-    return found
-
-
-def comfy(parts: Parts, weight: Tensor) -> Tensor:
-    """ComfyUI: the same changes, and DoRA by the axis that its scale has.
-
-    Raises:
-        NotImplementedError: it does not read IA3.
-    """
-    if "on_input" in parts:
-        raise NotImplementedError("it reads no IA3")
-    delta = _product(parts, weight)
-    return _decomposed(parts["dora_scale"].float(), weight.float(), delta) if "dora_scale" in parts else delta
 
 
 def kohya(parts: Parts, weight: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from autolora.export.naming import to_diffusers
 from autolora.export.write import in_dtype
 from autolora.files import write_atomic
 
+FOLDER = "diffusers"  # beside the LoRA
 NAME = "pytorch_lora_weights.safetensors"  # what `load_lora_weights(FOLDER)` looks for
 
 

@@ -6,8 +6,9 @@ import json
 import shlex
 from dataclasses import dataclass
 
+from autolora.adapters.lora import DyLoRA
 from autolora.data.concepts import Dataset
-from autolora.export.metadata import family_of, network
+from autolora.export.metadata import ends_in_noise, family_of, network
 from autolora.models.base import BaseModel
 from autolora.optim.optimizers import CAME, Adafactor, AdamW, Lion, Prodigy, Rated, ScheduleFree
 from autolora.optim.schedules import AnnealedCosine, Constant, Cosine, CosineRestarts, Linear
@@ -60,6 +61,7 @@ def kohya_command(run: Run, dataset: Dataset, model: BaseModel, step: int) -> Ko
         *(["--v2"] if family.v2 else []),
         *([f"--clip_skip={model.clip_skip}"] if model.clip_skip else []),
         *(["--v_parameterization"] if model.prediction_type == "v_prediction" else []),
+        *(["--zero_terminal_snr"] if ends_in_noise(model) else []),
         *_network(run),
         *_optimizer(run),
         *_schedule(run, total),
@@ -76,14 +78,16 @@ def kohya_command(run: Run, dataset: Dataset, model: BaseModel, step: int) -> Ko
 
 
 def _network(run: Run) -> list[str]:
-    found = network(run)
+    found, adapter = network(run), run.adapter
     args = [f"{key}={value}" for key, value in json.loads(found["network_args"]).items()]
+    args += [f"unit={adapter.unit}"] if isinstance(adapter, DyLoRA) else []
     return [
-        f"--network_module={found['network_module']}",
+        f"--network_module={'networks.dylora' if isinstance(adapter, DyLoRA) else found['network_module']}",
         f"--network_dim={found['network_dim']}",
         f"--network_alpha={found['network_alpha']:g}",
         *(["--network_args", *args] if args else []),
-        *([] if run.adapter.text_encoder else ["--network_train_unet_only"]),
+        *([] if adapter.text_encoder else ["--network_train_unet_only"]),
+        *(["--network_weights=START.safetensors"] if run.init else []),
     ]
 
 
@@ -166,6 +170,10 @@ def _differences(run: Run, dataset: Dataset, batches: int, total: int) -> list[s
     }
     if found := [name for name, used in missing.items() if used]:
         notes.append(f"sd-scripts has no argument for {'; '.join(found)}: the result will differ.")
+    if isinstance(run.adapter, DyLoRA):
+        notes.append("Its DyLoRA runs every rank at each step, here the ranks above the drawn one are left out.")
+    if run.init:
+        notes.append("START.safetensors is the LoRA that training starts from (init).")
     if settings.regularization_share:
         notes.append("CLASS_PICTURES are shown once for each picture of yours there, whatever their share is here.")
     return notes

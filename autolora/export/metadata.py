@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from autolora.adapters.base import Adapter
 from autolora.adapters.formats import is_transformer
 from autolora.adapters.lora import LoRA
 from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
@@ -79,6 +80,12 @@ def family_of(model: BaseModel) -> Family:
     if architecture not in FAMILIES:
         raise ExportError(f"cannot export for architecture {architecture!r}; known: {', '.join(FAMILIES)}")
     return FAMILIES[architecture]
+
+
+def ends_in_noise(model: BaseModel) -> bool:
+    """Whether nothing of the picture is left at the last timestep of a schedule of noise (zero terminal SNR)."""
+    last = torch.tensor([model.train_timesteps - 1])
+    return model.prediction_type != "flow" and model.snr(last).item() == 0
 
 
 def build_metadata(
@@ -143,13 +150,19 @@ def network(run: Run) -> dict[str, Any]:
     if isinstance(adapter, LoKr):
         args["factor"] = str(adapter.factor)
     if isinstance(adapter, LoRA) and "conv" in adapter.targets:
-        args["conv_dim"], args["conv_alpha"] = map(str, adapter.conv_ranks)
+        dim, alpha = adapter.conv_ranks
+        args["conv_dim"], args["conv_alpha"] = str(dim), f"{_alpha_in_file(adapter, dim, alpha):g}"
     return {
         "network_module": "lycoris.kohya" if algorithm else "networks.lora",
         "network_dim": adapter.dim,
-        "network_alpha": adapter.alpha,
+        "network_alpha": _alpha_in_file(adapter, adapter.dim, adapter.alpha),
         "network_args": json.dumps(args),
     }
+
+
+def _alpha_in_file(adapter: Adapter, dim: int, alpha: float) -> float:
+    """What programs divide by dim: more than its own where rsLoRA divides it by the root of dim."""
+    return alpha * dim**0.5 if isinstance(adapter, LoRA) and adapter.rank_stabilized else alpha
 
 
 def _training(run: Run, dataset: Dataset, name: str, card: Card, made: datetime) -> dict[str, str]:
@@ -199,6 +212,7 @@ def _base(model: BaseModel) -> dict[str, str]:
         "ss_mixed_precision": {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(model.dtype, "no"),
         "ss_v2": str(family.v2),
         "ss_v_parameterization": str(velocity),
+        "ss_zero_terminal_snr": str(ends_in_noise(model)),
         "ss_clip_skip": str(model.clip_skip),
         "autolora.base": model.name,
         "autolora.base_hash": model.base_hash,

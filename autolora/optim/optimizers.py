@@ -93,7 +93,7 @@ class Adafactor(Rated):
     """Adafactor (Shazeer & Stern 2018) at a rate of one's own: second moments by row and column only."""
 
     def build(self, params: Params) -> torch.optim.Optimizer:
-        """The optimizer of one slot; torch's own scales a rate by a weight's size, which is 0 at the start of a LoRA."""
+        """The optimizer of one slot; torch's own scales its rate by a weight's size, which is 0 when a LoRA starts."""
         found: torch.optim.Optimizer = optimization.Adafactor(
             params, lr=self.lr, weight_decay=self.weight_decay, scale_parameter=False, relative_step=False
         )

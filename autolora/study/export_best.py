@@ -13,7 +13,7 @@ from autolora.adapters.base import State
 from autolora.adapters.changes import as_lora, distance, is_plain
 from autolora.adapters.formats import layer_weights
 from autolora.adapters.read import lora_of
-from autolora.export.diffusers_copy import write_diffusers
+from autolora.export.diffusers_copy import FOLDER, write_diffusers
 from autolora.export.metadata import Card
 from autolora.export.naming import has_format
 from autolora.export.write import DTYPES, Exported, ExportSettings, export_lora
@@ -86,8 +86,8 @@ def _with_copy(exported: Exported, state: State, settings: ExportSettings) -> Ex
     """With the copy in diffusers' format, where that is asked for."""
     if not settings.diffusers:
         return exported
-    folder = exported.path.parent / "diffusers"
-    return replace(exported, diffusers=write_diffusers(state, folder, DTYPES[settings.dtype]))
+    copy = write_diffusers(state, exported.path.parent / FOLDER, DTYPES[settings.dtype])
+    return replace(exported, diffusers=copy)
 
 
 def nearest_lora(state: State, weights: Mapping[str, Tensor]) -> tuple[State, int, float]:

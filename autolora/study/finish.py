@@ -125,7 +125,8 @@ def twin_as_dict(twin: Twin, proof: Proof) -> dict[str, Any]:
 def twin_in_words(twin: Twin, proof: Proof) -> str:
     """The plain LoRA beside the file, for a person."""
     score = f", score {proof.twin_score.value:.3f}" if proof.twin_score else ""
-    return f"plain:  {twin.path} (dim {twin.dim}, {twin.apart:.1%} off{score}), for programs that do not read the other"
+    readers = ", ".join(proof.read_by) or "LyCORIS"
+    return f"plain:  {twin.path} (dim {twin.dim}, {twin.apart:.1%} off{score}), for programs other than {readers}"
 
 
 def _fate(record: Record) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from autolora.adapters.base import State
 from autolora.adapters.read import read_lora
 from autolora.errors import ExportError
+from autolora.export.diffusers_copy import FOLDER, NAME
 from autolora.export.naming import has_format
 from autolora.export.verify import DiffusersTwin, compare_pictures, jitter, verify_deltas
 from autolora.export.write import DTYPES, Exported, as_in_file, files_of
@@ -67,12 +68,10 @@ def export_proved(
         except ExportError as error:
             words = str(error).replace(str(hidden), str(folder))
             raise ExportError(f"{words}; nothing was exported, {folder} stays as it was") from error
-    if twin is not None:
-        twin = replace(twin, path=folder / twin.path.name)
-    else:
-        for stale in files_of(folder, f"{exported.path.stem}{TWIN_SUFFIX}"):
-            stale.unlink(missing_ok=True)  # of an earlier export: it would stand for another LoRA
-    return exported.moved(hidden, folder), twin, proof
+    stale = () if twin else files_of(folder, f"{exported.path.stem}{TWIN_SUFFIX}")
+    for path in (*stale, *(() if exported.diffusers else [folder / FOLDER / NAME])):
+        path.unlink(missing_ok=True)  # of an earlier export: it would stand for another LoRA
+    return exported.moved(hidden, folder), replace(twin, path=folder / twin.path.name) if twin else None, proof
 
 
 def prove(

@@ -237,6 +237,19 @@ def test_what_does_not_fit_is_said(
         read_lora(tmp_path / "wrong.safetensors", tiny_model)
 
 
+@pytest.mark.parametrize("text", ["", "{", "[4]", "\xff"], ids=["empty", "half", "list", "bytes"])
+def test_broken_settings_are_said(text: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    """Of peft beside the file, or of diffusers in it."""
+    trained(tiny_model, LoraConfig(r=4, target_modules=TARGETS))[0].save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ExportError, match=r"adapter_config\.json beside it (is broken|holds list)"):
+        read_lora(tmp_path / "adapter_model.safetensors", tiny_model)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    save_file(tensors, tmp_path / "own.safetensors", metadata={"lora_adapter_metadata": text})
+    with pytest.raises(ExportError, match=r"its lora_adapter_metadata (is broken|holds list)"):
+        read_lora(tmp_path / "own.safetensors", tiny_model)
+
+
 def test_dora_of_diffusers_is_refused(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     wrapped, _ = trained(tiny_model, LoraConfig(r=4, target_modules=TARGETS))
     wrapped.save_pretrained(tmp_path)

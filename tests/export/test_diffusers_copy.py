@@ -15,7 +15,7 @@ from autolora.export.diffusers_copy import NAME, write_diffusers
 from autolora.export.verify import DiffusersTwin
 from autolora.models import StableDiffusion
 from tests.export.heard import warnings_at_loading
-from tests.export.test_kinds import assert_predicts_as, export, trained
+from tests.export.test_kinds import KINDS, assert_predicts_as, export, trained
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "locon", "dora", "dora-conv"])
@@ -28,7 +28,7 @@ def test_diffusers_makes_the_same_of_it_without_a_warning(
     assert distance(read_lora(path, tiny_model), state, layer_weights(tiny_model.modules)) < 1e-5
     twin = DiffusersTwin(path, tiny_model_dir, tiny_model)
     assert twin.verify_deltas(state).delta_error < 1e-5
-    assert_predicts_as(twin, tiny_model, kind, state)
+    assert_predicts_as(twin, tiny_model, KINDS[kind], state)
     assert warnings_at_loading(path, tiny_model_dir, "sd1", caplog) == []
 
 
@@ -41,7 +41,9 @@ def test_sdxl_too_without_a_warning(
     assert {key.partition(".")[0] for key in state} == roots
     path = write_diffusers(state, tmp_path, torch.float32)
     assert distance(read_lora(path, tiny_xl), state, layer_weights(tiny_xl.modules)) < 1e-5
-    assert DiffusersTwin(path, tiny_xl_dir, tiny_xl).verify_deltas(state).delta_error < 1e-5
+    twin = DiffusersTwin(path, tiny_xl_dir, tiny_xl)
+    assert twin.verify_deltas(state).delta_error < 1e-5
+    assert_predicts_as(twin, tiny_xl, KINDS[kind], state)
     assert warnings_at_loading(path, tiny_xl_dir, "sdxl", caplog) == []
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from autolora import config as cfg
 from autolora.data.concepts import Dataset, load_dataset
@@ -16,7 +18,8 @@ from autolora.train.run import Run
 
 def model(architecture: str = "sd1", prediction: str = "epsilon") -> Any:
     found = {"architecture": architecture, "prediction_type": prediction, "resolution": 512, "clip_skip": None}
-    return SimpleNamespace(**found, tells_guidance=False)
+    snr = torch.tensor([9.0, 0.0] if prediction == "v_prediction" else [9.0, 0.1])
+    return SimpleNamespace(**found, tells_guidance=False, train_timesteps=2, snr=lambda steps: snr[steps])
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,9 @@ def test_what_is_shown_beside_is_not_counted_and_is_named(dataset: Dataset) -> N
     ("overrides", "wanted"),
     [
         (("recipe=guide-loha",), ["--network_module=lycoris.kohya", "algo=loha"]),
-        (("recipe=guide-locon",), ["conv_dim=32"]),
+        (("recipe=guide-locon",), ["conv_dim=32", "conv_alpha=16"]),
+        (("recipe=guide-dylora",), ["--network_module=networks.dylora", "unit=4"]),
+        (("adapter.rank_stabilized=true", "adapter.dim=16", "adapter.alpha=2"), ["--network_alpha=8"]),
         (("recipe=guide-adamw", "optimizer=adafactor", "schedule=constant"), ["relative_step=False"]),
         (("recipe=guide-adamw", "train.loss=huber"), ["--loss_type=huber", "--huber_c=0.1"]),
         (("recipe=guide-adamw", "train.flip=true"), ["--flip_aug"]),
@@ -75,12 +80,17 @@ def test_kinds(overrides: tuple[str, ...], wanted: list[str], dataset: Dataset) 
 
 def test_other_bases(dataset: Dataset) -> None:
     assert "sdxl_train_network.py" in kohya_command(run_of(), dataset, model("sdxl"), 100).text
-    assert "--v_parameterization" in flags(kohya_command(run_of(), dataset, model(prediction="v_prediction"), 100))
+    velocity = flags(kohya_command(run_of(), dataset, model(prediction="v_prediction"), 100))
+    assert {"--v_parameterization", "--zero_terminal_snr"} <= set(velocity)
+    assert "--zero_terminal_snr" not in flags(kohya_command(run_of(), dataset, model(), 100))
     assert "--v2" in flags(kohya_command(run_of(), dataset, model("sd2"), 100))
     assert not kohya_command(run_of(), dataset, model("flux", "flow"), 100).text
 
 
-def test_no_private_path(dataset: Dataset) -> None:
-    command = kohya_command(run_of(), dataset, model(), 100)
+def test_no_private_path(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "before.safetensors").write_bytes(b"a LoRA")
+    command = kohya_command(run_of(f"init={tmp_path / 'before.safetensors'}"), dataset, model(), 100)
+    assert "--network_weights=START.safetensors" in flags(command) and "START" in " ".join(command.notes)
+    assert "before" not in command.text + " ".join(command.notes)
     assert str(dataset.root) not in command.text + " ".join(command.notes)
     assert "7_" not in command.text and "banin visik" in " ".join(command.notes)

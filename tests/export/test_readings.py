@@ -28,10 +28,11 @@ from tests.export.test_kinds import export, trained
 READ = {
     "lora": {"A1111", "ComfyUI", "kohya sd-scripts", "diffusers"},
     "locon": {"A1111", "ComfyUI", "kohya sd-scripts", "diffusers"},
+    "dylora": {"A1111", "ComfyUI", "kohya sd-scripts", "diffusers"},
     "loha": {"A1111", "ComfyUI"},
     "lokr": {"A1111", "ComfyUI"},
     "ia3": {"A1111"},
-    "dora": {"ComfyUI"},
+    "dora": set(),  # peft and LyCORIS read it: tests of theirs
 }
 
 
@@ -143,11 +144,11 @@ def test_a_mixed_alpha_is_found_where_a_program_takes_one_for_all(
     assert "33.3% off" in seen["ComfyUI"].differs
 
 
-@pytest.mark.parametrize("kind", ["loha", "locon", "lokr"])
+@pytest.mark.parametrize("kind", ["loha", "locon", "lokr", "dora"])
 def test_kernels_of_their_own_are_read_by_a1111_and_comfyui(
     kind: str, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
-    """LyCORIS' Tucker convolutions, which kohya's and diffusers' loaders leave alone."""
+    """LyCORIS' Tucker convolutions and DoRA with norms by input, which kohya's and diffusers' loaders leave alone."""
     name, (out, inputs, *kernel) = (
         "lora_unet_mid_block_resnets_0_conv1",
         tiny_model.unet.mid_block.resnets[0].conv1.weight.shape,
@@ -160,6 +161,8 @@ def test_kernels_of_their_own_are_read_by_a1111_and_comfyui(
         | {"lora_mid.weight": (2, 2, *kernel)},
         "lokr": {"lokr_w1": (4, 4), "lokr_w2_a": (2, out // 4), "lokr_w2_b": (2, inputs // 4)}
         | {"lokr_t2": (2, 2, *kernel)},
+        "dora": {"lora_down.weight": (2, inputs, *kernel), "lora_up.weight": (out, 2, 1, 1)}
+        | {"dora_scale": (1, inputs, 1, 1)},
     }[kind]
     generator = torch.Generator().manual_seed(0)
     tensors = {f"{name}.{part}": torch.randn(shape, generator=generator) * 0.3 for part, shape in shapes.items()}
@@ -205,4 +208,4 @@ def test_bad_files_are_one_line(
 
 
 def test_kinds_of_the_contract_are_all_looked_at() -> None:
-    assert {name.partition("-")[0] for name in KINDS} - {"rslora", "dylora"} == set(READ)
+    assert {name.partition("-")[0] for name in KINDS} - {"rslora"} == set(READ)

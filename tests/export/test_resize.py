@@ -16,9 +16,11 @@ from autolora.adapters.formats import layer_weights
 from autolora.adapters.lora import DyLoRA, cut
 from autolora.adapters.read import read_lora, read_metadata
 from autolora.errors import ConfigError
+from autolora.export.consumers import CONSUMERS
 from autolora.export.metadata import Card
 from autolora.export.readings import readings
 from autolora.export.resize import MOST, Resizer, unit_of, write_resized
+from autolora.export.verify import DiffusersTwin, verify_deltas
 from autolora.export.write import export_lora
 from autolora.models import StableDiffusion
 from autolora.scoring.intervals import Estimate
@@ -66,7 +68,7 @@ def test_layers_of_several_ranks_are_read_alike_everywhere(tiny_model: StableDif
     assert path.with_suffix(".png").read_bytes() == b"a picture" and path.with_suffix(".json").is_file()
 
 
-def test_a_dylora_is_cut_with_its_own_alpha(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+def test_a_dylora_is_cut_with_its_own_alpha(tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path) -> None:
     """By SVD it would be another LoRA than the one that was trained at that rank."""
     adapter = attach(tiny_model.modules, DYLORA)
     try:
@@ -86,6 +88,8 @@ def test_a_dylora_is_cut_with_its_own_alpha(tiny_model: StableDiffusion, tmp_pat
     assert distance(Resizer(state, weights).to(2), cut(state, 2), weights) > 0.1
     path = write_resized(resizer.to(2), 2, source, metadata, tiny_model, tmp_path)
     assert read_metadata(path)["ss_network_alpha"] == "2"
+    assert verify_deltas(resizer.to(2), path, tiny_model).read_by == tuple(CONSUMERS)
+    assert DiffusersTwin(path, tiny_model_dir, tiny_model).verify_deltas(resizer.to(2)).delta_error < 1e-2
 
 
 def plain(model: StableDiffusion) -> State:

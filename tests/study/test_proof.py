@@ -14,6 +14,7 @@ from autolora.adapters.base import State
 from autolora.adapters.read import read_lora, read_metadata
 from autolora.cli import main
 from autolora.errors import ExportError
+from autolora.export.diffusers_copy import FOLDER, NAME
 from autolora.export.write import ExportSettings, as_in_file, export_lora
 from autolora.models import StableDiffusion
 from autolora.scoring.intervals import Estimate
@@ -134,7 +135,8 @@ def test_its_plain_twin_is_scored(
     assert twin["score"]["value"] != pytest.approx(found["score"]["value"], abs=0.001)
     assert twin["score"]["low"] <= twin["score"]["value"] <= twin["score"]["high"]
     said = capsys.readouterr().out
-    assert f"{twin['distance']:.1%} off, score {twin['score']['value']:.3f})" in said
+    score = f"score {twin['score']['value']:.3f}"
+    assert f"{twin['distance']:.1%} off, {score}), for programs other than A1111, ComfyUI" in said
 
 
 def test_a_plain_lora_has_no_twin_nor_one_of_an_earlier_export(tmp_path: Path) -> None:
@@ -142,7 +144,10 @@ def test_a_plain_lora_has_no_twin_nor_one_of_an_earlier_export(tmp_path: Path) -
     best.mkdir()
     for name in ("banin-lora.safetensors", "banin-lora.json", "banin-lora.png", "other-lora.safetensors"):
         (best / name).write_bytes(b"earlier")
+    (best / FOLDER).mkdir()
+    (best / FOLDER / NAME).write_bytes(b"earlier")
     short = ["train.steps_per_concept=16", "train.epochs=1", "adapter.dim=4"]
     assert main(["train", "dataset=quickstart", f"out={tmp_path}", f"cache={tmp_path}", *SETTINGS, *short]) == 0
     made = {"banin.safetensors", "banin.json", "banin.png", "other-lora.safetensors"}
     assert {path.name for path in best.iterdir() if path.suffix in (".safetensors", ".json", ".png")} == made
+    assert not [*(best / FOLDER).iterdir()]
