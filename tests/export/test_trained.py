@@ -1,0 +1,64 @@
+"""Every kind, trained a few steps on SD1 and SDXL, exported and loaded by diffusers, predicts the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from autolora.adapters.base import Adapter, State
+from autolora.adapters.changes import distance, is_plain
+from autolora.adapters.formats import layer_weights
+from autolora.adapters.read import lora_of
+from autolora.export.diffusers_copy import write_diffusers
+from autolora.export.naming import has_format
+from autolora.export.verify import DiffusersTwin, verify_deltas
+from autolora.models import StableDiffusion
+from autolora.paperdoll.world import write_dataset
+from autolora.study.export_best import TWIN_DISTANCE, nearest_lora
+from autolora.train.loop import Assignment
+from tests.export.heard import warnings_at_loading
+from tests.export.test_kinds import KINDS, assert_predicts_as, export
+from tests.train.test_loop import ADAMW, train_all, work
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "doll"
+    write_dataset(out, seed=1, outfits=1, images_per_outfit=6, size=32)
+    return out
+
+
+def for_diffusers(kind: str, state: State, model: StableDiffusion, out: Path) -> tuple[Path, State, Adapter]:
+    """What diffusers reads of a kind: its file, DoRA's copy in diffusers' names, or the plain LoRA in its place."""
+    path = export(model, kind, state, out)
+    verify_deltas(state, path, model)
+    if is_plain(state):
+        return path, state, KINDS[kind]
+    if has_format(state):
+        return write_diffusers(state, out, torch.float32), state, KINDS[kind]
+    plain, _, apart = nearest_lora(state, layer_weights(model.modules))
+    assert apart == distance(plain, state, layer_weights(model.modules)) <= TWIN_DISTANCE
+    return export(model, "lora", plain, out), plain, lora_of(plain)
+
+
+@pytest.mark.parametrize("base", ["tiny_model", "tiny_xl"])
+@pytest.mark.parametrize("kind", ["lora", "locon", "dylora", "dora", "loha", "lokr", "ia3"])
+def test_diffusers_predicts_the_same(
+    kind: str,
+    base: str,
+    folder: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, source = request.getfixturevalue(base), request.getfixturevalue(f"{base}_dir")
+    run = replace(ADAMW, adapter=KINDS[kind])
+    *_, last = train_all(work(model, folder, tmp_path / "cache", run), Assignment(run))
+    path, state, spec = for_diffusers(kind, last.state, model, tmp_path)
+    twin = DiffusersTwin(path, source, model)
+    twin.verify_deltas(state)
+    assert_predicts_as(twin, model, spec, state)
+    assert warnings_at_loading(path, source, model.architecture, caplog) == []
