@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from autolora import files
+from autolora.errors import StorageError
 from autolora.files import atomic_files, finished, remove_leftovers, write_atomic
 
 
@@ -47,6 +53,52 @@ def test_a_block_that_fails_changes_nothing(error: type[BaseException], tmp_path
     with pytest.raises(error):
         half()
     assert inside(tmp_path) == {"a.json": "old"} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_disk_that_fills_up_half_way_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.json").write_text("old")
+
+    def half(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(StorageError, match=r"a\.json: no space left on the device"):
+        write_atomic(tmp_path / "a.json", "new")
+    with pytest.raises(StorageError, match="no space left"), atomic_files(tmp_path) as hidden:
+        write_atomic(hidden / "a.json", "new")
+    assert inside(tmp_path) == {"a.json": "old"} and len(list(tmp_path.iterdir())) == 1
+
+
+WRITER = """
+import sys
+from itertools import count
+from pathlib import Path
+from autolora.files import atomic_files, write_atomic
+
+for turn in count():
+    with atomic_files(Path(sys.argv[1])) as hidden:
+        for name in ("a.json", "a.safetensors"):
+            write_atomic(hidden / name, f"{turn:07d}" * 100_000)
+    print(turn, flush=True)
+"""
+
+
+def test_a_writer_that_is_killed_leaves_whole_files(tmp_path: Path) -> None:
+    """At five moments of its work; weights are never newer than what lies beside them."""
+    delays = random.Random(0)
+    for _ in range(5):
+        with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None and writer.stdout.readline() == b"0\n"
+            time.sleep(delays.uniform(0, 0.05))
+            writer.kill()
+        beside, weights = ((tmp_path / name).read_text() for name in ("a.json", "a.safetensors"))
+        for text in (beside, weights):
+            assert text == text[:7] * 100_000
+        assert int(beside[:7]) - int(weights[:7]) in (0, 1)
+        remove_leftovers(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
 
 
 def test_what_a_killed_writer_left_is_no_file_and_is_removed(tmp_path: Path) -> None:

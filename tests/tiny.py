@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,22 @@ def tiny_unet(family: str = "sd1") -> Any:
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+
+
+def narrow_unet() -> Any:
+    """SD1's topology, every layer of it, in 32 and 64 channels."""
+    return _UNET(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 32, 64, 64),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=WIDTH,
         attention_head_dim=2,
         norm_num_groups=8,
@@ -141,7 +158,13 @@ def tiny_scheduler(prediction_type: str = "v_prediction") -> Any:
     )
 
 
-def save_tiny(folder: Path, prediction_type: str = "v_prediction", seed: int = 0, family: str = "sd1") -> Path:
+def save_tiny(
+    folder: Path,
+    prediction_type: str = "v_prediction",
+    seed: int = 0,
+    family: str = "sd1",
+    unet: Callable[[], Any] | None = None,
+) -> Path:
     """Write the model as a StableDiffusionPipeline folder, in half precision, and return the folder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -149,7 +172,7 @@ def save_tiny(folder: Path, prediction_type: str = "v_prediction", seed: int = 0
             vae=tiny_vae(),
             text_encoder=tiny_text_encoder(),
             tokenizer=tiny_tokenizer(),
-            unet=tiny_unet(family),
+            unet=unet() if unet else tiny_unet(family),
             scheduler=tiny_scheduler(prediction_type),
             safety_checker=None,
             feature_extractor=None,

@@ -22,7 +22,7 @@ from autolora.adapters.read import read_lora, read_metadata
 from autolora.data.caption_recipe import CaptionRecipe
 from autolora.errors import ExportError, StorageError
 from autolora.export.diffusers_copy import write_diffusers
-from autolora.export.metadata import Card
+from autolora.export.metadata import Card, hashes
 from autolora.export.write import Exported, export_lora, file_stem
 from autolora.files import atomic_files
 from autolora.models import StableDiffusion
@@ -70,6 +70,9 @@ def test_metadata_that_programs_read(exported: Exported, tiny_model: StableDiffu
         "ss_network_dim": "4",
         "ss_network_alpha": "3.3",
         "ss_sd_model_name": "tiny",
+        "ss_clip_skip": "None",
+        "ss_v_parameterization": "True",
+        "ss_zero_terminal_snr": "True",
         "ss_resolution": "(32, 32)",
         "ss_num_train_images": "20",
         "ss_num_batches_per_epoch": "5",
@@ -134,6 +137,17 @@ def test_hashes_are_those_of_the_written_bytes(exported: Exported) -> None:
     assert found["sshs_model_hash"] == whole
     assert found["modelspec.hash_sha256"] == f"0x{whole}"
     assert len(found["sshs_legacy_hash"]) == 8
+
+
+def test_the_legacy_hash_is_of_a_slice_of_the_file_with_training_metadata_alone(tmp_path: Path) -> None:
+    """64 KiB from the first MiB on, as sd-scripts and A1111 take it."""
+    tensors, training = {"a": torch.arange(400_000.0)}, {"ss_seed": "0"}
+    found = hashes(tensors, training | {"modelspec.title": "changed later"})
+    safetensors.torch.save_file(tensors, tmp_path / "a.safetensors", training)
+    with (tmp_path / "a.safetensors").open("rb") as file:
+        file.seek(2**20)
+        part = file.read(2**16)
+    assert found["sshs_legacy_hash"] == hashlib.sha256(part).hexdigest()[:8] and len(part) == 2**16
 
 
 def test_sidecar(exported: Exported) -> None:
