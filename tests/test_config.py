@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 
 from autolora import config
+from autolora.adapters.base import TARGETS, Adapter
+from autolora.adapters.lora import DyLoRA, LoRA
+from autolora.adapters.tuned import IA3, LoHa, LoKr
 from autolora.errors import ConfigError
 from autolora.models import FAMILIES
+from autolora.optim.optimizers import AdamW, Optimizer, Prodigy
+from autolora.optim.schedules import AnnealedCosine, CosineRestarts, Schedule
 from autolora.study.plan import make_plan
 from autolora.study.settings import study_settings
 
@@ -26,7 +31,16 @@ def test_every_study_composes_and_its_recipes_lie_inside_their_ranges(study: str
         assert plan.run(recipe, values) == plan.run(recipe, {})
 
 
-GUIDE = {recipe for recipe in RECIPES if recipe.startswith("guide-")}
+LORA, LOCON = LoRA(dim=32, alpha=16), LoRA(dim=32, alpha=16, conv_dim=32, conv_alpha=16, targets=tuple(TARGETS))
+GUIDE: dict[str, tuple[Adapter, Optimizer, type[Schedule], int]] = {
+    "guide-adamw": (LORA, AdamW(lr=1e-4), CosineRestarts, 1000),
+    "guide-prodigy": (LORA, Prodigy(lr=1.0), AnnealedCosine, 500),
+    "guide-locon": (LOCON, AdamW(lr=1e-4), CosineRestarts, 1000),
+    "guide-dylora": (DyLoRA(dim=64, alpha=32, unit=4), AdamW(lr=1e-4), CosineRestarts, 1000),
+    "guide-loha": (LoHa(dim=32, alpha=16), AdamW(lr=1e-4), CosineRestarts, 1000),
+    "guide-lokr": (LoKr(dim=32, alpha=16), AdamW(lr=6.5e-5), CosineRestarts, 1000),
+    "guide-ia3": (IA3(targets=("attention", "feed_forward")), AdamW(lr=5e-3), CosineRestarts, 1000),
+}
 PAPERDOLL = ["model=paperdoll", "scoring=paperdoll", "dataset=quickstart"]
 PLAIN = ("paperdoll", "sd15", "sd2", "sdxl", "sd3", "flux", "z_image")  # presets without words before a prompt
 
@@ -35,7 +49,7 @@ PLAIN = ("paperdoll", "sd15", "sd2", "sdxl", "sd3", "flux", "z_image")  # preset
 def test_studies_of_a_real_model_search_around_all_of_the_guide_and_run_on_the_embedded_world_too(study: str) -> None:
     """Every value of every range builds, and within the guide's limits, but where it is without a limit."""
     plan, own = make_plan(config.compose("tune", PAPERDOLL, study), study, PAPERDOLL)
-    assert set(own) == GUIDE and len(GUIDE) == 7
+    assert set(own) == set(GUIDE)
     assert config.model_settings(config.compose("tune", PAPERDOLL, study)).path == "paperdoll"
     for run in plan.extremes():
         said = [note for note in run.adapter.notes() if "neither rank" not in note]
@@ -43,7 +57,7 @@ def test_studies_of_a_real_model_search_around_all_of_the_guide_and_run_on_the_e
     with pytest.raises(ConfigError, match=r"model\.path must be given"):
         config.model_settings(config.compose("tune", [], study))
     left = ["~study.recipes.guide-ia3"]
-    assert set(make_plan(config.compose("tune", left, study), study, left)[1]) == GUIDE - {"guide-ia3"}
+    assert set(make_plan(config.compose("tune", left, study), study, left)[1]) == set(GUIDE) - {"guide-ia3"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -116,16 +130,17 @@ def test_batches_are_small_where_an_adapter_is_to_fit_beside_the_model(preset: s
     assert config.build_run(config.compose("tune", [*chosen, "train.batch_size=3"], "character")).train.batch_size == 3
 
 
-def test_the_guide_is_written_down() -> None:
-    adamw = config.build_run(config.compose("train", ["recipe=guide-adamw"]))
-    assert (adamw.adapter.dim, adamw.adapter.alpha, adamw.train.epochs, adamw.train.steps_per_concept) == (
-        32,
-        16,
-        8,
-        1000,
-    )
-    prodigy = config.build_run(config.compose("train", ["recipe=guide-prodigy"]))
-    assert prodigy.train.steps_per_concept == 500
+@pytest.mark.parametrize("recipe", GUIDE)
+def test_the_guide_is_written_down(recipe: str) -> None:
+    run = config.build_run(config.compose("train", [f"recipe={recipe}"]))
+    adapter, optimizer, schedule, steps = GUIDE[recipe]
+    assert (run.adapter, run.optimizer, type(run.schedule)) == (adapter, optimizer, schedule)
+    assert (run.name, run.train.epochs, run.train.steps_per_concept) == (recipe, 8, steps)
+
+
+def test_the_guides_ia3_may_have_prodigy() -> None:
+    run = config.build_run(config.compose("train", ["recipe=guide-prodigy", "adapter=ia3"]))
+    assert isinstance(run.adapter, IA3) and run.optimizer == Prodigy(lr=1.0)
 
 
 @pytest.mark.parametrize(
