@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,14 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from autolora.adapters.base import State
+from autolora.adapters.changes import distance
+from autolora.adapters.formats import layer_weights
 from autolora.adapters.read import read_lora, read_metadata
 from autolora.cli import main
+from autolora.config import compose, model_settings
 from autolora.errors import ExportError
 from autolora.export.diffusers_copy import FOLDER, NAME
 from autolora.export.write import ExportSettings, as_in_file, export_lora
-from autolora.models import StableDiffusion
+from autolora.models import StableDiffusion, load_model
 from autolora.scoring.intervals import Estimate
 from autolora.study import export_best, proof
 from autolora.study.stage import Finalist, Stage
@@ -151,3 +156,26 @@ def test_a_plain_lora_has_no_twin_nor_one_of_an_earlier_export(tmp_path: Path) -
     made = {"banin.safetensors", "banin.json", "banin.png", "other-lora.safetensors"}
     assert {path.name for path in best.iterdir() if path.suffix in (".safetensors", ".json", ".png")} == made
     assert not [*(best / FOLDER).iterdir()]
+
+
+def test_training_goes_on_from_a_file_of_any_format(tmp_path: Path) -> None:
+    """At a rate of next to nothing the new LoRA is the old one, out of each of the three formats."""
+    short = [*SETTINGS, "dataset=quickstart", f"cache={tmp_path}", "train.steps_per_concept=16", "train.epochs=1"]
+    first = ["adapter.dim=4", "optimizer.lr=0.01", "export.diffusers=true"]
+    assert main(["train", f"out={tmp_path / 'first'}", *short, *first]) == 0
+    kohya = tmp_path / "first" / "best" / "banin.safetensors"
+    diffusers = kohya.parent / FOLDER / NAME
+    peft = tmp_path / "peft" / "adapter_model.safetensors"
+    peft.parent.mkdir()
+    layers = load_file(diffusers)
+    save_file({f"base_model.model.{key.removeprefix('unet.')}": tensor for key, tensor in layers.items()}, peft)
+    (peft.parent / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4}))
+    model = load_model(model_settings(compose("train", [])))
+    trained, weights = read_lora(kohya, model), layer_weights(model.modules)
+    for file in (kohya, diffusers, peft):
+        out = tmp_path / f"from {file.parent.name}"
+        assert main(["train", f"out={out}", *short, f"init={file}", "adapter.dim=4", "optimizer.lr=1e-9"]) == 0
+        made = out / "best" / "banin.safetensors"
+        assert distance(read_lora(made, model), trained, weights) < 2e-3  # half precision
+        settings = json.loads(read_metadata(made)["autolora.settings"])
+        assert settings["init"] == hashlib.sha256(file.read_bytes()).hexdigest()
