@@ -1,4 +1,4 @@
-"""Files for the full SD 1.x and SDXL have the keys and shapes that kohya's and LyCORIS' rules give (tests/golden)."""
+"""Files for full SD 1.x, SD 2.x and SDXL have the keys and shapes of kohya's and LyCORIS' rules (tests/golden)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ADAPTERS: dict[str, LoRA | DyLoRA] = {
 }
 
 
-@pytest.fixture(scope="module", params=["sd1", "sdxl"])
+@pytest.fixture(scope="module", params=derive.ARCHITECTURES)
 def architecture(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -77,8 +77,13 @@ def test_the_lists_are_those_of_the_rules(kind: str, architecture: str) -> None:
 
 
 def test_counts_are_those_of_kohyas_files() -> None:
-    """SD 1.x: 192 UNet and 72 text encoder modules; SDXL: 722, 72 and 192, as sd-scripts reports when it makes them."""
-    for architecture, counts in (("sd1", {"unet": 192, "te": 72}), ("sdxl", {"unet": 722, "te1": 72, "te2": 192})):
+    """SD 1.x: 192 UNet and 72 text encoder modules, SD 2.x 192 and 138, SDXL 722, 72 and 192, as sd-scripts reports."""
+    wanted = {
+        "sd1": {"unet": 192, "te": 72},
+        "sd2": {"unet": 192, "te": 138},
+        "sdxl": {"unet": 722, "te1": 72, "te2": 192},
+    }
+    for architecture, counts in wanted.items():
         names = [line.split(".")[0] for line in derive.read(architecture, "lora").splitlines() if ".alpha" in line]
         assert {part: sum(name.startswith(f"lora_{part}_") for name in names) for part in counts} == counts
         assert len(names) == sum(counts.values())

@@ -2,9 +2,10 @@
 
     python -m tests.golden.derive
 
-Layers: SD 1.x has the UNet of Rombach et al. (2022) under diffusers' names, as kohya's sd-scripts train it; SDXL that
-of Podell et al. (2023) under the names of its own code, in which an input block is a resnet (0) and an attention (1),
-or a downsampler (`op`). Text encoders are OpenAI's ViT-L and open_clip's ViT-bigG under transformers' names.
+Layers: SD 1.x has the UNet of Rombach et al. (2022) under diffusers' names, as kohya's sd-scripts train it, SD 2.x the
+same with linear projections; SDXL that of Podell et al. (2023) under the names of its own code, in which an input block
+is a resnet (0) and an attention (1), or a downsampler (`op`). Text encoders are OpenAI's ViT-L and open_clip's ViT-H and
+ViT-bigG under transformers' names.
 Parts: LyCORIS.
 """
 
@@ -22,6 +23,7 @@ _RESNET = {
     "diffusers": ("conv1", "time_emb_proj", "conv2", "conv_shortcut"),
     "sgm": ("in_layers_2", "emb_layers_1", "out_layers_3", "skip_connection"),
 }
+ARCHITECTURES = ("sd1", "sd2", "sdxl")
 KINDS = ("lora", "locon", "dylora", "dora", "loha", "lokr", "ia3")
 
 
@@ -50,7 +52,7 @@ def resnet(name: str, inside: int, outside: int, style: str) -> Iterator[tuple[s
         yield f"{name}_{shortcut}", (outside, inside, 1, 1)
 
 
-def sd1_unet() -> Layers:
+def sd1_unet(context: int = 768, linear: bool = False) -> Layers:
     """Widths of 320, 640, 1280 and 1280; no attention in the innermost blocks but the middle one."""
     found: list[tuple[str, Shape]] = []
     widths, before = (320, 640, 1280, 1280), 320
@@ -59,7 +61,7 @@ def sd1_unet() -> Layers:
         for index in range(2):
             found += resnet(f"lora_unet_down_blocks_{block}_resnets_{index}", before, width, "diffusers")
             if block < 3:
-                found += transformer(f"lora_unet_down_blocks_{block}_attentions_{index}", width, 768, 1, False)
+                found += transformer(f"lora_unet_down_blocks_{block}_attentions_{index}", width, context, 1, linear)
             before = width
             skipped.append(width)
         if block < 3:
@@ -67,13 +69,13 @@ def sd1_unet() -> Layers:
             skipped.append(width)
     for index in range(2):
         found += resnet(f"lora_unet_mid_block_resnets_{index}", 1280, 1280, "diffusers")
-    found += transformer("lora_unet_mid_block_attentions_0", 1280, 768, 1, False)
+    found += transformer("lora_unet_mid_block_attentions_0", 1280, context, 1, linear)
     for block, width in enumerate(reversed(widths)):
         for index in range(3):
             name = f"lora_unet_up_blocks_{block}_resnets_{index}"
             found += resnet(name, before + skipped.pop(), width, "diffusers")
             if block > 0:
-                found += transformer(f"lora_unet_up_blocks_{block}_attentions_{index}", width, 768, 1, False)
+                found += transformer(f"lora_unet_up_blocks_{block}_attentions_{index}", width, context, 1, linear)
             before = width
         if block < 3:
             found.append((f"lora_unet_up_blocks_{block}_upsamplers_0_conv", (width, width, 3, 3)))
@@ -126,6 +128,8 @@ def layers_of(architecture: str) -> Layers:
     """Every layer that a file of that architecture may change."""
     if architecture == "sd1":
         return {**sd1_unet(), **text_encoder("lora_te", 768, 12)}
+    if architecture == "sd2":
+        return {**sd1_unet(1024, linear=True), **text_encoder("lora_te", 1024, 23)}
     return {**sdxl_unet(), **text_encoder("lora_te1", 768, 12), **text_encoder("lora_te2", 1280, 32)}
 
 
@@ -212,7 +216,7 @@ def read(architecture: str, kind: str) -> str:
 
 def main() -> None:
     """Write every list."""
-    for architecture in ("sd1", "sdxl"):
+    for architecture in ARCHITECTURES:
         for kind in KINDS:
             content = gzip.compress(derive(architecture, kind).encode(), mtime=0)
             (HERE / f"{architecture}-{kind}.txt.gz").write_bytes(content)
