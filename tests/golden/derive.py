@@ -4,8 +4,8 @@
 
 Layers: SD 1.x has the UNet of Rombach et al. (2022) under diffusers' names, as kohya's sd-scripts train it, SD 2.x the
 same with linear projections; SDXL that of Podell et al. (2023) under the names of its own code, in which an input block
-is a resnet (0) and an attention (1), or a downsampler (`op`). Text encoders are OpenAI's ViT-L and open_clip's ViT-H and
-ViT-bigG under transformers' names.
+is a resnet (0) and an attention (1), or a downsampler (`op`). Text encoders are OpenAI's ViT-L and open_clip's ViT-H
+and ViT-bigG under transformers' names.
 Parts: LyCORIS.
 """
 
