@@ -193,6 +193,7 @@ def test_a_twin_is_a_plain_lora_that_comes_near(
     ("kind", "module", "algorithm"),
     [
         ("lora", "networks.lora", None),
+        ("rslora", "networks.lora", None),
         ("locon", "networks.lora", None),
         ("dora", "lycoris.kohya", "lora"),
         ("loha", "lycoris.kohya", "loha"),
@@ -204,8 +205,12 @@ def test_metadata_name_the_module_that_reads_it(
     kind: str, module: str, algorithm: str | None, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     state, _ = trained(tiny_model, kind)
-    found = read_metadata(export(tiny_model, kind, state, tmp_path))
+    path = export(tiny_model, kind, state, tmp_path)
+    found, tensors = read_metadata(path), load_file(path)
     assert found["ss_network_module"] == module
+    if kind not in ("lokr", "ia3"):  # a LoKr of whole factors has it in them
+        alphas = {tensor.item() for key, tensor in tensors.items() if key.endswith(".alpha") and "attn" in key}
+        assert alphas == {float(found["ss_network_alpha"])}
     args = json.loads(found["ss_network_args"])
     assert args.get("algo") == algorithm
     assert (kind == "locon") == ("conv_dim" in args)
