@@ -94,8 +94,7 @@ def test_prompt_encoding_passes_gradients(tiny_model: StableDiffusion) -> None:
 
 
 @torch.no_grad()
-def test_a_fixed_context_changes_nothing_but_the_time(tmp_path: Path) -> None:
-    tiny_model = tiny.load_tiny(tiny.save_tiny(tmp_path))  # its own: other tests may have left hooks on the shared one
+def test_a_fixed_context_changes_nothing_but_the_time(tiny_model: StableDiffusion) -> None:
     noisy = torch.randn(2, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
     contexts = [tiny_model.encode_prompts(["a", "b"]), tiny_model.encode_prompts(["c", "d"])]
     order = [(contexts[0], 900), (contexts[0], 500), (contexts[1], 500), (contexts[0], 100)]
