@@ -80,7 +80,7 @@ def test_cycles_grow_by_their_multiplier() -> None:
 
 @given(
     st.builds(AnnealedCosine, st.integers(1, 5), st.floats(0, 0.4), st.floats(0.3, 1), st.floats(0.7, 2)),
-    st.integers(200, 2000),
+    st.integers(1000, 3000),
 )
 def test_as_many_cycles_as_asked_for_end_with_the_run(schedule: AnnealedCosine, total: int) -> None:
     """However the lengths round: none is begun that has no room left, and the last one falls to the floor."""
