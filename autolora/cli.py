@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import sys
@@ -118,12 +119,11 @@ def _configured(command: str, rest: list[str]) -> int:
             f"unknown option {flags[0]}; settings are written key=value, `autolora --help` shows examples"
         )
     from autolora import config
-    from autolora.study import commands
 
     if command == "worker" and study is None:
-        from autolora.study.begin import joined
+        from autolora.study.lifecycle import resolve_study
 
-        study, rest = joined(storage, rest)
+        study, rest = resolve_study(storage, rest)
     of_a_file = command == "export" and any(argument.startswith(OF_A_FILE) for argument in rest)
     if command in TAKES_STUDY and command != "check" and study is None and not of_a_file:
         study = "quickstart"
@@ -134,17 +134,17 @@ def _configured(command: str, rest: list[str]) -> int:
     if show:
         from omegaconf import OmegaConf
 
-        from autolora.study.storage import shown
+        from autolora.study.storage import redact_url
 
         if composed.get("storage"):
-            composed.storage = shown(composed.storage)
+            composed.storage = redact_url(composed.storage)
         print(OmegaConf.to_yaml(composed), end="")
         return 0
-    actions: dict[str, Callable[..., int]] = {name: getattr(commands, name) for name in COMMANDS if name != "paperdoll"}
     import torch
 
+    action: Callable[..., int] = getattr(importlib.import_module(f"autolora.commands.{command}"), command)
     try:
-        return actions[command](composed, study, rest)
+        return action(composed, study, rest)
     except torch.OutOfMemoryError as error:
         raise MemoryFull(memory_full(error)) from error
 
@@ -152,7 +152,7 @@ def _configured(command: str, rest: list[str]) -> int:
 def _compare(rest: list[str]) -> int:
     """`autolora report FOLDER FOLDER ...`."""
     from autolora import config
-    from autolora.study import commands
+    from autolora.commands.compare import compare
 
     given = [argument for argument in rest if "=" in argument]
     folders = [argument for argument in rest if "=" not in argument]
@@ -160,7 +160,7 @@ def _compare(rest: list[str]) -> int:
     if unknown or any(folder.startswith("-") for folder in folders):
         raise ConfigError("comparing studies takes their folders and out=FOLDER, quiet=true or json=true; "
                           f"got {' '.join(rest)}")  # fmt: skip
-    return commands.compare(config.compose("train", given), folders)
+    return compare(config.compose("train", given), folders)
 
 
 def _storage(command: str, rest: list[str]) -> tuple[str | None, list[str]]:

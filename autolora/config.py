@@ -33,7 +33,7 @@ from autolora.models.base import ModelSettings, RenderSettings
 from autolora.optim.optimizers import OPTIMIZERS
 from autolora.optim.schedules import SCHEDULES
 from autolora.paperdoll.weights import QUICKSTART
-from autolora.prepare.tagger import TaggerSettings
+from autolora.prepare.tagger_base import TaggerSettings
 from autolora.scoring.settings import ScoringSettings
 from autolora.train.run import InitFile, Run, TrainSettings
 
@@ -46,7 +46,7 @@ T = TypeVar("T")
 _FREE_KEY = re.compile(r"^(train\.steps_of\.)")  # keys of a dataset's own words, which no config can list
 
 
-MOVED = {f"study.{key}": f"budget.{key}" for key in ("trials", "minutes", "steps", "stagnation")}
+RENAMED_KEYS = {f"study.{key}": f"budget.{key}" for key in ("trials", "minutes", "steps", "stagnation")}
 
 
 def quote(argument: str) -> str:
@@ -80,7 +80,7 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
     for argument in overrides:
         if "=" not in argument and not argument.startswith("~"):
             raise ConfigError(f"`{argument}` is not understood; overrides are written key=value")
-        refuse_moved(argument.partition("=")[0])
+        refuse_renamed(argument.partition("=")[0])
     GlobalHydra.instance().clear()
     try:
         with _study_overrides(study) as own, initialize_config_dir(str((ROOT / "conf").resolve()), version_base="1.3"):
@@ -95,14 +95,14 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
         raise ConfigError(f"this is no YAML: {words}") from error
 
 
-def refuse_moved(key: str) -> None:
+def refuse_renamed(key: str) -> None:
     """Nothing, but for a key that has another name now.
 
     Raises:
         ConfigError: it has.
     """
-    if key in MOVED:
-        raise ConfigError(f"{key} is called {MOVED[key]} now")
+    if key in RENAMED_KEYS:
+        raise ConfigError(f"{key} is called {RENAMED_KEYS[key]} now")
 
 
 def _explain(error: Exception, primary: str, keys: Sequence[str]) -> str:

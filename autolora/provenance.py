@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-CODE = (":(top)", ":(top,exclude)studies/results")  # a figure does not change what it was measured with
+CODE = (":(top)", ":(top,exclude)experiments/results")  # a figure does not change what it was measured with
 
 
 def provenance() -> dict[str, str]:

@@ -23,12 +23,12 @@ from autolora.files import atomic_path
 from autolora.models.base import BaseModel, Context, RenderSettings, stack_contexts
 from autolora.train.batches import latent_shape
 
-Pictures = NDArray[np.uint8]  # (N, H, W, 3)
+Images = NDArray[np.uint8]  # (N, H, W, 3)
 Advance = Callable[[int], None]  # hears how many more pictures are ready
 
 
 @dataclass(frozen=True)
-class Shot:
+class RenderRequest:
     """One picture to render: `weight` is the LoRA's, 0 being the base model."""
 
     prompt: str
@@ -39,11 +39,11 @@ class Shot:
 @torch.inference_mode()
 def render(
     model: BaseModel,
-    shots: Sequence[Shot],
+    shots: Sequence[RenderRequest],
     settings: RenderSettings,
     adapter: AdapterSet | None = None,
     advance: Advance | None = None,
-) -> Pictures:
+) -> Images:
     """Render shots with classifier-free guidance; base and several weights ride in one batch.
 
     Every picture starts from noise of its own seed, so it does not depend on the batch it rides in. The
@@ -81,11 +81,11 @@ def render(
 
 def _draw(
     model: BaseModel,
-    batch: Sequence[Shot],
+    batch: Sequence[RenderRequest],
     context: Context,
     settings: RenderSettings,
     adapter: AdapterSet | None,
-) -> Pictures | None:
+) -> Images | None:
     """The pictures of a batch; None where the GPU's memory is too small for all of them at once."""
     halves = [shot.weight for shot in batch] * (len(context) // len(batch))
     try:
@@ -98,7 +98,7 @@ def _draw(
         return None
 
 
-def _check_adapter(model: BaseModel, shots: Sequence[Shot], adapter: AdapterSet | None) -> None:
+def _check_adapter(model: BaseModel, shots: Sequence[RenderRequest], adapter: AdapterSet | None) -> None:
     """Refuse what would silently render something else than asked."""
     if adapter is not None:
         if adapter.slots != 1:
@@ -124,7 +124,9 @@ def _weighted(adapter: AdapterSet | None, weights: Sequence[float], model: BaseM
 _Key = tuple[str, float]  # a prompt, and the weight that the text encoder runs at
 
 
-def _keys(model: BaseModel, batch: Sequence[Shot], settings: RenderSettings, trained: AdapterSet | None) -> list[_Key]:
+def _keys(
+    model: BaseModel, batch: Sequence[RenderRequest], settings: RenderSettings, trained: AdapterSet | None
+) -> list[_Key]:
     """Unconditional, then conditional prompts, 2B of them; only the latter without guidance, or where it is told."""
     keys = [(settings.prompt(shot.prompt), shot.weight if trained else 0.0) for shot in batch]
     guided = settings.guidance != 1 and not model.tells_guidance
@@ -132,7 +134,7 @@ def _keys(model: BaseModel, batch: Sequence[Shot], settings: RenderSettings, tra
 
 
 def _contexts(
-    model: BaseModel, batches: Sequence[Sequence[Shot]], settings: RenderSettings, trained: AdapterSet | None
+    model: BaseModel, batches: Sequence[Sequence[RenderRequest]], settings: RenderSettings, trained: AdapterSet | None
 ) -> dict[_Key, Context]:
     """The contexts of all batches, before anything is drawn: so the text encoders come to the device once.
 
@@ -149,7 +151,7 @@ def _contexts(
     return known
 
 
-def _denoise(model: BaseModel, batch: Sequence[Shot], context: Context, settings: RenderSettings) -> Tensor:
+def _denoise(model: BaseModel, batch: Sequence[RenderRequest], context: Context, settings: RenderSettings) -> Tensor:
     """Latents of a batch from each shot's own noise, guided as in Ho and Salimans (2022)."""
     shape = latent_shape(model, (settings.side(model),) * 2)
     sampler = model.sampler(settings.sampler, settings.steps, shape)
@@ -177,7 +179,7 @@ def _rescaled(guided: Tensor, prompted: Tensor, share: float) -> Tensor:
     return share * guided * (deviations[0] / deviations[1]) + (1 - share) * guided
 
 
-def to_uint8(pixels: Tensor) -> Pictures:
+def to_uint8(pixels: Tensor) -> Images:
     """Decoded pixels as pictures: (B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
     levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round()
     return levels.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
@@ -203,7 +205,7 @@ class BaseRenders:
         unusual = {name: value for name, value in more.items() if value}  # what is usual leaves older files their names
         recipe = [*recipe, *([unusual] if unusual else [])]
         self._stem = json.dumps([*recipe, type(plain).__name__, sampler], sort_keys=True)
-        self._memory: dict[tuple[str, int], Pictures] = {}
+        self._memory: dict[tuple[str, int], Images] = {}
 
     def path(self, prompt: str, seed: int) -> Path:
         """Where the render of a prompt and seed lies."""
@@ -215,7 +217,7 @@ class BaseRenders:
         shots: Sequence[tuple[str, int]],
         advance: Advance | None = None,
         adapter: AdapterSet | None = None,
-    ) -> Pictures:
+    ) -> Images:
         """(prompt, seed) pairs to (N, H, W, 3) uint8; only what is not cached yet is rendered.
 
         Give the adapter attached to the model, if there is one, so that it is switched off. Finished
@@ -226,7 +228,7 @@ class BaseRenders:
             advance(len(shots) - len(missing))
         for start in range(0, len(missing), self.settings.batch_size):
             batch = missing[start : start + self.settings.batch_size]
-            fresh = render(self.model, [Shot(p, s, 0.0) for p, s in batch], self.settings, adapter, advance)
+            fresh = render(self.model, [RenderRequest(p, s, 0.0) for p, s in batch], self.settings, adapter, advance)
             for (prompt, seed), picture in zip(batch, fresh, strict=True):
                 with atomic_path(self.path(prompt, seed)) as temporary:
                     Image.fromarray(picture).save(temporary)

@@ -18,8 +18,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from autolora.study.artifacts import TrialFiles, local_store
-from autolora.study.plots import save_plots
-from autolora.study.storage import study_in
+from autolora.study.results.dashboard_plots import save_plots
+from autolora.study.storage import load_study_from_folder
 
 DOCS = Path(__file__).parent
 SHOTS = {  # viewport, and whether the colours are dark
@@ -47,7 +47,7 @@ def report(browser: Browser, folder: Path) -> None:
 
 def dashboard(browser: Browser, folder: Path) -> None:
     """Write docs/dashboard/study.webp, trial.webp and, where a person was asked, preference.webp."""
-    study = study_in(folder)
+    study = load_study_from_folder(folder)
     save_plots(study, TrialFiles(folder / "trials"))
     server = make_server("127.0.0.1", 0, wsgi(study._storage, local_store(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -99,7 +99,7 @@ def test_too_little_memory_is_one_line_that_says_what_to_set(
     def full(*_: object) -> int:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 11 GiB.")
 
-    monkeypatch.setattr("autolora.study.commands.train", full)
+    monkeypatch.setattr("autolora.commands.train.train", full)
     assert main(["train"]) == 9
     said = capsys.readouterr().err.strip()
     assert "\n" not in said and "Tried to allocate 2.00 GiB" in said

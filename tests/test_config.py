@@ -9,12 +9,12 @@ import pytest
 from autolora import config
 from autolora.adapters.base import TARGETS, Adapter
 from autolora.adapters.lora import DyLoRA, LoRA
-from autolora.adapters.tuned import IA3, LoHa, LoKr
+from autolora.adapters.peft_adapters import IA3, LoHa, LoKr
 from autolora.errors import ConfigError
 from autolora.models import FAMILIES
 from autolora.optim.optimizers import AdamW, Optimizer, Prodigy
 from autolora.optim.schedules import AnnealedCosine, CosineRestarts, Schedule
-from autolora.study.plan import make_plan
+from autolora.study.definition import define_study
 from autolora.study.settings import study_settings
 
 STUDIES = sorted(p.stem for p in (config.ROOT / "studies").glob("*.yaml"))
@@ -25,7 +25,7 @@ SCORINGS = sorted(p.stem for p in (config.ROOT / "conf" / "scoring").glob("*.yam
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_composes_and_its_recipes_lie_inside_their_ranges(study: str) -> None:
     composed = config.compose("tune", [], study)
-    plan, own = make_plan(composed, study, [])
+    plan, own = define_study(composed, study, [])
     assert set(own) == set(plan.space)
     for recipe, values in own.items():
         assert plan.run(recipe, values) == plan.run(recipe, {})
@@ -48,16 +48,16 @@ PLAIN = ("paperdoll", "sd15", "sd2", "sdxl", "sd3", "flux", "z_image")  # preset
 @pytest.mark.parametrize("study", ["character", "outfits", "style", "object"])
 def test_studies_of_a_real_model_search_around_all_of_the_guide_and_run_on_the_embedded_world_too(study: str) -> None:
     """Every value of every range builds, and within the guide's limits, but where it is without a limit."""
-    plan, own = make_plan(config.compose("tune", PAPERDOLL, study), study, PAPERDOLL)
+    plan, own = define_study(config.compose("tune", PAPERDOLL, study), study, PAPERDOLL)
     assert set(own) == set(GUIDE)
     assert config.model_settings(config.compose("tune", PAPERDOLL, study)).path == "paperdoll"
-    for run in plan.extremes():
+    for run in plan.widest_runs():
         said = [note for note in run.adapter.notes() if "neither rank" not in note]
         assert not said, (run.name, said)
     with pytest.raises(ConfigError, match=r"model\.path must be given"):
         config.model_settings(config.compose("tune", [], study))
     left = ["~study.recipes.guide-ia3"]
-    assert set(make_plan(config.compose("tune", left, study), study, left)[1]) == set(GUIDE) - {"guide-ia3"}
+    assert set(define_study(config.compose("tune", left, study), study, left)[1]) == set(GUIDE) - {"guide-ia3"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -194,13 +194,13 @@ def test_recipe_outside_its_own_range(tmp_path: Path) -> None:
     )
     composed = config.compose("tune", [], str(study))
     with pytest.raises(ConfigError, match=r"no\.such"):
-        make_plan(composed, str(study), [])
+        define_study(composed, str(study), [])
     study.write_text(
         "# @package _global_\nstudy: {name: odd, recipes: {doll-adamw: {optimizer.lr: {log: [0.01, 0.1]}}}}\n"
     )
     composed = config.compose("tune", [], str(study))
     with pytest.raises(ConfigError, match=r"own 0\.003 is outside log"):
-        make_plan(composed, str(study), [])
+        define_study(composed, str(study), [])
 
 
 def test_steps_of_a_concept_and_captions_are_searched_like_any_key(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_steps_of_a_concept_and_captions_are_searched_like_any_key(tmp_path: Pat
         "# @package _global_\nstudy: {name: outfits, recipes: {doll-adamw: {train.steps_of.dress: {int: [100, 400]}, "
         "captions.prune: {choice: [none, marks, all]}, captions.decouple_share: {linear: [0, 0.5]}}}}\n"
     )
-    plan, own = make_plan(config.compose("tune", [], str(study)), str(study), [])
+    plan, own = define_study(config.compose("tune", [], str(study)), str(study), [])
     assert own["doll-adamw"] == {"train.steps_of.dress": 200, "captions.prune": "none", "captions.decouple_share": 0.0}
     drawn = {"train.steps_of.dress": 300, "captions.prune": "all", "captions.decouple_share": 0.25}
     run = plan.run("doll-adamw", drawn)
@@ -228,8 +228,8 @@ def test_a_workbench_is_told_all_that_a_range_may_ask_of_it(tmp_path: Path) -> N
         "# @package _global_\nstudy: {name: text, recipes: {doll-adamw: {train.epochs: {int: [1, 9]}, "
         "adapter.text_encoder: {choice: [false, true]}, adapter.dim: {log_int: [4, 64]}}}}\n"
     )
-    plan, _ = make_plan(config.compose("tune", [], str(study)), str(study), [])
-    adapters = [run.adapter for run in plan.extremes()]
+    plan, _ = define_study(config.compose("tune", [], str(study)), str(study), [])
+    adapters = [run.adapter for run in plan.widest_runs()]
     assert [(adapter.text_encoder, adapter.largest) for adapter in adapters] == [
         *((False, 16), (True, 16), (False, 4), (False, 64)),
         (True, 64),  # all at their largest, as a trial may be that takes the most memory

@@ -18,7 +18,7 @@ from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.lora import LoRA
 from autolora.errors import ConfigError
 from autolora.models import Context, RenderSettings, StableDiffusion
-from autolora.sampling import BaseRenders, Pictures, Shot, render
+from autolora.sampling import BaseRenders, Images, RenderRequest, render
 from tests import tiny
 
 PIPELINE: Any = StableDiffusionPipeline
@@ -31,11 +31,12 @@ SCHEDULERS = {
 }
 SETTINGS = RenderSettings(steps=4, guidance=3.0, batch_size=4)
 SHOTS = [
-    Shot(p, s, w) for s, (p, w) in enumerate([("1girl", 0.0), ("mona", 1.0), ("mona", 0.7), ("x y", 1.0), ("", 0.0)])
+    RenderRequest(p, s, w)
+    for s, (p, w) in enumerate([("1girl", 0.0), ("mona", 1.0), ("mona", 0.7), ("x y", 1.0), ("", 0.0)])
 ]
 
 
-def apart(one: Pictures, other: Pictures) -> int:
+def apart(one: Images, other: Images) -> int:
     """The largest difference, in levels of 256."""
     assert one.shape == other.shape
     return int(np.abs(one.astype(int) - other.astype(int)).max())
@@ -76,7 +77,9 @@ def test_a_render_is_the_one_of_diffusers(
 ) -> None:
     folder = tiny.save_tiny(tmp_path / "model", prediction, family=family)
     settings = RenderSettings(steps=5, guidance=guidance, negative="red", guidance_rescale=rescale, sampler=sampler)
-    pictures = render(tiny.load_tiny(folder, family), [Shot("1girl, mona", 7, 0.0), Shot("b", 8, 0.0)], settings)
+    pictures = render(
+        tiny.load_tiny(folder, family), [RenderRequest("1girl, mona", 7, 0.0), RenderRequest("b", 8, 0.0)], settings
+    )
     pipeline = PIPELINE.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = SCHEDULERS[sampler](pipeline.scheduler.config)
@@ -124,11 +127,11 @@ def test_weight_zero_is_the_base_in_any_company(tiny_model: StableDiffusion, ada
 
 
 def test_a_weight_scales_the_update(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
-    weighted = render(tiny_model, [Shot("mona", 3, 0.4), Shot("mona", 3, 1.0)], SETTINGS, adapter)
+    weighted = render(tiny_model, [RenderRequest("mona", 3, 0.4), RenderRequest("mona", 3, 1.0)], SETTINGS, adapter)
     with torch.no_grad():
         for layer in adapter.updates:
             layer.up.mul_(0.4)
-    scaled = render(tiny_model, [Shot("mona", 3, 1.0)], SETTINGS, adapter)
+    scaled = render(tiny_model, [RenderRequest("mona", 3, 1.0)], SETTINGS, adapter)
     assert apart(weighted[:1], scaled) <= 1
     assert apart(weighted[1:], scaled) > 5
 
@@ -147,8 +150,11 @@ def test_an_adapter_is_in_unet_and_text_encoder_as_if_loaded(tiny_model: StableD
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(3)
     expected = pipeline("mona", num_inference_steps=4, guidance_scale=3.0, generator=generator).images[0]
-    beside = Shot("mona", 3, 0.0)  # encoded under its own weight
-    assert apart(render(tiny_model, [Shot("mona", 3, 1.0), beside], SETTINGS, adapter)[0], np.asarray(expected)) <= 1
+    beside = RenderRequest("mona", 3, 0.0)  # encoded under its own weight
+    assert (
+        apart(render(tiny_model, [RenderRequest("mona", 3, 1.0), beside], SETTINGS, adapter)[0], np.asarray(expected))
+        <= 1
+    )
 
 
 def test_the_adapter_is_left_at_its_own_weight(
@@ -173,7 +179,7 @@ def interrupt(*_: object) -> None:
 
 def test_rendering_reports_progress_and_takes_nothing(tiny_model: StableDiffusion) -> None:
     done: list[int] = []
-    shots = [Shot("a", seed, 0.0) for seed in range(5)]
+    shots = [RenderRequest("a", seed, 0.0) for seed in range(5)]
     assert render(tiny_model, shots, SETTINGS, advance=done.append).dtype == np.uint8
     assert done == [4, 1]
     assert render(tiny_model, [], SETTINGS).shape == (0, 32, 32, 3)
@@ -181,12 +187,12 @@ def test_rendering_reports_progress_and_takes_nothing(tiny_model: StableDiffusio
 
 def test_silently_wrong_calls_are_refused(tiny_model: StableDiffusion) -> None:
     with pytest.raises(ValueError, match="need an adapter"):
-        render(tiny_model, [Shot("a", 0, 1.0)], SETTINGS)
+        render(tiny_model, [RenderRequest("a", 0, 1.0)], SETTINGS)
     for slots, given, message in ((1, False, "an adapter is attached"), (2, True, "one slot, got 2")):
         attached = attach(tiny_model.modules, LoRA(dim=2), slots=slots)
         try:
             with pytest.raises(ValueError, match=message):
-                render(tiny_model, [Shot("a", 0, 0.0)], SETTINGS, attached if given else None)
+                render(tiny_model, [RenderRequest("a", 0, 0.0)], SETTINGS, attached if given else None)
         finally:
             attached.detach()
 
@@ -223,7 +229,7 @@ def test_base_renders_are_read_back(
     done: list[int] = []
     first = BaseRenders(tiny_model, SETTINGS, tmp_path).render(wanted, done.append)
     assert sum(done) == 3
-    assert apart(first, render(tiny_model, [Shot(p, s, 0.0) for p, s in wanted], SETTINGS)) <= 1
+    assert apart(first, render(tiny_model, [RenderRequest(p, s, 0.0) for p, s in wanted], SETTINGS)) <= 1
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".png", ".png"]  # no temporary files
     monkeypatch.setattr(tiny_model, "predict", interrupt)
     assert np.array_equal(BaseRenders(tiny_model, SETTINGS, tmp_path).render(wanted, done.append), first)
@@ -295,7 +301,7 @@ def test_base_renders_switch_an_attached_adapter_off(
 def test_fewer_pictures_at_once_where_memory_is_full(
     tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shots = [Shot("1girl", seed, 0.0) for seed in range(7)]
+    shots = [RenderRequest("1girl", seed, 0.0) for seed in range(7)]
     settings = RenderSettings(steps=2, batch_size=6)
     sizes: list[int] = []
     told: list[int] = []

@@ -13,10 +13,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from autolora.adapters.base import AdaptedLayer, Adapter, NormStats, Room, Routing, State, Update, in_text_encoder
-from autolora.adapters.changes import LOW_RANK, parts_by_layer
+from autolora.adapters.base import (
+    AdaptedLayer,
+    Adapter,
+    NormStats,
+    SlotCapacity,
+    SlotRouting,
+    State,
+    WeightDelta,
+    in_text_encoder,
+)
+from autolora.adapters.deltas import LOW_RANK, parts_by_layer
 from autolora.adapters.lora import DyLoRA, LoRA, LowRank
-from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr, tuned_of
+from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr, tuned_of
 from autolora.errors import ConfigError
 
 ADAPTERS: dict[str, type[LoRA] | type[DyLoRA]] = {
@@ -37,20 +46,20 @@ def attach(
     Raises:
         ConfigError: they change none.
     """
-    return AdapterSet(modules, adapters, Room(slots, max_dim or max(one.largest for one in adapters)))
+    return AdapterSet(modules, adapters, SlotCapacity(slots, max_dim or max(one.largest for one in adapters)))
 
 
 class AdapterSet:
     """The wrapped layers of one model, reused by every trial of a process."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], adapters: Sequence[Adapter], room: Room) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], adapters: Sequence[Adapter], room: SlotCapacity) -> None:
         self.modules, self.adapters, self.room = modules, tuple(adapters), room
         self.touches_text_encoder = any(one.text_encoder for one in adapters)
         if self.touches_text_encoder and not any(in_text_encoder(name) for name in modules):
             raise ConfigError(
                 "adapter.text_encoder=true: LoRA files for this model hold no text encoder; set it to false"
             )
-        self.routing = Routing()
+        self.routing = SlotRouting()
         self.layers: dict[str, AdaptedLayer] = {}
         self._homes: list[tuple[nn.Module, str, nn.Module]] = []
         self._specs: list[Adapter | None] = [None] * room.slots
@@ -123,7 +132,7 @@ class AdapterSet:
         return self.parameters(slot)
 
     @property
-    def updates(self) -> list[Update]:
+    def updates(self) -> list[WeightDelta]:
         """The changes of all layers that have one."""
         return [layer.kept[0] for layer in self.layers.values() if layer.kept]
 
@@ -229,7 +238,7 @@ class AdapterSet:
         return NormStats(int((norms > max_norm).sum()), float(capped.mean()), float(capped.max()))
 
 
-def _load_layer(layer: AdaptedLayer, parts: State | None, slot: int, room: Room) -> None:
+def _load_layer(layer: AdaptedLayer, parts: State | None, slot: int, room: SlotCapacity) -> None:
     """Into the change that is there, where an optimizer may hold its parameters, if that has the same parts."""
     if room.slots > 1:
         if layer.update is not None:

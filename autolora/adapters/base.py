@@ -44,7 +44,7 @@ class NormStats:
     max: float
 
 
-class Routing:
+class SlotRouting:
     """Whose segments the coming batch has, and the weight of each sample, shared by all layers of a set."""
 
     def __init__(self) -> None:
@@ -80,10 +80,10 @@ class Routing:
         return self._known[key]
 
 
-class Update(Protocol):
+class WeightDelta(Protocol):
     """One layer's change of weight, for K slots or for one."""
 
-    def forward(self, x: Tensor, base: nn.Module, routing: Routing) -> Tensor:
+    def forward(self, x: Tensor, base: nn.Module, routing: SlotRouting) -> Tensor:
         """base(x) plus each sample's change."""
         ...
 
@@ -131,13 +131,13 @@ class Update(Protocol):
 class AdaptedLayer(nn.Module):
     """A frozen layer and its change, if any."""
 
-    def __init__(self, base: nn.Linear | nn.Conv2d, routing: Routing) -> None:
+    def __init__(self, base: nn.Linear | nn.Conv2d, routing: SlotRouting) -> None:
         super().__init__()
         self.base, self.routing = base, routing
-        self.kept: list[Update] = []  # in a list, so that whoever walks the model meets none but its own modules
+        self.kept: list[WeightDelta] = []  # in a list, so that whoever walks the model meets none but its own modules
 
     @property
-    def update(self) -> Update | None:
+    def update(self) -> WeightDelta | None:
         """What changes this layer now."""
         return self.kept[0] if self.kept else None
 
@@ -155,7 +155,7 @@ class AdaptedLayer(nn.Module):
 
 
 @dataclass(frozen=True)
-class Room:
+class SlotCapacity:
     """How many adapters a set holds at once, and of what rank at most where it is more than one."""
 
     slots: int = 1
@@ -199,6 +199,6 @@ class Adapter:
         in_block = path.count(".") > 1
         return in_block and path.endswith(suffixes) and (self.text_encoder or not in_text_encoder(path))
 
-    def start(self, layer: AdaptedLayer, path: str, slot: int, room: Room, generator: torch.Generator) -> None:
+    def start(self, layer: AdaptedLayer, path: str, slot: int, room: SlotCapacity, generator: torch.Generator) -> None:
         """Give a layer's slot a fresh change of zero."""
         raise NotImplementedError

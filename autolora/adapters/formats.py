@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autolora.adapters.base import State, in_text_encoder, shape_of
-from autolora.adapters.changes import FACTORS, PARTS, change, layer_scale, parts_by_layer, split_key
+from autolora.adapters.deltas import FACTORS, PARTS, change, layer_scale, parts_by_layer, split_key
 from autolora.adapters.sgm import sgm_path
 from autolora.errors import ExportError
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autolora.adapters.base import AdaptedLayer, Adapter, Room, Routing, State, shape_of
+from autolora.adapters.base import AdaptedLayer, Adapter, SlotCapacity, SlotRouting, State, shape_of
 from autolora.errors import ConfigError
 
 
@@ -49,7 +49,7 @@ class LoRA(Adapter):
             return ()
         return (f"convolutions of dim {dim} and alpha {alpha:g}: above 64 and 32 they pick up the dataset's noise",)
 
-    def start(self, layer: AdaptedLayer, path: str, slot: int, room: Room, generator: torch.Generator) -> None:
+    def start(self, layer: AdaptedLayer, path: str, slot: int, room: SlotCapacity, generator: torch.Generator) -> None:
         """Down Kaiming-uniform as in peft, up zero."""
         dim, alpha = self.ranks(layer)
         scale = alpha / math.sqrt(dim) if self.rank_stabilized else alpha / dim
@@ -86,7 +86,7 @@ class DyLoRA(Adapter):
         """How many ranks there are to draw from."""
         return self.dim // self.unit
 
-    def start(self, layer: AdaptedLayer, path: str, slot: int, room: Room, generator: torch.Generator) -> None:
+    def start(self, layer: AdaptedLayer, path: str, slot: int, room: SlotCapacity, generator: torch.Generator) -> None:
         """Down Kaiming-uniform as in peft, up zero."""
         scales = [min(self.alpha, b) / b for b in range(1, self.dim + 1)]
         low_rank_of(layer, self.dim, room).start(slot, scales, self.unit, generator)
@@ -121,7 +121,7 @@ def check_ranks(spec: object) -> None:
             raise ConfigError(f"adapter.{name} must be above 0, got {alpha}")
 
 
-def low_rank_of(layer: AdaptedLayer, dim: int, room: Room) -> LowRank:
+def low_rank_of(layer: AdaptedLayer, dim: int, room: SlotCapacity) -> LowRank:
     """A layer's low-rank change that has room for `dim`; a new one where there is none, or one of another kind."""
     wanted = room.max_dim if room.slots > 1 else dim
     there = layer.update
@@ -167,7 +167,7 @@ class LowRank:
         """The factor of up @ down at the rank in use."""
         return self.scales[slot][(self.used[slot] or len(self.scales[slot])) - 1]
 
-    def forward(self, x: Tensor, base: nn.Module, routing: Routing) -> Tensor:
+    def forward(self, x: Tensor, base: nn.Module, routing: SlotRouting) -> Tensor:
         """base(x) plus each sample's change."""
         y: Tensor = base(x)
         chosen = routing.only or range(len(self.used))

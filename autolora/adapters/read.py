@@ -8,15 +8,15 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from autolora.adapters.base import TARGETS, State, in_text_encoder
-from autolora.adapters.changes import parts_by_layer
-from autolora.adapters.foreign import (
+from autolora.adapters.deltas import parts_by_layer
+from autolora.adapters.formats import from_kohya, is_transformer, layer_shapes, layers_of
+from autolora.adapters.import_formats import (
     from_diffusers,
     from_lycoris,
     in_diffusers_names,
     in_lycoris_parts,
     in_original_names,
 )
-from autolora.adapters.formats import from_kohya, is_transformer, layer_shapes, layers_of
 from autolora.adapters.lora import LoRA
 from autolora.errors import ExportError
 from autolora.files import finished

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageEnhance
 
-from autolora.data.buckets import Fit, Frame, fit_masked, fit_picture, frame_of, ratio_then_area
+from autolora.data.buckets import BucketSize, CropPlan, bucket_of, fit_masked, fit_picture, ratio_then_area
 from autolora.data.images import load_image
 from autolora.data.sources import Picture
 
@@ -16,7 +16,7 @@ from autolora.data.sources import Picture
 class BucketRow:
     """One bucket: its pictures, how much of them is cropped away and by how much they are resized (above 1: up)."""
 
-    frame: Frame
+    frame: BucketSize
     pictures: int
     mean_cropped: float
     worst_cropped: float
@@ -73,7 +73,7 @@ def bucket_picture(pictures: Sequence[Picture], columns: int = 5, thumbnail_px: 
     return sheet
 
 
-def _show_loss(picture: Picture, side_px: int) -> tuple[Image.Image, Fit]:
+def _show_loss(picture: Picture, side_px: int) -> tuple[Image.Image, CropPlan]:
     """The whole picture in a square, what is cut off dimmed, and its fit."""
     image = load_image(picture.path)
     fit, ratio = fit_masked(picture, image.size), side_px / max(image.size)
@@ -86,7 +86,7 @@ def _show_loss(picture: Picture, side_px: int) -> tuple[Image.Image, Fit]:
     return shown, fit
 
 
-def _by_frame(pictures: Sequence[Picture]) -> dict[Frame, list[Picture]]:
+def _by_frame(pictures: Sequence[Picture]) -> dict[BucketSize, list[Picture]]:
     """The pictures of each frame, from tall to wide."""
-    frames = sorted({frame_of(picture) for picture in pictures}, key=ratio_then_area)
+    frames = sorted({bucket_of(picture) for picture in pictures}, key=ratio_then_area)
     return {frame: [picture for picture in pictures if picture.frame == frame] for frame in frames}

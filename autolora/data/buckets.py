@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from autolora.data.sources import Picture, load_image
 from autolora.errors import ConfigError
 
-Frame = tuple[int, int]  # width and height, pixels
+BucketSize = tuple[int, int]  # width and height, pixels
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 # What a change of size costs, in shares of the picture cropped away. Shrinking leaves true, sharp pixels and only
@@ -71,7 +71,7 @@ class BucketSettings:
         return range(shortest, longest + 1, step)
 
 
-def potential_frames(resolution_px: int, settings: BucketSettings) -> tuple[Frame, ...]:
+def potential_buckets(resolution_px: int, settings: BucketSettings) -> tuple[BucketSize, ...]:
     """Every frame of at most the resolution's area, from tall to wide; with a count of 1 only the square.
 
     For each width, the tallest height of the area; both orientations; the square.
@@ -90,10 +90,12 @@ def potential_frames(resolution_px: int, settings: BucketSettings) -> tuple[Fram
     return tuple(sorted(frames, key=ratio_then_area))
 
 
-def choose_frames(sizes: Sequence[tuple[int, int]], potential: Sequence[Frame], count: int) -> tuple[Frame, ...]:
+def choose_buckets(
+    sizes: Sequence[tuple[int, int]], potential: Sequence[BucketSize], count: int
+) -> tuple[BucketSize, ...]:
     """The at most `count` frames at which the pictures lose least in all, from tall to wide; fewer if as good.
 
-    Each picture (width, height) takes the `nearest_frame` of those chosen and loses its `Fit.loss`. Exact: between
+    Each picture (width, height) takes the `nearest_bucket` of those chosen and loses its `CropPlan.loss`. Exact: between
     two neighbours the pictures divide at the geometric mean of their ratios, whatever else is chosen, so the best
     choice is a shortest path over the frames by ratio, O(frames^2 x count).
 
@@ -129,27 +131,27 @@ def choose_frames(sizes: Sequence[tuple[int, int]], potential: Sequence[Frame], 
     return tuple(frames[i] for i in chosen)
 
 
-def nearest_frame(width: int, height: int, frames: Sequence[Frame]) -> Frame:
+def nearest_bucket(width: int, height: int, frames: Sequence[BucketSize]) -> BucketSize:
     """The frame of the nearest aspect ratio (least difference of logarithms); of two as near, the taller one.
 
     Of frames of one ratio, the largest.
     """
 
-    def times_off(frame: Frame) -> Fraction:
+    def times_off(frame: BucketSize) -> Fraction:
         quotient = Fraction(width * frame[1], height * frame[0])
         return max(quotient, 1 / quotient)
 
     return min(frames, key=lambda frame: (times_off(frame), *ratio_then_area(frame)))
 
 
-def assign_frames(pictures: Sequence[Picture], frames: Sequence[Frame]) -> list[Picture]:
+def assign_buckets(pictures: Sequence[Picture], frames: Sequence[BucketSize]) -> list[Picture]:
     """The pictures, each with its nearest frame."""
-    nearest = {size: nearest_frame(*size, frames) for size in {(p.width, p.height) for p in pictures}}
+    nearest = {size: nearest_bucket(*size, frames) for size in {(p.width, p.height) for p in pictures}}
     return [replace(picture, frame=nearest[picture.width, picture.height]) for picture in pictures]
 
 
 @dataclass(frozen=True)
-class Fit:
+class CropPlan:
     """How a picture comes into its frame: `box` of it is kept, in its own pixels, and resized by `scale`."""
 
     scale: float  # above 1: enlarged
@@ -162,7 +164,7 @@ class Fit:
         return self.cropped + float(_resize_cost(np.array(self.scale)))
 
 
-def fit_picture(width: int, height: int, frame: Frame, centre: tuple[float, float] = _CENTRE) -> Fit:
+def fit_picture(width: int, height: int, frame: BucketSize, centre: tuple[float, float] = _CENTRE) -> CropPlan:
     """How a picture covers its frame and is then cropped, with `centre` in the middle as far as there is picture.
 
     `centre`: from 0 to 1 of its width and height. One side at least is kept whole.
@@ -172,7 +174,7 @@ def fit_picture(width: int, height: int, frame: Frame, centre: tuple[float, floa
     left = min(max(centre[0] * width - kept_wide / 2, 0.0), width - kept_wide)
     top = min(max(centre[1] * height - kept_high / 2, 0.0), height - kept_high)
     box = (left, top, min(left + kept_wide, width), min(top + kept_high, height))
-    return Fit(scale, 1 - kept_wide * kept_high / (width * height), box)
+    return CropPlan(scale, 1 - kept_wide * kept_high / (width * height), box)
 
 
 def is_enlarged(picture: Picture) -> bool:
@@ -181,10 +183,10 @@ def is_enlarged(picture: Picture) -> bool:
     Raises:
         ValueError: it has no frame.
     """
-    return fit_picture(picture.width, picture.height, frame_of(picture)).scale > 1
+    return fit_picture(picture.width, picture.height, bucket_of(picture)).scale > 1
 
 
-def load_framed(picture: Picture, flip: bool = False) -> NDArray[np.uint8]:
+def load_cropped(picture: Picture, flip: bool = False) -> NDArray[np.uint8]:
     """The picture in its frame, (height, width, 3) uint8 RGB, mirrored left to right if asked for.
 
     It is cropped around the centre of mass of its mask, else at its centre.
@@ -194,12 +196,12 @@ def load_framed(picture: Picture, flip: bool = False) -> NDArray[np.uint8]:
         ValueError: it has no frame.
     """
     image = load_image(picture.path)
-    framed = image.resize(frame_of(picture), Image.Resampling.LANCZOS, fit_masked(picture, image.size).box)
+    framed = image.resize(bucket_of(picture), Image.Resampling.LANCZOS, fit_masked(picture, image.size).box)
     return np.array(ImageOps.mirror(framed) if flip else framed)
 
 
 def size_ids(picture: Picture, flip: bool = False) -> tuple[int, int, int, int, int, int]:
-    """How `load_framed` crops a picture, as SDXL is told (Podell et al. 2023, section 2.2), in pixels.
+    """How `load_cropped` crops a picture, as SDXL is told (Podell et al. 2023, section 2.2), in pixels.
 
     Height and width of the original; top and left of what is kept, in the resized picture; height and width of the
     frame.
@@ -207,20 +209,20 @@ def size_ids(picture: Picture, flip: bool = False) -> tuple[int, int, int, int, 
     Raises:
         ValueError: it has no frame.
     """
-    fit, (width, height) = fit_masked(picture, (picture.width, picture.height)), frame_of(picture)
+    fit, (width, height) = fit_masked(picture, (picture.width, picture.height)), bucket_of(picture)
     left, top, right, _ = fit.box
     before = picture.width - right if flip else left
     return picture.height, picture.width, round(top * fit.scale), round(before * fit.scale), height, width
 
 
 def load_mask(picture: Picture, flip: bool = False) -> NDArray[np.float32]:
-    """The picture's mask as `load_framed` crops it, (height, width) float32 from 0 to 1; all 1 without a mask.
+    """The picture's mask as `load_cropped` crops it, (height, width) float32 from 0 to 1; all 1 without a mask.
 
     Raises:
         DatasetError: the mask is gone or broken.
         ValueError: the picture has no frame.
     """
-    width, height = frame = frame_of(picture)
+    width, height = frame = bucket_of(picture)
     if picture.mask is None:
         return np.ones((height, width), np.float32)
     mask = load_image(picture.mask).convert("L")
@@ -232,7 +234,7 @@ def load_mask(picture: Picture, flip: bool = False) -> NDArray[np.float32]:
 
 
 def _losses(sizes: NDArray[np.int64], wide: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.float64]:
-    """`Fit.loss` of every size (n, 2) at every frame (m): (m, n)."""
+    """`CropPlan.loss` of every size (n, 2) at every frame (m): (m, n)."""
     width, height = sizes.T
     scale: NDArray[np.float64] = np.maximum(wide[:, None] / width, high[:, None] / height)
     cropped: NDArray[np.float64] = 1 - (wide * high)[:, None] / (scale**2 * width * height)
@@ -244,21 +246,21 @@ def _resize_cost(scale: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.maximum(ENLARGING_COST * doublings, -SHRINKING_COST * doublings))
 
 
-def ratio_then_area(frame: Frame) -> tuple[Fraction, int]:
+def ratio_then_area(frame: BucketSize) -> tuple[Fraction, int]:
     """The order of frames: from tall to wide, of one ratio the largest first."""
     return Fraction(*frame), -frame[0] * frame[1]
 
 
-def frame_of(picture: Picture) -> Frame:
+def bucket_of(picture: Picture) -> BucketSize:
     if picture.frame is None:
         raise ValueError(f"{picture.path} has no frame yet: assign_frames gives it one")
     return picture.frame
 
 
-def fit_masked(picture: Picture, size: tuple[int, int]) -> Fit:
+def fit_masked(picture: Picture, size: tuple[int, int]) -> CropPlan:
     """The fit of a picture of that size, around its mask's centre of mass."""
     centre = _CENTRE if picture.mask is None else _centre_of_mass(load_image(picture.mask).convert("L"))
-    return fit_picture(*size, frame_of(picture), centre)
+    return fit_picture(*size, bucket_of(picture), centre)
 
 
 def _centre_of_mass(mask: Image.Image) -> tuple[float, float]:

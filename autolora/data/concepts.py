@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autolora.data.buckets import BucketSettings, assign_frames, choose_frames, is_enlarged, potential_frames
+from autolora.data.buckets import BucketSettings, assign_buckets, choose_buckets, is_enlarged, potential_buckets
 from autolora.data.captions import replace_trigger
 from autolora.data.sources import Picture, list_problems, read_source
 from autolora.data.split import split_held_out
@@ -120,7 +120,7 @@ def _copies(count: int) -> list[str]:
     return [f"{count} regularization pictures are copies of others or of training pictures and left out"] * (count > 0)
 
 
-def with_frames(dataset: Dataset, settings: DatasetSettings, resolution: int) -> Dataset:
+def with_buckets(dataset: Dataset, settings: DatasetSettings, resolution: int) -> Dataset:
     """The dataset with the frame of every picture, of the few that fit all of them best.
 
     Args:
@@ -132,11 +132,11 @@ def with_frames(dataset: Dataset, settings: DatasetSettings, resolution: int) ->
         DatasetError: without enlarging, nothing of a concept is left.
     """
     everything = [*dataset.pictures, *dataset.held_out]
-    potential = potential_frames(resolution, settings.buckets)
-    frames = choose_frames([(p.width, p.height) for p in everything], potential, settings.buckets.count)
+    potential = potential_buckets(resolution, settings.buckets)
+    frames = choose_buckets([(p.width, p.height) for p in everything], potential, settings.buckets.count)
     concepts, notes = [], list(dataset.notes)
     for concept in dataset.concepts:
-        framed = assign_frames(concept.pictures, frames)
+        framed = assign_buckets(concept.pictures, frames)
         kept = [p for p in framed if settings.upscale or not is_enlarged(p)]
         if not kept:
             raise DatasetError(f"{dataset.root}: all pictures of {concept.name} are smaller than what is trained on "
@@ -144,7 +144,7 @@ def with_frames(dataset: Dataset, settings: DatasetSettings, resolution: int) ->
         if not settings.upscale:
             notes += [f"{p.path.name}: smaller than its bucket and left out" for p in framed if is_enlarged(p)]
         concepts.append(replace(concept, pictures=tuple(kept)))
-    held_out, others = (tuple(assign_frames(p, frames)) for p in (dataset.held_out, dataset.regularization))
+    held_out, others = (tuple(assign_buckets(p, frames)) for p in (dataset.held_out, dataset.regularization))
     return replace(dataset, concepts=tuple(concepts), held_out=held_out, regularization=others, notes=tuple(notes))
 
 

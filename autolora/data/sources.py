@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autolora.data.images import READING_THREADS, decode, difference_hash, load_image, load_pixels, measure
-from autolora.data.layouts import Listing, Record, list_folder, merge, shown
-from autolora.data.metadata_layout import METADATA_SUFFIXES, dataset_files, list_metadata
-from autolora.data.toml_layout import list_toml
+from autolora.data.layouts.folders import ImageEntry, Listing, list_folder, merge, shown
+from autolora.data.layouts.kohya_toml import list_toml
+from autolora.data.layouts.metadata_files import METADATA_SUFFIXES, dataset_files, list_metadata
 from autolora.errors import DatasetError
 
 __all__ = [
@@ -138,7 +138,7 @@ def _list_regularization(path: Path | None) -> Listing:
     return replace(listing, records=(), regularization=listing.records, problems=problems)
 
 
-def _place(record: Record) -> tuple[str, str]:
+def _place(record: ImageEntry) -> tuple[str, str]:
     return str(record.path.parent), record.path.name
 
 
@@ -158,7 +158,7 @@ def _not_a_source(path: Path) -> str:
     return f"{path}: no such {'file' if path.suffix.lower() in _FILE_SUFFIXES else 'folder'}: {hint}"
 
 
-def _read_picture(record: Record, root: Path) -> Picture | str:
+def _read_picture(record: ImageEntry, root: Path) -> Picture | str:
     """The picture, or its problems with their remedies in one line."""
     problems = [record.problem] if record.problem else []
     width = height = 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from autolora.data.caption_recipe import LEVELS, CaptionRecipe, apply_captions, pruned_tags, trigger_keys
 from autolora.data.captions import booru_key, count_tags, is_sentence, mentions, spell_tags, tag_key
 from autolora.data.concepts import Concept, Dataset
-from autolora.data.ledger import OVERCOOKS, OVERLAP_RISK
+from autolora.data.step_table import OVERCOOKS, OVERLAP_RISK
 from autolora.data.vocabulary import kind_of
 from autolora.errors import ConfigError
 
@@ -73,7 +73,7 @@ def suggest_pruning(
     return {level: {word: tags for word, tags in found.items() if tags} for level, found in levels.items()}
 
 
-def tag_ledger(dataset: Dataset, steps_by_concept: Mapping[str, int], epochs: int) -> tuple[TagSteps, ...]:
+def images_by_tag(dataset: Dataset, steps_by_concept: Mapping[str, int], epochs: int) -> tuple[TagSteps, ...]:
     """How often each tag trains: the sum over concepts of their steps times the share of their captions with the tag.
 
     Args:

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from autolora.adapters.base import State
-from autolora.export.naming import to_diffusers
+from autolora.export.key_names import to_diffusers
 from autolora.export.write import in_dtype
 from autolora.files import write_atomic
 

@@ -10,7 +10,7 @@ from autolora.adapters.lora import DyLoRA
 from autolora.data.concepts import Dataset
 from autolora.export.metadata import ends_in_noise, family_of, network
 from autolora.models.base import BaseModel
-from autolora.optim.optimizers import CAME, Adafactor, AdamW, Lion, Prodigy, Rated, ScheduleFree
+from autolora.optim.optimizers import CAME, Adafactor, AdamW, Lion, OptimizerSpec, Prodigy, ScheduleFree
 from autolora.optim.schedules import AnnealedCosine, Constant, Cosine, CosineRestarts, Linear
 from autolora.train.run import Run
 
@@ -106,7 +106,7 @@ def _optimizer(run: Run) -> list[str]:
         args.append("use_bias_correction=True")
     found = [f"--optimizer_type={OPTIMIZERS.get(kind, kind.__name__)}", "--optimizer_args", *args]
     found.append(f"--learning_rate={optimizer.lr:g}")
-    if run.adapter.text_encoder and isinstance(optimizer, Rated) and optimizer.text_encoder_lr:
+    if run.adapter.text_encoder and isinstance(optimizer, OptimizerSpec) and optimizer.text_encoder_lr:
         found.append(f"--text_encoder_lr={optimizer.text_encoder_lr:g}")
     return found
 

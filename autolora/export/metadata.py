@@ -21,7 +21,7 @@ from torch import Tensor
 from autolora.adapters.base import Adapter
 from autolora.adapters.formats import is_transformer
 from autolora.adapters.lora import LoRA
-from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
+from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
 from autolora.data.captions import split_tags
 from autolora.data.concepts import Concept, Dataset
 from autolora.errors import ExportError
@@ -56,7 +56,7 @@ FAMILIES: dict[str, Family] = {
 
 
 @dataclass(frozen=True)
-class Card:
+class ExportFacts:
     """What a person should know of an exported LoRA; `step` counts images shown up to the exported checkpoint."""
 
     activation_text: str
@@ -89,7 +89,7 @@ def ends_in_noise(model: BaseModel) -> bool:
 
 
 def build_metadata(
-    run: Run, dataset: Dataset, model: BaseModel, name: str, card: Card, made: datetime
+    run: Run, dataset: Dataset, model: BaseModel, name: str, card: ExportFacts, made: datetime
 ) -> dict[str, str]:
     """All metadata but the hashes and the thumbnail; every value is a string, as safetensors requires."""
     found = {
@@ -165,7 +165,7 @@ def _alpha_in_file(adapter: Adapter, dim: int, alpha: float) -> float:
     return alpha * dim**0.5 if isinstance(adapter, LoRA) and adapter.rank_stabilized else alpha
 
 
-def _training(run: Run, dataset: Dataset, name: str, card: Card, made: datetime) -> dict[str, str]:
+def _training(run: Run, dataset: Dataset, name: str, card: ExportFacts, made: datetime) -> dict[str, str]:
     """Recipe and length; kohya's steps are optimizer steps."""
     settings = run.train
     per_epoch, optimizer_steps = run.steps_per_epoch(dataset), run.optimizer_steps(dataset)
@@ -243,7 +243,7 @@ def _pictures(run: Run, dataset: Dataset, model: BaseModel) -> dict[str, str]:
     }
 
 
-def _modelspec(dataset: Dataset, model: BaseModel, name: str, card: Card, made: datetime) -> dict[str, str]:
+def _modelspec(dataset: Dataset, model: BaseModel, name: str, card: ExportFacts, made: datetime) -> dict[str, str]:
     triggers = [dataset.trigger, *(concept.trigger for concept in dataset.concepts)]
     velocity = model.prediction_type == "v_prediction"
     found = {

@@ -10,7 +10,7 @@ import torch
 from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from autolora.adapters.foreign import PEFT, Layers, keys_by_path
+from autolora.adapters.import_formats import PEFT, Layers, keys_by_path
 
 Loaded = Callable[[str, Tensor], Tensor]
 

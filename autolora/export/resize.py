@@ -10,11 +10,11 @@ import safetensors.torch
 import torch
 
 from autolora.adapters.base import State
-from autolora.adapters.changes import is_plain, ordered_factors, parts_by_layer
+from autolora.adapters.deltas import is_plain, ordered_factors, parts_by_layer
 from autolora.adapters.formats import Weights, is_transformer
 from autolora.adapters.lora import cut
+from autolora.export.key_names import file_tensors
 from autolora.export.metadata import hashes
-from autolora.export.naming import file_tensors
 from autolora.export.write import in_dtype, in_order
 from autolora.files import write_atomic
 from autolora.models.base import BaseModel

@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from autolora.adapters.base import State
-from autolora.adapters.changes import change, parts_by_layer
+from autolora.adapters.deltas import change, parts_by_layer
 from autolora.adapters.formats import delta, layer_paths, layer_weights
 from autolora.adapters.read import read_lora
 from autolora.errors import ExportError
-from autolora.export.naming import layers_in_file, read_by
+from autolora.export.key_names import layers_in_file, read_by
 from autolora.models.base import BaseModel, RenderSettings
+from autolora.models.library_logging import silence_libraries
 from autolora.models.pipelines import guidance_arguments, open_pipeline
-from autolora.models.quiet import quiet_libraries
-from autolora.sampling import Pictures, Shot
+from autolora.sampling import Images, RenderRequest
 
 ADAPTER = "autolora"
 MEAN_DIFFERENCE = 1.0  # of 255 levels, between two programs' renders of one LoRA in 32-bit floats
@@ -62,7 +62,7 @@ def verify_deltas(state: State, path: Path, model: BaseModel) -> Verified:
     return Verified(len(layer_paths(state)), worst, tuple(readers))
 
 
-class DiffusersTwin:
+class DiffusersReference:
     """The base model with an exported file, loaded by diffusers' own `load_lora_weights` and nothing of autolora's."""
 
     def __init__(self, path: Path, source: Path, model: BaseModel) -> None:
@@ -79,7 +79,7 @@ class DiffusersTwin:
         self.draws = whole and model.clip_skip in (None, 1)  # diffusers 0.42 skips no layers with transformers 5
         dtype = torch.float32 if whole else torch.float16
         unread = () if whole else [name for name in model.text_parts if name not in model.modules]  # T5 takes 9 GB
-        with quiet_libraries(logging.CRITICAL):
+        with silence_libraries(logging.CRITICAL):
             self.pipeline = open_pipeline(source, model.architecture, dtype, unread)
             if whole:  # the VAE is the model's own, or what the model uses instead
                 model.stay("vae")
@@ -123,8 +123,8 @@ class DiffusersTwin:
 
     @torch.inference_mode()
     def render(
-        self, shots: Sequence[Shot], settings: RenderSettings, advance: Callable[[int], None] | None = None
-    ) -> Pictures:
+        self, shots: Sequence[RenderRequest], settings: RenderSettings, advance: Callable[[int], None] | None = None
+    ) -> Images:
         """Render shots with diffusers' pipeline, (N, H, W, 3) uint8, in the order given."""
         side = settings.side(self.model)
         pictures = np.zeros((len(shots), side, side, 3), np.uint8)
@@ -141,7 +141,7 @@ class DiffusersTwin:
             self.pipeline.set_adapters(ADAPTER, 1.0)
         return pictures
 
-    def _draw(self, shots: Sequence[Shot], settings: RenderSettings) -> Pictures:
+    def _draw(self, shots: Sequence[RenderRequest], settings: RenderSettings) -> Images:
         self.pipeline.scheduler = self.model.sampler(settings.sampler)
         told = guidance_arguments(self.model, settings)
         if "negative_prompt" in told:
@@ -159,10 +159,10 @@ class DiffusersTwin:
 
 
 def compare_pictures(
-    ours: Pictures,
-    theirs: Pictures,
+    ours: Images,
+    theirs: Images,
     most: float = MEAN_DIFFERENCE,
-    jittered: Callable[[], Pictures] | None = None,
+    jittered: Callable[[], Images] | None = None,
 ) -> float:
     """The mean difference of two sets of renders, in levels of 255, in the picture where it is largest.
 
@@ -191,7 +191,7 @@ def compare_pictures(
     return float(levels.max(initial=0.0))
 
 
-def _levels_apart(ours: Pictures, theirs: Pictures) -> NDArray[np.float64]:
+def _levels_apart(ours: Images, theirs: Images) -> NDArray[np.float64]:
     found: NDArray[np.float64] = np.abs(ours.astype(np.int16) - theirs.astype(np.int16)).mean(axis=(1, 2, 3))
     return found
 

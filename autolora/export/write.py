@@ -18,8 +18,8 @@ from autolora.adapters.formats import layer_paths
 from autolora.adapters.read import as_state
 from autolora.data.concepts import Dataset
 from autolora.errors import ConfigError, ExportError
-from autolora.export.metadata import Card, build_metadata, family_of, hashes, thumbnail
-from autolora.export.naming import file_tensors
+from autolora.export.key_names import file_tensors
+from autolora.export.metadata import ExportFacts, build_metadata, family_of, hashes, thumbnail
 from autolora.files import atomic_path, write_atomic
 from autolora.models.base import BaseModel
 from autolora.train.run import Run
@@ -68,7 +68,7 @@ def export_lora(
     out_dir: Path,
     name: str,
     *,
-    card: Card,
+    card: ExportFacts,
     preview: Image.Image | None = None,
     dtype: torch.dtype = torch.float16,
     made: datetime | None = None,
@@ -153,7 +153,7 @@ def in_order(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[end:]
 
 
-def _sidecar(model: BaseModel, card: Card) -> str:
+def _sidecar(model: BaseModel, card: ExportFacts) -> str:
     """What A1111, Forge and InvokeAI read beside the file."""
     content = {
         "description": card.description,

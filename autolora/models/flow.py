@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from autolora.errors import ConfigError
 from autolora.models.base import Context, ModelSettings
+from autolora.models.base_denoiser import FrozenBaseModel, check_sides
 from autolora.models.flow_parts import FlowParts, check_sampler
 from autolora.models.folders import ENCODERS
-from autolora.models.frozen import FrozenModel, check_sides
-from autolora.models.quiet import quiet_libraries
+from autolora.models.library_logging import silence_libraries
 
 PATCH = 2  # latent cells on a side of one of the transformer's tokens
 
@@ -32,7 +32,7 @@ class FlowEuler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         return sample
 
 
-class FlowModel(FrozenModel):
+class FlowModel(FrozenBaseModel):
     """A frozen transformer trained by flow matching (Lipman et al. 2022); see `BaseModel` for shapes.
 
     Latents at noise level s, timestep s * train_timesteps, are (1 - s) x + s noise, and it predicts noise - x. Families
@@ -86,7 +86,7 @@ class FlowModel(FrozenModel):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Context:
         """N prompts -> their context."""
-        with self._precision(), self.using(*self.text_parts), quiet_libraries():
+        with self._precision(), self.using(*self.text_parts), silence_libraries():
             return self._read(list(prompts))
 
     def _read(self, prompts: list[str]) -> Context:

@@ -13,9 +13,9 @@ import transformers
 from autolora.errors import ConfigError
 from autolora.models.base import DTYPES, ModelSettings
 from autolora.models.folders import ENCODERS, NAMES, folder_hash
+from autolora.models.library_logging import silence_libraries
 from autolora.models.parts import CPU, load_part, placed
 from autolora.models.pipelines import PIPELINES
-from autolora.models.quiet import quiet_libraries
 
 _DIFFUSERS: Any = diffusers  # untyped libraries are called through Any
 _TRANSFORMERS: Any = transformers
@@ -59,7 +59,7 @@ def load_flow_parts(folder: Path, settings: ModelSettings, device: torch.device)
     _check_settings(settings)
     family, dtype = settings.family, DTYPES[settings.dtype]
     encoders, transformer = ENCODERS[family], getattr(_DIFFUSERS, _TRANSFORMER_CLASSES[family])
-    with quiet_libraries():
+    with silence_libraries():
         parts = {
             "transformer": placed(load_part(transformer, folder / "transformer", CPU, dtype), settings, device),
             "vae": load_part(_DIFFUSERS.AutoencoderKL, folder / "vae", CPU, torch.float32),

@@ -77,7 +77,7 @@ def check_folder(path: Path, family: str) -> None:
     if found is None:
         raise ModelError(f"model.path={path} holds a {kind}; {wanted}")
     if found != family:
-        raise ModelError(f"model.path={path} is {an(found)} model ({kind}): set model.family={found}; {wanted}")
+        raise ModelError(f"model.path={path} is {article(found)} model ({kind}): set model.family={found}; {wanted}")
     missing = [part for part in parts_of(family) if not (path / part).exists()]
     if missing:
         raise ModelError(
@@ -105,7 +105,7 @@ def recognise(folder: Path, pipeline: str) -> str | None:
     return "sd2" if config.is_file() and read_json(config).get("use_linear_projection") else "sd1"
 
 
-def an(family: str) -> str:
+def article(family: str) -> str:
     """A family with its article."""
     return f"an {NAMES[family]}" if family == "sdxl" else f"a {NAMES[family]}"
 

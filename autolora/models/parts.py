@@ -18,9 +18,9 @@ from autolora.errors import ModelError
 from autolora.models.base import DTYPES, ModelSettings
 from autolora.models.configs import CONFIGS
 from autolora.models.folders import AGAIN, ENCODERS, file_hash, folder_hash, weight_files
+from autolora.models.library_logging import silence_libraries
 from autolora.models.pipelines import open_pipeline
 from autolora.models.quantized import quantize
-from autolora.models.quiet import quiet_libraries
 from autolora.models.single_files import recognise_file
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def load_parts(folder: Path, settings: ModelSettings, device: torch.device) -> P
         ModelError: files are missing or broken.
     """
     dtype, encoders = DTYPES[settings.dtype], ENCODERS[settings.family]
-    with quiet_libraries():
+    with silence_libraries():
         return Parts(
             unet=placed(load_part(_KINDS["unet"], folder / "unet", CPU, dtype), settings, device),
             vae=load_part(_KINDS["vae"], folder / "vae", CPU, torch.float32),
@@ -92,7 +92,7 @@ def load_single_file(path: Path, settings: ModelSettings, device: torch.device) 
         prediction_type=settings.prediction_type or found.prediction_type,
         zero_terminal_snr=found.zero_terminal_snr if settings.zero_terminal_snr is None else settings.zero_terminal_snr,
     )
-    with quiet_libraries():
+    with silence_libraries():
         pipeline = open_pipeline(path, settings.family, dtype)
         return Parts(
             unet=placed(freeze(_whole(pipeline.unet, path), CPU, dtype), settings, device),
@@ -123,7 +123,7 @@ def load_vae(source: Path, family: str) -> tuple[Any, str]:
     Raises:
         ModelError: there is none.
     """
-    with quiet_libraries():
+    with silence_libraries():
         if source.is_file() and source.suffix == ".safetensors":
             if family not in CONFIGS:
                 raise ModelError(f"model.vae={source}: for model.family={family} give a diffusers VAE folder")

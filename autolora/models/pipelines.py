@@ -18,7 +18,7 @@ from autolora.errors import ExportError
 from autolora.models.base import BaseModel, RenderSettings
 from autolora.models.configs import CONFIGS, PAD_TOKENS, SCHEDULER, clip_tokenizer
 from autolora.models.folders import ENCODERS, NAMES, TRANSFORMERS, denoiser_of, read_json, weight_files
-from autolora.models.quiet import quiet_libraries
+from autolora.models.library_logging import silence_libraries
 
 _DIFFUSERS: Any = diffusers  # untyped libraries are called through Any
 PIPELINES = {
@@ -64,7 +64,7 @@ def converted_lora(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tens
     """
     pipeline = getattr(_DIFFUSERS, PIPELINES[family])
     try:
-        with quiet_libraries():
+        with silence_libraries():
             found = pipeline.lora_state_dict(dict(tensors))
     except (ValueError, KeyError, RuntimeError, NotImplementedError, AssertionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,7 +10,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from autolora.errors import ModelError
-from autolora.models.folders import an, check_folder, expected
+from autolora.models.folders import article, check_folder, expected
 from autolora.models.single_files import recognise_file
 from autolora.paperdoll.weights import BASE
 
@@ -36,7 +36,7 @@ def find_source(path: str, family: str) -> Path:
         found = recognise_file(source).family
         if found != family:
             raise ModelError(
-                f"model.path={source} is {an(found)} checkpoint: set model.family={found}; {expected(family)}"
+                f"model.path={source} is {article(found)} checkpoint: set model.family={found}; {expected(family)}"
             )
     else:
         check_folder(source, family)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autolora.errors import ConfigError, ModelError
 from autolora.models.base import MOST_CHUNKS, PREDICTION_TYPES, Context, ModelSettings, stack_contexts
-from autolora.models.frozen import FrozenModel, check_sides
+from autolora.models.base_denoiser import FrozenBaseModel, check_sides
 from autolora.models.parts import Parts
 from autolora.models.prompts import prompt_windows
 
@@ -24,7 +24,7 @@ _SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {  # untyped libraries are ca
 HALF_LOSS_SCALE = 2.0**12  # half precision loses gradients below 2^-24; losses are of the order of 1
 
 
-class StableDiffusion(FrozenModel):
+class StableDiffusion(FrozenBaseModel):
     """A frozen model of SD1 layout; see `BaseModel` for shapes. Other families change what their text encoders give."""
 
     architecture = "sd1"

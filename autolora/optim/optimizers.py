@@ -16,7 +16,7 @@ from transformers import optimization
 from autolora.errors import ConfigError
 from autolora.optim.prodigy import BatchedProdigy
 
-T = TypeVar("T", bound="Rated")
+T = TypeVar("T", bound="OptimizerSpec")
 Params = Sequence[nn.Parameter]
 
 
@@ -37,7 +37,7 @@ class Buildable:
 
 
 @dataclass(frozen=True)
-class Rated(Buildable):
+class OptimizerSpec(Buildable):
     """What every optimizer with a rate of one's own choosing has."""
 
     lr: float = 1e-4
@@ -56,7 +56,7 @@ class Rated(Buildable):
 
 
 @dataclass(frozen=True)
-class AdamW(Rated):
+class AdamW(OptimizerSpec):
     """AdamW (Loshchilov & Hutter 2019)."""
 
     beta1: float = 0.9
@@ -89,7 +89,7 @@ class AdamW8bit(AdamW):
 
 
 @dataclass(frozen=True)
-class Adafactor(Rated):
+class Adafactor(OptimizerSpec):
     """Adafactor (Shazeer & Stern 2018) at a rate of one's own: second moments by row and column only."""
 
     def build(self, params: Params) -> torch.optim.Optimizer:
@@ -101,7 +101,7 @@ class Adafactor(Rated):
 
 
 @dataclass(frozen=True)
-class Lion(Rated):
+class Lion(OptimizerSpec):
     """Lion (Chen et al. 2023): every step has the same size, so a third to a tenth of AdamW's rate."""
 
     beta1: float = 0.9
@@ -119,7 +119,7 @@ class Lion(Rated):
 
 
 @dataclass(frozen=True)
-class CAME(Rated):
+class CAME(OptimizerSpec):
     """CAME (Luo et al. 2023): Adafactor that trusts its steps by how steady they are."""
 
     beta1: float = 0.9
@@ -137,7 +137,7 @@ class CAME(Rated):
 
 
 @dataclass(frozen=True)
-class ScheduleFree(Rated):
+class ScheduleFree(OptimizerSpec):
     """AdamW whose running average takes the place of a schedule (Defazio et al. 2024).
 
     It has two states: what it steps from, and the average, which is what is saved and judged; `train()` and `eval()`
@@ -223,8 +223,8 @@ def _of_pytorch_optimizer(name: str, params: Params, **settings: Any) -> torch.o
     return found
 
 
-Optimizer = Rated | Prodigy
-OPTIMIZERS: dict[str, type[Rated] | type[Prodigy]] = {
+Optimizer = OptimizerSpec | Prodigy
+OPTIMIZERS: dict[str, type[OptimizerSpec] | type[Prodigy]] = {
     "adamw": AdamW,
     "adamw8bit": AdamW8bit,
     "adafactor": Adafactor,

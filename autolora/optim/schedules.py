@@ -9,7 +9,7 @@ from autolora.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Warmed:
+class WithWarmup:
     """What falls once, after a linear warm-up over a share of the run."""
 
     warmup: float = 0.0
@@ -30,7 +30,7 @@ class Warmed:
         raise NotImplementedError
 
 
-class Constant(Warmed):
+class Constant(WithWarmup):
     """The same rate throughout."""
 
     def fall(self, position: float) -> float:
@@ -38,7 +38,7 @@ class Constant(Warmed):
         return 1.0
 
 
-class Linear(Warmed):
+class Linear(WithWarmup):
     """Linear decay to zero."""
 
     def fall(self, position: float) -> float:
@@ -46,7 +46,7 @@ class Linear(Warmed):
         return 1 - position
 
 
-class Cosine(Warmed):
+class Cosine(WithWarmup):
     """Cosine decay to zero, without restarts."""
 
     def fall(self, position: float) -> float:

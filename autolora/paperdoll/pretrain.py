@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autolora.paperdoll import weights
+from autolora.paperdoll.attribute_classifier import HEADS, AttributeNet
 from autolora.paperdoll.corpus import Drawn, base_caption, base_picture, mixed_looks, soften, vae_pictures
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.fit import fit
 from autolora.paperdoll.look import Look
 from autolora.paperdoll.networks import CLIP_CONFIG, make_scheduler, make_unet, make_vae, text_encoder_of
-from autolora.paperdoll.oracle import HEADS, OracleNet
 from autolora.paperdoll.tokenizer import build_tokenizer, save_tokenizer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -193,7 +193,7 @@ def train_clip(build: Path, steps: int) -> None:
 def train_oracle(build: Path, steps: int) -> None:
     """Train the attribute reader on its own drawings; marks' colours count only where the mark is drawn."""
     torch.manual_seed(4)
-    net = OracleNet().to(DEVICE)
+    net = AttributeNet().to(DEVICE)
 
     def loss_at(step: int, shard: int) -> Tensor:
         rng = random.Random(f"oracle-{step}")

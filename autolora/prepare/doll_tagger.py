@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autolora.errors import ConfigError
 from autolora.paperdoll.weights import WEIGHTS
-from autolora.prepare.tagger import Pictures, squared
+from autolora.prepare.tagger_base import Pictures, squared
 from autolora.scoring.encoders import OpenClip, load_encoder
 
 HEAD = WEIGHTS.parent / "tagger.safetensors"  # written by `python -m autolora.paperdoll.tag_head`

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autolora.data.buckets import load_framed
+from autolora.data.buckets import load_cropped
 from autolora.data.sources import Picture
 from autolora.data.vocabulary import TRAITS, kind_of
-from autolora.prepare.tagger import Tagger, TaggerSettings, tag_pictures
-from autolora.sampling import Pictures
+from autolora.prepare.tagger import tag_pictures
+from autolora.prepare.tagger_base import Tagger, TaggerSettings
+from autolora.sampling import Images
 from autolora.scoring.intervals import Array, Estimate, bootstrap_means, estimate
 
 SHARE = 0.8  # of the training pictures must show a trait for it to be the character's
@@ -20,13 +21,13 @@ SHARE = 0.8  # of the training pictures must show a trait for it to be the chara
 
 def character_tags(tagger: Tagger, pictures: Sequence[Picture]) -> tuple[str, ...]:
     """The traits (hair, eyes, skin, marks) that the tagger sees in most training pictures; those need frames."""
-    found = tag_pictures(tagger, [load_framed(picture) for picture in pictures], TaggerSettings())
+    found = tag_pictures(tagger, [load_cropped(picture) for picture in pictures], TaggerSettings())
     counts = Counter(one.tag for tagging in found for one in tagging.tags if kind_of(one.tag) in TRAITS)
     return tuple(tag for tag, count in counts.most_common() if count >= SHARE * len(pictures))
 
 
 def tag_bleed(
-    tagger: Tagger, tags: Sequence[str], base: Sequence[Pictures], shown: Sequence[Pictures], draws: int
+    tagger: Tagger, tags: Sequence[str], base: Sequence[Images], shown: Sequence[Images], draws: int
 ) -> Estimate:
     """How much oftener a tag of the character is seen than on the base model's renders, from -1 to 1, mean over tags.
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from autolora.data.captions import join_tags, split_tags, tag_key
 from autolora.data.images import load_image
-from autolora.data.layouts import CAPTION_SUFFIXES, class_folder, list_folder
+from autolora.data.layouts.folders import CAPTION_SUFFIXES, class_folder, list_folder
 from autolora.data.sources import list_problems
 from autolora.errors import DatasetError
 from autolora.files import write_atomic
-from autolora.prepare.tagger import Tagger, TaggerSettings, tag_pictures
+from autolora.prepare.tagger import tag_pictures
+from autolora.prepare.tagger_base import Tagger, TaggerSettings
 
 
 def untagged(root: Path) -> list[Path]:

@@ -5,83 +5,23 @@ from __future__ import annotations
 import csv
 import importlib
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from autolora.data.captions import escape_tag, join_tags, tag_key
+from autolora.data.captions import escape_tag, tag_key
 from autolora.errors import ConfigError
-
-Pictures = Sequence[Image.Image | NDArray[np.uint8]] | NDArray[np.uint8]  # arrays are (H, W, 3); sizes may differ
+from autolora.prepare.tagger_base import Pictures, Tagger, TaggerSettings, Tagging, TagScore, squared
 
 MODEL_FILE, TAGS_FILE = "model.onnx", "selected_tags.csv"
 COLUMNS = ("name", "category")  # of selected_tags.csv; `tag_id` and `count` are not needed
 CATEGORIES = {"0": "general", "4": "character", "9": "rating"}  # Danbooru's numbers, as in selected_tags.csv
 USUAL_SIDE = 448  # pixels, where the model leaves its input's size open
 _TWO_LETTERS = re.compile(r"[^\W_]{2}")
-
-
-class Tagger(Protocol):
-    """What reads tags off pictures."""
-
-    @property
-    def categories(self) -> Mapping[str, str]:
-        """Every tag it knows, spelt as in its own list: `general`, `character` or `rating`."""
-        ...
-
-    def tag(self, pictures: Pictures) -> list[dict[str, float]]:
-        """The probability of every tag it knows, for each picture of one batch."""
-        ...
-
-
-@dataclass(frozen=True)
-class TaggerSettings:
-    """Which tagger, and what of its findings becomes a caption; the thresholds are WD14 taggers' usual ones."""
-
-    path: str = "paperdoll"  # a folder with model.onnx and selected_tags.csv, or OWNER/NAME in the hub's cache
-    prefix: tuple[str, ...] = ()  # tags in front of every caption, such as 1girl and the trigger
-    general_threshold: float = 0.35
-    character_threshold: float = 0.85
-    underscores: bool = False  # `long_hair` as it is; kaomojis such as ^_^ keep theirs anyway
-    escape_brackets: bool = False  # `mona \(game\)`, as prompt boxes want it
-    exclude: tuple[str, ...] = ()  # tags never written, in any spelling
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        mistakes = []
-        for name in ("general_threshold", "character_threshold"):
-            if not 0 < getattr(self, name) <= 1:
-                mistakes.append(f"tagger.{name} must be above 0 and at most 1, got {getattr(self, name)}")
-        if self.batch_size < 1:
-            mistakes.append(f"tagger.batch_size must be at least 1, got {self.batch_size}")
-        if mistakes:
-            raise ConfigError("; ".join(mistakes))
-
-
-@dataclass(frozen=True)
-class TagScore:
-    """A tag, spelt as it would be written, with its probability."""
-
-    tag: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Tagging:
-    """What a tagger found in one picture: characters first, then general tags, each by falling probability."""
-
-    tags: tuple[TagScore, ...]
-    rating: TagScore | None  # the likeliest; none where the tagger has no ratings
-
-    @property
-    def caption(self) -> str:
-        """The tags as a caption; the rating is never part of it."""
-        return join_tags(found.tag for found in self.tags)
 
 
 class Wd14Tagger:
@@ -106,7 +46,7 @@ class Wd14Tagger:
         step = self.batch or max(len(pictures), 1)
         found: list[dict[str, float]] = []
         for start in range(0, len(pictures), step):
-            inputs = np.stack([prepare(picture, self.side) for picture in pictures[start : start + step]])
+            inputs = np.stack([preprocess(picture, self.side) for picture in pictures[start : start + step]])
             count = len(inputs)
             if count < step:
                 inputs = np.concatenate([inputs, np.zeros((step - count, *inputs.shape[1:]), np.float32)])
@@ -122,21 +62,9 @@ class Wd14Tagger:
         return found
 
 
-def prepare(picture: Image.Image | NDArray[np.uint8], side: int) -> NDArray[np.float32]:
+def preprocess(picture: Image.Image | NDArray[np.uint8], side: int) -> NDArray[np.float32]:
     """A picture as WD14 taggers were trained to see it: (side, side, 3) from 0 to 255, blue first."""
     return np.ascontiguousarray(squared(picture, side)[..., ::-1], np.float32)
-
-
-def squared(picture: Image.Image | NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """A picture padded to a square and resized, (side, side, 3) in RGB.
-
-    Transparency and padding are white, the resize is bicubic, as in the WD14 authors' own demo (SmilingWolf/wd-tagger).
-    """
-    image = (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).convert("RGBA")
-    longest = max(image.size)
-    square = Image.new("RGBA", (longest, longest), (255, 255, 255, 255))
-    square.alpha_composite(image, ((longest - image.width) // 2, (longest - image.height) // 2))
-    return np.asarray(square.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
 
 
 def load_tagger(path: str | Path) -> Tagger:

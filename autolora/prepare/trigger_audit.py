@@ -108,7 +108,7 @@ def split_words(trigger: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for part in parts if len(part) > 1 and not part.isdigit()))
 
 
-def audit_shots(trigger: str, class_word: str, settings: AuditSettings) -> list[tuple[str, int]]:
+def audit_requests(trigger: str, class_word: str, settings: AuditSettings) -> list[tuple[str, int]]:
     """Every (prompt, seed) that `audit_trigger` renders, for the total of a progress bar and for the cost."""
     return settings.shots(beside(class_word, [*_audited(trigger, class_word), "", *MEANINGLESS]))
 
@@ -150,7 +150,7 @@ def audit_trigger(
     settings = settings or AuditSettings()
     _check(trigger, renders.model)
     words = _audited(trigger, class_word)
-    pictures = renders.render(audit_shots(trigger, class_word, settings), advance)
+    pictures = renders.render(audit_requests(trigger, class_word, settings), advance)
     embedded = encoder.images(pictures)
     rows = embedded.reshape(-1, settings.seeds, embedded.shape[1])
     own, reference = rows[: len(words)], _refer(rows[len(words) :], encoder, known_tags, settings)

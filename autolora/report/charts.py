@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from autolora.report.content import CurvePoint, Effect, TrialRow
-from autolora.report.words import number as value_in_words
+from autolora.report.formatting import number as value_in_words
+from autolora.report.schema import CurvePoint, Effect, TrialRow
 from autolora.scoring.intervals import Estimate
 
 WIDTH, HEIGHT = 380, 236
@@ -24,7 +24,7 @@ LABEL_GAP = 12.0  # pixels between the names at the lines' ends
 
 
 @dataclass(frozen=True)
-class Frame:
+class BucketSize:
     """Where data coordinates lie in the picture."""
 
     x_most: float
@@ -42,14 +42,14 @@ class Frame:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
 
 
-def frame_for(curves: Iterable[Sequence[CurvePoint]], names: Iterable[str] = tuple(SERIES)) -> Frame:
+def frame_for(curves: Iterable[Sequence[CurvePoint]], names: Iterable[str] = tuple(SERIES)) -> BucketSize:
     """A frame that holds some curves: at least 0 to 1, at most -0.5 to 1.5, in quarters."""
     points = [point for curve in curves for point in curve]
     chosen = tuple(names)
     values = [v for p in points for n in chosen if math.isfinite(v := float(getattr(p, n)))]
     least = max(-0.5, math.floor(4 * min([0.0, *values])) / 4)
     most = min(1.5, math.ceil(4 * max([1.0, *values])) / 4)
-    return Frame(max([1, *(point.at for point in points)]), least, most)
+    return BucketSize(max([1, *(point.at for point in points)]), least, most)
 
 
 def learning_curve(trial: TrialRow, bleed_limit: float | None = None) -> Markup:
@@ -115,7 +115,7 @@ def overview(trials: Sequence[TrialRow], best: int | None, baselines: Iterable[i
 
 def schedules(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Markup:
     """How each recipe's learning rate moves, by optimizer steps: a factor from 0 to 1 at each."""
-    frame = Frame(max(curve[-1][0] for curve in curves.values()), 0.0, 1.0)
+    frame = BucketSize(max(curve[-1][0] for curve in curves.values()), 0.0, 1.0)
     parts, ends = [_axes(frame, "optimizer steps")], []
     for place, (name, curve) in enumerate(curves.items()):
         kind = f"series {tuple(SERIES)[place % len(SERIES)]}"
@@ -138,7 +138,7 @@ def interval(estimate: Estimate, name: str, end: float | None = None) -> Markup:
         _tag("line", f"whisker {name}", x1=x(estimate.low), x2=x(estimate.high), y1=middle, y2=middle),
         _tag("circle", f"dot {name}", cx=x(estimate.value), cy=middle, r=4),
     ]
-    words = in_words(estimate)
+    words = format_estimate(estimate)
     if end is not None:
         parts.insert(1, _tag("line", f"moved {name}", x1=x(estimate.value), x2=x(end), y1=middle, y2=middle))
         parts.append(_tag("circle", f"hollow {name}", cx=x(end), cy=middle, r=3.6))
@@ -149,12 +149,12 @@ def interval(estimate: Estimate, name: str, end: float | None = None) -> Markup:
 def effect(found: Effect) -> Markup:
     """Every trial's score with its interval by the value of one parameter."""
     scale, ticks = _value_scale(found)
-    frame = Frame(1.0, min(-0.5, *(one.low for one in found.scores)), 1.0)
+    frame = BucketSize(1.0, min(-0.5, *(one.low for one in found.scores)), 1.0)
     parts = [_y_axis(frame)]
     parts += [_text(frame.x(scale(value)), HEIGHT - BOTTOM + 15, words, "tick", "middle") for value, words in ticks]
     for value, one, number in zip(found.values, found.scores, found.trials, strict=True):
         x = frame.x(scale(value))
-        title = f"trial {number}: {found.name} {value_in_words(value)}, score {in_words(one)}"
+        title = f"trial {number}: {found.name} {value_in_words(value)}, score {format_estimate(one)}"
         parts.append(_tag("line", "whisker score", x1=x, x2=x, y1=frame.y(one.low), y2=frame.y(one.high)))
         parts.append(_tag("circle", "point score", title, cx=x, cy=frame.y(one.value), r=4))
     return _svg(f"Score by {found.name} of {found.recipe}", parts)
@@ -179,7 +179,7 @@ def _value_scale(found: Effect) -> tuple[Callable[[object], float], list[tuple[o
     return scale, ends
 
 
-def in_words(estimate: Estimate) -> str:
+def format_estimate(estimate: Estimate) -> str:
     """A value with its interval."""
     return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
 
@@ -190,7 +190,7 @@ def legend(names: Mapping[str, str] = SERIES) -> Markup:
     return Markup('<p class="legend">{}</p>').format(Markup("").join(items))
 
 
-def _overcooked(frame: Frame, step: int | None) -> Markup:
+def _overcooked(frame: BucketSize, step: int | None) -> Markup:
     """A shaded region from the overcooking point on, with its name."""
     if step is None:
         return Markup("")
@@ -202,7 +202,7 @@ def _overcooked(frame: Frame, step: int | None) -> Markup:
     return shade + line + text
 
 
-def _axes(frame: Frame, name: str = "images shown") -> Markup:
+def _axes(frame: BucketSize, name: str = "images shown") -> Markup:
     parts = [_y_axis(frame)]
     for value in _ticks(0, frame.x_most, _round_step(frame.x_most / 4)):
         parts.append(_text(frame.x(value), HEIGHT - BOTTOM + 15, f"{value:g}", "tick", "middle"))
@@ -210,7 +210,7 @@ def _axes(frame: Frame, name: str = "images shown") -> Markup:
     return Markup("").join(parts)
 
 
-def _y_axis(frame: Frame) -> Markup:
+def _y_axis(frame: BucketSize) -> Markup:
     parts = []
     for value in _ticks(frame.y_least, frame.y_most, 0.25 if frame.y_most - frame.y_least <= 1 else 0.5):
         y = frame.y(value)
@@ -219,7 +219,7 @@ def _y_axis(frame: Frame) -> Markup:
     return Markup("").join(parts)
 
 
-def _band(frame: Frame, curve: Sequence[CurvePoint], name: str) -> Markup:
+def _band(frame: BucketSize, curve: Sequence[CurvePoint], name: str) -> Markup:
     """The intervals around a line, where they are known."""
     known = [(p.at, p.terms[name]) for p in curve if name in p.terms]
     if len(known) < 2:
@@ -229,36 +229,36 @@ def _band(frame: Frame, curve: Sequence[CurvePoint], name: str) -> Markup:
     return Markup('<polygon class="band {}" points="{}"/>').format(name, path)
 
 
-def _line(frame: Frame, curve: Sequence[CurvePoint], name: str, kind: str, title: str = "") -> Markup:
+def _line(frame: BucketSize, curve: Sequence[CurvePoint], name: str, kind: str, title: str = "") -> Markup:
     points = [(p.at, getattr(p, name)) for p in curve if math.isfinite(getattr(p, name))]
     return _polyline(frame, points, kind, title)
 
 
-def _polyline(frame: Frame, points: Iterable[tuple[float, float]], kind: str, title: str = "") -> Markup:
+def _polyline(frame: BucketSize, points: Iterable[tuple[float, float]], kind: str, title: str = "") -> Markup:
     path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
     inner = Markup("<title>{}</title>").format(title) if title else Markup("")
     return Markup('<polyline class="{}" points="{}">{}</polyline>').format(kind, path, inner)
 
 
-def _dots(frame: Frame, curve: Sequence[CurvePoint], name: str, unit: str = "step") -> Markup:
+def _dots(frame: BucketSize, curve: Sequence[CurvePoint], name: str, unit: str = "step") -> Markup:
     """The points on a line, each with its value on hover."""
     dots = []
     for point in curve:
         value = float(getattr(point, name))
         if math.isfinite(value):
             term = point.terms.get(name)
-            title = f"{unit} {point.at:g}: {SERIES[name]} {in_words(term) if term else f'{value:.2f}'}"
+            title = f"{unit} {point.at:g}: {SERIES[name]} {format_estimate(term) if term else f'{value:.2f}'}"
             dots.append(_tag("circle", f"point {name}", title, cx=frame.x(point.at), cy=frame.y(value), r=2.4))
     return Markup("").join(dots)
 
 
-def _best(frame: Frame, point: CurvePoint) -> Markup:
+def _best(frame: BucketSize, point: CurvePoint) -> Markup:
     x, y = frame.x(point.at), frame.y(point.score)
     title = f"best checkpoint: step {point.at:g}, score {point.score:.2f}"
     return _tag("circle", "best-ring", title, cx=x, cy=y, r=6.5)
 
 
-def _end_labels(frame: Frame, curve: Sequence[CurvePoint]) -> Markup:
+def _end_labels(frame: BucketSize, curve: Sequence[CurvePoint]) -> Markup:
     if not curve:
         return Markup("")
     last = curve[-1]

@@ -15,10 +15,10 @@ from PIL import Image
 
 from autolora.files import write_atomic
 from autolora.report import charts
-from autolora.report.album import LOSSLESS_UP_TO, Album, data_uri
-from autolora.report.content import STATES, Column, Effect, Gallery, Report, Sample, TrialRow
+from autolora.report.formatting import counted, duration, number, parameters
+from autolora.report.image_store import LOSSLESS_UP_TO, ImageStore, data_uri
 from autolora.report.pareto import Dot, dots, figure, library
-from autolora.report.words import counted, duration, number, parameters
+from autolora.report.schema import STATES, Column, Effect, Gallery, Report, Sample, TrialRow
 from autolora.scoring.intervals import Estimate
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -39,7 +39,7 @@ def write_report(report: Report, path: Path) -> Path:
 
 def render_page(report: Report) -> str:
     """The whole page as HTML."""
-    best, album, shown = report.trial(report.best), Album(), dots(report)
+    best, album, shown = report.trial(report.best), ImageStore(), dots(report)
     data = {
         "gallery": _gallery_data(report.gallery, album) if report.gallery else None,
         "checkpoints": [_hovered(one, album) for one in shown],
@@ -79,7 +79,7 @@ def render_page(report: Report) -> str:
     )
 
 
-def _gallery_data(gallery: Gallery, album: Album) -> dict[str, Any]:
+def _gallery_data(gallery: Gallery, album: ImageStore) -> dict[str, Any]:
     """The pictures by step and by weight of every column, as keys of the album."""
     return {
         "stepWeight": gallery.step_weight,
@@ -98,7 +98,7 @@ def _gallery_data(gallery: Gallery, album: Album) -> dict[str, Any]:
     }
 
 
-def _hovered(one: Dot, album: Album) -> dict[str, Any]:
+def _hovered(one: Dot, album: ImageStore) -> dict[str, Any]:
     """What is shown of the checkpoint under the pointer."""
     return {
         "words": one.words,
@@ -145,7 +145,7 @@ def environment(escaped: bool = True) -> Environment:
         "counted": counted,
         "duration": duration,
         "number": number,
-        "in_words": charts.in_words,
+        "in_words": charts.format_estimate,
         "data_uri": data_uri,
         "pixelated": lambda image: max(image.size) <= LOSSLESS_UP_TO,
         "groupby_in_order": groups,

@@ -12,8 +12,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from autolora.report.charts import in_words
-from autolora.report.content import CurvePoint, Report, TrialRow
+from autolora.report.charts import format_estimate
+from autolora.report.schema import CurvePoint, Report, TrialRow
 
 TERMS = {"likeness": "likeness", "editability": "editability", "bleed_class": "bleed"}
 
@@ -33,7 +33,7 @@ class Dot:
     @property
     def terms(self) -> dict[str, str]:
         """The three terms with their intervals, by the names people read."""
-        return {word: in_words(self.point.terms[name]) for name, word in TERMS.items()}
+        return {word: format_estimate(self.point.terms[name]) for name, word in TERMS.items()}
 
 
 def dots(report: Report) -> list[Dot]:

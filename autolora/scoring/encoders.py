@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from autolora.errors import ConfigError
 from autolora.models.base import BaseModel
-from autolora.models.residence import Residence
+from autolora.models.offload import OffloadManager
 from autolora.scoring.intervals import Array
 
 AT_ONCE = 16  # pictures that an encoder looks at together: of 64, ViT-L takes 0.8 GB more beside a trial in training
@@ -34,22 +34,24 @@ def _remedy(repository: str, given: str) -> str:
 
 
 @dataclass(frozen=True)
-class Views:
+class Embeddings:
     """Pictures as an encoder sees them; rows are unit vectors."""
 
     whole: Array  # (N, D) in the space of its texts
     details: Array  # (N, P) what is where, before it is pooled
 
-    def split(self, counts: Sequence[int]) -> list[Views]:
+    def split(self, counts: Sequence[int]) -> list[Embeddings]:
         """As many rows in turn as each of the counts says."""
         ends = np.cumsum(counts)[:-1]
-        return [Views(*parts) for parts in zip(np.split(self.whole, ends), np.split(self.details, ends), strict=True)]
+        return [
+            Embeddings(*parts) for parts in zip(np.split(self.whole, ends), np.split(self.details, ends), strict=True)
+        ]
 
 
-def joined(views: Iterable[Views]) -> Views:
+def joined(views: Iterable[Embeddings]) -> Embeddings:
     """The rows of all of them, in turn."""
     views = list(views)
-    return Views(np.concatenate([v.whole for v in views]), np.concatenate([v.details for v in views]))
+    return Embeddings(np.concatenate([v.whole for v in views]), np.concatenate([v.details for v in views]))
 
 
 class Encoder(Protocol):
@@ -61,7 +63,7 @@ class Encoder(Protocol):
         """(N, H, W, 3) uint8 -> (N, D) unit vectors in the space of its texts."""
         ...
 
-    def views(self, pictures: NDArray[np.uint8]) -> Views:
+    def views(self, pictures: NDArray[np.uint8]) -> Embeddings:
         """(N, H, W, 3) uint8 -> the same vectors, and the details behind them."""
         ...
 
@@ -105,7 +107,7 @@ class OpenClip:
         return self.views(pictures).whole
 
     @torch.inference_mode()
-    def views(self, pictures: NDArray[np.uint8]) -> Views:
+    def views(self, pictures: NDArray[np.uint8]) -> Embeddings:
         """(N, H, W, 3) uint8 -> the same vectors, and the details behind them."""
         rows = []
         with self.residence.using("encoder"):
@@ -159,7 +161,7 @@ class Timm:
         return self.views(pictures).whole
 
     @torch.inference_mode()
-    def views(self, pictures: NDArray[np.uint8]) -> Views:
+    def views(self, pictures: NDArray[np.uint8]) -> Embeddings:
         """(N, H, W, 3) uint8 -> the same vectors, and the details behind them."""
         rows = []
         with self.residence.using("encoder"):
@@ -185,10 +187,10 @@ class Latents:
     def __init__(self, model: BaseModel) -> None:
         self.model, self.name = model, "vae"
 
-    def views(self, pictures: NDArray[np.uint8]) -> Views:
+    def views(self, pictures: NDArray[np.uint8]) -> Embeddings:
         """(N, H, W, 3) uint8 -> its vectors twice: they are details already."""
         rows = self.images(pictures)
-        return Views(rows, rows)
+        return Embeddings(rows, rows)
 
     @torch.inference_mode()
     def images(self, pictures: NDArray[np.uint8]) -> Array:
@@ -205,9 +207,11 @@ class Latents:
         raise ConfigError(f"{self.name} has no text tower: it can be scoring.second_encoder, not scoring.encoder")
 
 
-def _residence(model: nn.Module) -> Residence:
+def _residence(model: nn.Module) -> OffloadManager:
     """An encoder looks once a checkpoint and then makes room for training."""
-    return Residence(torch.device("cuda" if torch.cuda.is_available() else "cpu"), {"encoder": model}, offload=True)
+    return OffloadManager(
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"), {"encoder": model}, offload=True
+    )
 
 
 def _batches(pictures: NDArray[np.uint8], side: tuple[int, int] | None) -> Iterator[Tensor]:
@@ -235,8 +239,8 @@ def _quarters(block: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(block.float(), 2).flatten(1)
 
 
-def _views(rows: Sequence[tuple[Tensor, Tensor]]) -> Views:
-    return Views(*(_array(F.normalize(torch.cat(part), dim=-1)) for part in zip(*rows, strict=True)))
+def _views(rows: Sequence[tuple[Tensor, Tensor]]) -> Embeddings:
+    return Embeddings(*(_array(F.normalize(torch.cat(part), dim=-1)) for part in zip(*rows, strict=True)))
 
 
 def _array(rows: Tensor) -> Array:

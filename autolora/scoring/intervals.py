@@ -51,7 +51,7 @@ def expansion(*samples: int) -> float:
     return float(np.sqrt(least / (least - 1)) * t.ppf(0.975, freedom) / norm.ppf(0.975))
 
 
-def ruled_out(rate: Estimate, renders: int) -> Estimate:
+def with_exact_bounds(rate: Estimate, renders: int) -> Estimate:
     """A rate whose ends are at least what so many renders without a single hit, or without a single miss, rule out.
 
     1 - .025^(1/n) and .025^(1/n), the exact (Clopper and Pearson 1934) bounds there: a bootstrap of equal values has no

@@ -17,7 +17,7 @@ CLASS_GROUPS = ("class_only", "class_context", "visible", "neighbour", "unrelate
 
 
 @dataclass(frozen=True)
-class Probe:
+class EvalPrompt:
     """One prompt of one group, rendered at each seed; `base_prompt` is its paired prompt for the base model."""
 
     group: str  # one of ALL_GROUPS
@@ -27,12 +27,12 @@ class Probe:
     seeds: tuple[int, ...]
 
 
-def of_groups(probes: Iterable[Probe], *groups: str, concept: str | None = None) -> list[Probe]:
+def of_groups(probes: Iterable[EvalPrompt], *groups: str, concept: str | None = None) -> list[EvalPrompt]:
     """The probes of some groups, and of one concept where it is given."""
     return [p for p in probes if p.group in groups and concept in (None, p.concept)]
 
 
-def render_count(probes: Iterable[Probe]) -> int:
+def render_count(probes: Iterable[EvalPrompt]) -> int:
     """Renders that some probes take at one weight."""
     return sum(len(probe.seeds) for probe in probes)
 
@@ -56,7 +56,7 @@ def _parts(dataset: Dataset, choose: Callable[[list[str]], list[str]]) -> list[s
 
 def build_probes(
     dataset: Dataset, settings: ScoringSettings, groups: Collection[str] = SEARCH_GROUPS
-) -> tuple[Probe, ...]:
+) -> tuple[EvalPrompt, ...]:
     """The probes of the groups asked for, each with seeds of its own.
 
     No seed is used by two prompts, so that prompts are independent draws for the bootstrap.
@@ -65,7 +65,9 @@ def build_probes(
     for group, name, prompt in _prompts(dataset, settings):
         if group in groups:
             count = settings.class_seeds if group in CLASS_GROUPS else settings.trigger_seeds
-            probes.append(Probe(group, name, prompt, strip_triggers(prompt, dataset), tuple(range(seed, seed + count))))
+            probes.append(
+                EvalPrompt(group, name, prompt, strip_triggers(prompt, dataset), tuple(range(seed, seed + count)))
+            )
             seed += count
     return tuple(probes)
 

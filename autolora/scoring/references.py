@@ -14,26 +14,26 @@ from scipy.stats import norm
 from autolora.data.sources import Picture
 from autolora.errors import Unmeasurable
 from autolora.models.base import BaseModel
-from autolora.sampling import Pictures, to_uint8
-from autolora.scoring.encoders import Encoder, Views, joined
+from autolora.sampling import Images, to_uint8
+from autolora.scoring.encoders import Embeddings, Encoder, joined
 from autolora.scoring.intervals import Array, bootstrap_means
-from autolora.scoring.terms import Margin, cross_fit, fit_margin
+from autolora.scoring.terms import LinearDiscriminant, cross_fit, fit_margin
 from autolora.train.batches import LatentCache
 
 MINIMUM_AUC = 0.9
 
 
 @dataclass(frozen=True)
-class Material:
+class ReferenceImages:
     """The pictures that margins are fitted on; the user's as the VAE keeps them."""
 
     trigger: str
-    training: dict[str, Pictures]  # by concept
-    held_out: dict[str, Pictures]  # by concept
-    contrast: Pictures  # by the base model
+    training: dict[str, Images]  # by concept
+    held_out: dict[str, Images]  # by concept
+    contrast: Images  # by the base model
 
     @property
-    def every(self) -> Pictures:
+    def every(self) -> Images:
         """All training pictures."""
         return np.concatenate(list(self.training.values()))
 
@@ -53,15 +53,15 @@ BLEED_DEVIATIONS = 3
 
 
 @dataclass(frozen=True)
-class Cut:
+class SoftThreshold:
     """A soft step on a margin of one view, so that few renders still tell a near miss from a far one."""
 
     view: Literal["whole", "details"]
-    margin: Margin
+    margin: LinearDiscriminant
     threshold: float
     width: float
 
-    def __call__(self, seen: Views) -> Array:
+    def __call__(self, seen: Embeddings) -> Array:
         """N pictures -> (N,) from 0, surely below, to 1."""
         return self.at(self.margin(getattr(seen, self.view)))
 
@@ -81,11 +81,11 @@ class Reference:
     """
 
     name: str
-    cuts: tuple[Cut, ...]  # the character's first
+    cuts: tuple[SoftThreshold, ...]  # the character's first
     real: Array  # (n,) how surely the user's own pictures pass, each judged by margins fitted without it
-    held_out: Views
+    held_out: Embeddings
 
-    def passes(self, seen: Views) -> Array:
+    def passes(self, seen: Embeddings) -> Array:
         """N pictures -> (N,) from 0, surely no picture of it, to 1."""
         return np.asarray(np.prod([cut(seen) for cut in self.cuts], axis=0))
 
@@ -101,7 +101,7 @@ class References:
     alike: tuple[str, ...] = ()  # pairs that the encoder cannot tell apart, so that no cut lies between them
 
 
-def fit_references(material: Material, encoder: Encoder, bootstrap: int) -> References:
+def fit_references(material: ReferenceImages, encoder: Encoder, bootstrap: int) -> References:
     """Embed the material and fit a margin for the character, and one for each concept against each of its siblings.
 
     Likeness asks for details. Bleed asks for the whole, as the character in other clothes and with a mark less is bleed
@@ -147,16 +147,16 @@ def fit_references(material: Material, encoder: Encoder, bootstrap: int) -> Refe
 class _Apart:
     """How one view tells the character from the base model's pictures."""
 
-    margin: Margin
+    margin: LinearDiscriminant
     known: Array  # positions of the training pictures, each by a margin fitted without it, then of the held-out ones
     base: float  # the mean position of the base model's pictures
     auc: float
 
-    def cut(self, view: Literal["whole", "details"], deviations: float, step: float = 0) -> Cut:
+    def cut(self, view: Literal["whole", "details"], deviations: float, step: float = 0) -> SoftThreshold:
         """So many deviations of real pictures below their mean, but at least `step` of the way to the base model's."""
         centre, spread = float(self.known.mean()), float(max(self.known.std(), 1e-6))
         step *= centre - self.base
-        return Cut(view, self.margin, centre - max(deviations * spread, step), max(spread, step))
+        return SoftThreshold(view, self.margin, centre - max(deviations * spread, step), max(spread, step))
 
 
 def _tell_apart(training: Array, held_out: Array, contrast: Array) -> _Apart:
@@ -165,7 +165,7 @@ def _tell_apart(training: Array, held_out: Array, contrast: Array) -> _Apart:
     return _Apart(margin, np.concatenate([unseen, margin(held_out)]), float(margin(contrast).mean()), auc)
 
 
-def _between(own: Array, siblings: Array) -> tuple[Cut, Array] | None:
+def _between(own: Array, siblings: Array) -> tuple[SoftThreshold, Array] | None:
     """A cut half way between a concept and a sibling, and where its pictures lie by margins fitted without them.
 
     None where the two cannot be told apart.
@@ -175,18 +175,18 @@ def _between(own: Array, siblings: Array) -> tuple[Cut, Array] | None:
         return None
     margin = fit_margin(own, siblings)
     half_way = float(margin(own).mean() + margin(siblings).mean()) / 2
-    return Cut("details", margin, half_way, float(max(positions.std(), 1e-6))), positions
+    return SoftThreshold("details", margin, half_way, float(max(positions.std(), 1e-6))), positions
 
 
 @torch.inference_mode()
-def decode(model: BaseModel, latents: LatentCache, pictures: Sequence[Picture], side: int) -> Pictures:
+def decode(model: BaseModel, latents: LatentCache, pictures: Sequence[Picture], side: int) -> Images:
     """(N, side, side, 3) pictures passed through the VAE, else a margin would learn `drawn or decoded`.
 
     They are cropped to the model's own square whatever frame they are trained at, then resized to the renders' side:
     those are square too, and fine detail is told by it.
     """
     pictures = [replace(picture, frame=None) for picture in pictures]
-    found: list[Pictures] = []
+    found: list[Images] = []
     for start in range(0, len(pictures), 16):
         pixels = model.decode_latents(latents.latents(pictures[start : start + 16]))
         found += list(to_uint8(pixels))

@@ -9,14 +9,14 @@ import numpy as np
 
 from autolora.adapters.adapter_set import AdapterSet
 from autolora.models.base import BaseModel
-from autolora.sampling import Pictures, Shot, render
-from autolora.scoring.encoders import Views
+from autolora.sampling import Images, RenderRequest, render
+from autolora.scoring.diagnosis import verdict
+from autolora.scoring.encoders import Embeddings
 from autolora.scoring.intervals import Array, Estimate, estimate
-from autolora.scoring.measure import Draws, Measured, measure, measure_likeness
-from autolora.scoring.probes import Probe
+from autolora.scoring.metrics import BootstrapEstimate, MetricSet, measure, measure_likeness
+from autolora.scoring.probes import EvalPrompt
 from autolora.scoring.scorer import Scorer, views_of
 from autolora.scoring.settings import ScoringSettings
-from autolora.scoring.verdict import verdict
 
 BELOW = 2.0  # how far a broken constraint puts a score down: scores lie between -1 and 1
 
@@ -51,8 +51,8 @@ class Scorecard:
         return self.score.value - BELOW if self.broken else self.score.value
 
 
-Rendered = Mapping[tuple[Probe, float], Pictures]  # by probe and weight, one picture a seed
-Embedded = Mapping[float, Mapping[Probe, Views]]  # by weight and probe, one row a seed
+Rendered = Mapping[tuple[EvalPrompt, float], Images]  # by probe and weight, one picture a seed
+Embedded = Mapping[float, Mapping[EvalPrompt, Embeddings]]  # by weight and probe, one row a seed
 
 
 def render_probes(
@@ -63,7 +63,7 @@ def render_probes(
 ) -> Rendered:
     """Every probe at every judged weight, in shared batches."""
     keys = [(probe, weight) for probe in scorer.probes for weight in scorer.settings.weights]
-    shots = [Shot(probe.prompt, seed, weight) for probe, weight in keys for seed in probe.seeds]
+    shots = [RenderRequest(probe.prompt, seed, weight) for probe, weight in keys for seed in probe.seeds]
     pictures = render(model, shots, scorer.render_settings, adapter, advance)
     found, start = {}, 0
     for probe, weight in keys:
@@ -81,9 +81,9 @@ def score(scorer: Scorer, pictures: Rendered, embedded: Embedded | None = None) 
     parts = {w: measure(scorer, at[w], {probe: pictures[probe, w] for probe in scorer.probes}) for w in weights}
     by_weight = {f"{weight:g}": part.terms for weight, part in parts.items()}
     strongest = parts[max(weights)]
-    constraints = broken_by(by_weight, scorer.settings)
+    constraints = constraint_violations(by_weight, scorer.settings)
     capture = {f"{weight:g}": _capture(scorer, at[weight]) for weight in weights}
-    whole = _mean([_worth(part, scorer.settings.bleed_limit) for part in parts.values()])
+    whole = _mean([_score_at_weight(part, scorer.settings.bleed_limit) for part in parts.values()])
     wide = estimate(whole.value, whole.draws, *prompts_asked(scorer))
     return Scorecard(
         score=Estimate(wide.value, max(wide.low, -1.0), min(wide.high, 1.0)),
@@ -122,7 +122,7 @@ def recommended_weight(by_weight: dict[str, dict[str, Estimate]], settings: Scor
     return float(next(w for w in calm if by_weight[w]["fidelity"].value >= enough))
 
 
-def broken_by(by_weight: dict[str, dict[str, Estimate]], settings: ScoringSettings) -> dict[str, float]:
+def constraint_violations(by_weight: dict[str, dict[str, Estimate]], settings: ScoringSettings) -> dict[str, float]:
     """Named constraints, above 0 where broken at any judged weight.
 
     Bleed, fidelity and editability must lie within their limits with the whole interval; the others are broken only
@@ -149,7 +149,7 @@ def broken_by(by_weight: dict[str, dict[str, Estimate]], settings: ScoringSettin
     return found
 
 
-def _overall(parts: list[Measured]) -> dict[str, Estimate]:
+def _overall(parts: list[MetricSet]) -> dict[str, Estimate]:
     """Each term over all weights: the mean of what is wanted, the worst of what is not."""
     worst: dict[str, Callable[[Estimate], float]] = {"spread": lambda term: abs(term.value - 1)}
     found = {
@@ -162,32 +162,34 @@ def _overall(parts: list[Measured]) -> dict[str, Estimate]:
     return found
 
 
-def _mean(terms: list[Draws]) -> Draws:
-    return Draws(float(np.mean([t.value for t in terms])), np.mean([t.draws for t in terms], axis=0))
+def _mean(terms: list[BootstrapEstimate]) -> BootstrapEstimate:
+    return BootstrapEstimate(float(np.mean([t.value for t in terms])), np.mean([t.draws for t in terms], axis=0))
 
 
-def _worth(part: Measured, bleed_limit: float) -> Draws:
-    """What a LoRA is worth at one weight: `held_mean` of fidelity and editability, less the bleed above its limit."""
+def _score_at_weight(part: MetricSet, bleed_limit: float) -> BootstrapEstimate:
+    """What a LoRA is worth at one weight: `clipped_harmonic_mean` of fidelity and editability, less the bleed above its limit."""
 
     def of(fidelity: Array, editability: Array, bleed: Array) -> Array:
-        return np.asarray(held_mean(fidelity, editability) - np.maximum(bleed - bleed_limit, 0))
+        return np.asarray(clipped_harmonic_mean(fidelity, editability) - np.maximum(bleed - bleed_limit, 0))
 
     terms = (part.fidelity, part.editability, part.bleed)
-    return Draws(float(of(*(np.asarray(term.value) for term in terms))), of(*(term.draws for term in terms)))
+    return BootstrapEstimate(
+        float(of(*(np.asarray(term.value) for term in terms))), of(*(term.draws for term in terms))
+    )
 
 
-def held_mean(a: Array, b: Array) -> Array:
+def clipped_harmonic_mean(a: Array, b: Array) -> Array:
     """2ab / (a + b) of what is held within [0, 1], so that no excess of one buys off the other."""
     a, b = np.clip(a, 0, 1), np.clip(b, 0, 1)
     return np.asarray(2 * a * b / np.maximum(a + b, 1e-9))
 
 
-def _capture(scorer: Scorer, rows: Mapping[Probe, Views]) -> float:
+def _capture(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings]) -> float:
     """Share of class-only renders that pass for the character."""
     return float(np.mean([share for _, share in _shown(scorer, rows, "class_only")]))
 
 
-def _leaks(scorer: Scorer, rows: Mapping[Probe, Views]) -> dict[str, float]:
+def _leaks(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings]) -> dict[str, float]:
     """How often each class word and neighbour of the trigger yields the character; the class word itself first."""
     by_prompt: dict[str, list[float]] = {}
     for prompt, share in _shown(scorer, rows, "class_only", "neighbour"):
@@ -195,7 +197,7 @@ def _leaks(scorer: Scorer, rows: Mapping[Probe, Views]) -> dict[str, float]:
     return {prompt: round(float(np.mean(shares)), 4) for prompt, shares in by_prompt.items()}
 
 
-def _shown(scorer: Scorer, rows: Mapping[Probe, Views], *groups: str) -> list[tuple[str, float]]:
+def _shown(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings], *groups: str) -> list[tuple[str, float]]:
     """Each probe's prompt and the share of its renders that pass for the character."""
     passes = scorer.references.bleed.passes
     return [(probe.prompt, float((passes(rows[probe]) > 0.5).mean())) for probe in scorer.of(*groups)]

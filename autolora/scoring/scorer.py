@@ -12,11 +12,11 @@ from autolora.adapters.adapter_set import AdapterSet
 from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset, strip_triggers
 from autolora.models.base import BaseModel, RenderSettings
-from autolora.sampling import BaseRenders, Pictures
-from autolora.scoring.encoders import Encoder, Views
+from autolora.sampling import BaseRenders, Images
+from autolora.scoring.encoders import Embeddings, Encoder
 from autolora.scoring.intervals import Array
-from autolora.scoring.probes import ALL_GROUPS, Probe, build_probes, of_groups, render_count
-from autolora.scoring.references import Material, References, decode, fit_references
+from autolora.scoring.probes import ALL_GROUPS, EvalPrompt, build_probes, of_groups, render_count
+from autolora.scoring.references import ReferenceImages, References, decode, fit_references
 from autolora.scoring.settings import ScoringSettings
 from autolora.train.batches import LatentCache
 
@@ -31,15 +31,15 @@ class Scorer:
     settings: ScoringSettings
     render_settings: RenderSettings  # how its base pictures were rendered, and every checkpoint's must be
     encoder: Encoder
-    probes: tuple[Probe, ...]
-    base: dict[Probe, Views]  # of the base model's pictures of each probe, one a seed
-    base_pictures: dict[Probe, Pictures]
-    texts: dict[Probe, Array]  # (D,) embeddings of the prompts without triggers
-    material: Material
+    probes: tuple[EvalPrompt, ...]
+    base: dict[EvalPrompt, Embeddings]  # of the base model's pictures of each probe, one a seed
+    base_pictures: dict[EvalPrompt, Images]
+    texts: dict[EvalPrompt, Array]  # (D,) embeddings of the prompts without triggers
+    material: ReferenceImages
     references: References
     second: Scorer | None = None  # the same as another encoder sees it
 
-    def of(self, *groups: str, concept: str | None = None) -> list[Probe]:
+    def of(self, *groups: str, concept: str | None = None) -> list[EvalPrompt]:
         """The probes of some groups, and of one concept where it is given."""
         return of_groups(self.probes, *groups, concept=concept)
 
@@ -57,7 +57,7 @@ class Scorer:
         return render_count(self.probes) * len(self.settings.weights)
 
 
-def prepare(
+def build_scorer(
     model: BaseModel,
     dataset: Dataset,
     settings: ScoringSettings,
@@ -73,14 +73,14 @@ def prepare(
     """
     probes = build_probes(dataset, settings)
     base, base_pictures = _base_of(probes, renders, encoder, None, advance)
-    material = Material(
+    material = ReferenceImages(
         trigger=dataset.trigger,
         training={c.name: decode(model, latents, c.pictures, renders.side) for c in dataset.concepts},
         held_out={
             c.name: decode(model, latents, [p for p in dataset.held_out if p.concept == c.name], renders.side)
             for c in dataset.concepts
         },
-        contrast=renders.render(contrast_shots(dataset, settings), advance),
+        contrast=renders.render(negative_requests(dataset, settings), advance),
     )
     return Scorer(
         settings=settings,
@@ -124,17 +124,17 @@ def with_fresh_probes(
     )
 
 
-def _texts(probes: Sequence[Probe], dataset: Dataset, encoder: Encoder) -> dict[Probe, Array]:
+def _texts(probes: Sequence[EvalPrompt], dataset: Dataset, encoder: Encoder) -> dict[EvalPrompt, Array]:
     return dict(zip(probes, encoder.texts([strip_triggers(p.prompt, dataset) for p in probes]), strict=True))
 
 
 def _base_of(
-    probes: Sequence[Probe],
+    probes: Sequence[EvalPrompt],
     renders: BaseRenders,
     encoder: Encoder,
     adapter: AdapterSet | None,
     advance: Callable[[int], None] | None,
-) -> tuple[dict[Probe, Views], dict[Probe, Pictures]]:
+) -> tuple[dict[EvalPrompt, Embeddings], dict[EvalPrompt, Images]]:
     """The base model's pictures of every probe, and their embeddings."""
     pictures = renders.render([(probe.base_prompt, seed) for probe in probes for seed in probe.seeds], advance, adapter)
     ends = np.cumsum([len(probe.seeds) for probe in probes])[:-1]
@@ -153,13 +153,13 @@ def with_encoder(scorer: Scorer, encoder: Encoder) -> Scorer:
     return replace(scorer, encoder=encoder, base=base, references=references, second=None)
 
 
-def views_of(encoder: Encoder, pictures: Mapping[K, Pictures]) -> dict[K, Views]:
+def views_of(encoder: Encoder, pictures: Mapping[K, Images]) -> dict[K, Embeddings]:
     """Views of each key's pictures, in one pass."""
     seen = encoder.views(np.concatenate(list(pictures.values())))
     return dict(zip(pictures, seen.split([len(own) for own in pictures.values()]), strict=True))
 
 
-def contrast_shots(dataset: Dataset, settings: ScoringSettings) -> list[tuple[str, int]]:
+def negative_requests(dataset: Dataset, settings: ScoringSettings) -> list[tuple[str, int]]:
     """What the margins are fitted against: the training captions and the class-only prompts, drawn by the base model.
 
     Their seeds lie apart from the probes', so that no picture is both fitted on and judged.

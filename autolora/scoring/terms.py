@@ -10,7 +10,7 @@ from autolora.scoring.intervals import Array, bootstrap_means
 
 
 @dataclass(frozen=True)
-class Margin:
+class LinearDiscriminant:
     """A direction in embedding space along which a concept stands apart from everything else."""
 
     direction: Array  # (D,)
@@ -20,7 +20,7 @@ class Margin:
         return np.asarray(embeddings @ self.direction)
 
 
-def fit_margin(positives: Array, negatives: Array, shrinkage: float = 0.3) -> Margin:
+def fit_margin(positives: Array, negatives: Array, shrinkage: float = 0.3) -> LinearDiscriminant:
     """Fisher's linear discriminant with the pooled covariance shrunk towards a multiple of the identity.
 
     Args:
@@ -34,7 +34,7 @@ def fit_margin(positives: Array, negatives: Array, shrinkage: float = 0.3) -> Ma
     variance, between = (1 - shrinkage) * singular**2, positives.mean(0) - negatives.mean(0)
     floor = shrinkage * (singular**2).sum() / centered.shape[1]
     direction = between - axes.T @ (variance / (variance + floor) * (axes @ between))
-    return Margin(direction / np.linalg.norm(direction))
+    return LinearDiscriminant(direction / np.linalg.norm(direction))
 
 
 def cross_fit(positives: Array, negatives: Array, folds: int = 5, seed: int = 0) -> tuple[Array, float]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from autolora.data.concepts import Dataset
-from autolora.report.words import counted
-from autolora.study.claims import worked_seconds
+from autolora.report.formatting import counted
 from autolora.study.settings import StudySettings
 from autolora.train.run import Run
 
@@ -37,7 +36,7 @@ def trials_since_best(trials: Sequence[FrozenTrial]) -> int:
     return since
 
 
-def in_words(settings: StudySettings, runs: Sequence[Run], dataset: Dataset, workers: int) -> str:
+def describe_plan(settings: StudySettings, runs: Sequence[Run], dataset: Dataset, workers: int) -> str:
     """What is planned, before anything runs.
 
     Args:
@@ -89,3 +88,15 @@ def add_seconds(study: Study, training: float, scoring: float) -> None:
     """Count time that the finals took; that of a trial is its own."""
     for part, seconds in (("training", training), ("scoring", scoring)):
         study.set_user_attr(f"{part}_seconds", study.user_attrs.get(f"{part}_seconds", 0.0) + seconds)
+
+
+WORKED = "worked"  # user attribute: [since, until] of each claim in Unix seconds; its last `until` is the heartbeat
+
+
+def worked_seconds(trials: Iterable[FrozenTrial]) -> float:
+    """Wall-clock seconds in which at least one worker worked on a study, over all its sittings."""
+    total, until = 0.0, 0.0
+    for since, end in sorted(span for trial in trials for span in trial.user_attrs.get(WORKED, [])):
+        total += max(0.0, end - max(since, until))
+        until = max(until, end)
+    return total

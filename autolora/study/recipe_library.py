@@ -9,15 +9,15 @@ import optuna
 
 from autolora.config import RECIPES, ROOT
 from autolora.errors import ConfigError, StudyError
+from autolora.evaluation.result import load_results
 from autolora.files import write_atomic
-from autolora.study.plan import Plan
-from autolora.study.recipe_text import recipe_yaml
-from autolora.study.space import drawn
-from autolora.study.trial import points_of
-from autolora.study.warm_start import WINNER
+from autolora.study.definition import StudyDefinition
+from autolora.study.recipes import recipe_yaml
+from autolora.study.space import sampled_values
+from autolora.study.trials import WINNER
 
 
-def keep_recipe(plan: Plan, study: optuna.Study, name: str) -> Path:
+def save_recipe(plan: StudyDefinition, study: optuna.Study, name: str) -> Path:
     """Write the recipe that a study exported as `conf/recipe/NAME.yaml` of the working directory.
 
     Raises:
@@ -31,11 +31,11 @@ def keep_recipe(plan: Plan, study: optuna.Study, name: str) -> Path:
     if number is None:
         raise StudyError(f"study {plan.settings.name} has exported nothing yet; `{plan.command}` runs it to its end")
     trial = study.trials[number]
-    best = max(points_of(plan.files.fetch(trial.user_attrs["uid"], only="curve.json")), key=lambda p: p.objective)
+    best = max(load_results(plan.files.fetch(trial.user_attrs["uid"], only="curve.json")), key=lambda p: p.objective)
     about = ", ".join(study.user_attrs["space"][key] for key in ("dataset", "base model"))
     came_from = f"trial {number} of study {plan.settings.name} ({about}), step {best.step}"
     comment = f"# {came_from}, by its search {best.words}\n"
-    content = recipe_yaml(plan.run(*drawn(trial)), name) + comment
+    content = recipe_yaml(plan.run(*sampled_values(trial)), name) + comment
     path = RECIPES / f"{name}.yaml"
     for known in (path, ROOT / "conf" / "recipe" / path.name):
         if known.is_file() and known.read_text("utf-8") != content:

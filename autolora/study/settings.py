@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from autolora.config import build, refuse_moved
+from autolora.config import build, refuse_renamed
 from autolora.errors import ConfigError
 
 
@@ -90,8 +90,14 @@ def study_settings(config: DictConfig) -> StudySettings:
         ConfigError: a key that does not exist, or a value that cannot be.
     """
     for key in config.study:
-        refuse_moved(f"study.{key}")
+        refuse_renamed(f"study.{key}")
     if "budget" in config.study:
         raise ConfigError("budget is a key of its own, beside study and not below it")
     settings = build(StudySettings, config.study, "study")
     return dataclasses.replace(settings, budget=build(Budget, config.budget, "budget"))
+
+
+RETRAINED_RECIPES = 2  # recipes that are trained again
+STRONGER, WEAKER = (1.25, 1.5), (0.8,)  # what a LoRA's strength is multiplied by as long as that makes it better
+
+SWEEP_WEIGHTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)

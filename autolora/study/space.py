@@ -109,7 +109,7 @@ def suggest(trial: optuna.trial.BaseTrial, space: Space) -> tuple[str, dict[str,
     return recipe, {key: values.suggest(trial, f"{recipe}/{key}") for key, values in space[recipe].items()}
 
 
-def drawn(trial: optuna.trial.FrozenTrial) -> tuple[str, dict[str, Value]]:
+def sampled_values(trial: optuna.trial.FrozenTrial) -> tuple[str, dict[str, Value]]:
     """The recipe and the keys of a trial, as `suggest` drew them."""
     recipe = str(trial.user_attrs.get("recipe"))
     prefix = f"{recipe}/"

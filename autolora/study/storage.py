@@ -5,39 +5,26 @@ Every one of them may be away for a while: whoever asks waits, says so, and goes
 
 from __future__ import annotations
 
-import itertools
-import os
-import sqlite3
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage, get_storage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+from optuna.storages.journal import JournalStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
-    InterfaceError,
     NoSuchModuleError,
-    OperationalError,
-    PendingRollbackError,
 )
 
-from autolora.errors import ConfigError, StorageError, StudyError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from autolora.errors import ConfigError, StudyError
+from autolora.study.journal import JournalLock, SafeJournalBackend
+from autolora.study.storage_retry import Say, _is_unreachable, _reason, retrying
 
 EXAMPLES = "sqlite:///FILE.db, journal:///FILE.log, postgresql+psycopg://USER:PASSWORD@HOST/NAME or grpc://HOST:PORT"
-LONGEST_WAIT = 15.0  # seconds between two tries to reach a database that is away
 OPENINGS = 8  # tries to open a database that is starting, or whose tables another process is creating: 8 s
-_FULL = ("disk is full", "No space left", "quota exceeded")
-Say = Callable[[str], None]
 
 
 def storage_url(given: str | None, folder: Path) -> str:
@@ -52,7 +39,7 @@ def holds_study(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("study.db", "study.log"))
 
 
-def study_in(folder: Path) -> optuna.Study:
+def load_study_from_folder(folder: Path) -> optuna.Study:
     """The study that lies in a folder, without those beside it that hold its finals and what it started from.
 
     Raises:
@@ -72,7 +59,7 @@ def study_storage(folder: Path) -> BaseStorage:
     return open_storage(storage_url("journal" if (folder / "study.log").is_file() else None, folder), print)
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """A storage's URL without its password, for people, logs and files."""
     if not _is_sql(url):
         return url
@@ -94,17 +81,17 @@ def open_storage(url: str, say: Say) -> BaseStorage:
         StudyError: nothing answers there.
     """
     try:
-        return patient(_open(url, say), f"the storage {shown(url)}", say)
+        return retrying(_open(url, say), f"the storage {redact_url(url)}", say)
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        raise ConfigError(f"storage={shown(url)} is not understood; expected {EXAMPLES}") from error
+        raise ConfigError(f"storage={redact_url(url)} is not understood; expected {EXAMPLES}") from error
     except ImportError as error:
         extra = "grpc" if url.startswith("grpc:") else "postgres"
         raise ConfigError(
-            f"storage={shown(url)} needs a package that is missing ({error.name or error}): "
+            f"storage={redact_url(url)} needs a package that is missing ({error.name or error}): "
             f"pip install 'autolora[{extra}]', and write postgresql+psycopg:// for PostgreSQL"
         ) from error
     except (DBAPIError, ConnectionError, OSError) as error:
-        raise StudyError(f"nothing can be opened at storage={shown(url)}: {_reason(error)}") from error
+        raise StudyError(f"nothing can be opened at storage={redact_url(url)}: {_reason(error)}") from error
 
 
 def _open(url: str, say: Say) -> BaseStorage:
@@ -112,7 +99,7 @@ def _open(url: str, say: Say) -> BaseStorage:
     if kind == "journal":
         path = Path(place.removeprefix("/"))  # as SQLAlchemy has it: three slashes and a path from here, or four
         path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(WholeLines(str(path), KernelLock(path) if fcntl else JournalFileOpenLock(str(path))))
+        return JournalStorage(SafeJournalBackend(str(path), JournalLock(path)))
     if kind == "grpc":
         from optuna.storages import GrpcStorageProxy
 
@@ -133,119 +120,7 @@ def _open(url: str, say: Say) -> BaseStorage:
         except DBAPIError as error:
             if tries == OPENINGS:
                 raise
-            if tries == 1 and _is_away(error):
-                say(f"the storage {shown(url)} is away ({_reason(error)}): trying again")
+            if tries == 1 and _is_unreachable(error):
+                say(f"the storage {redact_url(url)} is away ({_reason(error)}): trying again")
             time.sleep(0.3 * tries)
     raise AssertionError("unreachable")
-
-
-class KernelLock(JournalFileOpenLock):
-    """A lock on a journal that the kernel releases when its holder dies; Optuna's own stays for half a minute."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self.path = path.with_name(f"{path.name}.lock")
-        self.handle = -1
-
-    def acquire(self) -> bool:
-        """Wait for the lock."""
-        self.handle = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o644)
-        fcntl.flock(self.handle, fcntl.LOCK_EX)
-        return True
-
-    def release(self) -> None:
-        """Give the lock to whoever waits."""
-        os.close(self.handle)
-
-
-class WholeLines(JournalFileBackend):
-    """A journal that holds whole lines only: one that a full disk or a power cut left half written is cut off."""
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append, or leave the file as it was."""
-        path = Path(self._file_path)
-        half = _half_line(path)
-        if half:
-            os.truncate(path, path.stat().st_size - half)
-        size = path.stat().st_size
-        try:
-            super().append_logs(logs)
-        except OSError:
-            os.truncate(path, size)
-            raise
-
-
-def _half_line(path: Path) -> int:
-    """Bytes after the last line's end."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size == 0:
-            return 0
-        file.seek(size - 1)
-        if file.read(1) == b"\n":
-            return 0
-        file.seek(0)
-        return size - file.read().rfind(b"\n") - 1
-
-
-def patient(storage: BaseStorage, name: str, say: Say) -> BaseStorage:
-    """The storage, each of whose methods waits while the database is away, then does what it was asked.
-
-    Raises (of the methods):
-        StorageError: the disk of the database is full.
-    """
-
-    def waiting(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(_: BaseStorage, *args: Any, **kwargs: Any) -> Any:
-            return _wait_for(lambda: method(*args, **kwargs), name, say)
-
-        return call
-
-    names = [key for key, value in vars(BaseStorage).items() if callable(value) and not key.startswith("_")]
-    methods: dict[str, Any] = {key: waiting(getattr(storage, key)) for key in names}
-    kind: type[BaseStorage] = type("PatientStorage", (BaseStorage,), {**methods, "behind": storage})
-    return kind()
-
-
-def _wait_for(ask: Callable[[], Any], name: str, say: Say) -> Any:
-    for tries in itertools.count():
-        try:
-            found = ask()
-        except Exception as error:
-            if any(words in str(error.__cause__ or error) for words in _FULL):
-                raise StorageError(
-                    f"{name} cannot be written: its disk is full; free some space, then go on"
-                ) from error
-            if not is_away(error):
-                raise
-            if tries == 1:  # not for a connection that was merely stale
-                say(f"{name} is away ({_reason(error)}): waiting for it")
-        else:
-            if tries > 1:
-                say(f"{name} is back")
-            return found
-        time.sleep(min(2.0 ** min(tries, 10) / 4, LONGEST_WAIT))
-    raise AssertionError("unreachable")
-
-
-def is_away(error: BaseException) -> bool:
-    """Whether an error of a storage means that it cannot be reached now, and may be later."""
-    if type(error).__module__.startswith("grpc") and getattr(error, "code", None):
-        return str(error.code()) == "StatusCode.UNAVAILABLE"  # type: ignore[attr-defined]
-    return _is_away(error) or (error.__cause__ is not None and is_away(error.__cause__))
-
-
-def _is_away(error: BaseException) -> bool:
-    if isinstance(error, PendingRollbackError):  # Optuna asked again on a connection that was just lost
-        return True
-    if not isinstance(error, OperationalError | InterfaceError):
-        return isinstance(error, DBAPIError) and error.connection_invalidated
-    return not isinstance(error.orig, sqlite3.Error) or "locked" in str(error.orig)
-
-
-def _reason(error: BaseException) -> str:
-    """What a database said, in one line; no driver quotes a password."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(getattr(error, "orig", None) or error)
-    return text.strip().splitlines()[0].strip() if text.strip() else type(error).__name__

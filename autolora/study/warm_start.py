@@ -23,13 +23,13 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from autolora import config as cfg
 from autolora.errors import ConfigError, StudyError
-from autolora.study.plan import Plan, value_of
-from autolora.study.space import Value, drawn, suggest
-from autolora.study.storage import Say, holds_study, open_storage, study_in
-from autolora.study.trial import DIVERGED
+from autolora.evaluation.result import DIVERGED
+from autolora.study.definition import StudyDefinition, value_of
+from autolora.study.space import Value, sampled_values, suggest
+from autolora.study.storage import holds_study, load_study_from_folder, open_storage
+from autolora.study.storage_retry import Say
+from autolora.study.trials import ORIGIN, WINNER
 
-ORIGIN = "warm_start"  # user attribute of a trial: the earlier study and the trial of it that it comes from
-WINNER = "winner"  # user attribute of a study that ended: the number of the trial that it exported
 Priors = Sequence[Sequence["Prior"]]  # by earlier study, the best first
 
 
@@ -47,11 +47,11 @@ class Prior:
         return {"recipe": self.recipe, **{f"{self.recipe}/{key}": value for key, value in self.values.items()}}
 
 
-class _Misfit(Exception):
+class IncompatibleTrial(Exception):
     """Why a trial cannot be one of this study."""
 
 
-def gather_priors(plan: Plan, say: Say) -> list[list[Prior]]:
+def gather_priors(plan: StudyDefinition, say: Say) -> list[list[Prior]]:
     """The trials of the earlier studies that fit into this one's space, the best of each study first.
 
     Args:
@@ -70,7 +70,7 @@ def gather_priors(plan: Plan, say: Say) -> list[list[Prior]]:
         for trial in _ranked(study, name):
             try:
                 fitting.append(_fit(trial, name, plan, here, there))
-            except _Misfit as reason:
+            except IncompatibleTrial as reason:
                 misfits[str(reason)] += 1
         others = f"; left out: {_in_words(misfits)}" if misfits else ""
         say(f"warm start from {name}: {len(fitting)} trials inform the search{others}")
@@ -88,10 +88,10 @@ def _in_words(misfits: Counter[str]) -> str:
     return ", ".join(f"{count} as {reason}" for reason, count in misfits.most_common())
 
 
-def _open_earlier(name: str, plan: Plan, say: Say) -> optuna.Study:
+def _open_earlier(name: str, plan: StudyDefinition, say: Say) -> optuna.Study:
     folder, study = Path(name).expanduser(), None
     if holds_study(folder):
-        study = study_in(folder)
+        study = load_study_from_folder(folder)
     elif plan.given_storage:
         with suppress(KeyError):
             study = optuna.load_study(study_name=name, storage=open_storage(plan.storage, say))
@@ -134,7 +134,7 @@ def _configs_of(study: optuna.Study) -> Callable[[str], DictConfig]:
         try:
             return cfg.compose("tune", [f"recipe={recipe}", *command["arguments"]], command["study"])
         except ConfigError as error:
-            raise _Misfit(f"recipe {recipe} of then cannot be composed any more ({error})") from error
+            raise IncompatibleTrial(f"recipe {recipe} of then cannot be composed any more ({error})") from error
 
     return composed
 
@@ -142,23 +142,23 @@ def _configs_of(study: optuna.Study) -> Callable[[str], DictConfig]:
 def _fit(
     trial: FrozenTrial,
     name: str,
-    plan: Plan,
+    plan: StudyDefinition,
     here: Callable[[str], DictConfig],
     there: Callable[[str], DictConfig],
 ) -> Prior:
     """The trial as one of this study; a key that only one of the two varies counts as it was fixed in the other."""
-    recipe, varied = drawn(trial)
+    recipe, varied = sampled_values(trial)
     if recipe not in plan.space:
-        raise _Misfit(f"recipe {recipe} is not in this study")
+        raise IncompatibleTrial(f"recipe {recipe} is not in this study")
     ranges = plan.space[recipe]
     values = {key: varied[key] if key in varied else _known(there(recipe), recipe, key) for key in ranges}
     for key, value in values.items():
         if value not in ranges[key]:
-            raise _Misfit(f"{recipe}/{key} was outside {ranges[key].text()}")
+            raise IncompatibleTrial(f"{recipe}/{key} was outside {ranges[key].text()}")
     for key in varied.keys() - values.keys():
         fixed = _known(here(recipe), recipe, key)
         if varied[key] != fixed:
-            raise _Misfit(f"{recipe}/{key} is {fixed} here and no range")
+            raise IncompatibleTrial(f"{recipe}/{key} is {fixed} here and no range")
     return Prior(f"{name}, trial {trial.number}", recipe, values, float(trial.value or 0.0))
 
 
@@ -166,10 +166,10 @@ def _known(config: DictConfig, recipe: str, key: str) -> Any:
     try:
         return value_of(config, recipe, key)
     except ConfigError as error:
-        raise _Misfit(str(error)) from error
+        raise IncompatibleTrial(str(error)) from error
 
 
-def first_tries(priors: Priors, plan: Plan, own: Mapping[str, Mapping[str, Any]]) -> list[Prior]:
+def warm_start_trials(priors: Priors, plan: StudyDefinition, own: Mapping[str, Mapping[str, Any]]) -> list[Prior]:
     """What is tried after the recipes as they are: the best of each earlier study, then the second, and so on.
 
     As many as `study.finalists`, or one of each where these are more; none twice.
@@ -186,7 +186,7 @@ def first_tries(priors: Priors, plan: Plan, own: Mapping[str, Mapping[str, Any]]
     return chosen[: max(0, most)]
 
 
-def keep_priors(priors: Priors, plan: Plan, storage: BaseStorage) -> None:
+def keep_priors(priors: Priors, plan: StudyDefinition, storage: BaseStorage) -> None:
     """Write what informs the sampler; what was written before an interruption is not written twice."""
     study = _prior_study(plan, storage) or optuna.create_study(
         study_name=f"{plan.settings.name}/priors", storage=storage, direction="maximize"
@@ -197,19 +197,19 @@ def keep_priors(priors: Priors, plan: Plan, storage: BaseStorage) -> None:
             study.add_trial(_as_trial(prior, plan))
 
 
-def known_priors(plan: Plan, storage: BaseStorage) -> list[FrozenTrial]:
+def known_priors(plan: StudyDefinition, storage: BaseStorage) -> list[FrozenTrial]:
     """What informs the sampler besides the study's own trials."""
     study = _prior_study(plan, storage)
     return study.get_trials() if study else []
 
 
-def _prior_study(plan: Plan, storage: BaseStorage) -> optuna.Study | None:
+def _prior_study(plan: StudyDefinition, storage: BaseStorage) -> optuna.Study | None:
     with suppress(KeyError):
         return optuna.load_study(study_name=f"{plan.settings.name}/priors", storage=storage)
     return None
 
 
-def _as_trial(prior: Prior, plan: Plan) -> FrozenTrial:
+def _as_trial(prior: Prior, plan: StudyDefinition) -> FrozenTrial:
     """As Optuna keeps a trial that ended, within the ranges of this study."""
     fixed = FixedTrial(prior.params())
     suggest(fixed, plan.space)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autolora.data.buckets import load_framed, load_mask, size_ids
+from autolora.data.buckets import load_cropped, load_mask, size_ids
 from autolora.data.captions import drop_tags, shuffle_tags
 from autolora.data.concepts import Dataset, without_triggers
-from autolora.data.ledger import epoch_order
 from autolora.data.sources import Picture
+from autolora.data.step_table import epoch_order
 from autolora.errors import ConfigError
 from autolora.files import atomic_path
 from autolora.models.base import BaseModel, Context, stack_contexts
@@ -125,7 +125,7 @@ class LatentCache:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _encode(self, picture: Picture, flip: bool) -> Tensor:
-        pixels = torch.from_numpy(load_framed(self._framed(picture), flip).copy()).permute(2, 0, 1)
+        pixels = torch.from_numpy(load_cropped(self._framed(picture), flip).copy()).permute(2, 0, 1)
         return self.model.encode_images(pixels[None].float() / 127.5 - 1)[0].cpu()
 
 

@@ -20,14 +20,14 @@ from autolora.errors import MemoryFull
 from autolora.models.base import BaseModel
 from autolora.train.batches import Batch, LatentCache, PromptCache, Stream, in_parts, padded
 from autolora.train.checkpoint import Checkpoint
+from autolora.train.init_from_lora import starting_state
 from autolora.train.loss import diffusion_loss, validation_losses
-from autolora.train.room import make_room, savings
+from autolora.train.oom_fallback import memory_suggestions, reduce_memory_use
 from autolora.train.run import Run, TrainSettings
-from autolora.train.start import starting_state
 
 
 @dataclass(frozen=True)
-class Assignment:
+class Job:
     """A run for a free slot, and the checkpoint it continues from."""
 
     run: Run
@@ -35,10 +35,10 @@ class Assignment:
     name: str = ""  # by which the caller knows it again
 
 
-class Slot:
+class TrainingSlot:
     """One run in training: its position, its optimizer and its latest checkpoint."""
 
-    def __init__(self, index: int, assignment: Assignment, bench: Bench) -> None:
+    def __init__(self, index: int, assignment: Job, bench: TrainingContext) -> None:
         self.index, self.run, self.name, self.bench = index, assignment.run, assignment.name, bench
         self.stream = Stream(self.run, bench.dataset, bench.model, bench.class_pictures)
         bench.adapter.start(index, self.run.adapter, self.stream.generators["adapter"])
@@ -138,7 +138,7 @@ def _optimizers(run: Run, adapter: AdapterSet, slot: int) -> list[torch.optim.Op
 
 
 @dataclass(frozen=True)
-class Bench:
+class TrainingContext:
     """What all runs of a process share: the frozen model, its wrapped layers, the pictures and the caches."""
 
     model: BaseModel
@@ -150,16 +150,16 @@ class Bench:
 
 
 def train(
-    next_run: Callable[[], Assignment | None],
-    bench: Bench,
-    on_step: Callable[[Slot], None] | None = None,
-) -> Iterator[list[Slot]]:
+    next_run: Callable[[], Job | None],
+    bench: TrainingContext,
+    on_step: Callable[[TrainingSlot], None] | None = None,
+) -> Iterator[list[TrainingSlot]]:
     """Train runs in every slot of the bench's adapter and yield a round whenever some reached a checkpoint.
 
     A slot whose run ended, or was stopped by `slot.stop()`, calls `next_run()`; training ends when all got None.
     A resumed checkpoint comes first, before any step: what the caller had to decide on it may not have been decided.
     """
-    active: dict[int, Slot] = {}
+    active: dict[int, TrainingSlot] = {}
     exhausted = False
     while True:
         for index in range(bench.adapter.slots):
@@ -167,7 +167,7 @@ def train(
                 assignment = next_run()
                 exhausted = assignment is None
                 if assignment is not None:
-                    active[index] = Slot(index, assignment, bench)
+                    active[index] = TrainingSlot(index, assignment, bench)
                     if assignment.resume:
                         yield [active[index]]
         active = {index: slot for index, slot in active.items() if not slot.stopped}
@@ -190,15 +190,15 @@ def train(
             active = {index: slot for index, slot in active.items() if not slot.stopped}
 
 
-def train_one(run: Run, bench: Bench) -> Iterator[Checkpoint]:
+def train_one(run: Run, bench: TrainingContext) -> Iterator[Checkpoint]:
     """One run's checkpoints from its start to its end, on a bench of one slot."""
-    waiting = iter([Assignment(run)])
+    waiting = iter([Job(run)])
     for (slot,) in train(lambda: next(waiting, None), bench):
         assert slot.checkpoint is not None
         yield slot.checkpoint
 
 
-def train_step(bench: Bench, active: dict[int, Slot]) -> None:
+def train_step(bench: TrainingContext, active: dict[int, TrainingSlot]) -> None:
     """A forward and backward of the base for all slots, then each slot's own optimizer step.
 
     Where the GPU's memory is too small for a slot that is alone it is tried again in less of it.
@@ -212,11 +212,11 @@ def train_step(bench: Bench, active: dict[int, Slot]) -> None:
         bench.adapter.draw_rank(index, slot.stream.generators["adapter"])
     while (losses := _try(bench, active, batches)) is None:
         ((index, slot),) = active.items()
-        room = make_room(bench.model, min(slot.at_once, len(batches[index].pictures)))
+        room = reduce_memory_use(bench.model, min(slot.at_once, len(batches[index].pictures)))
         if room is None:
             raise MemoryFull(
                 f"a step of {slot.run.name} does not fit into the GPU's memory, one picture at a time and with its "
-                f"layers computed again: set {' or '.join(savings(slot.run, bench.model))}"
+                f"layers computed again: set {' or '.join(memory_suggestions(slot.run, bench.model))}"
             )
         slot.at_once, slot.relief = room
     bench.adapter.gather_grads(bench.model.loss_scale)
@@ -225,7 +225,9 @@ def train_step(bench: Bench, active: dict[int, Slot]) -> None:
     bench.adapter.clear_grads()  # what follows may be a render, which needs their memory
 
 
-def _try(bench: Bench, active: dict[int, Slot], batches: dict[int, Batch]) -> dict[int, Tensor] | None:
+def _try(
+    bench: TrainingContext, active: dict[int, TrainingSlot], batches: dict[int, Batch]
+) -> dict[int, Tensor] | None:
     """The losses by slot, after their backward passes; None where the GPU's memory was full and one slot trains alone.
 
     Slots whose batches have different frames take one after the other.
@@ -252,7 +254,7 @@ def _try(bench: Bench, active: dict[int, Slot], batches: dict[int, Batch]) -> di
 
 
 def _backward(
-    bench: Bench, batches: dict[int, Batch], settings: dict[int, TrainSettings], share: float = 1.0
+    bench: TrainingContext, batches: dict[int, Batch], settings: dict[int, TrainSettings], share: float = 1.0
 ) -> dict[int, Tensor]:
     """The losses of batches of one frame by slot, after their backward pass; `share` is what they count.
 
@@ -297,7 +299,9 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def base_prediction(bench: Bench, noisy: Tensor, timesteps: Tensor, captions: Sequence[str], sizes: Tensor) -> Tensor:
+def base_prediction(
+    bench: TrainingContext, noisy: Tensor, timesteps: Tensor, captions: Sequence[str], sizes: Tensor
+) -> Tensor:
     """What the base model alone answers, of `noisy`'s shape: the target where it must stay as it is.
 
     Prior preservation (Ruiz et al. 2023) on the model's own answers instead of its pictures' noise, as Learning without

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.base import AdaptedLayer
-from autolora.adapters.changes import change, parts_by_layer
+from autolora.adapters.deltas import change, parts_by_layer
 from autolora.adapters.lora import DyLoRA, LoRA, cut
-from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
+from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
 from autolora.errors import ConfigError
 from autolora.models import StableDiffusion
 

@@ -18,14 +18,14 @@ from autolora.data.buckets import (
     ENLARGING_COST,
     SHRINKING_COST,
     BucketSettings,
-    Frame,
-    assign_frames,
-    choose_frames,
+    BucketSize,
+    assign_buckets,
+    choose_buckets,
     fit_picture,
-    load_framed,
+    load_cropped,
     load_mask,
-    nearest_frame,
-    potential_frames,
+    nearest_bucket,
+    potential_buckets,
 )
 from autolora.data.sources import Picture, load_pixels
 from autolora.errors import ConfigError, DatasetError
@@ -35,7 +35,7 @@ SIDE = st.integers(1, 24)
 SIZE = st.tuples(SIDE, SIDE)
 
 
-def _picture(path: Path, image: Image.Image, frame: Frame | None = None, mask: Path | None = None) -> Picture:
+def _picture(path: Path, image: Image.Image, frame: BucketSize | None = None, mask: Path | None = None) -> Picture:
     image.save(path)
     return Picture(path, "a", "a", *image.size, path.name, mask=mask, frame=frame)
 
@@ -57,19 +57,19 @@ def _gradient(width: int, height: int) -> Image.Image:
 )
 def test_frames_as_people_know_them(resolution_px: int, sides: tuple[int, int], frames: int) -> None:
     given_sides = BucketSettings(min_side=sides[0], max_side=sides[1])
-    assert len(potential_frames(resolution_px, given_sides)) == frames
+    assert len(potential_buckets(resolution_px, given_sides)) == frames
     if (resolution_px, sides) != (1024, (256, 1024)):
         found = BucketSettings().sides(resolution_px)
         assert (found[0], found[-1], found.step) == (*sides, 64)
 
 
 def test_small_models_have_frames_too_and_one_bucket_is_the_square() -> None:
-    assert potential_frames(64, BucketSettings()) == (
+    assert potential_buckets(64, BucketSettings()) == (
         *((32, 128), (32, 112), (32, 96), (48, 80), (64, 64)),
         *((80, 48), (96, 32), (112, 32), (128, 32)),
     )
-    assert potential_frames(64, BucketSettings(step=64)) == ((64, 64),)
-    assert potential_frames(500, BucketSettings(count=1)) == ((500, 500),)  # no step to keep to
+    assert potential_buckets(64, BucketSettings(step=64)) == ((64, 64),)
+    assert potential_buckets(500, BucketSettings(count=1)) == ((500, 500),)  # no step to keep to
 
 
 @quick
@@ -81,7 +81,7 @@ def test_frames_keep_to_area_step_and_sides(step: int, units: int, least: int, m
         sides = bucket.sides(resolution_px)
         shortest, longest = sides[0], sides[-1]
         assert shortest <= resolution_px <= longest
-        frames = potential_frames(resolution_px, bucket)
+        frames = potential_buckets(resolution_px, bucket)
         assert (resolution_px, resolution_px) in frames
         assert {(height, width) for width, height in frames} == set(frames)
         assert [w / h for w, h in frames] == sorted(w / h for w, h in frames)
@@ -101,23 +101,25 @@ def test_impossible_settings_are_refused_all_at_once() -> None:
     assert "min_side=-64: must not be above max_side=-128" in text
     for resolution_px, bucket, odd in ((512, BucketSettings(max_side=1000), 1000), (500, BucketSettings(), 500)):
         with pytest.raises(ConfigError, match=rf"buckets\.step=64 does not divide {odd} px"):
-            potential_frames(resolution_px, bucket)
+            potential_buckets(resolution_px, bucket)
     for sides in ({"min_side": 576}, {"max_side": 448}):
         with pytest.raises(ConfigError, match="the resolution of 512 px must lie between them"):
-            potential_frames(512, BucketSettings(**sides))
+            potential_buckets(512, BucketSettings(**sides))
 
 
-def _loss(sizes: list[tuple[int, int]], frames: tuple[Frame, ...]) -> int:
+def _loss(sizes: list[tuple[int, int]], frames: tuple[BucketSize, ...]) -> int:
     """What all pictures lose, in whole millionths."""
-    fits = [fit_picture(*size, nearest_frame(*size, frames)) for size in sizes]
+    fits = [fit_picture(*size, nearest_bucket(*size, frames)) for size in sizes]
     return sum(round(1e6 * fit.loss) for fit in fits)
 
 
 @quick
 @given(st.lists(SIZE, min_size=1, max_size=12), st.lists(SIZE, min_size=1, max_size=6, unique=True), st.integers(1, 4))
-def test_no_other_choice_of_frames_loses_less(sizes: list[tuple[int, int]], potential: list[Frame], count: int) -> None:
-    chosen = choose_frames(sizes, potential, count)
-    assert chosen == choose_frames(sizes[::-1], potential[::-1], count)
+def test_no_other_choice_of_frames_loses_less(
+    sizes: list[tuple[int, int]], potential: list[BucketSize], count: int
+) -> None:
+    chosen = choose_buckets(sizes, potential, count)
+    assert chosen == choose_buckets(sizes[::-1], potential[::-1], count)
     subsets = {
         subset: _loss(sizes, subset)
         for size in range(1, min(count, len(potential)) + 1)
@@ -129,55 +131,55 @@ def test_no_other_choice_of_frames_loses_less(sizes: list[tuple[int, int]], pote
     assert len(chosen) <= count and set(chosen) <= set(potential)
     # No frame is chosen that gains nothing, so none is left without pictures.
     assert all(subsets[s] > loss - len(sizes) for s in subsets if len(s) < len(chosen))
-    assert {nearest_frame(*size, chosen) for size in sizes} == set(chosen)
+    assert {nearest_bucket(*size, chosen) for size in sizes} == set(chosen)
 
 
 @quick
 @given(st.lists(SIZE, min_size=1, max_size=30), st.lists(SIZE, min_size=1, max_size=12, unique=True))
-def test_more_frames_never_lose_more(sizes: list[tuple[int, int]], potential: list[Frame]) -> None:
-    losses = [_loss(sizes, choose_frames(sizes, potential, count)) for count in (1, 2, 3, 5, 20)]
+def test_more_frames_never_lose_more(sizes: list[tuple[int, int]], potential: list[BucketSize]) -> None:
+    losses = [_loss(sizes, choose_buckets(sizes, potential, count)) for count in (1, 2, 3, 5, 20)]
     assert all(more <= fewer + len(sizes) for fewer, more in itertools.pairwise(losses))
 
 
 def test_frames_follow_the_pictures() -> None:
-    potential = potential_frames(512, BucketSettings())
-    assert choose_frames([(800, 800)] * 3, potential, 4) == ((512, 512),)
-    assert choose_frames([(512, 768)] * 9 + [(1024, 640)], potential, 4) == ((384, 640), (640, 384))
-    assert choose_frames([(512, 768)] * 90 + [(1000, 1000)], potential, 1) == ((384, 640),)
+    potential = potential_buckets(512, BucketSettings())
+    assert choose_buckets([(800, 800)] * 3, potential, 4) == ((512, 512),)
+    assert choose_buckets([(512, 768)] * 9 + [(1024, 640)], potential, 4) == ((384, 640), (640, 384))
+    assert choose_buckets([(512, 768)] * 90 + [(1000, 1000)], potential, 1) == ((384, 640),)
     for sizes, frames, count in (([], potential, 1), ([(1, 1)], (), 1), ([(1, 1)], potential, 0)):
         with pytest.raises(ValueError, match="need sizes, frames and a count above 0"):
-            choose_frames(sizes, frames, count)
+            choose_buckets(sizes, frames, count)
 
 
 def test_ten_thousand_sizes_take_a_moment() -> None:
     rng = np.random.default_rng(0)
     sizes = [(int(w), int(h)) for w, h in rng.integers(300, 2000, (10_000, 2))]
-    potential = potential_frames(1024, BucketSettings())
+    potential = potential_buckets(1024, BucketSettings())
     began = time.process_time()
-    chosen = choose_frames(sizes, potential, 5)
+    chosen = choose_buckets(sizes, potential, 5)
     assert time.process_time() - began < 2  # a tenth of it on a free machine
     assert len(chosen) == 5
 
 
 def test_the_nearest_ratio_wins_and_ties_go_to_the_taller_and_larger() -> None:
     frames = ((448, 576), (576, 448), (288, 224))
-    assert nearest_frame(500, 500, frames) == (448, 576)
-    assert nearest_frame(501, 500, frames) == (576, 448)
-    assert nearest_frame(2000, 100, frames) == (576, 448)
+    assert nearest_bucket(500, 500, frames) == (448, 576)
+    assert nearest_bucket(501, 500, frames) == (576, 448)
+    assert nearest_bucket(2000, 100, frames) == (576, 448)
     # A square lies exactly between these two: the choice counts its loss in the taller one, where it will go.
-    assert choose_frames([(16, 16), (32, 16)], ((8, 16), (32, 16)), 2) == ((8, 16), (32, 16))
+    assert choose_buckets([(16, 16), (32, 16)], ((8, 16), (32, 16)), 2) == ((8, 16), (32, 16))
 
 
 def test_pictures_are_assigned() -> None:
     pictures = [Picture(Path("a"), "a", "a", w, h, "a") for w, h in ((500, 800), (800, 500), (900, 900))]
-    framed = assign_frames(pictures, ((512, 512), (640, 384)))
+    framed = assign_buckets(pictures, ((512, 512), (640, 384)))
     assert [p.frame for p in framed] == [(512, 512), (640, 384), (512, 512)]
     assert [replace(p, frame=None) for p in framed] == pictures
 
 
 @quick
 @given(SIZE, SIZE, st.tuples(st.floats(0, 1), st.floats(0, 1)))
-def test_a_picture_covers_its_frame(size: tuple[int, int], frame: Frame, centre: tuple[float, float]) -> None:
+def test_a_picture_covers_its_frame(size: tuple[int, int], frame: BucketSize, centre: tuple[float, float]) -> None:
     (width, height), fit = size, fit_picture(*size, frame, centre)
     left, top, right, bottom = fit.box
     resized = (width * fit.scale, height * fit.scale)
@@ -202,12 +204,12 @@ def test_blur_costs_more_than_lost_detail() -> None:
 
 
 @pytest.mark.parametrize("frame", [(32, 32), (16, 48), (80, 48), (64, 128)])
-def test_pixels_are_those_of_a_centred_crop(tmp_path: Path, frame: Frame) -> None:
+def test_pixels_are_those_of_a_centred_crop(tmp_path: Path, frame: BucketSize) -> None:
     picture = _picture(tmp_path / "a.png", _gradient(61, 90), frame)
-    pixels = load_framed(picture)
+    pixels = load_cropped(picture)
     assert pixels.shape == (frame[1], frame[0], 3) and pixels.dtype == np.uint8
     assert (pixels == load_pixels(picture.path, *frame)).all()
-    assert (load_framed(picture, flip=True) == pixels[:, ::-1]).all()
+    assert (load_cropped(picture, flip=True) == pixels[:, ::-1]).all()
     assert (load_mask(picture) == np.ones((frame[1], frame[0]))).all()
 
 
@@ -216,7 +218,7 @@ def test_a_mask_is_cropped_with_its_picture_and_leads_the_crop(tmp_path: Path) -
     drawn.paste(255, (30, 0, 40, 10))
     drawn.save(tmp_path / "mask.png")
     picture = _picture(tmp_path / "a.png", _gradient(100, 20), (20, 20), tmp_path / "mask.png")
-    red = load_framed(picture)[:, :, 0]
+    red = load_cropped(picture)[:, :, 0]
     assert red.min() >= 0.59 * 255 and red.max() <= 0.81 * 255  # from 60 to 80 of 100
     mask = load_mask(picture)
     assert mask.dtype == np.float32 and mask.shape == (20, 20)
@@ -233,13 +235,13 @@ def test_a_mask_is_cropped_with_its_picture_and_leads_the_crop(tmp_path: Path) -
     assert (load_mask(wide, flip=True) == mask[:, ::-1]).all()
 
     Image.new("L", (50, 10)).save(tmp_path / "mask.png")  # all black: nothing to lead
-    assert (load_framed(wide) == load_pixels(wide.path, 40, 20)).all()
+    assert (load_cropped(wide) == load_pixels(wide.path, 40, 20)).all()
     assert not load_mask(wide).any()
 
 
 def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     picture = _picture(tmp_path / "a.png", _gradient(8, 8), (8, 8), tmp_path / "gone.png")
-    for load in (load_framed, load_mask):
+    for load in (load_cropped, load_mask):
         with pytest.raises(DatasetError, match=r"gone\.png: cannot be read"):
             load(picture)
         with pytest.raises(ValueError, match="has no frame yet"):
@@ -251,7 +253,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
 def test_the_table_and_the_sheet_show_what_is_lost(tmp_path: Path) -> None:
     sizes = [(32, 64), (64, 64), (128, 64), (40, 40)]
     pictures = [_picture(tmp_path / f"{i}.png", Image.new("RGB", s, "white")) for i, s in enumerate(sizes)]
-    pictures = assign_frames(pictures, ((64, 64), (32, 64)))
+    pictures = assign_buckets(pictures, ((64, 64), (32, 64)))
     tall, square = bucket_table(pictures)
     assert (tall.frame, tall.pictures, tall.worst_cropped, tall.worst_scale) == ((32, 64), 1, 0, 1)
     assert (square.frame, square.pictures, square.worst_cropped) == ((64, 64), 3, 0.5)
@@ -271,4 +273,4 @@ def test_a_very_long_picture_is_shown_too(tmp_path: Path) -> None:
     ribbon = _picture(tmp_path / "ribbon.png", Image.new("RGB", (4000, 8)), (64, 64))
     assert (np.asarray(bucket_picture([ribbon])) == (255, 0, 0)).all(axis=2).any()
     assert bucket_table([ribbon])[0].worst_cropped == pytest.approx(0.998)
-    assert load_framed(ribbon).shape == (64, 64, 3)
+    assert load_cropped(ribbon).shape == (64, 64, 3)

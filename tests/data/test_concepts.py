@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autolora.data.buckets import BucketSettings
-from autolora.data.concepts import DatasetSettings, load_dataset, with_frames
+from autolora.data.concepts import DatasetSettings, load_dataset, with_buckets
 from autolora.data.triggers import check_trigger, find_class_word, find_trigger, own_trigger
 from autolora.errors import ConfigError, DatasetError
 from tests.data.folders import noise_image, pictures_of, write_concepts, write_zorak
@@ -145,11 +145,11 @@ def test_every_picture_gets_its_frame(tmp_path: Path) -> None:
     for number, size in enumerate(((60, 30), (62, 31), (30, 60), (64, 64))):
         noise_image(50 + number, size).save(root / "10_zorak fit_a" / f"00{number}.png")
     settings = DatasetSettings(str(root), buckets=BucketSettings(count=3, step=8))
-    framed = with_frames(load_dataset(settings), settings, 32)
+    framed = with_buckets(load_dataset(settings), settings, 32)
     shapes = {(p.width > p.height) - (p.width < p.height): p.frame for p in (*framed.pictures, *framed.held_out)}
     assert shapes[0] == (32, 32) and len(set(shapes.values())) == 3
     assert all(w * h <= 32 * 32 and w % 8 == h % 8 == 0 for w, h in shapes.values() if w and h)
-    square = with_frames(load_dataset(settings), replace(settings, buckets=BucketSettings(count=1, step=8)), 32)
+    square = with_buckets(load_dataset(settings), replace(settings, buckets=BucketSettings(count=1, step=8)), 32)
     assert {p.frame for p in (*square.pictures, *square.held_out)} == {(32, 32)}
 
 
@@ -161,10 +161,10 @@ def test_small_pictures_are_left_out_where_nothing_may_be_enlarged(tmp_path: Pat
         noise_image(200 + ord(path.stem[-1]), (40, 40)).save(path)
     settings = DatasetSettings(str(root), upscale=False, buckets=BucketSettings(step=8))
     dataset = load_dataset(settings)
-    framed = with_frames(dataset, settings, 32)
+    framed = with_buckets(dataset, settings, 32)
     small = [p.path.name for p in dataset.pictures if p.width == 24]
     assert small and framed.notes == tuple(f"{name}: smaller than its bucket and left out" for name in small)
     assert {p.width for p in framed.pictures} == {40}
-    assert len(with_frames(dataset, replace(settings, upscale=True), 32).pictures) == len(dataset.pictures)
+    assert len(with_buckets(dataset, replace(settings, upscale=True), 32).pictures) == len(dataset.pictures)
     with pytest.raises(DatasetError, match=r"smaller than what is trained on and dataset\.upscale is false"):
-        with_frames(dataset, settings, 64)
+        with_buckets(dataset, settings, 64)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autolora.data.concepts import Dataset, DatasetSettings, load_dataset, with_frames
+from autolora.data.concepts import Dataset, DatasetSettings, load_dataset, with_buckets
 from autolora.data.sources import Picture
 from tests.data.folders import write_layouts, write_zorak
 
@@ -29,7 +29,7 @@ def test_the_layout_makes_no_difference(layout: str, tmp_path: Path) -> None:
     root = write_zorak(tmp_path / "zorak", 8)
     path = write_layouts(root, tmp_path / "others")[layout]
     settings, other = DatasetSettings(str(root)), DatasetSettings(str(path))
-    found = with_frames(load_dataset(other), other, 32)
-    expected = with_frames(load_dataset(settings), settings, 32)
+    found = with_buckets(load_dataset(other), other, 32)
+    expected = with_buckets(load_dataset(settings), settings, 32)
     assert bare(found, root if layout == "toml" else path) == bare(expected, root)
     assert len(found.held_out) == 6 and found.concepts[0].trigger == "fit_a"

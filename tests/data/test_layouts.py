@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autolora.data.layouts import list_folder
-from autolora.data.metadata_layout import list_metadata
+from autolora.data.layouts.folders import list_folder
+from autolora.data.layouts.metadata_files import list_metadata
 from autolora.data.sources import Picture, Source, read_source
 from autolora.errors import DatasetError
 from tests.data.folders import noise_image, write_concepts, write_layouts, write_zorak

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from autolora.data.captions import booru_key, split_tags
 from autolora.data.concepts import Dataset
-from autolora.data.ledger import epoch_order
-from autolora.data.tag_report import RISKS, TagSteps, suggest_pruning, tag_ledger, tag_rows
+from autolora.data.step_table import epoch_order
+from autolora.data.tag_report import RISKS, TagSteps, images_by_tag, suggest_pruning, tag_rows
 from autolora.errors import ConfigError
 from tests.data.test_caption_recipe import dataset_of, outfits
 
@@ -48,7 +48,7 @@ def test_suggestions_are_those_of_the_levels_after_cleaning() -> None:
 
 
 def test_the_ledger_marks_the_risks() -> None:
-    ledger = {row.tag: row for row in tag_ledger(outfits(10, 5), {"zorak fit_a": 1000, "zorak fit_b": 500}, 8)}
+    ledger = {row.tag: row for row in images_by_tag(outfits(10, 5), {"zorak fit_a": 1000, "zorak fit_b": 500}, 8)}
     assert ledger["zorak"] == TagSteps("zorak", "trigger", 1500, 12000, 2.0, "may overcook before the outfits are done")
     assert ledger["1girl"].risk == "capture"
     assert ledger["blue hair"].risk == ledger["hat"].risk == "absorbed"
@@ -58,8 +58,8 @@ def test_the_ledger_marks_the_risks() -> None:
     assert ledger["beach"] == TagSteps("beach", "scenery", 600, 4800, 0.8, "")
     assert {row.risk for row in ledger.values()} == {"", *RISKS}
     base = dataset_of({"zorak": ["zorak"], "fit_a": ["zorak, fit_a"]})  # as in the step ledger, the mean is meant
-    assert tag_ledger(base, {"zorak zorak": 100, "zorak fit_a": 300}, 1)[0].overlap == 2.0
-    half = tag_ledger(dataset_of({"fit_a": ["1girl, zorak, fit_a", "fit_a"]}), {"zorak fit_a": 10}, 1)
+    assert images_by_tag(base, {"zorak zorak": 100, "zorak fit_a": 300}, 1)[0].overlap == 2.0
+    half = images_by_tag(dataset_of({"fit_a": ["1girl, zorak, fit_a", "fit_a"]}), {"zorak fit_a": 10}, 1)
     assert {row.tag: (row.overlap, row.risk) for row in half}["zorak"] == (0.5, "")
     assert {row.tag: row.risk for row in half}["1girl"] == ""
 
@@ -67,9 +67,9 @@ def test_the_ledger_marks_the_risks() -> None:
 @pytest.mark.parametrize("steps", [{"zorak fit_a": 10}, {"zorak fit_a": 10, "zorak fit_b": 0}, {"a": 1, "b": 1}, {}])
 def test_steps_must_be_of_the_concepts(steps: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="steps of zorak fit_a, zorak fit_b"):
-        tag_ledger(outfits(), steps, 1)
+        images_by_tag(outfits(), steps, 1)
     with pytest.raises(ConfigError, match="and 0"):
-        tag_ledger(outfits(), {"zorak fit_a": 1, "zorak fit_b": 1}, 0)
+        images_by_tag(outfits(), {"zorak fit_a": 1, "zorak fit_b": 1}, 0)
 
 
 CAPTIONS = st.lists(st.sampled_from(["zorak", "Zorak", "fit_a", "1girl", "smile", "blue hair"]), min_size=1, max_size=5)
@@ -86,6 +86,6 @@ def test_the_ledger_equals_what_an_epoch_shows(concepts: list[list[str]], passes
     for concept in dataset.concepts:
         for i in epoch_order(len(concept.pictures), steps[concept.name], generator):
             shown.update({booru_key(tag) for tag in split_tags(concept.pictures[i].caption)})
-    ledger = tag_ledger(dataset, steps, epochs)
+    ledger = images_by_tag(dataset, steps, epochs)
     assert {booru_key(row.tag): row.steps_per_epoch for row in ledger} == shown
     assert all(row.steps_total == row.steps_per_epoch * epochs for row in ledger)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from autolora.adapters.changes import distance
+from autolora.adapters.deltas import distance
 from autolora.adapters.formats import layer_weights
 from autolora.adapters.read import read_lora
 from autolora.errors import ExportError
 from autolora.export.diffusers_copy import NAME, write_diffusers
-from autolora.export.verify import DiffusersTwin
+from autolora.export.verify import DiffusersReference
 from autolora.models import StableDiffusion
 from tests.export.heard import warnings_at_loading
 from tests.export.test_kinds import KINDS, assert_predicts_as, export, trained
@@ -26,7 +26,7 @@ def test_diffusers_makes_the_same_of_it_without_a_warning(
     path = write_diffusers(state, tmp_path, torch.float32)
     assert path.name == NAME
     assert distance(read_lora(path, tiny_model), state, layer_weights(tiny_model.modules)) < 1e-5
-    twin = DiffusersTwin(path, tiny_model_dir, tiny_model)
+    twin = DiffusersReference(path, tiny_model_dir, tiny_model)
     assert twin.verify_deltas(state).delta_error < 1e-5
     assert_predicts_as(twin, tiny_model, KINDS[kind], state)
     assert warnings_at_loading(path, tiny_model_dir, "sd1", caplog) == []
@@ -41,7 +41,7 @@ def test_sdxl_too_without_a_warning(
     assert {key.partition(".")[0] for key in state} == roots
     path = write_diffusers(state, tmp_path, torch.float32)
     assert distance(read_lora(path, tiny_xl), state, layer_weights(tiny_xl.modules)) < 1e-5
-    twin = DiffusersTwin(path, tiny_xl_dir, tiny_xl)
+    twin = DiffusersReference(path, tiny_xl_dir, tiny_xl)
     assert twin.verify_deltas(state).delta_error < 1e-5
     assert_predicts_as(twin, tiny_xl, KINDS[kind], state)
     assert warnings_at_loading(path, tiny_xl_dir, "sdxl", caplog) == []
@@ -53,17 +53,17 @@ def test_sdxl_in_kohyas_names_without_a_warning(
 ) -> None:
     state, _ = trained(tiny_xl, kind)
     path = export(tiny_xl, kind, state, tmp_path)
-    assert DiffusersTwin(path, tiny_xl_dir, tiny_xl).verify_deltas(state).layers
+    assert DiffusersReference(path, tiny_xl_dir, tiny_xl).verify_deltas(state).layers
     assert warnings_at_loading(path, tiny_xl_dir, "sdxl", caplog) == []
 
 
 def test_half_precision_is_proved_too(tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path) -> None:
     state, _ = trained(tiny_model, "dora")
-    assert DiffusersTwin(write_diffusers(state, tmp_path), tiny_model_dir, tiny_model).verify_deltas(state).layers
+    assert DiffusersReference(write_diffusers(state, tmp_path), tiny_model_dir, tiny_model).verify_deltas(state).layers
     other, _ = trained(tiny_model, "lora")
     wrong = {key: value * (1.1 if "lora_up" in key else 1) for key, value in other.items()}
     with pytest.raises(ExportError, match="in diffusers: the change of"):
-        DiffusersTwin(write_diffusers(wrong, tmp_path), tiny_model_dir, tiny_model).verify_deltas(other)
+        DiffusersReference(write_diffusers(wrong, tmp_path), tiny_model_dir, tiny_model).verify_deltas(other)
 
 
 def test_a_kind_that_diffusers_does_not_have(tiny_model: StableDiffusion, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.formats import from_kohya, layer_shapes, to_kohya
 from autolora.adapters.lora import DyLoRA, LoRA
-from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
+from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
 from tests.golden import derive
 from tests.models.test_configs import CONFIGS, KINDS
 

@@ -11,22 +11,22 @@ from safetensors.torch import load_file, save_file
 
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import Adapter, State
-from autolora.adapters.changes import as_lora, distance, parts_by_layer
+from autolora.adapters.deltas import as_lora, distance, parts_by_layer
 from autolora.adapters.formats import kohya_name, layer_paths, layer_weights
+from autolora.adapters.peft_adapters import DoRA, LoHa, LoKr
 from autolora.adapters.read import read_metadata
-from autolora.adapters.tuned import DoRA, LoHa, LoKr
 from autolora.errors import ExportError
-from autolora.export import naming
-from autolora.export.consumers import CONSUMERS
-from autolora.export.metadata import Card
-from autolora.export.verify import DiffusersTwin, verify_deltas
+from autolora.export import key_names as naming
+from autolora.export.metadata import ExportFacts
+from autolora.export.readers import CONSUMERS
+from autolora.export.verify import DiffusersReference, verify_deltas
 from autolora.export.write import export_lora
 from autolora.models import StableDiffusion
 from tests.adapters.test_contract import KINDS, move
 from tests.export.heard import warnings_at_loading
 from tests.export.world import dataset, run
 
-CARD = Card("1girl, zorak", 0.7, "a test", 40)
+CARD = ExportFacts("1girl, zorak", 0.7, "a test", 40)
 
 
 @pytest.fixture(params=KINDS)
@@ -52,7 +52,7 @@ def export(model: StableDiffusion, kind: str, state: State, folder: Path) -> Pat
     return export_lora(state, run(KINDS[kind]), dataset(), model, folder, kind, card=CARD, dtype=torch.float32).path
 
 
-def assert_predicts_as(twin: DiffusersTwin, model: StableDiffusion, spec: Adapter, state: State) -> None:
+def assert_predicts_as(twin: DiffusersReference, model: StableDiffusion, spec: Adapter, state: State) -> None:
     """diffusers' UNet with the file gives what ours gives with the adapter."""
     noisy = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     context, steps = model.encode_prompts(["1girl", "hat"]), torch.tensor([50, 500])
@@ -116,7 +116,7 @@ def test_diffusers_loads_it_and_predicts_the_same(
 ) -> None:
     state, _ = trained(tiny_model, kind)
     path = export(tiny_model, kind, state, tmp_path)
-    twin = DiffusersTwin(path, tiny_model_dir, tiny_model)
+    twin = DiffusersReference(path, tiny_model_dir, tiny_model)
     assert twin.verify_deltas(state).layers == len(parts_by_layer(state))
     assert_predicts_as(twin, tiny_model, KINDS[kind], state)
     assert warnings_at_loading(path, tiny_model_dir, "sd1", caplog) == []
@@ -135,7 +135,7 @@ def test_what_diffusers_makes_of_a_dora_in_kohyas_names_is_refused(
 ) -> None:
     """It leaves the magnitudes out and loads the rest as a LoRA: for it there is the plain twin."""
     state, _ = trained(tiny_model, "dora")
-    twin = DiffusersTwin(export(tiny_model, "dora", state, tmp_path), tiny_model_dir, tiny_model)
+    twin = DiffusersReference(export(tiny_model, "dora", state, tmp_path), tiny_model_dir, tiny_model)
     with pytest.raises(ExportError, match="in diffusers: the change of"):
         twin.verify_deltas(state)
 
@@ -186,7 +186,9 @@ def test_a_twin_is_a_plain_lora_that_comes_near(
     assert distance(nearer, state, weights) < distance(small, state, weights) < 1 or kind == "locon"
     path = export_lora(nearer, run(KINDS[kind]), dataset(), tiny_model, tmp_path, "twin", card=CARD).path
     assert verify_deltas(nearer, path, tiny_model).read_by == tuple(CONSUMERS)
-    assert DiffusersTwin(path, tiny_model_dir, tiny_model).verify_deltas(nearer).layers == len(parts_by_layer(state))
+    assert DiffusersReference(path, tiny_model_dir, tiny_model).verify_deltas(nearer).layers == len(
+        parts_by_layer(state)
+    )
 
 
 @pytest.mark.parametrize(

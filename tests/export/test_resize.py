@@ -11,26 +11,26 @@ import torch
 
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
-from autolora.adapters.changes import change, distance, parts_by_layer
+from autolora.adapters.deltas import change, distance, parts_by_layer
 from autolora.adapters.formats import layer_weights
 from autolora.adapters.lora import DyLoRA, cut
 from autolora.adapters.read import read_lora, read_metadata
+from autolora.commands.resize import Resized, print_resized, seek, smallest_kept, wanted_dims
 from autolora.errors import ConfigError
-from autolora.export.consumers import CONSUMERS
-from autolora.export.metadata import Card
-from autolora.export.readings import readings
+from autolora.export.compatibility import readings
+from autolora.export.metadata import ExportFacts
+from autolora.export.readers import CONSUMERS
 from autolora.export.resize import MOST, Resizer, unit_of, write_resized
-from autolora.export.verify import DiffusersTwin, verify_deltas
+from autolora.export.verify import DiffusersReference, verify_deltas
 from autolora.export.write import export_lora
 from autolora.models import StableDiffusion
 from autolora.scoring.intervals import Estimate
-from autolora.study.resize_file import Resized, print_resized, seek, smallest_kept, wanted_dims
 from tests.adapters.test_contract import KINDS
 from tests.export.test_kinds import export, trained
 from tests.export.world import dataset, random_state, run
 
 DYLORA = DyLoRA(dim=8, alpha=4, unit=2)
-CARD = Card("1girl, zorak", 0.7, "a test", 20)
+CARD = ExportFacts("1girl, zorak", 0.7, "a test", 20)
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "locon", "dora", "loha", "lokr", "ia3"])
@@ -89,7 +89,7 @@ def test_a_dylora_is_cut_with_its_own_alpha(tiny_model: StableDiffusion, tiny_mo
     path = write_resized(resizer.to(2), 2, source, metadata, tiny_model, tmp_path)
     assert read_metadata(path)["ss_network_alpha"] == "2"
     assert verify_deltas(resizer.to(2), path, tiny_model).read_by == tuple(CONSUMERS)
-    assert DiffusersTwin(path, tiny_model_dir, tiny_model).verify_deltas(resizer.to(2)).delta_error < 1e-2
+    assert DiffusersReference(path, tiny_model_dir, tiny_model).verify_deltas(resizer.to(2)).delta_error < 1e-2
 
 
 def plain(model: StableDiffusion) -> State:

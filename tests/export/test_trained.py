@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from autolora.adapters.base import Adapter, State
-from autolora.adapters.changes import distance, is_plain
+from autolora.adapters.deltas import distance, is_plain
 from autolora.adapters.formats import layer_weights
 from autolora.adapters.read import lora_of
 from autolora.export.diffusers_copy import write_diffusers
-from autolora.export.naming import has_format
-from autolora.export.verify import DiffusersTwin, verify_deltas
+from autolora.export.key_names import has_format
+from autolora.export.verify import DiffusersReference, verify_deltas
 from autolora.models import StableDiffusion
 from autolora.paperdoll.world import write_dataset
-from autolora.study.export_best import TWIN_DISTANCE, nearest_lora
-from autolora.train.loop import Assignment
+from autolora.publish.export import TWIN_DISTANCE, nearest_lora
+from autolora.train.loop import Job
 from tests import tiny
 from tests.export.heard import warnings_at_loading
 from tests.export.test_kinds import KINDS, assert_predicts_as, export
@@ -67,9 +67,9 @@ def test_diffusers_predicts_the_same(
 ) -> None:
     model, source = request.getfixturevalue(base), request.getfixturevalue(f"{base}_dir")
     run = replace(ADAMW, adapter=KINDS[kind])
-    *_, last = train_all(work(model, folder, tmp_path / "cache", run), Assignment(run))
+    *_, last = train_all(work(model, folder, tmp_path / "cache", run), Job(run))
     path, state, spec = for_diffusers(kind, last.state, model, tmp_path)
-    twin = DiffusersTwin(path, source, model)
+    twin = DiffusersReference(path, source, model)
     twin.verify_deltas(state)
     assert_predicts_as(twin, model, spec, state)
     assert warnings_at_loading(path, source, model.architecture, caplog) == []

@@ -11,26 +11,26 @@ from safetensors.torch import load_file, save_file
 
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
-from autolora.adapters.changes import as_lora, distance
+from autolora.adapters.deltas import as_lora, distance
 from autolora.adapters.formats import delta, layer_paths, layer_weights
 from autolora.adapters.lora import DyLoRA, LoRA
+from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
 from autolora.adapters.read import read_lora, read_metadata
-from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
 from autolora.errors import ConfigError, ExportError
+from autolora.export.compatibility import readings
 from autolora.export.diffusers_copy import write_diffusers
 from autolora.export.kohya_command import kohya_command
-from autolora.export.metadata import Card
-from autolora.export.readings import readings
+from autolora.export.metadata import ExportFacts
 from autolora.export.resize import Resizer, write_resized
-from autolora.export.verify import DiffusersTwin, compare_pictures, verify_deltas
+from autolora.export.verify import DiffusersReference, compare_pictures, verify_deltas
 from autolora.export.write import as_in_file, export_lora
 from autolora.models import FlowModel, RenderSettings
-from autolora.sampling import Shot, render
+from autolora.sampling import RenderRequest, render
 from tests import tiny_flow
 from tests.adapters.test_contract import move
 from tests.export.world import dataset, run
 
-CARD = Card("1girl, zorak", 0.7, "a test", 40)
+CARD = ExportFacts("1girl, zorak", 0.7, "a test", 40)
 OTHERS = {"dora": DoRA(dim=4, alpha=2), "loha": LoHa(dim=4, alpha=2), "lokr": LoKr(dim=2, alpha=1)}
 VERSIONS = {
     "sd3": ("sd3", "stable-diffusion-3/lora", "Unknown"),
@@ -65,10 +65,10 @@ def test_a_lora_is_drawn_by_diffusers_as_by_us(model: FlowModel, tmp_path: Path)
     assert all(".lora_A." in key or ".lora_B." in key for key in load_file(exported.path))
     assert verify_deltas(state, exported.path, model).read_by == ("ComfyUI",)
     assert model.source is not None
-    twin = DiffusersTwin(exported.path, model.source, model)
+    twin = DiffusersReference(exported.path, model.source, model)
     assert twin.verify_deltas(state).layers == exported.layers
 
-    shots = [Shot("1girl, mona", 7, weight) for weight in (1.0, 0.5, 0.0)]
+    shots = [RenderRequest("1girl, mona", 7, weight) for weight in (1.0, 0.5, 0.0)]
     negative = "" if model.tells_guidance else "red"
     settings = RenderSettings(steps=4, guidance=3.0, sampler="euler", batch_size=2, negative=negative)
     adapter = attach(model.modules, spec)
@@ -96,7 +96,7 @@ def test_a_lora_of_a_16_bit_model_is_proved_without_what_it_leaves_alone(model: 
     half = tiny_flow.load_tiny_flow(source, model.architecture, dtype="bfloat16")
     state = trained(half, spec)
     exported = export_lora(state, run(spec), dataset(), half, tmp_path, "zorak", card=CARD)
-    twin = DiffusersTwin(exported.path, source, half)
+    twin = DiffusersReference(exported.path, source, half)
     assert not twin.draws and twin.verify_deltas(state).layers == exported.layers
     last = half.text_parts[-1]
     assert (getattr(twin.pipeline, last) is None) == (last not in half.modules)
@@ -134,9 +134,9 @@ def test_other_kinds_have_lycoris_names_and_a_plain_twin(kind: str, model: FlowM
     verify_deltas(twin, written, model)
     assert distance(read_lora(path, model), state, weights) < 1e-2
     assert model.source is not None
-    DiffusersTwin(written, model.source, model).verify_deltas(twin)
+    DiffusersReference(written, model.source, model).verify_deltas(twin)
     if kind == "dora":
-        DiffusersTwin(write_diffusers(state, tmp_path / "copy"), model.source, model).verify_deltas(state)
+        DiffusersReference(write_diffusers(state, tmp_path / "copy"), model.source, model).verify_deltas(state)
 
 
 def test_ia3_suits_no_layers_with_a_bias(model: FlowModel, tmp_path: Path) -> None:

@@ -17,18 +17,22 @@ from autolora.adapters.formats import layer_paths, to_kohya
 from autolora.adapters.lora import LoRA
 from autolora.adapters.read import lora_of, read_lora
 from autolora.errors import ExportError
-from autolora.export.metadata import Card
-from autolora.export.verify import DiffusersTwin, compare_pictures, jitter, verify_deltas
+from autolora.export.metadata import ExportFacts
+from autolora.export.verify import DiffusersReference, compare_pictures, jitter, verify_deltas
 from autolora.export.write import export_lora
 from autolora.models import RenderSettings, StableDiffusion
-from autolora.sampling import Pictures, Shot, render
+from autolora.sampling import Images, RenderRequest, render
 from tests.export.heard import heard
 from tests.export.world import dataset, random_state, run
 
 SPEC = LoRA(dim=4, alpha=3.0, text_encoder=True)
-CARD = Card("1girl, zorak", 0.7, "a test", step=20)
+CARD = ExportFacts("1girl, zorak", 0.7, "a test", step=20)
 SETTINGS = RenderSettings(steps=3, guidance=3.0, batch_size=4, negative="dull")
-SHOTS = [Shot("1girl, zorak", 1, 1.0), Shot("1girl", 2, 0.0), Shot("1girl, zorak, fit_a", 3, 0.7)]
+SHOTS = [
+    RenderRequest("1girl, zorak", 1, 1.0),
+    RenderRequest("1girl", 2, 0.0),
+    RenderRequest("1girl, zorak, fit_a", 3, 0.7),
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +46,8 @@ def path(state: State, tiny_model: StableDiffusion, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="module")
-def twin(path: Path, tiny_model_dir: Path, tiny_model: StableDiffusion) -> DiffusersTwin:
-    return DiffusersTwin(path, tiny_model_dir, tiny_model)
+def twin(path: Path, tiny_model_dir: Path, tiny_model: StableDiffusion) -> DiffusersReference:
+    return DiffusersReference(path, tiny_model_dir, tiny_model)
 
 
 def ours(model: StableDiffusion, path: Path) -> np.ndarray:
@@ -70,7 +74,7 @@ def test_bfloat16_is_judged_by_what_it_holds(
         state, run(SPEC), dataset(), tiny_model, tmp_path, "coarse", card=CARD, dtype=torch.bfloat16
     ).path
     assert 2e-3 < verify_deltas(state, path, tiny_model).delta_error < 1e-2
-    assert DiffusersTwin(path, tiny_model_dir, tiny_model).verify_deltas(state).layers == len(layer_paths(state))
+    assert DiffusersReference(path, tiny_model_dir, tiny_model).verify_deltas(state).layers == len(layer_paths(state))
 
 
 def test_diffusers_loads_every_key_without_a_word(
@@ -89,26 +93,28 @@ def test_diffusers_loads_every_key_without_a_word(
 
 
 def test_deltas_in_diffusers_are_the_files(
-    state: State, path: Path, twin: DiffusersTwin, tiny_model: StableDiffusion
+    state: State, path: Path, twin: DiffusersReference, tiny_model: StableDiffusion
 ) -> None:
     assert twin.verify_deltas(state).layers == len(layer_paths(state))
     assert twin.verify_deltas(read_lora(path, tiny_model)).delta_error < 1e-6
 
 
-def test_pictures_in_diffusers_are_ours(path: Path, twin: DiffusersTwin, tiny_model: StableDiffusion) -> None:
+def test_pictures_in_diffusers_are_ours(path: Path, twin: DiffusersReference, tiny_model: StableDiffusion) -> None:
     mine, theirs = ours(tiny_model, path), twin.render(SHOTS, SETTINGS)
     assert compare_pictures(mine, theirs) <= 0.1
     assert np.abs(mine.astype(int) - theirs.astype(int)).max() <= 2
 
 
-def test_smaller_pictures_in_diffusers_are_ours(path: Path, twin: DiffusersTwin, tiny_model: StableDiffusion) -> None:
+def test_smaller_pictures_in_diffusers_are_ours(
+    path: Path, twin: DiffusersReference, tiny_model: StableDiffusion
+) -> None:
     small = replace(SETTINGS, size=tiny_model.resolution // 2)
     base = render(tiny_model, [replace(shot, weight=0.0) for shot in SHOTS], small)
     assert compare_pictures(base, twin.render([replace(shot, weight=0.0) for shot in SHOTS], small)) <= 0.1
 
 
-def test_pictures_tell_a_lora_from_the_base(path: Path, twin: DiffusersTwin, tiny_model: StableDiffusion) -> None:
-    base = render(tiny_model, [Shot(shot.prompt, shot.seed, 0.0) for shot in SHOTS], SETTINGS)
+def test_pictures_tell_a_lora_from_the_base(path: Path, twin: DiffusersReference, tiny_model: StableDiffusion) -> None:
+    base = render(tiny_model, [RenderRequest(shot.prompt, shot.seed, 0.0) for shot in SHOTS], SETTINGS)
     with pytest.raises(ExportError, match="otherwise"):
         compare_pictures(base, twin.render(SHOTS, SETTINGS))
 
@@ -120,7 +126,7 @@ def test_what_its_own_rounding_moves_is_no_difference_between_programs() -> None
     with pytest.raises(ExportError, match=r"picture 1 otherwise .* 3\.0 of 255 levels .* expected at most 2\.0"):
         compare_pictures(pictures, apart, jittered=lambda: pictures + np.uint8(1))
 
-    def unasked() -> Pictures:
+    def unasked() -> Images:
         raise AssertionError
 
     assert compare_pictures(pictures, pictures + np.uint8(1), jittered=unasked) == 1
@@ -139,7 +145,7 @@ def test_unet_only_adapter(tiny_model: StableDiffusion, tiny_model_dir: Path, tm
     spec = LoRA(dim=2, alpha=2.0, targets=("attention",))
     state = random_state(tiny_model, spec)
     path = export_lora(state, run(spec), dataset(), tiny_model, tmp_path, "unet", card=CARD).path
-    assert DiffusersTwin(path, tiny_model_dir, tiny_model).verify_deltas(state).layers == len(layer_paths(state))
+    assert DiffusersReference(path, tiny_model_dir, tiny_model).verify_deltas(state).layers == len(layer_paths(state))
     assert lora_of(read_lora(path, tiny_model)) == spec
 
 

@@ -22,14 +22,14 @@ from autolora.adapters.read import read_lora, read_metadata
 from autolora.data.caption_recipe import CaptionRecipe
 from autolora.errors import ExportError, StorageError
 from autolora.export.diffusers_copy import write_diffusers
-from autolora.export.metadata import Card, hashes
+from autolora.export.metadata import ExportFacts, hashes
 from autolora.export.write import Exported, export_lora, file_stem
 from autolora.files import atomic_files
 from autolora.models import StableDiffusion
 from tests.export.world import dataset, random_state, run
 
 SPEC = LoRA(dim=4, alpha=3.3)
-CARD = Card("1girl, zorak, röd", 0.7, "mona at her best", step=24, notes="bleed 0.04", facts={"score": "0.91"})
+CARD = ExportFacts("1girl, zorak, röd", 0.7, "mona at her best", step=24, notes="bleed 0.04", facts={"score": "0.91"})
 MADE = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 

@@ -17,11 +17,11 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.lora import LoRA
 from autolora.errors import ConfigError, ModelError
-from autolora.export.metadata import Card
+from autolora.export.metadata import ExportFacts
 from autolora.export.write import export_lora
 from autolora.models import Context, FlowModel, ModelSettings, RenderSettings, StableDiffusion, load_model
 from autolora.models.base import stack_contexts
-from autolora.sampling import Shot, render
+from autolora.sampling import RenderRequest, render
 from autolora.train.loss import timestep_weights
 from autolora.train.run import TrainSettings
 from tests import tiny, tiny_flow
@@ -106,7 +106,7 @@ def test_latents_are_shifted_and_scaled(model: FlowModel, pipeline: Any) -> None
 def test_a_render_is_the_one_of_diffusers(model: FlowModel, pipeline: Any) -> None:
     prompts, seeds = ["1girl, mona", "b"], [7, 8]
     negative = "" if model.tells_guidance else "red"
-    shots = [Shot(prompt, seed, 0.0) for prompt, seed in zip(prompts, seeds, strict=True)]
+    shots = [RenderRequest(prompt, seed, 0.0) for prompt, seed in zip(prompts, seeds, strict=True)]
     pictures = render(model, shots, replace(RENDER, negative=negative))
     guidance = RENDER.guidance - (model.architecture == "z_image")
     for picture, prompt, seed in zip(pictures, prompts, seeds, strict=True):
@@ -129,7 +129,7 @@ def test_what_guidance_is_told_changes_flux_and_nothing_else_doubles_its_batch(
         return predict(noisy, timesteps, context)
 
     monkeypatch.setattr(model, "predict", watched)
-    render(model, [Shot("a", 0, 0.0)], RENDER)
+    render(model, [RenderRequest("a", 0, 0.0)], RENDER)
     assert sizes == [(1, [3.0])] * 4
     context, noisy, steps = model.encode_prompts(["a"]), noisy_of(model, 1), torch.tensor([400.0])
     untold = predict(noisy, steps, context)
@@ -142,7 +142,7 @@ def test_flux_without_told_guidance_is_guided_by_two_predictions(tmp_path: Path)
     model = tiny_flow.load_tiny_flow(folder, "flux")
     pipeline = PIPELINE.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    picture = render(model, [Shot("1girl", 7, 0.0)], replace(RENDER, negative="red"))[0]
+    picture = render(model, [RenderRequest("1girl", 7, 0.0)], replace(RENDER, negative="red"))[0]
     told = {"num_inference_steps": 4, "generator": torch.Generator().manual_seed(7), "true_cfg_scale": 3.0}
     expected = pipeline("1girl", negative_prompt="red", height=32, width=32, **told).images[0]
     assert np.abs(picture.astype(int) - np.asarray(expected).astype(int)).max() <= 1
@@ -244,7 +244,14 @@ def test_the_loaded_lora_predicts_as_the_trained_one(
 ) -> None:
     state = adapter.state(0)
     path = export_lora(
-        state, run(spec_of(model)), dataset(), model, tmp_path, "a", card=Card("a", 1.0, "b", 4), dtype=torch.float32
+        state,
+        run(spec_of(model)),
+        dataset(),
+        model,
+        tmp_path,
+        "a",
+        card=ExportFacts("a", 1.0, "b", 4),
+        dtype=torch.float32,
     ).path
     before = pipeline_flow(pipeline, model)
     pipeline.load_lora_weights(tmp_path, weight_name=path.name)

@@ -15,19 +15,19 @@ from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import Adapter
 from autolora.adapters.formats import layer_paths, layer_shapes, layer_weights
 from autolora.adapters.lora import LoRA
-from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
+from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.errors import ConfigError
-from autolora.export.metadata import Card
-from autolora.export.verify import DiffusersTwin, verify_deltas
+from autolora.export.metadata import ExportFacts
+from autolora.export.verify import DiffusersReference, verify_deltas
 from autolora.export.write import export_lora
 from autolora.models import ModelSettings, StableDiffusion
-from autolora.models.hollow import META, Meter, OnGpu, backward, hollow
+from autolora.models.meta_device import META, AutocastEmulator, MemoryCounter, backward, on_meta_device
 from autolora.models.quantized import QuantizedLinear
 from autolora.paperdoll.world import write_dataset
-from autolora.study.memory import memory_need
+from autolora.preflight.memory import memory_need
 from autolora.train.batches import LatentCache, PromptCache
-from autolora.train.loop import Bench, train_one
+from autolora.train.loop import TrainingContext, train_one
 from autolora.train.run import Run, TrainSettings
 from tests.tiny import load_tiny
 
@@ -58,9 +58,9 @@ def test_a_layer_computes_with_its_restored_weight_back_and_forth(kind: str, dty
 
 
 def test_a_quantized_layer_can_be_hollow(kind: str) -> None:
-    layer = hollow(QuantizedLinear(nn.Linear(64, 48).bfloat16(), kind, torch.device("cpu")))
+    layer = on_meta_device(QuantizedLinear(nn.Linear(64, 48).bfloat16(), kind, torch.device("cpu")))
     x = torch.empty(3, 64, device=META, requires_grad=True)
-    with OnGpu(torch.bfloat16), Meter():
+    with AutocastEmulator(torch.bfloat16), MemoryCounter():
         out = layer(x)
         backward(out.float().sum())
     assert out.shape == (3, 48) and out.dtype == torch.bfloat16 and x.grad is not None
@@ -92,17 +92,19 @@ def test_every_kind_trains_on_it_and_its_export_is_proved(
     write_dataset(tmp_path / "doll", seed=1, outfits=1, images_per_outfit=6, size=32)
     dataset = load_dataset(DatasetSettings(path=str(tmp_path / "doll")))
     run = Run("small", adapter, train=TrainSettings(epochs=1, steps_per_concept=8, max_norm=0.5))
-    bench = Bench(
+    bench = TrainingContext(
         model, attach(model.modules, adapter), dataset, LatentCache(model, tmp_path / "cache"), PromptCache(model)
     )
     (done,) = train_one(run, bench)
     bench.adapter.detach()
     trained = [tensor for name, tensor in done.state.items() if not name.endswith(("alpha", "on_input", "down.weight"))]
     assert done.train_loss < 10 and any(tensor.abs().sum() > 0 for tensor in trained)
-    written = export_lora(done.state, run, dataset, model, tmp_path, "small", card=Card("1girl", 1.0, "small", 8))
+    written = export_lora(
+        done.state, run, dataset, model, tmp_path, "small", card=ExportFacts("1girl", 1.0, "small", 8)
+    )
     assert verify_deltas(done.state, written.path, model).layers == len(layer_paths(done.state))
     if type(adapter) is LoRA:
-        twin = DiffusersTwin(written.path, tiny_model_dir, model)
+        twin = DiffusersReference(written.path, tiny_model_dir, model)
         assert not twin.draws and twin.verify_deltas(done.state).delta_error < 1e-2
         plain = load_tiny(tiny_model_dir, gradient_checkpointing=True)
         needs = [memory_need(run, dataset, one, offload=False).training for one in (model, plain)]

@@ -18,11 +18,11 @@ from autolora.adapters.formats import kohya_name
 from autolora.adapters.lora import LoRA
 from autolora.adapters.read import read_lora, read_metadata
 from autolora.errors import ConfigError, ModelError
-from autolora.export.metadata import Card
-from autolora.export.verify import DiffusersTwin, compare_pictures, verify_deltas
+from autolora.export.metadata import ExportFacts
+from autolora.export.verify import DiffusersReference, compare_pictures, verify_deltas
 from autolora.export.write import export_lora
 from autolora.models import Context, ModelSettings, RenderSettings, StableDiffusion, load_model
-from autolora.sampling import Shot, render
+from autolora.sampling import RenderRequest, render
 from tests import tiny
 from tests.adapters.test_contract import KINDS, move
 from tests.export.heard import warnings_at_loading
@@ -30,7 +30,7 @@ from tests.export.world import dataset, run
 
 PIPELINE: Any = StableDiffusionXLPipeline
 SPEC = LoRA(dim=4, alpha=2, text_encoder=True, targets=("attention", "feed_forward", "projections", "conv"))
-CARD = Card("1girl, zorak", 0.7, "a test", 40)
+CARD = ExportFacts("1girl, zorak", 0.7, "a test", 40)
 PROMPTS = ["1girl, Mona", "", "mona_(é), " * 7]
 
 
@@ -84,7 +84,7 @@ def test_the_unet_is_told_the_whole_prompt_and_the_crop(tiny_xl: StableDiffusion
 
 def test_a_render_is_the_one_of_diffusers(tiny_xl: StableDiffusion, pipeline: Any) -> None:
     settings = RenderSettings(steps=5, guidance=3.0, negative="red")
-    pictures = render(tiny_xl, [Shot("1girl, mona", 7, 0.0), Shot("b", 8, 0.0)], settings)
+    pictures = render(tiny_xl, [RenderRequest("1girl, mona", 7, 0.0), RenderRequest("b", 8, 0.0)], settings)
     for picture, prompt, seed in zip(pictures, ["1girl, mona", "b"], [7, 8], strict=True):
         expected = pipeline(
             prompt,
@@ -102,7 +102,7 @@ def test_its_usual_layer_is_also_2_and_is_proved_by_pictures(
     plain, model = (tiny.load_tiny(tiny_xl_dir, "sdxl", clip_skip=skip) for skip in (None, 2))
     assert torch.equal(model.encode_prompts(PROMPTS).tokens, plain.encode_prompts(PROMPTS).tokens)
     path = export_lora(adapter.state(0), run(SPEC), dataset(), model, tmp_path, "xl", card=CARD).path
-    assert read_metadata(path)["ss_clip_skip"] == "None" and DiffusersTwin(path, tiny_xl_dir, model).draws
+    assert read_metadata(path)["ss_clip_skip"] == "None" and DiffusersReference(path, tiny_xl_dir, model).draws
 
 
 def test_an_export_is_the_same_in_diffusers(
@@ -117,7 +117,7 @@ def test_an_export_is_the_same_in_diffusers(
     assert verify_deltas(state, exported.path, tiny_xl).delta_error < 1e-5
     back = read_lora(exported.path, tiny_xl)
     assert back.keys() == state.keys() and all(torch.allclose(back[key], state[key].float()) for key in state)
-    twin = DiffusersTwin(exported.path, tiny_xl_dir, tiny_xl)
+    twin = DiffusersReference(exported.path, tiny_xl_dir, tiny_xl)
     assert twin.verify_deltas(state).layers == len(adapter.layers)
     noisy, steps = noisy_of(tiny_xl), torch.tensor([50, 700])
     context = tiny_xl.encode_prompts(["1girl", "hat"])
@@ -128,7 +128,10 @@ def test_an_export_is_the_same_in_diffusers(
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     with adapter.disabled():
         assert not torch.allclose(tiny_xl.predict(noisy, steps, context), ours, atol=1e-3)
-    shots, settings = [Shot("1girl", 3, 1.0), Shot("hat", 4, 0.5)], RenderSettings(steps=3, guidance=2.0)
+    shots, settings = (
+        [RenderRequest("1girl", 3, 1.0), RenderRequest("hat", 4, 0.5)],
+        RenderSettings(steps=3, guidance=2.0),
+    )
     compare_pictures(render(tiny_xl, shots, settings, adapter), twin.render(shots, settings))
     assert warnings_at_loading(exported.path, tiny_xl_dir, "sdxl", caplog) == []
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from autolora.adapters.lora import LoRA
 from autolora.adapters.read import read_metadata
 from autolora.errors import ConfigError, ModelError
-from autolora.export.metadata import Card
-from autolora.export.verify import DiffusersTwin
+from autolora.export.metadata import ExportFacts
+from autolora.export.verify import DiffusersReference
 from autolora.export.write import export_lora
 from autolora.models import ModelSettings, StableDiffusion, load_model
 from autolora.models.configs import CONFIGS
@@ -97,9 +97,9 @@ def test_a_lora_for_a_file_is_proved_by_diffusers(pair: Pair, tmp_path: Path) ->
     _, model = both(pair)
     spec = LoRA(dim=2, alpha=1, text_encoder=True)
     state = random_state(model, spec)
-    path = export_lora(state, run(spec), dataset(), model, tmp_path, "a", card=Card("a", 1.0, "b", 4)).path
+    path = export_lora(state, run(spec), dataset(), model, tmp_path, "a", card=ExportFacts("a", 1.0, "b", 4)).path
     assert model.source == pair.file
-    assert DiffusersTwin(path, pair.file, model).verify_deltas(state).layers
+    assert DiffusersReference(path, pair.file, model).verify_deltas(state).layers
     assert read_metadata(path)["ss_clip_skip"] == "None"
 
 

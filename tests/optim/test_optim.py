@@ -22,8 +22,8 @@ from autolora.optim.optimizers import (
     AdamW8bit,
     Lion,
     Optimizer,
+    OptimizerSpec,
     Prodigy,
-    Rated,
     ScheduleFree,
     optional,
 )
@@ -109,7 +109,7 @@ def test_optimizers_minimise(spec: Optimizer) -> None:
 
 
 @pytest.mark.parametrize("kind", [AdamW, Lion, Adafactor, CAME, ScheduleFree])
-def test_a_weight_leaves_zero_at_its_rate(kind: type[Rated]) -> None:
+def test_a_weight_leaves_zero_at_its_rate(kind: type[OptimizerSpec]) -> None:
     """As one half of every LoRA must: an Adafactor that scales its rate by the weight's size hardly would."""
     parameter = torch.nn.Parameter(torch.zeros(4, 4))
     optimizer = kind(lr=1e-4, weight_decay=0.0).build([parameter])
@@ -170,7 +170,7 @@ def test_impossible_settings_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", [AdamW(), Lion(), Adafactor(), CAME(), ScheduleFree(), AdamW8bit()])
-def test_the_text_encoder_has_a_rate_of_its_own(kind: Rated) -> None:
+def test_the_text_encoder_has_a_rate_of_its_own(kind: OptimizerSpec) -> None:
     assert kind.for_text_encoder() == kind
     apart = replace(kind, text_encoder_lr=1e-5)
     assert apart.for_text_encoder().lr == 1e-5 and apart.lr == 1e-4

@@ -10,16 +10,16 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from autolora.paperdoll.attribute_classifier import AttributeClassifier
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.look import Look, character_look, novel_character, random_novel_look, sample_values
-from autolora.paperdoll.oracle import Oracle
 from autolora.paperdoll.weights import BASE, VERSION, WEIGHTS, weights_hash
 from autolora.scoring.encoders import load_encoder
 
 
 @pytest.fixture(scope="module")
-def oracle() -> Oracle:
-    return Oracle()
+def oracle() -> AttributeClassifier:
+    return AttributeClassifier()
 
 
 def test_diffusers_alone_loads_the_base() -> None:
@@ -39,7 +39,7 @@ def test_the_weights_are_frozen() -> None:
     assert (VERSION, weights_hash()) == ("paperdoll-v1", "19c4862a9f01d1f7")
 
 
-def test_the_oracle_reads_fresh_drawings(oracle: Oracle) -> None:
+def test_the_oracle_reads_fresh_drawings(oracle: AttributeClassifier) -> None:
     rng = random.Random("test-oracle")
     looks = [Look(sample_values(rng)) for _ in range(300)]
     accuracy = oracle.accuracy(np.stack([np.asarray(draw(x, rng)) for x in looks]), [x.values for x in looks])
@@ -47,7 +47,7 @@ def test_the_oracle_reads_fresh_drawings(oracle: Oracle) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
-def test_the_oracle_knows_a_character_from_others(oracle: Oracle, seed: int) -> None:
+def test_the_oracle_knows_a_character_from_others(oracle: AttributeClassifier, seed: int) -> None:
     character, rng = novel_character(seed, 2), random.Random(seed)
     own = [character_look(character, character.outfits[i % 2], rng) for i in range(20)]
     pictures = np.stack([np.asarray(draw(look, rng)) for look in own])

@@ -15,7 +15,8 @@ from autolora.paperdoll.look import Look, character_look, novel_character, sampl
 from autolora.paperdoll.tag_head import HEAD, PAIR, column, drawings, fit_head, head_groups
 from autolora.prepare import doll_tagger
 from autolora.prepare.doll_tagger import DollTagger, load_doll_tagger
-from autolora.prepare.tagger import TaggerSettings, load_tagger, tag_pictures
+from autolora.prepare.tagger import load_tagger, tag_pictures
+from autolora.prepare.tagger_base import TaggerSettings
 
 # By group, on 400 fresh drawings: eyes, skin, hair colour and background 1, hair style .97, pose .99, accessory .98,
 # outfit with its colour .90, boy or girl .86, expression .67 (a mouth is two pixels high). Here with room for 100.

@@ -11,7 +11,7 @@ from PIL import Image
 
 from autolora.data.sources import Picture
 from autolora.prepare.tag_bleed import character_tags, tag_bleed
-from autolora.prepare.tagger import Pictures
+from autolora.prepare.tagger_base import Pictures
 
 
 class Reds:

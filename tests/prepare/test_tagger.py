@@ -14,16 +14,8 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from autolora.errors import ConfigError
-from autolora.prepare.tagger import (
-    Tagger,
-    TaggerSettings,
-    choose_tags,
-    load_tagger,
-    prepare,
-    read_tags,
-    spell,
-    tag_pictures,
-)
+from autolora.prepare.tagger import choose_tags, load_tagger, preprocess, read_tags, spell, tag_pictures
+from autolora.prepare.tagger_base import Tagger, TaggerSettings
 
 SIDE = 8  # pixels
 # Tag, category, and how much blue, green, red (in the order of the model's input) and nothing count for it.
@@ -92,12 +84,12 @@ def test_other_layouts_and_fixed_batches_say_the_same(
 
 
 def test_pictures_are_padded_on_white_and_keep_their_order(tagger: Tagger) -> None:
-    wide = prepare(np.full((4, 8, 3), (255, 0, 0), np.uint8), 8)
+    wide = preprocess(np.full((4, 8, 3), (255, 0, 0), np.uint8), 8)
     assert (wide[:2] == 255).all() and (wide[6:] == 255).all()
     assert (wide[2:6] == (0, 0, 255)).all()
-    clear = prepare(Image.new("RGBA", (6, 6), (255, 0, 0, 0)), SIDE)
+    clear = preprocess(Image.new("RGBA", (6, 6), (255, 0, 0, 0)), SIDE)
     assert clear.shape == (SIDE, SIDE, 3) and clear.dtype == np.float32 and (clear == 255).all()
-    assert (prepare(Image.new("L", (3, 3), 7), SIDE) == 7).all()
+    assert (preprocess(Image.new("L", (3, 3), 7), SIDE) == 7).all()
 
 
 def test_tags_come_in_order_and_ratings_apart(tagger: Tagger) -> None:

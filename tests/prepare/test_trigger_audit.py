@@ -20,7 +20,7 @@ from autolora.prepare.trigger_audit import (
     MEANINGLESS,
     AuditSettings,
     TriggerAudit,
-    audit_shots,
+    audit_requests,
     audit_trigger,
     split_words,
     suggest_triggers,
@@ -110,7 +110,7 @@ def test_any_encoder_and_class_word_will_do(tmp_path: Path) -> None:
     assert result.words[1].nearest == ("red",)
     assert result.words[1].spread == pytest.approx(0, abs=1e-9)
     assert result.words[1].own.value > 0.9 and result.words[2].own.value < 0.2
-    assert painted.asked == audit_shots("RoseMirt", "chair", settings) and heard == [len(painted.asked)]
+    assert painted.asked == audit_requests("RoseMirt", "chair", settings) and heard == [len(painted.asked)]
     prompts = list(dict.fromkeys(prompt for prompt, _ in painted.asked))
     assert prompts == [
         "chair, RoseMirt",
@@ -134,9 +134,9 @@ def test_without_class_word_or_known_tags(tmp_path: Path) -> None:
 
 
 def test_the_class_word_and_the_word_itself_are_not_audited_again(tmp_path: Path) -> None:
-    shots = audit_shots("1girl_mona", "1girl", AuditSettings())
+    shots = audit_requests("1girl_mona", "1girl", AuditSettings())
     assert [p for p, s in shots if s == AuditSettings().first_seed][:2] == ["1girl, 1girl_mona", "1girl, mona"]
-    assert len(audit_shots("mona", "1girl", AuditSettings(seeds=3))) == 3 * 5
+    assert len(audit_requests("mona", "1girl", AuditSettings(seeds=3))) == 3 * 5
 
 
 @pytest.mark.parametrize(

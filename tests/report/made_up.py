@@ -10,17 +10,17 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from autolora.data.ledger import Ledger, LedgerRow
-from autolora.report.content import (
+from autolora.data.step_table import StepTable, StepTableRow
+from autolora.report.schema import (
     Column,
     Costs,
     CurvePoint,
     Effect,
     Gallery,
-    HowTo,
     OutfitMatrix,
     Pair,
     Report,
+    Reproduction,
     Sample,
     TrialRow,
 )
@@ -159,18 +159,18 @@ def matrix(size: int = 64) -> OutfitMatrix:
     )
 
 
-HOWTO = HowTo(
+HOWTO = Reproduction(
     "# @package _global_\nrecipe_name: quickstart-best\n",
     "autolora train recipe=guide-adamw adapter.dim=16",
     "accelerate launch train_network.py \\\n  --network_dim=16",
     ("PICTURES holds the folders 10_fit_a, 12_fit_b.",),
     {"base model": "paperdoll", "recipe": "guide-adamw"},
 )
-LEDGER = Ledger(
+LEDGER = StepTable(
     (
-        LedgerRow("fit_a", 12, 10.0, 120, 960, 1.0),
-        LedgerRow("fit_b", 12, 10.0, 120, 960, 1.0),
-        LedgerRow("zorak", 24, 10.0, 240, 1920, 2.0),
+        StepTableRow("fit_a", 12, 10.0, 120, 960, 1.0),
+        StepTableRow("fit_b", 12, 10.0, 120, 960, 1.0),
+        StepTableRow("zorak", 24, 10.0, 240, 1920, 2.0),
     ),
     8,
     {"class pictures": 96},

@@ -14,7 +14,7 @@ from autolora.report.charts import (
     RIGHT,
     TOP,
     WIDTH,
-    Frame,
+    BucketSize,
     frame_for,
     interval,
     learning_curve,
@@ -23,13 +23,13 @@ from autolora.report.charts import (
     spread,
     weight_sweep,
 )
-from autolora.report.content import CurvePoint
+from autolora.report.schema import CurvePoint
 from autolora.scoring.intervals import Estimate
 from tests.report.made_up import report, trial
 
 
 def test_frame_corners() -> None:
-    frame = Frame(100, 0.0, 1.0)
+    frame = BucketSize(100, 0.0, 1.0)
     assert (frame.x(0), frame.x(100)) == (LEFT, WIDTH - RIGHT)
     assert (frame.y(0), frame.y(1)) == (HEIGHT - BOTTOM, TOP)
     assert frame.y(7) == TOP
@@ -37,10 +37,10 @@ def test_frame_corners() -> None:
 
 def test_frame_holds_the_curves_in_quarters() -> None:
     points = [CurvePoint(300, 0.5, 1.1, 0.9, -0.05)]
-    assert frame_for([points]) == Frame(300, -0.25, 1.25)
-    assert frame_for([points], ["score"]) == Frame(300, 0.0, 1.0)
-    assert frame_for([]) == Frame(1, 0.0, 1.0)
-    assert frame_for([[CurvePoint(1, 9, -9, 0, 0)]]) == Frame(1, -0.5, 1.5)
+    assert frame_for([points]) == BucketSize(300, -0.25, 1.25)
+    assert frame_for([points], ["score"]) == BucketSize(300, 0.0, 1.0)
+    assert frame_for([]) == BucketSize(1, 0.0, 1.0)
+    assert frame_for([[CurvePoint(1, 9, -9, 0, 0)]]) == BucketSize(1, -0.5, 1.5)
 
 
 def test_lines_pass_through_the_checkpoints() -> None:

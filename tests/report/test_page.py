@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from autolora.report.album import Album, data_uri
-from autolora.report.content import Column, CurvePoint, Gallery, HowTo, Pair, Report, Sample, TrialRow
+from autolora.report.formatting import duration, number, parameters
+from autolora.report.image_store import ImageStore, data_uri
 from autolora.report.page import compared, ranked, render_page, write_report
-from autolora.report.words import duration, number, parameters
+from autolora.report.schema import Column, CurvePoint, Gallery, Pair, Report, Reproduction, Sample, TrialRow
 from tests.report.made_up import report
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -114,7 +114,7 @@ def test_what_others_typed_is_text() -> None:
     hostile = Report(
         bad, bad, bad, 1.0, (trial, replace(scored, number=1)), own, (Pair(bad, bad, 1, {bad: picture}),),
         best=1, baselines={bad: 0}, export_path=Path(bad), command=bad, model=bad, activation_text=bad, weight=0.5,
-        class_word=bad, bleed_limit=0.15, notes=(bad,), howto=HowTo(bad, bad, bad, (bad,), {bad: bad}),
+        class_word=bad, bleed_limit=0.15, notes=(bad,), howto=Reproduction(bad, bad, bad, (bad,), {bad: bad}),
     )  # fmt: skip
     page = render_page(hostile)
     assert "<img src=x" not in page
@@ -188,7 +188,7 @@ def test_small_pictures_are_lossless_and_large_ones_light() -> None:
 
 
 def test_a_picture_is_held_once() -> None:
-    album, one = Album(), Image.new("RGB", (8, 8), "red")
+    album, one = ImageStore(), Image.new("RGB", (8, 8), "red")
     album.add(Image.new("RGB", (8, 8), "blue"))
     first, again = album.show(one, "a <b>"), album.show(one.copy(), "again")
     assert "base64" in first and "a &lt;b&gt;" in first

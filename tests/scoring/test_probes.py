@@ -8,11 +8,11 @@ import pytest
 
 from autolora import config as cfg
 from autolora.data.concepts import Dataset, DatasetSettings, load_dataset
+from autolora.evaluation.session import class_prompts
 from autolora.paperdoll.weights import QUICKSTART
-from autolora.scoring.probes import ALL_GROUPS, CLASS_GROUPS, Probe, build_probes, neighbours
-from autolora.scoring.scorer import contrast_shots
+from autolora.scoring.probes import ALL_GROUPS, CLASS_GROUPS, EvalPrompt, build_probes, neighbours
+from autolora.scoring.scorer import negative_requests
 from autolora.scoring.settings import ScoringSettings
-from autolora.study.workbench import class_prompts
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def settings() -> ScoringSettings:
 
 
 @pytest.fixture(scope="module")
-def probes(dataset: Dataset, settings: ScoringSettings) -> tuple[Probe, ...]:
+def probes(dataset: Dataset, settings: ScoringSettings) -> tuple[EvalPrompt, ...]:
     return build_probes(dataset, settings)
 
 
@@ -34,12 +34,12 @@ def words(dataset: Dataset) -> set[str]:
     return {dataset.trigger, *(concept.trigger for concept in dataset.concepts)}
 
 
-def test_no_two_prompts_share_a_seed(probes: tuple[Probe, ...]) -> None:
+def test_no_two_prompts_share_a_seed(probes: tuple[EvalPrompt, ...]) -> None:
     seeds = [seed for probe in probes for seed in probe.seeds]
     assert len(set(seeds)) == len(seeds)
 
 
-def test_only_trigger_and_novel_prompts_ask_for_the_character(dataset: Dataset, probes: tuple[Probe, ...]) -> None:
+def test_only_trigger_and_novel_prompts_ask_for_the_character(dataset: Dataset, probes: tuple[EvalPrompt, ...]) -> None:
     for probe in probes:
         tags = set(probe.prompt.split(", "))
         assert (dataset.trigger in tags) == (probe.group != "class_only")
@@ -47,7 +47,7 @@ def test_only_trigger_and_novel_prompts_ask_for_the_character(dataset: Dataset, 
         assert dataset.class_word in probe.base_prompt.split(", ")
 
 
-def test_every_concept_and_every_extra_prompt_is_probed(dataset: Dataset, probes: tuple[Probe, ...]) -> None:
+def test_every_concept_and_every_extra_prompt_is_probed(dataset: Dataset, probes: tuple[EvalPrompt, ...]) -> None:
     assert {p.concept for p in probes if p.group == "trigger"} == {c.name for c in dataset.concepts}
     assert "1girl, witch" in {p.prompt for p in probes if p.group == "class_only"}
 
@@ -70,9 +70,9 @@ def test_neighbours_are_what_is_left_of_a_trigger(dataset: Dataset, trigger: str
 
 
 def test_nothing_is_both_fitted_on_and_judged(
-    dataset: Dataset, settings: ScoringSettings, probes: tuple[Probe, ...]
+    dataset: Dataset, settings: ScoringSettings, probes: tuple[EvalPrompt, ...]
 ) -> None:
-    contrast = contrast_shots(dataset, settings)
+    contrast = negative_requests(dataset, settings)
     assert len(contrast) == settings.contrast == len(set(contrast))
     assert not {seed for _, seed in contrast} & {seed for probe in probes for seed in probe.seeds}
     assert not words(dataset) & {tag for prompt, _ in contrast for tag in prompt.split(", ")}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from autolora.errors import StudyError
-from autolora.scoring.encoders import Encoder, Views
-from autolora.scoring.references import Material, References, fit_references
+from autolora.scoring.encoders import Embeddings, Encoder
+from autolora.scoring.references import ReferenceImages, References, fit_references
 
 
 class Flat:
@@ -18,8 +18,8 @@ class Flat:
     def images(self, pictures: np.ndarray) -> np.ndarray:
         return pictures.reshape(len(pictures), -1)
 
-    def views(self, pictures: np.ndarray) -> Views:
-        return Views(self.images(pictures), self.images(pictures))
+    def views(self, pictures: np.ndarray) -> Embeddings:
+        return Embeddings(self.images(pictures), self.images(pictures))
 
     def texts(self, prompts: list[str]) -> np.ndarray:
         raise NotImplementedError
@@ -33,14 +33,14 @@ def cloud(center: float, count: int, seed: int, outfit: float = 0.0) -> np.ndarr
     return rows
 
 
-def seen(rows: np.ndarray) -> Views:
+def seen(rows: np.ndarray) -> Embeddings:
     return Flat().views(rows)
 
 
 def fit(center: float, outfits: tuple[float, ...] = (0.0,)) -> References:
     """A character in some outfits, against a base model at 0."""
     encoder: Encoder = Flat()  # type: ignore[assignment]
-    material = Material(
+    material = ReferenceImages(
         "mona",
         {f"outfit {i}": cloud(center, 24, 10 + i, outfit) for i, outfit in enumerate(outfits)},
         {f"outfit {i}": cloud(center, 6, 20 + i, outfit) for i, outfit in enumerate(outfits)},

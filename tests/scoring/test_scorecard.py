@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from autolora.models import RenderSettings
-from autolora.scoring.encoders import Encoder, Views
+from autolora.scoring.encoders import Embeddings, Encoder
 from autolora.scoring.intervals import Estimate
-from autolora.scoring.probes import Probe
-from autolora.scoring.references import Cut, Material, Reference, References
-from autolora.scoring.scorecard import Rendered, Scorecard, broken_by, recommended_weight, score
+from autolora.scoring.probes import EvalPrompt
+from autolora.scoring.references import Reference, ReferenceImages, References, SoftThreshold
+from autolora.scoring.scorecard import Rendered, Scorecard, constraint_violations, recommended_weight, score
 from autolora.scoring.scorer import Scorer
 from autolora.scoring.settings import ScoringSettings
-from autolora.scoring.terms import Margin
+from autolora.scoring.terms import LinearDiscriminant
 
 SETTINGS = ScoringSettings(
     overrides=("a", "b"),
@@ -39,15 +39,15 @@ class Passthrough:
     def images(self, pictures: np.ndarray) -> np.ndarray:
         return pictures.reshape(len(pictures), -1)[:, : 1 + PROMPTS]
 
-    def views(self, pictures: np.ndarray) -> Views:
+    def views(self, pictures: np.ndarray) -> Embeddings:
         return twice(self.images(pictures))
 
     def texts(self, prompts: list[str]) -> np.ndarray:
         raise NotImplementedError
 
 
-def twice(rows: np.ndarray) -> Views:
-    return Views(rows, rows)
+def twice(rows: np.ndarray) -> Embeddings:
+    return Embeddings(rows, rows)
 
 
 def canvas(rows: np.ndarray, noise: np.random.Generator) -> np.ndarray:
@@ -57,9 +57,11 @@ def canvas(rows: np.ndarray, noise: np.random.Generator) -> np.ndarray:
     return pictures
 
 
-def probes() -> tuple[Probe, ...]:
+def probes() -> tuple[EvalPrompt, ...]:
     groups = ("trigger", "novel", "class_only")
-    return tuple(Probe(g, "mona" if g == "trigger" else "", f"{g} {i}", "", (0, 1)) for g in groups for i in range(6))
+    return tuple(
+        EvalPrompt(g, "mona" if g == "trigger" else "", f"{g} {i}", "", (0, 1)) for g in groups for i in range(6)
+    )
 
 
 def made_up(likeness: float, follows: float, bleed: float, overcooked_at: float | None = None) -> Scorecard:
@@ -69,7 +71,7 @@ def made_up(likeness: float, follows: float, bleed: float, overcooked_at: float 
     return score(scorer, renders(scorer, noise, likeness, follows, bleed, overcooked_at))
 
 
-def text_of(suite: Sequence[Probe]) -> dict[Probe, np.ndarray]:
+def text_of(suite: Sequence[EvalPrompt]) -> dict[EvalPrompt, np.ndarray]:
     return {p: np.eye(1 + PROMPTS)[1 + i % PROMPTS] for i, p in enumerate(suite)}
 
 
@@ -78,7 +80,9 @@ def made_up_scorer(noise: np.random.Generator) -> Scorer:
     texts = text_of(suite)
     base = {p: np.stack([texts[p] + noise.normal(0, 0.01, 7) for _ in p.seeds]) for p in suite}
     held_out = np.tile(CHARACTER, (4, 1))
-    reference = Reference("mona", (Cut("whole", Margin(CHARACTER), 0.5, 0.1),), np.full(4, 1.0), twice(held_out))
+    reference = Reference(
+        "mona", (SoftThreshold("whole", LinearDiscriminant(CHARACTER), 0.5, 0.1),), np.full(4, 1.0), twice(held_out)
+    )
     encoder: Encoder = Passthrough()  # type: ignore[assignment]
     return Scorer(
         SETTINGS,
@@ -88,7 +92,9 @@ def made_up_scorer(noise: np.random.Generator) -> Scorer:
         {p: twice(rows) for p, rows in base.items()},
         {p: canvas(base[p], noise) for p in suite},
         texts,
-        Material("mona", {"mona": canvas(held_out, noise)}, {"mona": canvas(held_out, noise)}, canvas(held_out, noise)),
+        ReferenceImages(
+            "mona", {"mona": canvas(held_out, noise)}, {"mona": canvas(held_out, noise)}, canvas(held_out, noise)
+        ),
         References((reference,), reference, reference, training=np.zeros((0, 7))),
     )
 
@@ -139,7 +145,9 @@ def test_fidelity_is_half_the_character_and_as_much_the_mean_as_the_worst_of_its
     noise = np.random.default_rng(0)
     scorer = made_up_scorer(noise)
     mona = scorer.references.character
-    never = replace(mona, name="suit", cuts=(*mona.cuts, Cut("whole", Margin(-CHARACTER), 0.5, 0.1)))
+    never = replace(
+        mona, name="suit", cuts=(*mona.cuts, SoftThreshold("whole", LinearDiscriminant(-CHARACTER), 0.5, 0.1))
+    )
     suited = {p: replace(p, concept="suit") if p.prompt in ("trigger 1", "trigger 4") else p for p in scorer.probes}
     rendered = {(suited[p], w): own for (p, w), own in renders(scorer, noise, 1.0, 1.0, 0.0).items()}
     two = replace(
@@ -190,7 +198,7 @@ def test_what_must_be_reached_must_be_reached_by_the_whole_interval(name: str, f
     sure |= {"bleed_class": Estimate(0, 0, 0), "burn": Estimate(0, 0, 0)}
     limit = {"fidelity": SETTINGS.fidelity_limit, "editability": SETTINGS.editability_limit}[name]
     unsure = Estimate(limit + 0.1, limit - 0.1, limit + 0.3)
-    broken = broken_by({"1": sure | {name: unsure}}, SETTINGS)
+    broken = constraint_violations({"1": sure | {name: unsure}}, SETTINGS)
     assert [fault] == [key for key, value in broken.items() if value > 0]
 
 
@@ -201,13 +209,13 @@ def test_what_shows_clearly_less_at_the_strongest_weight_is_too_strong(
     sure = {"editability": Estimate(1, 1, 1), "bleed_class": Estimate(0, 0, 0), "burn": Estimate(0, 0, 0)}
     strongest = Estimate(0.45, 0.4, 0.5)
     by_weight = {"1": sure | {"fidelity": strongest}, "0.7": sure | {"fidelity": Estimate(*weaker)}}
-    found = broken_by(by_weight, replace(SETTINGS, fidelity_limit=0.4))
+    found = constraint_violations(by_weight, replace(SETTINGS, fidelity_limit=0.4))
     assert [name for name, value in found.items() if value > 0] == broken
 
 
 def test_one_weight_cannot_be_too_strong() -> None:
     sure = {name: Estimate(0, 0, 0) for name in ("fidelity", "editability", "bleed_class", "burn")}
-    assert "too_strong" not in broken_by({"1": sure}, SETTINGS)
+    assert "too_strong" not in constraint_violations({"1": sure}, SETTINGS)
 
 
 def test_less_broken_ranks_higher() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from autolora.config import compose, scoring_settings
 from autolora.errors import ConfigError
-from autolora.scoring.intervals import Estimate, bootstrap_means, estimate, expansion, ruled_out
+from autolora.scoring.intervals import Estimate, bootstrap_means, estimate, expansion, with_exact_bounds
 from autolora.scoring.settings import ScoringSettings
 from autolora.scoring.terms import cross_fit, editability, fit_margin, relative_position
 
@@ -117,16 +117,18 @@ def test_intervals_of_few_prompts_hold_as_often_as_they_say() -> None:
 
 def test_no_hit_in_few_renders_does_not_say_that_there_is_no_bleed() -> None:
     for renders in (8, 16, 24, 100):
-        bound = ruled_out(Estimate(0.0, 0.0, 0.0), renders).high
+        bound = with_exact_bounds(Estimate(0.0, 0.0, 0.0), renders).high
         assert (1 - bound) ** renders == pytest.approx(0.025)
-    assert ruled_out(Estimate(0.0, 0.0, 0.0), 24).high < ScoringSettings.bleed_limit
-    assert ruled_out(Estimate(0.0, 0.0, 0.0), 16).high > ScoringSettings.bleed_limit
-    assert ruled_out(Estimate(0.5, 0.3, 0.7), 24) == Estimate(0.5, 0.3, 0.7)
-    assert ruled_out(Estimate(1.0, 1.0, 1.0), 24).low == pytest.approx(1 - ruled_out(Estimate(0.0, 0.0, 0.0), 24).high)
+    assert with_exact_bounds(Estimate(0.0, 0.0, 0.0), 24).high < ScoringSettings.bleed_limit
+    assert with_exact_bounds(Estimate(0.0, 0.0, 0.0), 16).high > ScoringSettings.bleed_limit
+    assert with_exact_bounds(Estimate(0.5, 0.3, 0.7), 24) == Estimate(0.5, 0.3, 0.7)
+    assert with_exact_bounds(Estimate(1.0, 1.0, 1.0), 24).low == pytest.approx(
+        1 - with_exact_bounds(Estimate(0.0, 0.0, 0.0), 24).high
+    )
 
 
 def test_the_default_probes_are_enough_to_rule_bleed_out() -> None:
     for name in ("character", "paperdoll", "style", "object"):
         found = scoring_settings(compose("tune", [f"scoring={name}"]))
         renders = found.class_alone * found.class_seeds
-        assert ruled_out(Estimate(0.0, 0.0, 0.0), renders).high < found.bleed_limit
+        assert with_exact_bounds(Estimate(0.0, 0.0, 0.0), renders).high < found.bleed_limit

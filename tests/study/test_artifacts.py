@@ -17,19 +17,19 @@ from optuna.artifacts import get_all_artifact_meta
 
 from autolora import config as cfg
 from autolora.errors import ConfigError, StorageError
+from autolora.evaluation.trial_folder import TrialFolder
 from autolora.paperdoll.world import write_dataset
 from autolora.stop import Stopped
 from autolora.study.artifacts import Store, TrialFiles, local_store, open_bucket
-from autolora.study.begin import join_study
-from autolora.study.plan import make_plan
-from autolora.study.plots import study_curves
-from autolora.study.sittings import run_study
-from autolora.study.stage import Stage
-from autolora.study.trial import Record
-from autolora.study.tune import records
-from tests.study import chaos
-from tests.study.test_dashboard import RUN, finish, point
-from tests.study.test_workers import TRIALS, begin, on_measure, states
+from autolora.study.definition import define_study
+from autolora.study.finals.finals_runner import FinalsRunner
+from autolora.study.lifecycle import join_study
+from autolora.study.results.dashboard_plots import study_curves
+from autolora.study.search.worker import run_study
+from autolora.study.trials import load_trials
+from tests.study.results.test_dashboard import RUN, finish, point
+from tests.study.search import chaos
+from tests.study.search.test_workers import TRIALS, begin, on_measure, states
 
 SECRET = "hushhushhush"
 
@@ -145,7 +145,7 @@ def test_without_a_bucket_nothing_is_moved(tmp_path: Path) -> None:
 def test_a_bucket_that_cannot_be_opened_is_explained(address: str, message: str, s3: Any, tmp_path: Path) -> None:
     arguments = [f"artifacts={address}", f"out={tmp_path}"]
     with pytest.raises(ConfigError, match=message) as caught:
-        make_plan(cfg.compose("tune", arguments, "quickstart"), "quickstart", arguments)
+        define_study(cfg.compose("tune", arguments, "quickstart"), "quickstart", arguments)
     assert SECRET not in str(caught.value)
 
 
@@ -183,9 +183,9 @@ def test_a_trial_goes_on_on_a_machine_that_has_only_database_and_bucket(
     assert states(study) == ["COMPLETE"] * TRIALS
     measured = Path("measured").read_text().splitlines()
     assert len(measured) == len(set(measured)) == TRIALS * chaos.CHECKPOINTS  # nothing twice
-    undisturbed = {trial.number: record.curve for trial, record in records(before, alone)}
+    undisturbed = {trial.number: record.curve for trial, record in load_trials(before, alone)}
     for one in (here, there):  # and each of them has all of it
-        found = {trial.number: record for trial, record in records(one, study)}
+        found = {trial.number: record for trial, record in load_trials(one, study)}
         assert {number: record.curve for number, record in found.items()} == undisturbed
         assert all(record.load(record.curve[-1]) for record in found.values())
         assert len(study_curves(study, one.files)) == TRIALS
@@ -206,7 +206,7 @@ def test_a_recipe_trained_again_is_found_elsewhere(s3: Any, tmp_path: Path) -> N
     here, there = (TrialFiles(tmp_path / name, opened()) for name in ("here", "there"))
     write(here["uid-seed1"], curve="[]")
     here.send("uid-seed1")
-    stage: Any = Stage.__new__(Stage)
+    stage: Any = FinalsRunner.__new__(FinalsRunner)
     stage.plan = type("Plan", (), {"files": there})
-    found = stage._record((None, Record(there["uid"], RUN), None, 1))
+    found = stage._record((None, TrialFolder(there["uid"], RUN), None, 1))
     assert (found.folder / "curve").read_text() == "[]"

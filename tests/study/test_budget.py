@@ -16,7 +16,7 @@ from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.errors import ConfigError
 from autolora.optim.optimizers import AdamW
 from autolora.paperdoll.world import write_dataset
-from autolora.study.budget import in_words, may_begin, trials_since_best
+from autolora.study.budget import describe_plan, may_begin, trials_since_best
 from autolora.study.settings import Budget, StudySettings, study_settings
 from autolora.train.run import Run, TrainSettings
 
@@ -60,7 +60,7 @@ def test_the_plan_is_told(tmp_path: Path) -> None:
     write_dataset(tmp_path / "doll", seed=1, outfits=1, images_per_outfit=6, size=32)
     dataset = load_dataset(DatasetSettings(path=str(tmp_path / "doll")))
     runs = [Run("a", LoRA(), AdamW(), train=TrainSettings(epochs=2, steps_per_concept=n)) for n in (600, 1000)]
-    said = in_words(replace(SETTINGS, budget=Budget(9, 90, 20000, 6)), runs, dataset, 2)
+    said = describe_plan(replace(SETTINGS, budget=Budget(9, 90, 20000, 6)), runs, dataset, 2)
     assert said == (
         "plan: 9 trials, 2 of them recipes as they are (1,200 to 2,000 steps each); "
         "none begins after 63 of 90 minutes; none begins after 20,000 steps in all; "
@@ -69,7 +69,9 @@ def test_the_plan_is_told(tmp_path: Path) -> None:
         "the best one stronger or weaker too, "
         "the best two recipes trained again with 2 seeds more; 2 workers here"
     )
-    said = in_words(replace(SETTINGS, budget=Budget(1), finalists=1, rescale=False, retrain_seeds=0), runs, dataset, 1)
+    said = describe_plan(
+        replace(SETTINGS, budget=Budget(1), finalists=1, rescale=False, retrain_seeds=0), runs, dataset, 1
+    )
     assert said.endswith("; the best one is judged again, averages of its checkpoints too")
 
 

@@ -15,7 +15,8 @@ from sqlalchemy.exc import OperationalError, PendingRollbackError, ProgrammingEr
 
 from autolora.errors import AutoloraError, ConfigError, StorageError, StudyError
 from autolora.study import storage as storages
-from autolora.study.storage import open_storage, patient, shown, storage_url
+from autolora.study.storage import open_storage, redact_url, storage_url
+from autolora.study.storage_retry import retrying
 
 
 def nothing(_: str) -> None: ...
@@ -32,7 +33,7 @@ def nothing(_: str) -> None: ...
     ],
 )
 def test_a_password_is_never_shown(url: str, seen: str) -> None:
-    assert shown(url) == seen
+    assert redact_url(url) == seen
 
 
 @pytest.mark.parametrize(
@@ -133,13 +134,13 @@ def test_a_database_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
     asked_again = optuna.exceptions.StorageInternalError("An exception is raised during the commit.")
     asked_again.__cause__ = PendingRollbackError("Can't reconnect until invalid transaction is rolled back.")
     behind = Failing(asked_again, *[lost("server closed the connection") for _ in range(9)])
-    assert patient(behind, "the storage", said.append).get_all_studies() == []
+    assert retrying(behind, "the storage", said.append).get_all_studies() == []
     assert said == ["the storage is away (server closed the connection): waiting for it", "the storage is back"]
     assert pauses[0] < 1 and max(pauses) == storages.LONGEST_WAIT
 
 
 def test_a_full_database_and_a_mistake_are_not_waited_for() -> None:
     with pytest.raises(StorageError, match="disk is full"):
-        patient(Failing(lost("could not extend file: No space left on device")), "it", nothing).get_all_studies()
+        retrying(Failing(lost("could not extend file: No space left on device")), "it", nothing).get_all_studies()
     with pytest.raises(optuna.exceptions.StorageInternalError):
-        patient(Failing(lost("no such table", ProgrammingError)), "it", nothing).get_all_studies()
+        retrying(Failing(lost("no such table", ProgrammingError)), "it", nothing).get_all_studies()

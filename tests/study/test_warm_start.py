@@ -13,19 +13,22 @@ from optuna.trial import TrialState
 
 from autolora import config as cfg
 from autolora.errors import ConfigError, StudyError
-from autolora.study.begin import has_begun, join_study, open_study
-from autolora.study.plan import Plan, make_plan
+from autolora.evaluation.result import DIVERGED
+from autolora.study.definition import StudyDefinition, define_study
+from autolora.study.lifecycle import is_started, join_study, open_study
 from autolora.study.space import suggest
 from autolora.study.storage import open_storage, storage_url, study_storage
-from autolora.study.trial import DIVERGED
-from autolora.study.warm_start import ORIGIN, WINNER, gather_priors, known_priors
+from autolora.study.trials import ORIGIN, WINNER
+from autolora.study.warm_start import gather_priors, known_priors
 
 IDENTITY = {"dataset": "doll", "base model": "tiny"}
 LR = "doll-adamw/optimizer.lr"
 ADAMW = "doll-adamw: {optimizer.lr: {log: [1.0e-4, 1.0e-2]}, adapter.dim: {choice: [8, 16]}}"
 
 
-def planned(folder: Path, recipes: str, *more: str, name: str = "mona") -> tuple[Plan, dict[str, dict[str, Any]]]:
+def planned(
+    folder: Path, recipes: str, *more: str, name: str = "mona"
+) -> tuple[StudyDefinition, dict[str, dict[str, Any]]]:
     folder.mkdir(exist_ok=True)
     file = folder / "mine.yaml"
     file.write_text(f"# @package _global_\ndefaults: [override /model: paperdoll, override /scoring: paperdoll]\n"
@@ -34,17 +37,19 @@ def planned(folder: Path, recipes: str, *more: str, name: str = "mona") -> tuple
     arguments = [f"out={folder}", *(argument for argument in more if not argument.startswith("storage="))]
     config = cfg.compose("tune", arguments, str(file))
     config.storage = storage[0] if storage else None
-    return make_plan(config, str(file), arguments)
+    return define_study(config, str(file), arguments)
 
 
-def start(plan: Plan, own: dict[str, dict[str, Any]]) -> tuple[optuna.Study, str]:
+def start(plan: StudyDefinition, own: dict[str, dict[str, Any]]) -> tuple[optuna.Study, str]:
     """As `autolora tune` does; the study and what was said."""
     said: list[str] = []
-    priors = gather_priors(plan, said.append) if not has_begun(plan, said.append) else []
+    priors = gather_priors(plan, said.append) if not is_started(plan, said.append) else []
     return open_study(plan, own, IDENTITY, said.append, priors), "\n".join(said)
 
 
-def run(study: optuna.Study, plan: Plan, score: Callable[[Mapping[str, Any]], float], trials: int = 8) -> None:
+def run(
+    study: optuna.Study, plan: StudyDefinition, score: Callable[[Mapping[str, Any]], float], trials: int = 8
+) -> None:
     for _ in range(trials):
         trial = study.ask()
         recipe, values = suggest(trial, plan.space)

@@ -13,7 +13,7 @@ from torch import Tensor
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.lora import LoRA
 from autolora.data.buckets import BucketSettings, size_ids
-from autolora.data.concepts import DatasetSettings, load_dataset, with_frames
+from autolora.data.concepts import DatasetSettings, load_dataset, with_buckets
 from autolora.data.sources import Picture
 from autolora.models import BaseModel, Context, FlowModel, StableDiffusion
 from autolora.optim.optimizers import AdamW
@@ -21,7 +21,7 @@ from autolora.optim.schedules import Constant
 from autolora.train import checkpoint
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.checkpoint import Checkpoint
-from autolora.train.loop import Assignment, Bench, train
+from autolora.train.loop import Job, TrainingContext, train
 from autolora.train.run import Run, TrainSettings
 from tests import tiny, tiny_flow
 
@@ -52,11 +52,11 @@ def run_of(model: BaseModel) -> Run:
     return replace(RUN, adapter=replace(RUN.adapter, text_encoder=len(model.modules) > 1))
 
 
-def work(model: BaseModel, folder: Path, cache: Path) -> Bench:
+def work(model: BaseModel, folder: Path, cache: Path) -> TrainingContext:
     settings = DatasetSettings(path=str(folder), buckets=BucketSettings(count=2, step=16))
-    dataset = with_frames(load_dataset(settings), settings, model.resolution)
+    dataset = with_buckets(load_dataset(settings), settings, model.resolution)
     drawn = tuple(replace(picture, caption="1girl") for picture in dataset.pictures[:4])
-    return Bench(
+    return TrainingContext(
         model,
         attach(model.modules, run_of(model).adapter),
         dataset,
@@ -66,7 +66,7 @@ def work(model: BaseModel, folder: Path, cache: Path) -> Bench:
     )
 
 
-def train_all(bench: Bench, assignment: Assignment) -> list[Checkpoint]:
+def train_all(bench: TrainingContext, assignment: Job) -> list[Checkpoint]:
     waiting = iter([assignment])
     try:
         return [
@@ -90,9 +90,9 @@ def model(
 
 def test_a_resumed_run_is_the_uninterrupted_one(model: BaseModel, folder: Path, tmp_path: Path) -> None:
     run = run_of(model)
-    whole = train_all(work(model, folder, tmp_path), Assignment(run))
+    whole = train_all(work(model, folder, tmp_path), Job(run))
     checkpoint.save(whole[0], tmp_path / "latest.pt")
-    resumed = train_all(work(model, folder, tmp_path), Assignment(run, checkpoint.load(tmp_path / "latest.pt", run)))
+    resumed = train_all(work(model, folder, tmp_path), Job(run, checkpoint.load(tmp_path / "latest.pt", run)))
     assert [c.step for c in whole] == [c.step for c in resumed] and len(whole) == 2
     for a, b in zip(whole, resumed, strict=True):
         assert a.train_loss == b.train_loss and a.val_losses == b.val_losses
@@ -104,10 +104,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(model: BaseModel, folder: Path, 
 def test_flow_matching_trains_in_16_bit(
     family: str, tiny_flows: dict[str, FlowModel], folder: Path, tmp_path: Path
 ) -> None:
-    expected = train_all(work(tiny_flows[family], folder, tmp_path), Assignment(run_of(tiny_flows[family])))
+    expected = train_all(work(tiny_flows[family], folder, tmp_path), Job(run_of(tiny_flows[family])))
     path, half = Path(str(tiny_flows[family].source)), {"dtype": "bfloat16", "gradient_checkpointing": True}
     model = tiny_flow.load_tiny_flow(path, family, **half)
-    whole = train_all(work(model, folder, tmp_path), Assignment(run_of(model)))
+    whole = train_all(work(model, folder, tmp_path), Job(run_of(model)))
     assert whole[-1].train_loss == pytest.approx(expected[-1].train_loss, rel=0.02)
     assert whole[-1].val_loss == pytest.approx(expected[-1].val_loss, rel=0.02)
 
@@ -115,8 +115,8 @@ def test_flow_matching_trains_in_16_bit(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_16_bit_weights_train(dtype: str, tiny_xl_dir: Path, folder: Path, tmp_path: Path) -> None:
     model = tiny.load_tiny(tiny_xl_dir, "sdxl", dtype=dtype, gradient_checkpointing=True)
-    whole = train_all(work(model, folder, tmp_path), Assignment(RUN))
-    expected = train_all(work(tiny.load_tiny(tiny_xl_dir, "sdxl"), folder, tmp_path), Assignment(RUN))
+    whole = train_all(work(model, folder, tmp_path), Job(RUN))
+    expected = train_all(work(tiny.load_tiny(tiny_xl_dir, "sdxl"), folder, tmp_path), Job(RUN))
     assert whole[-1].train_loss == pytest.approx(expected[-1].train_loss, rel=0.02)
     assert whole[-1].val_loss == pytest.approx(expected[-1].val_loss, rel=0.02)
 
@@ -135,7 +135,7 @@ def test_the_model_is_told_how_each_picture_was_cropped(
     monkeypatch.setattr(tiny_xl, "predict", watched)
     bench = work(tiny_xl, folder, tmp_path)
     expected = {size_ids(picture) for picture in (*bench.dataset.pictures, *bench.dataset.held_out)}
-    train_all(bench, Assignment(RUN))
+    train_all(bench, Job(RUN))
     assert {tuple(row) for sizes, _ in told for row in sizes.tolist()} == expected
     for sizes, (height, width) in told:
         assert {tuple(row[4:]) for row in sizes.tolist()} == {(4 * height, 4 * width)}

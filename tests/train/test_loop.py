@@ -15,13 +15,13 @@ import torch
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import AdaptedLayer
 from autolora.adapters.lora import DyLoRA, LoRA
+from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
 from autolora.adapters.read import read_lora
-from autolora.adapters.tuned import IA3, DoRA, LoHa, LoKr
 from autolora.data.concepts import DatasetSettings, load_dataset
-from autolora.data.ledger import step_ledger
 from autolora.data.sources import Picture
+from autolora.data.step_table import make_step_table
 from autolora.errors import ConfigError, StudyError
-from autolora.export.metadata import Card
+from autolora.export.metadata import ExportFacts
 from autolora.export.write import export_lora
 from autolora.models import StableDiffusion
 from autolora.optim.optimizers import CAME, Adafactor, AdamW, Lion, Prodigy, ScheduleFree
@@ -30,14 +30,14 @@ from autolora.paperdoll.world import write_dataset
 from autolora.train import batches, checkpoint
 from autolora.train.batches import LatentCache, PromptCache, Stream
 from autolora.train.checkpoint import Checkpoint
-from autolora.train.loop import Assignment, Bench, Slot, train, train_step
+from autolora.train.init_from_lora import check_start
+from autolora.train.loop import Job, TrainingContext, TrainingSlot, train, train_step
 from autolora.train.run import InitFile, Run, TrainSettings
-from autolora.train.start import check_start
 from tests.export.world import dataset as world
 from tests.export.world import random_state
 from tests.export.world import run as world_run
 
-CARD = Card("1girl", 1.0, "a file to start from", 10)
+CARD = ExportFacts("1girl", 1.0, "a file to start from", 10)
 ADAPTER = LoRA(dim=2, alpha=1.1)  # an alpha that float32 cannot hold
 ADAMW = Run(
     "adamw",
@@ -81,13 +81,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def work(model: StableDiffusion, folder: Path, cache: Path, run: Run = ADAMW, slots: int = 1) -> Bench:
+def work(model: StableDiffusion, folder: Path, cache: Path, run: Run = ADAMW, slots: int = 1) -> TrainingContext:
     dataset = load_dataset(DatasetSettings(path=str(folder)))
     adapter = attach(model.modules, run.adapter, slots=slots)
-    return Bench(model, adapter, dataset, LatentCache(model, cache), PromptCache(model))
+    return TrainingContext(model, adapter, dataset, LatentCache(model, cache), PromptCache(model))
 
 
-def train_all(bench: Bench, *waiting: Assignment) -> list[Checkpoint]:
+def train_all(bench: TrainingContext, *waiting: Job) -> list[Checkpoint]:
     queue, taken = iter(waiting), []
     try:
         for ready in train(lambda: next(queue, None), bench):
@@ -104,9 +104,9 @@ def same(a: Checkpoint, b: Checkpoint) -> bool:
 def test_same_seed_same_lora_and_trials_share_nothing(
     run: Run, tiny_model: StableDiffusion, folder: Path, tmp_path: Path
 ) -> None:
-    alone = train_all(work(tiny_model, folder, tmp_path, run), Assignment(run))
+    alone = train_all(work(tiny_model, folder, tmp_path, run), Job(run))
     other = replace(run, train=replace(run.train, seed=9))
-    second = train_all(work(tiny_model, folder, tmp_path, run), Assignment(other), Assignment(run))
+    second = train_all(work(tiny_model, folder, tmp_path, run), Job(other), Job(run))
     assert [c.step for c in alone] == [10, 20, 30]
     assert alone[-1].done and not alone[0].done
     assert same(alone[-1], second[-1]) and alone[-1].val_loss == second[-1].val_loss
@@ -114,11 +114,9 @@ def test_same_seed_same_lora_and_trials_share_nothing(
 
 
 def test_resumed_equals_uninterrupted(run: Run, tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
-    whole = train_all(work(tiny_model, folder, tmp_path, run), Assignment(run))
+    whole = train_all(work(tiny_model, folder, tmp_path, run), Job(run))
     checkpoint.save(whole[0], tmp_path / "latest.pt")
-    resumed = train_all(
-        work(tiny_model, folder, tmp_path, run), Assignment(run, checkpoint.load(tmp_path / "latest.pt", run))
-    )
+    resumed = train_all(work(tiny_model, folder, tmp_path, run), Job(run, checkpoint.load(tmp_path / "latest.pt", run)))
     assert [c.step for c in resumed] == [10, 20, 30]
     assert all(same(a, b) and a.train_loss == b.train_loss for a, b in zip(whole, resumed, strict=True))
 
@@ -145,17 +143,15 @@ def test_training_starts_from_a_file(tiny_model: StableDiffusion, folder: Path, 
         base = tiny_model.predict(noisy, steps, context)
         bench.adapter.load(read_lora(init, tiny_model))
         expected = tiny_model.predict(noisy, steps, context)
-        Slot(0, Assignment(run), bench)
+        TrainingSlot(0, Job(run), bench)
         found = tiny_model.predict(noisy, steps, context)
     bench.adapter.detach()
     assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(found, base, atol=1e-3)
-    whole = train_all(work(tiny_model, folder, tmp_path, run), Assignment(run))
-    plain = train_all(work(tiny_model, folder, tmp_path), Assignment(ADAMW))
+    whole = train_all(work(tiny_model, folder, tmp_path, run), Job(run))
+    plain = train_all(work(tiny_model, folder, tmp_path), Job(ADAMW))
     assert not same(whole[0], plain[0])
     checkpoint.save(whole[0], tmp_path / "latest.pt")
-    resumed = train_all(
-        work(tiny_model, folder, tmp_path), Assignment(run, checkpoint.load(tmp_path / "latest.pt", run))
-    )
+    resumed = train_all(work(tiny_model, folder, tmp_path), Job(run, checkpoint.load(tmp_path / "latest.pt", run)))
     assert all(same(a, b) and a.train_loss == b.train_loss for a, b in zip(whole, resumed, strict=True))
 
 
@@ -179,17 +175,17 @@ def test_a_file_that_does_not_fit_is_refused_before_training(tiny_model: StableD
 def test_a_finished_checkpoint_comes_again_without_a_step(
     tiny_model: StableDiffusion, folder: Path, tmp_path: Path
 ) -> None:
-    whole = train_all(work(tiny_model, folder, tmp_path), Assignment(ADAMW))
-    again = train_all(work(tiny_model, folder, tmp_path), Assignment(ADAMW, whole[-1]), Assignment(PRODIGY))
+    whole = train_all(work(tiny_model, folder, tmp_path), Job(ADAMW))
+    again = train_all(work(tiny_model, folder, tmp_path), Job(ADAMW, whole[-1]), Job(PRODIGY))
     assert again[0] is whole[-1]
     assert [(c.run.name, c.step) for c in again[1:]] == [("prodigy", 10), ("prodigy", 20), ("prodigy", 30)]
 
 
 def test_two_slots_train_as_two_single_runs(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
     other = replace(ADAMW, optimizer=AdamW(lr=3e-4), train=replace(ADAMW.train, seed=4, max_norm=None))
-    packed = train_all(work(tiny_model, folder, tmp_path, slots=2), Assignment(ADAMW), Assignment(other))
+    packed = train_all(work(tiny_model, folder, tmp_path, slots=2), Job(ADAMW), Job(other))
     for run in (ADAMW, other):
-        single = train_all(work(tiny_model, folder, tmp_path), Assignment(run))[-1]
+        single = train_all(work(tiny_model, folder, tmp_path), Job(run))[-1]
         twin = next(c for c in packed if c.run == run and c.done)
         assert twin.train_loss == pytest.approx(single.train_loss, rel=1e-4)
         assert twin.val_loss == pytest.approx(single.val_loss, rel=1e-4)
@@ -206,7 +202,7 @@ def test_a_slot_without_a_run_costs_nothing(
         return predict(self, noisy, *rest)
 
     monkeypatch.setattr(StableDiffusion, "predict", counted)
-    train_all(work(tiny_model, folder, tmp_path, slots=3), Assignment(ADAMW), Assignment(long))
+    train_all(work(tiny_model, folder, tmp_path, slots=3), Job(ADAMW), Job(long))
     assert {size for size, count in sizes.items() if count} == {2, 2 * 2, 4, 2 * 4}
 
 
@@ -218,19 +214,19 @@ def test_a_slot_filled_again_midway_trains_as_a_run_alone(
     last = replace(preserving(0.5), optimizer=optimizer)
     last = replace(last, train=replace(last.train, min_weight=0.7, caption_dropout=0.2))
 
-    def bench(slots: int) -> Bench:
+    def bench(slots: int) -> TrainingContext:
         made = work(tiny_model, folder, tmp_path, slots=slots)
         return replace(made, class_pictures=class_pictures_of(made))
 
-    alone = train_all(bench(1), Assignment(last))
-    packed = train_all(bench(2), Assignment(short), Assignment(beside), Assignment(last))
+    alone = train_all(bench(1), Job(last))
+    packed = train_all(bench(2), Job(short), Job(beside), Job(last))
     for one, other in zip(alone, [c for c in packed if c.run == last], strict=True):
         assert one.val_loss == pytest.approx(other.val_loss, rel=1e-5)
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
 
 
 def test_a_stopped_slot_takes_the_next_run(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
-    queue = iter([Assignment(ADAMW), Assignment(PRODIGY)])
+    queue = iter([Job(ADAMW), Job(PRODIGY)])
     bench, seen = work(tiny_model, folder, tmp_path), []
     for ready in train(lambda: next(queue, None), bench):
         seen.append((ready[0].run.name, ready[0].step))
@@ -246,7 +242,7 @@ def test_the_ledger_is_what_is_shown(tiny_model: StableDiffusion, folder: Path, 
     stream, shown = Stream(ADAMW, bench.dataset, tiny_model), Counter[str]()
     for _ in range(ADAMW.optimizer_steps(bench.dataset)):
         shown.update(picture.concept for picture in stream.next_batch().pictures)
-    ledger = step_ledger(bench.dataset, ADAMW.steps_of(bench.dataset), ADAMW.train.epochs)
+    ledger = make_step_table(bench.dataset, ADAMW.steps_of(bench.dataset), ADAMW.train.epochs)
     assert shown == {row.concept: row.steps_total for row in ledger.concepts}
     assert sum(shown.values()) == ledger.steps_total
 
@@ -256,7 +252,7 @@ def test_divergence_ends_the_run_and_says_so(tiny_model: StableDiffusion, folder
     wild = replace(
         ADAMW, optimizer=AdamW(lr=0.99, weight_decay=0.0), train=replace(ADAMW.train, max_norm=None, epochs=40)
     )
-    queue, last = iter([Assignment(wild)]), None
+    queue, last = iter([Job(wild)]), None
     for ready in train(lambda: next(queue, None), bench):
         with torch.no_grad():
             bench.adapter.updates[0].up.fill_(float("nan"))
@@ -296,7 +292,7 @@ def test_prompt_cache_is_bounded_in_memory(tiny_model: StableDiffusion, monkeypa
 
 def test_global_randomness_is_left_alone(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
     before = torch.get_rng_state()
-    train_all(work(tiny_model, folder, tmp_path), Assignment(replace(ADAMW, train=replace(ADAMW.train, epochs=1))))
+    train_all(work(tiny_model, folder, tmp_path), Job(replace(ADAMW, train=replace(ADAMW.train, epochs=1))))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -307,9 +303,7 @@ def test_generators_are_apart() -> None:
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
-    taken = train_all(
-        work(tiny_model, folder, tmp_path), Assignment(replace(ADAMW, train=replace(ADAMW.train, epochs=1)))
-    )
+    taken = train_all(work(tiny_model, folder, tmp_path), Job(replace(ADAMW, train=replace(ADAMW.train, epochs=1))))
     checkpoint.save(taken[0], tmp_path / "c.pt")
     with pytest.raises(StudyError, match="belongs to another recipe"):
         checkpoint.load(tmp_path / "c.pt", PRODIGY)
@@ -322,7 +316,7 @@ def preserving(share: float) -> Run:
     return replace(ADAMW, train=replace(ADAMW.train, preserve_share=share, caption_dropout=0.5, preserve_dropout=0.5))
 
 
-def class_pictures_of(bench: Bench) -> tuple[Picture, ...]:
+def class_pictures_of(bench: TrainingContext) -> tuple[Picture, ...]:
     return tuple(replace(p, caption="1girl", concept="") for p in bench.dataset.held_out)
 
 
@@ -337,7 +331,7 @@ def test_what_is_preserved_is_shown_as_often_as_the_share_says(
     flagged = [(c, p) for batch in shown for c, p in zip(batch.captions, batch.preserved, strict=True)]
     kept, own = [c for c, flag in flagged if flag], [c for c, flag in flagged if not flag]
     plain = [c for c in kept if c in ("1girl", "")]
-    ledger = step_ledger(bench.dataset, (5, 5), 3, run.steps_beside(bench.dataset))
+    ledger = make_step_table(bench.dataset, (5, 5), 3, run.steps_beside(bench.dataset))
     assert ledger.beside == {"class pictures": 4, "without triggers": 1, "regularization": 0}
     assert len(flagged) == ledger.steps_total == 3 * (10 + 5)
     assert len(plain) == 3 * 4 and 0 < plain.count("") < len(plain)  # class pictures lose their caption as own ones do
@@ -382,13 +376,13 @@ def test_a_step_at_half_the_weight_is_a_step_at_half_the_alpha(
 ) -> None:
     plain = replace(ADAMW, train=replace(ADAMW.train, max_norm=None, epochs=1))
     halved = replace(plain, adapter=LoRA(dim=2, alpha=1.0))
-    expected = train_all(work(tiny_model, folder, tmp_path), Assignment(halved))[-1]
+    expected = train_all(work(tiny_model, folder, tmp_path), Job(halved))[-1]
     whole = Stream.next_batch
     monkeypatch.setattr(
         Stream, "next_batch", lambda self: replace(b := whole(self), weights=torch.full_like(b.weights, 0.5))
     )
     weighted = replace(plain, adapter=LoRA(dim=2, alpha=2.0))
-    found = train_all(work(tiny_model, folder, tmp_path), Assignment(weighted))[-1]
+    found = train_all(work(tiny_model, folder, tmp_path), Job(weighted))[-1]
     assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
     for key in found.state:
         if not key.endswith("alpha"):
@@ -396,9 +390,9 @@ def test_a_step_at_half_the_weight_is_a_step_at_half_the_alpha(
 
 
 def test_a_run_that_preserves_nothing_is_what_it_was(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
-    alone = train_all(work(tiny_model, folder, tmp_path), Assignment(ADAMW))[-1]
+    alone = train_all(work(tiny_model, folder, tmp_path), Job(ADAMW))[-1]
     again = work(tiny_model, folder, tmp_path)
-    beside = train_all(replace(again, class_pictures=class_pictures_of(again)), Assignment(ADAMW))[-1]
+    beside = train_all(replace(again, class_pictures=class_pictures_of(again)), Job(ADAMW))[-1]
     assert same(alone, beside)
 
 
@@ -408,7 +402,7 @@ def test_what_is_preserved_pulls_back_to_the_base_model(
     """The base model's own answer as the target: no loss before the first step, and a loss after it strays."""
     bench = work(tiny_model, folder, tmp_path)
     bench = replace(bench, class_pictures=class_pictures_of(bench))
-    slot = Slot(0, Assignment(preserving(0.5)), bench)
+    slot = TrainingSlot(0, Job(preserving(0.5)), bench)
     whole = Stream.next_batch
     monkeypatch.setattr(
         Stream, "next_batch", lambda self: replace(b := whole(self), preserved=(True,) * len(b.pictures))
@@ -426,12 +420,12 @@ def test_what_is_preserved_pulls_back_to_the_base_model(
 def test_a_resumed_run_that_preserves_equals_the_uninterrupted(
     tiny_model: StableDiffusion, folder: Path, tmp_path: Path
 ) -> None:
-    def bench() -> Bench:
+    def bench() -> TrainingContext:
         made = work(tiny_model, folder, tmp_path)
         return replace(made, class_pictures=class_pictures_of(made))
 
-    whole = train_all(bench(), Assignment(preserving(0.5)))
-    resumed = train_all(bench(), Assignment(preserving(0.5), whole[0]))
+    whole = train_all(bench(), Job(preserving(0.5)))
+    resumed = train_all(bench(), Job(preserving(0.5), whole[0]))
     assert [c.step for c in resumed] == [15, 30, 45]
     assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
 
@@ -452,7 +446,7 @@ def test_what_is_judged_of_a_schedule_free_run_is_its_average(
     tiny_model: StableDiffusion, folder: Path, tmp_path: Path
 ) -> None:
     """While a checkpoint is judged the adapter holds what the checkpoint saved, not what the next step starts from."""
-    bench, queue = work(tiny_model, folder, tmp_path, RUNS["schedule-free"]), iter([Assignment(RUNS["schedule-free"])])
+    bench, queue = work(tiny_model, folder, tmp_path, RUNS["schedule-free"]), iter([Job(RUNS["schedule-free"])])
     for (slot,) in train(lambda: next(queue, None), bench):
         assert slot.checkpoint is not None
         held = bench.adapter.state(0)

@@ -16,7 +16,7 @@ from autolora.data.buckets import size_ids
 from autolora.errors import ModelError
 from autolora.models import FlowModel, StableDiffusion
 from autolora.train.batches import Stream
-from autolora.train.loop import Assignment, Slot, train_step
+from autolora.train.loop import Job, TrainingSlot, train_step
 from tests import tiny, tiny_flow
 from tests.train.test_families import RUN, folder, run_of, work  # noqa: F401 - folder is a fixture
 
@@ -65,7 +65,7 @@ def test_the_loss_is_that_of_diffusers(kind: Kind, folder: Path, tmp_path: Path)
     path = saved(kind, tmp_path / "model")
     bench = work(load(kind, path), folder, tmp_path)
     try:
-        slot = Slot(0, Assignment(PLAIN), bench)
+        slot = TrainingSlot(0, Job(PLAIN), bench)
         train_step(bench, {0: slot})
     finally:
         bench.adapter.detach()
@@ -104,7 +104,7 @@ def test_the_loss_of_flow_matching_is_that_of_diffusers(
     run = replace(run_of(model), train=PLAIN.train)
     bench = work(model, folder, tmp_path)
     try:
-        slot = Slot(0, Assignment(run), bench)
+        slot = TrainingSlot(0, Job(run), bench)
         train_step(bench, {0: slot})
     finally:
         bench.adapter.detach()

@@ -16,7 +16,7 @@ from autolora.models import StableDiffusion
 from autolora.optim.optimizers import AdamW, Optimizer, Prodigy
 from autolora.optim.schedules import Constant
 from autolora.train.batches import LatentCache, PromptCache, Stream
-from autolora.train.loop import Assignment, Bench, Slot, _backward, train_step
+from autolora.train.loop import Job, TrainingContext, TrainingSlot, _backward, train_step
 from autolora.train.loss import validation_losses
 from autolora.train.run import Run, TrainSettings
 from tests.train.test_loop import folder, train_all, work  # noqa: F401 - a fixture among them
@@ -45,7 +45,7 @@ def test_the_text_encoder_has_an_optimizer_of_its_own(
 ) -> None:
     run = replace(BOTH, optimizer=optimizer, schedule=Constant())
     bench = work(tiny_model, folder, tmp_path, run)
-    slot = Slot(0, Assignment(run), bench)
+    slot = TrainingSlot(0, Job(run), bench)
     try:
         for _ in range(15):
             train_step(bench, {0: slot})
@@ -77,10 +77,10 @@ def test_every_cut_of_a_dylora_has_learnt(
     bench = work(tiny_model, folder, tmp_path, run)
     assert run.optimizer_steps(bench.dataset) == 60
 
-    def loss(bench: Bench, slot: int | None) -> float:
+    def loss(bench: TrainingContext, slot: int | None) -> float:
         return sum(validation_losses(tiny_model, bench.dataset, bench.latents, bench.prompts, bench.adapter, slot))
 
-    state = train_all(bench, Assignment(run))[-1].state
+    state = train_all(bench, Job(run))[-1].state
     fresh = work(tiny_model, folder, tmp_path, run)
     try:
         base = loss(fresh, None)

@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from autolora.data.buckets import BucketSettings, load_framed
+from autolora.data.buckets import BucketSettings, load_cropped
 from autolora.data.caption_recipe import CaptionRecipe
-from autolora.data.concepts import Dataset, DatasetSettings, load_dataset, with_frames
-from autolora.data.ledger import step_ledger
-from autolora.data.tag_report import tag_ledger
+from autolora.data.concepts import Dataset, DatasetSettings, load_dataset, with_buckets
+from autolora.data.step_table import make_step_table
+from autolora.data.tag_report import images_by_tag
 from autolora.errors import ConfigError
 from autolora.models import StableDiffusion
 from autolora.train.batches import Batch, LatentCache, Stream, latent_shape
-from autolora.train.loop import Assignment, train
+from autolora.train.loop import Job, train
 from autolora.train.loss import PLAIN, diffusion_loss
 from autolora.train.run import Run, TrainSettings
 from tests.data.folders import noise_image, write_zorak
@@ -35,7 +35,7 @@ def mixed(tmp_path: Path) -> Dataset:
     for number, path in enumerate(sorted(root.rglob("*.png"))):
         noise_image(number, [(48, 48), (32, 64), (64, 32)][number % 3]).save(path)
     settings = DatasetSettings(str(root), buckets=BucketSettings(count=3, step=8))
-    return with_frames(load_dataset(settings), settings, 32)
+    return with_buckets(load_dataset(settings), settings, 32)
 
 
 def shown(run: Run, dataset: Dataset, model: StableDiffusion, others: tuple[object, ...] = ()) -> list[Batch]:
@@ -76,7 +76,7 @@ def test_mixed_frames_train_to_the_end_in_one_slot_and_in_two(
 
     def trained(*runs: Run) -> dict[str, dict[str, torch.Tensor]]:
         bench = replace(work(tiny_model, mixed.root, tmp_path, RUN, slots=len(runs)), dataset=mixed)
-        queue, found = iter([Assignment(run) for run in runs]), {}
+        queue, found = iter([Job(run) for run in runs]), {}
         try:
             for ready in train(lambda: next(queue, None), bench):
                 found |= {slot.run.name: slot.checkpoint.state for slot in ready if slot.checkpoint}
@@ -99,7 +99,7 @@ def test_mirrored_pictures_have_latents_of_their_own(
     assert 0.25 < np.mean(flips) < 0.75
     cache, picture = LatentCache(tiny_model, tmp_path / "latents"), mixed.pictures[0]
     latents = cache.latents([picture, picture], [False, True])
-    mirrored = torch.from_numpy(load_framed(picture)[:, ::-1].copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    mirrored = torch.from_numpy(load_cropped(picture)[:, ::-1].copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     assert not torch.equal(latents[0], latents[1])
     assert torch.allclose(latents[1], tiny_model.encode_images(mirrored)[0], atol=1e-5)
     assert len(list((tmp_path / "latents").iterdir())) == 2
@@ -112,7 +112,7 @@ def masked(picture: Path, mixed: Dataset) -> Dataset:
     levels[:, width // 2 :] = 255
     Image.fromarray(levels).save(picture.with_suffix(".mask.png"))
     settings = DatasetSettings(str(mixed.root), buckets=BucketSettings(count=1, step=8))
-    return with_frames(load_dataset(settings), settings, 32)
+    return with_buckets(load_dataset(settings), settings, 32)
 
 
 def test_a_mask_is_cut_as_its_picture_and_weighs_the_loss(
@@ -156,11 +156,11 @@ def test_the_ledger_counts_what_decoupling_leaves_of_the_trigger(tiny_model: Sta
     each = len(mixed.concepts[0].pictures)
     run = replace(RUN, train=replace(RUN.train, steps_per_concept=3 * each), captions=recipe)
     captions = [caption for batch in shown(run, mixed, tiny_model) for caption in batch.captions]
-    ledger = step_ledger(run.with_captions(mixed), run.steps_of(mixed), run.train.epochs)
+    ledger = make_step_table(run.with_captions(mixed), run.steps_of(mixed), run.train.epochs)
     coupled = sum("zorak" in caption for caption in captions)
     assert coupled == ledger.character.steps_total == len(captions) - sum("blue hair" in c for c in captions)
     assert ledger.character.overlap == pytest.approx(2 * (each - round(0.4 * each)) / each)
-    tags = {row.tag: row.steps_total for row in tag_ledger(run.with_captions(mixed), dict.fromkeys(
+    tags = {row.tag: row.steps_total for row in images_by_tag(run.with_captions(mixed), dict.fromkeys(
         (c.name for c in mixed.concepts), 3 * each), run.train.epochs)}  # fmt: skip
     assert tags["zorak"] == coupled and tags["gold horns"] == sum("gold horns" in c for c in captions)
     assert tags["beach"] == sum("beach" in caption for caption in captions)

@@ -1,0 +1,150 @@
+"""One scored checkpoint of a trial."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from autolora.scoring.scorecard import BELOW, Scorecard
+from autolora.train.checkpoint import Checkpoint
+
+RISEN = 1.05  # how far a validation loss must have risen to be told from noise
+DIVERGED = -10.0  # a finite objective below any score, so that the sampler learns to stay away
+
+
+@dataclass(frozen=True)
+class CheckpointResult:
+    """One scored checkpoint on a trial's curve."""
+
+    step: int
+    train_loss: float
+    val_loss: float
+    val_ratios: list[float]  # by timestep bucket, low noise first, relative to the base model's
+    objective: float = DIVERGED
+    score: dict[str, float] | None = None  # None where nothing was rendered
+    weight: float = 1.0
+    terms: dict[str, dict[str, float]] = field(default_factory=dict)
+    by_weight: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    constraints: dict[str, float] = field(default_factory=dict)
+    capture: dict[str, float] = field(default_factory=dict)
+    leaks: dict[str, float] = field(default_factory=dict)  # share with the character, by prompt without its trigger
+    verdict: str = ""
+    unmeasurable: dict[str, str] = field(default_factory=dict)  # why a term is missing
+    second: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # by weight, by another encoder
+    diverged: bool = False
+    sweep: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # terms at more weights, by weight
+    tags: list[str] = field(default_factory=list)  # of the character, as a tagger sees it
+    tag_bleed: dict[str, dict[str, float]] = field(default_factory=dict)  # how much oftener without trigger, by weight
+    averaged: list[int] = field(default_factory=list)  # steps of the checkpoints that it is the average of
+    strength: float = 1.0  # what its change of the base model was multiplied by after training
+
+    @property
+    def val_ratio(self) -> float:
+        """The validation loss relative to the base model's, over all buckets."""
+        return sum(self.val_ratios) / len(self.val_ratios)
+
+    @property
+    def place(self) -> str:
+        """Where on its trial's curve it lies, in words."""
+        made = [f"average of {', '.join(map(str, self.averaged))}"] if self.averaged else []
+        made += [f"times {self.strength:g}"] if self.strength != 1 else []
+        return f"step {self.step}" + (f" ({', '.join(made)})" if made else "")
+
+    @property
+    def words(self) -> str:
+        """The score, where there is one, and the verdict."""
+        if self.score is None:
+            return self.verdict
+        return "score {value:.3f} ({low:.3f} to {high:.3f}), ".format(**self.score) + self.verdict
+
+    @property
+    def broken(self) -> list[str]:
+        """Names of the broken constraints."""
+        return [name for name, value in self.constraints.items() if value > 0]
+
+
+def from_losses(checkpoint: Checkpoint, base_losses: Sequence[float]) -> CheckpointResult:
+    """What is known of a checkpoint without a render; `base_losses` are the base model's validation losses."""
+    return CheckpointResult(
+        step=checkpoint.step,
+        train_loss=checkpoint.train_loss,
+        val_loss=checkpoint.val_loss,
+        val_ratios=[round(a / b, 4) for a, b in zip(checkpoint.val_losses, base_losses, strict=True)],
+    )
+
+
+def unmeasured_result(blank: CheckpointResult, reason: str) -> CheckpointResult:
+    """A checkpoint that only its validation loss can speak for: the lower, relative to the base model's, the better."""
+    verdict = f"unmeasured: validation loss {blank.val_ratio:.0%} of the base model's"
+    return replace(blank, objective=-blank.val_ratio, verdict=verdict, unmeasurable={"score": reason})
+
+
+def unpromising_result(
+    blank: CheckpointResult, own: Sequence[CheckpointResult], fidelity_limit: float
+) -> CheckpointResult:
+    """A checkpoint whose validation loss says that it shows nothing yet, or nothing any more.
+
+    Args:
+        blank: the checkpoint as its losses show it.
+        own: the earlier points of its trial: one that was nearer to the pictures, or had left even the base model
+            behind, has collapsed, and more steps would not help.
+        fidelity_limit: how far it is held to lie from what is enough.
+    """
+    loss, earlier = blank.val_ratio, [p.val_ratio for p in own]
+    gone = loss > 1 or any(past > 1 or loss > RISEN * past for past in earlier)
+    fault, so = ("collapsed", "") if gone else ("undercooked", "still ")
+    after = f" after {min(earlier):.0%}" if gone and earlier and min(earlier) < loss else ""
+    verdict = f"{fault}: validation loss {so}{loss:.0%} of the base model's{after}, not rendered"
+    return replace(blank, objective=-BELOW, constraints={fault: fidelity_limit}, verdict=verdict)
+
+
+def with_scorecard(before: CheckpointResult, card: Scorecard) -> CheckpointResult:
+    """The same checkpoint by another scorecard."""
+    return replace(
+        before,
+        objective=card.objective,
+        score=card.score.as_dict(),
+        weight=card.weight,
+        terms={name: term.as_dict() for name, term in card.terms.items()},
+        by_weight={w: {n: t.as_dict() for n, t in terms.items()} for w, terms in card.by_weight.items()},
+        constraints=card.constraints,
+        capture=card.capture,
+        leaks=card.leaks,
+        verdict=card.verdict,
+        unmeasurable=card.unmeasurable,
+        second={w: {n: t.as_dict() for n, t in terms.items()} for w, terms in card.second.items()},
+    )
+
+
+def load_results(folder: Path) -> list[CheckpointResult]:
+    """What a trial's folder says of its checkpoints, without their weights; nothing where it says nothing yet."""
+    path = folder / "curve.json"
+    return [CheckpointResult(**p) for p in json.loads(path.read_text("utf-8"))] if path.is_file() else []
+
+
+def ties(one: CheckpointResult, other: CheckpointResult) -> bool:
+    """Whether the intervals of two scores overlap: a tie, as far as can be told."""
+    if one.score is None or other.score is None:
+        return False
+    return one.score["low"] <= other.score["high"] and other.score["low"] <= one.score["high"]
+
+
+def overcooked(p: CheckpointResult) -> bool:
+    """Whether at the strongest judged weight bleed is above its limit."""
+    return not p.diverged and bool(p.by_weight) and _bleed(p) > _bleed_limit(p)
+
+
+def certainly_overcooked(p: CheckpointResult) -> bool:
+    """Whether at the strongest judged weight all of bleed's interval is above the limit."""
+    return overcooked(p) and _bleed(p, "low") > _bleed_limit(p)
+
+
+def _bleed(p: CheckpointResult, end: str = "value") -> float:
+    return p.by_weight[max(p.by_weight, key=float)]["bleed_class"][end]
+
+
+def _bleed_limit(p: CheckpointResult) -> float:
+    """The limit as the constraint holds it: the constraint is the highest upper bound minus the limit."""
+    return max(terms["bleed_class"]["high"] for terms in p.by_weight.values()) - p.constraints["bleed_class"]

@@ -1,0 +1,189 @@
+"""Everything a process prepares once and all its trials share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from autolora import config as cfg
+from autolora.adapters.adapter_set import attach
+from autolora.data.concepts import load_dataset, with_buckets
+from autolora.data.sources import Picture
+from autolora.errors import Unmeasurable
+from autolora.evaluation.multi_fidelity import evaluate_progressively
+from autolora.evaluation.result import CheckpointResult, from_losses, unmeasured_result
+from autolora.evaluation.samples import save_grid, save_samples
+from autolora.export.write import ExportSettings
+from autolora.models import load_model
+from autolora.models.base import RenderSettings
+from autolora.prepare.regularization import class_pictures, class_prompts
+from autolora.prepare.tag_bleed import character_tags, tag_bleed
+from autolora.prepare.tagger import load_tagger
+from autolora.prepare.tagger_base import Tagger
+from autolora.progress import Bars
+from autolora.sampling import BaseRenders, Images
+from autolora.scoring.encoders import load_encoder, load_second_encoder
+from autolora.scoring.probes import ALL_GROUPS, EvalPrompt, build_probes, of_groups
+from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
+from autolora.scoring.scorer import Scorer, build_scorer, with_encoder, with_fresh_probes
+from autolora.scoring.settings import ScoringSettings
+from autolora.train.batches import LatentCache, PromptCache
+from autolora.train.checkpoint import Checkpoint
+from autolora.train.init_from_lora import check_start
+from autolora.train.loop import TrainingContext
+from autolora.train.loss import validation_losses
+from autolora.train.run import Run
+
+
+@dataclass(frozen=True)
+class Session:
+    """The frozen model with its adapter, the pictures, the caches and the prepared score."""
+
+    bench: TrainingContext
+    renders: BaseRenders
+    render_settings: RenderSettings
+    scoring: ScoringSettings
+    probes: tuple[EvalPrompt, ...]  # of all groups
+    scorer: Scorer | None  # None where nothing can be measured
+    unmeasured: str  # why; empty where it can
+    base_losses: tuple[float, ...]  # the base model's validation losses by timestep bucket
+    tagger: Tagger | None = None
+    export: ExportSettings = field(default_factory=ExportSettings)
+
+    def of(self, *groups: str) -> list[EvalPrompt]:
+        """The probes of some groups."""
+        return of_groups(self.probes, *groups)
+
+    def measure(
+        self,
+        checkpoint: Checkpoint,
+        own: Sequence[CheckpointResult],
+        seen: Sequence[CheckpointResult],
+        bars: Bars,
+        keep: Path | None = None,
+    ) -> CheckpointResult:
+        """A checkpoint, in the adapter's slot 0, as the search sees it.
+
+        Args:
+            checkpoint: what is measured.
+            own: the trial's points so far.
+            seen: the study's, the trial's among them.
+            bars: where progress is shown.
+            keep: the folder that some of the renders are kept in, for the report.
+        """
+        blank = from_losses(checkpoint, self.base_losses)
+        if self.scorer is None:
+            return unmeasured_result(blank, self.unmeasured)
+        scorer, pictures = self.scorer, dict[tuple[EvalPrompt, float], Images]()
+
+        def judge(weights: Sequence[float]) -> Scorecard:
+            rendered = {weight for _, weight in pictures}
+            pictures.update(self.render(scorer.at(*(w for w in weights if w not in rendered)), bars))
+            return score(scorer.at(*weights), pictures)
+
+        point = evaluate_progressively(blank, own, seen, scorer.settings, judge)
+        if keep and pictures:
+            save_grid(keep, checkpoint.step, scorer, pictures)
+            save_samples(keep, checkpoint.step, scorer.probes, pictures, max(scorer.settings.weights))
+        return point
+
+    def tag_bleed(self, scorer: Scorer, pictures: Rendered) -> tuple[list[str], dict[str, dict[str, float]]]:
+        """The character's tags, and by weight how much oftener a tagger sees them on the class word alone.
+
+        Both are empty without a tagger, or where it sees no trait of the character's.
+        """
+        tags = character_tags(self.tagger, self.bench.dataset.pictures) if self.tagger else ()
+        if not self.tagger or not tags:
+            return [], {}
+        found, probes = {}, scorer.of("class_only")
+        base = [scorer.base_pictures[probe] for probe in probes]
+        for weight in scorer.settings.weights:
+            shown = [pictures[probe, weight] for probe in probes]
+            found[f"{weight:g}"] = tag_bleed(self.tagger, tags, base, shown, scorer.settings.bootstrap).as_dict()
+        return list(tags), found
+
+    def score(self, scorer: Scorer, bars: Bars) -> Scorecard:
+        """Score what is in the adapter's slot 0 by all of a scorer's probes."""
+        return score(scorer, self.render(scorer, bars))
+
+    def render(self, scorer: Scorer, bars: Bars) -> Rendered:
+        """A scorer's probes with what is in the adapter's slot 0."""
+        with bars.task("rendering probes", scorer.renders) as advance:
+            return render_probes(scorer, self.bench.model, self.bench.adapter, advance)
+
+
+def encode(latents: LatentCache, pictures: Sequence[Picture], flip: bool, bars: Bars) -> None:
+    """Encode pictures, and mirrored ones where a run shows them, before there is anything to train.
+
+    A picture of 1024 px takes 3 GB, more than fit beside a trial on small cards, and tiles or 16 bits would change it.
+    """
+    ways = (False, True) if flip else (False,)
+    with bars.task("encoding pictures", len(ways) * len(pictures)) as advance, latents.model.using("vae"):
+        for picture in pictures:
+            for way in ways:
+                latents.latents([picture], [way], advance)
+
+
+def open_session(config: DictConfig, runs: list[Run], bars: Bars) -> Session:
+    """Load model and pictures, encode, render and embed what is not cached yet."""
+    source = cfg.dataset_settings(config)
+    dataset = load_dataset(source)
+    for run in runs:
+        run.steps_of(run.with_captions(dataset))  # what cannot be is refused before anything loads
+    scoring, settings = cfg.scoring_settings(config), cfg.model_settings(config)
+    encoder, tagger = load_encoder(scoring.encoder), load_tagger(scoring.tagger) if scoring.tagger else None
+    model = load_model(settings)
+    if scoring.second_encoder:
+        load_second_encoder(scoring.second_encoder, model)  # what is missing is said now, not hours later in the finals
+    for run in runs:
+        check_start(run, model)
+        run.optimizer.check(model.device)
+    dataset = with_buckets(dataset, source, model.resolution)
+    cache = Path(str(config.cache)).expanduser()
+    latents, renders = LatentCache(model, cache / "latents"), BaseRenders(model, settings.render, cache / "renders")
+    flip = any(run.train.flip for run in runs)
+    encode(latents, [*dataset.pictures, *dataset.held_out], flip, bars)
+    with bars.task("rendering the base model", None) as advance:
+        search = BaseRenders(model, settings.render.search, cache / "renders")
+        scorer, unmeasured = None, ""
+        try:
+            scorer = build_scorer(model, dataset, scoring, encoder, search, latents, advance)
+        except Unmeasurable as error:
+            unmeasured = str(error)
+            bars.say(f"{unmeasured}; going on by validation loss alone")
+    shown = dataset.regularization
+    beside = [run.train for run in runs if run.train.shows_class_pictures]
+    if not shown and beside:
+        with bars.task("rendering class pictures", settings.class_pictures) as advance:
+            prompts = class_prompts(dataset, settings.class_tags, settings.class_pictures)
+            trained_on = BaseRenders(model, replace(settings.render, size=None), renders.folder)
+            shown = class_pictures(prompts, trained_on, scoring.first_seed, advance)
+    if beside:
+        encode(latents, shown[: max(one.class_pictures or len(shown) for one in beside)], flip, bars)
+    adapter = attach(model.modules, *(run.adapter for run in runs))
+    model.stay(*adapter.roots)
+    bench = TrainingContext(model, adapter, dataset, latents, PromptCache(model), shown)
+    losses = validation_losses(model, dataset, latents, bench.prompts, adapter)
+    probes = build_probes(dataset, scoring, ALL_GROUPS)
+    export = cfg.export_settings(config)
+    return Session(bench, renders, settings.render, scoring, probes, scorer, unmeasured, losses, tagger, export)
+
+
+REPEATS = 4  # seeds per prompt, as a multiple of the search's
+
+
+def final_scorer(search: Scorer, work: Session, bars: Bars) -> Scorer:
+    """The search's score with seeds of its own and more of them, all groups of probes and a second encoder."""
+    bench, second = work.bench, search.settings.second_encoder
+    with bars.task("rendering the base model for the finals", None) as advance:
+        scorer = with_fresh_probes(search, bench.dataset, work.renders, bench.adapter, REPEATS, advance)
+    if second is None:
+        return scorer
+    try:
+        return replace(scorer, second=with_encoder(scorer, load_second_encoder(second, bench.model)))
+    except Unmeasurable as error:  # by that encoder; the first one knows what it sees
+        bars.say(f"{error}; going on without a second opinion")
+        return scorer

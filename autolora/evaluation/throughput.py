@@ -1,0 +1,99 @@
+"""How fast this machine trains and renders, measured on a few steps before a study begins."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+
+from autolora.errors import MemoryFull
+from autolora.models.base import BaseModel, RenderSettings
+from autolora.sampling import RenderRequest, render
+from autolora.train.loop import Job, TrainingContext, TrainingSlot, train_step
+from autolora.train.run import Run
+
+RENDERED_STEPS = 2  # denoising steps that are timed; a whole render is so many times longer
+PACKED_STEPS = 3  # of training that are timed, after one that is not
+LEAST_GAIN = 1.1  # by which twice as many at once must be faster to be worth their memory
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds for one image in training and for one render, and the memory in use."""
+
+    seconds_per_image: float
+    seconds_per_render: float
+    memory_gib: float
+    memory_of: str  # GPU memory, or memory
+
+
+def measure_speed(run: Run, bench: TrainingContext, settings: RenderSettings) -> Speed:
+    """Train two steps of a run and render one batch; the first step of training is not timed.
+
+    The adapter is left with a trained state: load another before it is used.
+    """
+    slot = TrainingSlot(0, Job(run), bench)
+    for _ in range(2):
+        began, before = _now(bench.model), slot.step
+        train_step(bench, {0: slot})
+        training = (_now(bench.model) - began) / (slot.step - before)
+    short = replace(settings, steps=min(RENDERED_STEPS, settings.steps))
+    shots = [RenderRequest(bench.dataset.class_word, seed, 1.0) for seed in range(settings.batch_size)]
+    began = _now(bench.model)
+    render(bench.model, shots, short, bench.adapter)
+    rendering = (_now(bench.model) - began) / len(shots) * settings.steps / short.steps
+    return Speed(training, rendering, *_memory(bench.model))
+
+
+def packed_speeds(run: Run, bench: TrainingContext, most: int) -> dict[int, float]:
+    """Optimizer steps a second of all together, by how many such runs train at once: 1, 2, 4 and so on up to `most`.
+
+    It ends before twice as many may not fit the machine's memory, and at the first that does not fit the GPU's or gains
+    too little on half as many; nothing is there where not even one fits.
+
+    Args:
+        run: what is trained.
+        bench: of one slot, as it is afterwards.
+        most: runs at once.
+    """
+    rates: dict[int, float] = {}
+    count = 1
+    while count <= most:
+        try:
+            rates[count] = _packed_speed(run, bench, count)
+        except (torch.OutOfMemoryError, MemoryFull):
+            torch.cuda.empty_cache()
+            break
+        if count > 1 and rates[count] < LEAST_GAIN * rates[count // 2]:
+            break
+        if psutil.virtual_memory().available < psutil.Process().memory_info().rss:
+            break
+        count *= 2
+    return rates
+
+
+def _packed_speed(run: Run, bench: TrainingContext, count: int) -> float:
+    with bench.adapter.widened(count) as wide:
+        packed = replace(bench, adapter=wide)
+        slots = {index: TrainingSlot(index, Job(run), packed) for index in range(count)}
+        train_step(packed, slots)
+        began = _now(bench.model)
+        for _ in range(PACKED_STEPS):
+            train_step(packed, slots)
+        return PACKED_STEPS * count / (_now(bench.model) - began)
+
+
+def _now(model: BaseModel) -> float:
+    """The time when all that was asked of the device is done."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+def _memory(model: BaseModel) -> tuple[float, str]:
+    """GiB in use (on a GPU at most so far), and what they are of."""
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(model.device) / 2**30, "GPU memory"
+    return psutil.Process().memory_info().rss / 2**30, "memory"

@@ -1,0 +1,294 @@
+"""What a recipe takes of a GPU's memory, told before it runs and without a GPU."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autolora.adapters.adapter_set import ADAPTERS, attach
+from autolora.adapters.lora import LoRA
+from autolora.data.concepts import Dataset
+from autolora.models.base import BaseModel, RenderSettings
+from autolora.models.meta_device import META, AutocastEmulator, MemoryCounter, backward, on_meta_device
+from autolora.models.offload import OffloadManager, offloads
+from autolora.optim.optimizers import AdamW8bit, Optimizer
+from autolora.progress import Bars
+from autolora.report.tables import Cell, Section
+from autolora.scoring.encoders import AT_ONCE, Encoder, OpenClip, Timm
+from autolora.train.batches import latent_shape
+from autolora.train.loss import diffusion_loss
+from autolora.train.oom_fallback import memory_suggestions
+from autolora.train.run import Run
+
+WORKSPACE = 300_000_000  # bytes that CUDA's libraries work in: the mean of what full_size.py's rows lack without it
+DRIVER = 500_000_000  # bytes that a process takes beside what PyTorch allocates
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes at most while a recipe trains, while its checkpoints are judged, and before, for preparing pictures."""
+
+    training: int
+    rendering: int
+    scoring: int
+    preparing: int
+
+    @property
+    def most(self) -> int:
+        """Of all."""
+        return max(self.training, self.rendering, self.scoring, self.preparing)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Bytes of a model's frozen parts."""
+
+    core: int  # what denoises: always on the device
+    text: int
+    vae: int
+
+    @classmethod
+    def of(cls, model: BaseModel) -> _Weights:
+        core = sum(_size(part) for name, part in model.modules.items() if name not in model.text_parts)
+        return cls(core, sum(map(_size, model.text_encoders.values())), _size(model.vae))
+
+
+def memory_need(
+    run: Run, dataset: Dataset, model: BaseModel, offload: bool, slots: int = 1, looking: int = 0
+) -> MemoryEstimate:
+    """What a run takes on a GPU, by a step and a render of the model without its weights.
+
+    Args:
+        run: the recipe.
+        dataset: its largest frame and its longest caption are what is tried.
+        model: without an adapter.
+        offload: whether text encoders and VAE leave the GPU while unused.
+        slots: trials that train at once.
+        looking: bytes that the scoring encoder takes, as `encoder_bytes` gives them.
+    """
+    weights, twin = _Weights.of(model), _twin(model)
+    twin.tiles = offload
+    meter = MemoryCounter()
+    meter.count(_tensors([*twin.modules.values(), *twin.text_encoders.values(), twin.vae]))
+    frozen = meter.now
+    text, vae = (weights.text, weights.vae) if offload else (0, 0)  # what comes and goes
+    preparing = _encode(dataset, twin, meter) + vae
+    if run.train.shows_class_pictures and not dataset.regularization:
+        with AutocastEmulator(model.dtype), meter:
+            reading, drawing, decoding = _render(replace(twin.settings.render, size=None), twin, meter)
+        preparing = max(preparing, reading + text, drawing, decoding + vae)
+    always = weights.core + WORKSPACE - frozen + weights.text + weights.vae - text - vae
+    with AutocastEmulator(model.dtype), meter:
+        adapter = attach(twin.modules, run.adapter, slots=slots)
+        for slot in range(slots):
+            adapter.start(slot, run.adapter, torch.Generator())
+        trained = [parameter for slot in range(slots) for parameter in adapter.parameters(slot)]
+        state = round(sum(parameter.numel() for parameter in trained) * state_bytes(run.optimizer))
+        training = _train(run, dataset, twin, meter, slots, adapter.touches_text_encoder)
+        adapter.clear_grads()
+        held = meter.now
+        with adapter.only(0):
+            reading, drawing, decoding = _render(twin.settings.render, twin, meter)
+    preparing += always
+    if adapter.touches_text_encoder:
+        always, text = always + text, 0
+    always += state
+    return MemoryEstimate(
+        training=always + max(training, reading + text),
+        rendering=always + max(reading + text, drawing, decoding + vae),
+        scoring=always + held + looking,
+        preparing=preparing,
+    )
+
+
+def encoder_bytes(encoder: Encoder) -> int:
+    """Bytes that a scoring encoder takes while it looks, its weights with it; 0 for the base model's own VAE."""
+    if not isinstance(encoder, OpenClip | Timm):
+        return 0
+    twin = copy.copy(encoder)
+    twin.model = on_meta_device(encoder.model)
+    meter = MemoryCounter()
+    meter.count(_tensors([twin.model]))
+    with torch.no_grad(), AutocastEmulator(torch.float32), meter:
+        twin.look(torch.zeros(AT_ONCE, 3, *twin.side, device=META))
+    return meter.peak
+
+
+def _twin(model: BaseModel) -> Any:
+    """The model without its weights; autocast and moving parts are left to whoever counts."""
+    twin: Any = on_meta_device(model)
+    twin.device, twin.dtype = META, torch.float32
+    idle = OffloadManager(META, {}, offload=False)
+    twin.using, twin.stay = idle.using, idle.stay
+    return twin
+
+
+@torch.no_grad()
+def _encode(dataset: Dataset, twin: Any, meter: MemoryCounter) -> int:
+    """Bytes at most while the largest picture is encoded."""
+    meter.peak = meter.now
+    with AutocastEmulator(torch.float32), meter:
+        width, height = _largest_frame(dataset) or (twin.resolution, twin.resolution)
+        twin.encode_images(torch.zeros(1, 3, height, width, device=META))
+    return meter.peak
+
+
+def _largest_frame(dataset: Dataset) -> tuple[int, int] | None:
+    pictures = [*dataset.pictures, *dataset.regularization]
+    return max((p.frame for p in pictures if p.frame), key=lambda sides: sides[0] * sides[1], default=None)
+
+
+def _train(run: Run, dataset: Dataset, twin: Any, meter: MemoryCounter, slots: int, reads: bool) -> int:
+    """Bytes at most of a step forth and back; its gradients are still there afterwards.
+
+    Args:
+        reads: whether the text encoders are trained, too.
+    """
+    pictures = [*dataset.pictures, *dataset.regularization]
+    count = run.train.batch_size * slots
+    caption = max((picture.caption for picture in pictures), key=lambda text: len(twin.tokens(text)))
+    with torch.set_grad_enabled(reads):
+        context = twin.encode_prompts([caption] * count)
+    meter.peak = meter.now
+    noisy = torch.zeros(count, *latent_shape(twin, _largest_frame(dataset)), device=META)
+    timesteps = torch.zeros(count, dtype=torch.long, device=META)
+    predicted = twin.predict(noisy, timesteps, context)
+    backward(diffusion_loss(twin, predicted, torch.zeros_like(noisy), timesteps, run.train).mean())
+    return meter.peak
+
+
+@torch.no_grad()
+def _render(settings: RenderSettings, twin: Any, meter: MemoryCounter) -> tuple[int, int, int]:
+    """Bytes at most while a batch's prompts are read, while it is drawn, and while a picture is decoded."""
+    peaks = list[int]()
+
+    def done() -> None:
+        peaks.append(meter.peak)
+        meter.peak = meter.now
+
+    meter.peak = meter.now
+    count = settings.batch_size * (1 if settings.guidance == 1 or twin.tells_guidance else 2)
+    context = twin.encode_prompts([settings.prompt("")] * count)
+    done()
+    latents = torch.zeros(count, *latent_shape(twin, (settings.side(twin),) * 2), device=META)
+    with twin.fixed_context():
+        drawn = twin.predict(latents, torch.zeros(count, dtype=torch.long, device=META), context)
+        done()
+    with AutocastEmulator(torch.float32):
+        twin.decode_latents(drawn[:1])
+    done()
+    reading, drawing, decoding = peaks
+    return reading, drawing, decoding
+
+
+def state_bytes(optimizer: Optimizer) -> float:
+    """What an optimizer keeps for each parameter, as a step of it shows."""
+    if isinstance(optimizer, AdamW8bit):  # it steps on a GPU only
+        return 2.0
+    parameter = nn.Parameter(torch.ones(64, 64))
+    parameter.grad = torch.ones(64, 64)
+    stepping = optimizer.build([parameter])
+    stepping.step()
+    kept = [value for state in stepping.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return sum(tensor.nbytes for tensor in kept) / parameter.numel()
+
+
+def _tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
+    return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+
+
+def _size(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in _tensors([module]))
+
+
+def memory_section(
+    runs: Sequence[Run], dataset: Dataset, model: BaseModel, slots: int, encoder: Encoder | str, bars: Bars
+) -> Section:
+    """What each recipe takes of a GPU's memory, and whether it fits into the one at hand.
+
+    Args:
+        runs: the recipes, and what a study's ranges make of them.
+        dataset: what they train on.
+        model: without an adapter.
+        slots: trials that train at once.
+        encoder: what judges checkpoints, or why it is missing.
+        bars: where progress is shown.
+    """
+    card = torch.cuda.get_device_properties(model.device).total_memory if model.device.type == "cuda" else None
+    offload = offloads(model.settings.offload, model.device) if card else model.settings.offload is not False
+    words = [f"estimated by a step and a render without weights; a process takes {DRIVER / GB} GB beside it"]
+    if isinstance(encoder, str):
+        words.append("without what the scoring encoder takes, which is missing")
+    looking = 0 if isinstance(encoder, str) else encoder_bytes(encoder)
+    found, known = list[tuple[Run, MemoryEstimate]](), dict[tuple[object, ...], MemoryEstimate]()
+    tried = largest(runs)
+    with bars.task("estimating memory", len(tried)) as advance:
+        for run in tried:
+            key = (run.adapter, run.optimizer, run.train.batch_size, run.train.shows_class_pictures)
+            if key not in known:
+                known[key] = memory_need(run, dataset, model, offload, slots if run.adapter.packs else 1, looking)
+            found.append((run, known[key]))
+            if card and known[key].most + DRIVER > card:
+                words.append(f"{describe_memory(run)} will not fit: set {' or '.join(memory_suggestions(run, model))}")
+            advance(1)
+    run, need = max(found, key=lambda pair: pair[1].most)
+    most = f"{model.name}, {model.resolution} px, {describe_memory(run)}: at most {need.most / GB:.1f} GB"
+    words.insert(0, most + (f" of this card's {card / GB:.1f}" if card else " of a GPU's memory"))
+    preparing = max(need.preparing for _, need in found)
+    words.insert(1, f"before anything trains, encoding pictures and drawing class pictures: {preparing / GB:.1f} GB")
+    rows: list[tuple[Cell, ...]] = [
+        (run.name, *_shape(run), need.training / GB, need.rendering / GB, need.scoring / GB, need.most / GB)
+        for run, need in found
+    ]
+    columns = ("recipe", "adapter", "dim", "batch", "training GB", "rendering GB", "scoring GB", "at most")
+    return Section("GPU memory", columns, tuple(dict.fromkeys(rows)), tuple(words))
+
+
+def largest(runs: Sequence[Run]) -> list[Run]:
+    """The first run of each name, and of the others those that no other of that name exceeds in everything."""
+    found = []
+    for name in dict.fromkeys(run.name for run in runs):
+        by_extent: dict[tuple[int, ...], Run] = {}
+        for run in runs:
+            if run.name == name:
+                by_extent.setdefault(_extent(run), run)
+        first, *others = by_extent
+        found.append(by_extent[first])
+        found += [by_extent[one] for one in others if not any(_within(one, two) for two in by_extent if two != one)]
+    return found
+
+
+def _extent(run: Run) -> tuple[int, ...]:
+    """What a run takes more memory with the more there is of it."""
+    adapter, train = run.adapter, run.train
+    layers = len(adapter.targets), adapter.text_encoder, adapter.dim, _conv_rank(run)
+    return train.batch_size, train.shows_class_pictures, *layers
+
+
+def _within(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
+
+
+def _conv_rank(run: Run) -> int:
+    """The rank of convolutions, 0 without."""
+    adapter = run.adapter
+    return adapter.conv_ranks[0] if isinstance(adapter, LoRA) and "conv" in adapter.targets else 0
+
+
+def _shape(run: Run) -> tuple[str, str, int]:
+    """A run's adapter, its rank and its batch."""
+    kind = next(name for name, kind in ADAPTERS.items() if kind is type(run.adapter))
+    conv = f" + {_conv_rank(run)} conv" * (_conv_rank(run) > 0)
+    return kind, f"{run.adapter.dim}{conv}", run.train.batch_size
+
+
+def describe_memory(run: Run) -> str:
+    """A run with what decides how much memory it takes."""
+    kind, dim, batch = _shape(run)
+    return f"{run.name} ({kind} of dim {dim}, batch {batch})"

@@ -1,0 +1,244 @@
+"""What a study would train, before it trains: pictures, captions, ledger, buckets, triggers and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from omegaconf import DictConfig
+
+from autolora import config as cfg
+from autolora.adapters.adapter_set import attach
+from autolora.data.bucket_report import bucket_picture, bucket_table
+from autolora.data.caption_recipe import clean_report
+from autolora.data.concepts import Dataset
+from autolora.data.step_table import make_step_table
+from autolora.data.tag_report import RISKS, TagRow, images_by_tag, suggest_pruning, tag_rows
+from autolora.errors import ConfigError, MemoryFull, memory_full
+from autolora.evaluation.throughput import measure_speed
+from autolora.models.base import BaseModel
+from autolora.optim.schedules import SCHEDULES
+from autolora.preflight.base_model import pruning_section, trigger_section
+from autolora.preflight.cost import Renders, cost_section, count_renders
+from autolora.preflight.memory import memory_section
+from autolora.prepare.tagger import load_tagger
+from autolora.progress import Bars
+from autolora.report.charts import schedules
+from autolora.report.tables import Cell, Section
+from autolora.sampling import BaseRenders
+from autolora.scoring.encoders import Encoder, load_encoder, load_second_encoder
+from autolora.scoring.settings import ScoringSettings
+from autolora.study.definition import StudyDefinition
+from autolora.study.settings import StudySettings
+from autolora.train.batches import LatentCache, PromptCache
+from autolora.train.loop import TrainingContext
+from autolora.train.run import Run
+
+T = TypeVar("T")
+CURVE_POINTS = 200  # that a schedule is drawn by
+
+
+def dataset_sections(dataset: Dataset) -> list[Section]:
+    """The pictures by concept, what is odd about them, and what is cut off in their buckets."""
+    rows = []
+    for concept in dataset.concepts:
+        held_out = [picture for picture in dataset.held_out if picture.concept == concept.name]
+        sizes = sorted({(p.width * p.height, f"{p.width}x{p.height}") for p in (*concept.pictures, *held_out)})
+        masks = sum(picture.mask is not None for picture in (*concept.pictures, *held_out))
+        ends = " to ".join(dict.fromkeys([sizes[0][1], sizes[-1][1]]))
+        rows.append((concept.name, concept.trigger, len(concept.pictures), len(held_out), masks, ends))
+    words = [f"trigger {dataset.trigger}, class word {dataset.class_word}", *dataset.notes]
+    if dataset.regularization:
+        words.append(f"{len(dataset.regularization)} regularization pictures of your own")
+    columns = ("concept", "trigger", "training", "held out", "masks", "sizes")
+    pictures = Section("Pictures", columns, tuple(rows), tuple(words))
+    everything = [*dataset.pictures, *dataset.held_out]
+    buckets = tuple(
+        (f"{r.frame[0]}x{r.frame[1]}", r.pictures, r.mean_cropped, r.worst_cropped, r.mean_scale, r.worst_scale)
+        for r in bucket_table(everything)
+    )
+    columns = ("bucket", "pictures", "share cut off", "worst share", "scale", "largest scale")
+    lost = any(row[3] > 0.005 or row[5] > 1 for row in buckets)
+    sheet = bucket_picture(everything) if lost else None
+    said = "the pictures that lose most, with what is cut off dimmed" if lost else "nothing is cut off or enlarged"
+    return [pictures, Section("Buckets", columns, buckets, (said,), sheet)]
+
+
+def caption_sections(dataset: Dataset, model: BaseModel) -> list[Section]:
+    """What cleaning takes out, what the captions carry, what the triggers could absorb, what is too long."""
+    removed = tuple((one.tag, one.reason, one.count) for one in clean_report(dataset))
+    cleaned = Section("Cleaned away", ("tag", "why", "captions"), removed, () if removed else ("nothing",))
+    names = [concept.name for concept in dataset.concepts]
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (row.tag, row.kind, row.count, *(f"{row.shares[name]:.0%}" for name in names), _always(row, names))
+        for row in tag_rows(dataset)
+    )
+    advice = tuple(
+        f"captions.prune={level}: {trigger} absorbs {', '.join(tags)}"
+        for level, found in suggest_pruning(dataset).items()
+        for trigger, tags in found.items()
+    )
+    tags = Section("Tags", ("tag", "kind", "captions", *names, "always in"), rows, advice)
+    room = model.most_tokens
+    long = tuple(
+        (picture.path.name, count, " ".join(model.tokens(picture.caption)[room:]))
+        for picture in (*dataset.pictures, *dataset.held_out)
+        if (count := len(model.tokens(picture.caption))) > room
+    )
+    said = f"{len(long) or 'no'} captions are longer than the {room} tokens that the text encoder is shown"
+    return [cleaned, tags, Section("Too long", ("picture", "tokens", "cut off"), long, (said,))]
+
+
+def _always(row: TagRow, names: Sequence[str]) -> str:
+    """The concepts whose every caption has a tag."""
+    return "all" if len(row.absorbed) == len(names) else ", ".join(row.absorbed)
+
+
+def recipe_section(run: Run, dataset: Dataset) -> Section:
+    """The step ledger of a recipe, with the captions it trains with, and the tags at risk."""
+    edited, steps = run.with_captions(dataset), run.steps_of(dataset)
+    ledger = make_step_table(edited, steps, run.train.epochs, run.steps_beside(dataset))
+    rows: list[tuple[Cell, ...]] = [
+        (row.concept, row.images, row.repeats, row.steps_per_epoch, row.steps_total, row.overlap, row.risk)
+        for row in ledger.rows
+    ]
+    rows += [
+        (kind, None, None, count, count * ledger.epochs, None, None) for kind, count in ledger.beside.items() if count
+    ]
+    by_concept = {concept.name: count for concept, count in zip(dataset.concepts, steps, strict=True)}
+    risks: dict[str, list[str]] = {}
+    kept = sum(ledger.beside.values()) > 0  # class pictures teach the class word something else
+    for tag in images_by_tag(edited, by_concept, run.train.epochs):
+        if tag.risk and not (kept and tag.risk == "capture"):
+            risks.setdefault(tag.risk, []).append(f"{tag.tag} {tag.steps_total:.0f}")
+    words = (
+        *run.adapter.notes(),
+        *([f"starts from {run.init.path}"] if run.init else []),
+        *(f"{risk} ({', '.join(tags)} steps): {RISKS[risk]}" for risk, tags in risks.items()),
+    )
+    columns = ("", "pictures", "repeats", "steps/epoch", "steps", "overlap", "risk")
+    return Section(f"Recipe {run.name}: steps are images shown", columns, tuple(rows), words)
+
+
+def schedule_section(runs: Sequence[Run], dataset: Dataset) -> Section:
+    """How each recipe's learning rate moves over its run."""
+    rows, curves = [], {}
+    for run in runs:
+        total = run.optimizer_steps(dataset)
+        curve = [run.schedule.factor(step, total) for step in range(total)]
+        curves[run.name] = [*enumerate(curve)][:: max(1, total // CURVE_POINTS)]
+        name = next(name for name, kind in SCHEDULES.items() if type(run.schedule) is kind)
+        rows.append((run.name, name, run.optimizer.lr * max(curve), total, _sparkline(curve)))
+    columns = ("recipe", "schedule", "highest rate", "optimizer steps", "rate")
+    words = ("Prodigy finds the rate that this is a factor of",) if any(r.optimizer.lr == 1 for r in runs) else ()
+    return Section("Learning rate", columns, tuple(rows), words, chart=schedules(curves))
+
+
+def _sparkline(curve: Sequence[float], width: int = 16) -> str:
+    """A curve from 0 to 1 in a line of text."""
+    levels = "▁▂▃▄▅▆▇█"
+    places = [round(i * (len(curve) - 1) / (width - 1)) for i in range(width)]
+    return "".join(levels[round(curve[place] * (len(levels) - 1))] for place in places)
+
+
+def measured_sections(
+    config: DictConfig,
+    runs: Sequence[Run],
+    dataset: Dataset,
+    model: BaseModel,
+    plan: StudyDefinition | None,
+    bars: Bars,
+) -> list[Section]:
+    """What only the base model can tell: what the triggers' words draw, and what training and rendering cost.
+
+    Where the GPU's memory is too small for one of them it says so instead: how much each recipe takes is told anyway.
+    """
+    settings, scoring = cfg.model_settings(config), cfg.scoring_settings(config)
+    if not isinstance(config.audit, bool):
+        raise ConfigError(f"audit must be true or false, got {config.audit}")
+    study = plan.settings if plan else None
+    at_once = study.pack if study and isinstance(study.pack, int) else 1  # auto takes what fits
+    encoder = _loaded(load_encoder, scoring.encoder)
+    may_run = [*runs, *(plan.widest_runs() if plan else ())]  # what the workbench is opened for
+    memory = memory_section(may_run, dataset, model, at_once, encoder, bars)
+    renders = count_renders(may_run, dataset, model, scoring)
+    cache = Path(str(config.cache)).expanduser()
+    base = BaseRenders(model, settings.render.search, cache / "renders")
+    eye = encoder if config.audit else "audit=false"
+    return [
+        _that_fits("Triggers", lambda: trigger_section(dataset, base, eye, scoring, bars)),
+        _that_fits("Pruning", lambda: pruning_section(dataset, base, eye, bars)),
+        needs_section(scoring, model, encoder),
+        memory,
+        _that_fits("Cost", lambda: measured_cost(runs, dataset, model, renders, study, cache, bars)),
+    ]
+
+
+def _that_fits(title: str, build: Callable[[], Section]) -> Section:
+    """A section, or in words why it is not there where the GPU's memory is too small for it."""
+    try:
+        return build()
+    except (MemoryFull, torch.OutOfMemoryError) as error:
+        return Section(title, (), (), (f"not measured: {memory_full(error)}",))
+
+
+def measured_cost(
+    runs: Sequence[Run],
+    dataset: Dataset,
+    model: BaseModel,
+    renders: Renders,
+    study: StudySettings | None,
+    cache: Path,
+    bars: Bars,
+) -> Section:
+    """What the recipes and the study cost, by a few steps of the first recipe.
+
+    Raises:
+        MemoryFull: they do not fit into the GPU's memory, one picture at a time.
+    """
+    settings = model.settings
+    with bars.task("timing training and rendering", None):
+        adapter = attach(model.modules, runs[0].adapter)
+        model.stay(*adapter.roots)
+        standing_in = dataset.regularization or dataset.pictures[:4]  # for class pictures: they cost the same
+        latents = LatentCache(model, cache / "latents")
+        bench = TrainingContext(model, adapter, dataset, latents, PromptCache(model), standing_in)
+        try:
+            speed = measure_speed(runs[0], bench, settings.render.search)
+        finally:
+            adapter.detach()
+    return cost_section(runs, dataset, renders, speed, study)
+
+
+def needs_section(scoring: ScoringSettings, model: BaseModel, encoder: Encoder | str) -> Section:
+    """What scoring needs beside the base model, and how to get what is missing: without it nothing is trained.
+
+    Args:
+        encoder: the first one, or why there is none.
+    """
+    wanted: list[tuple[str, str | None, Callable[[str], object]]] = [
+        ("scoring.encoder", scoring.encoder, lambda _: encoder),
+        ("scoring.second_encoder", scoring.second_encoder, lambda name: load_second_encoder(name, model)),
+        ("scoring.tagger", scoring.tagger, load_tagger),
+    ]
+    rows: list[tuple[Cell, ...]] = []
+    words = []
+    for key, name, load in wanted:
+        if name is None:
+            continue
+        found = _loaded(load, name)
+        rows.append((key, name, "missing" if isinstance(found, str) else "there"))
+        words += [found] if isinstance(found, str) else []
+    return Section("Needed", ("setting", "value", "state"), tuple(rows), tuple(words))
+
+
+def _loaded(load: Callable[[str], T], name: str) -> T | str:
+    """What a setting names, or why it cannot be loaded here."""
+    try:
+        return load(name)
+    except ConfigError as error:
+        return str(error)
+    except torch.OutOfMemoryError as error:
+        return memory_full(error)

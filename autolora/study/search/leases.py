@@ -1,0 +1,148 @@
+"""Which worker has which trial: claimed, kept by heartbeats, handed back, taken over from the dead.
+
+A trial that a worker leaves, by signal, by failure or by death, goes from RUNNING back to WAITING: it stays the same
+trial with its number, uid, values and checkpoints, so that there is no copy to lose between two steps. (Optuna's own
+heartbeats mark it failed and then add a copy, and journal files and gRPC proxies have none.) No clocks are compared:
+a worker on another machine is dead when its heartbeat has stood still for the grace time as measured here, one on this
+machine when its process is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable
+from types import TracebackType
+
+import psutil
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from autolora.study.budget import WORKED
+from autolora.study.search.liveness import OWNER, this_machine
+from autolora.study.storage_retry import Say, is_unreachable
+
+
+class TrialLeases:
+    """A worker's trials; as a context it keeps them alive, and hands back what is left at its end."""
+
+    def __init__(
+        self, storage: BaseStorage, study_id: int, heartbeat: float, grace: float, say: Say, machine: str | None = None
+    ) -> None:
+        self.storage, self.study_id, self.say = storage, study_id, say
+        self.heartbeat_seconds, self.grace_seconds = heartbeat, grace
+        self.machine = machine or this_machine()
+        self.worker = f"{self.machine}/{os.getpid()}/{psutil.Process().create_time():.2f}"
+        self.held: dict[int, list[list[float]]] = {}  # by trial id: what it was worked on
+        self._seen: dict[int, tuple[object, float]] = {}  # by trial id: its last heartbeat, and when it changed here
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeats", daemon=True)
+
+    def __enter__(self) -> TrialLeases:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._over.set()
+        direct: BaseStorage = getattr(self.storage, "behind", self.storage)  # no waiting: a stop must not hang
+        for trial_id in list(self.held):
+            try:
+                self._hand_back(direct, trial_id, self.worker)
+            except Exception as reason:
+                if not is_unreachable(reason):
+                    raise
+                self.say("the storage is away: the trial is taken over by another worker when it is back")
+
+    def take(self, trial: FrozenTrial) -> None:
+        """Make a running trial this worker's."""
+        now = round(time.time(), 1)
+        worked = [*trial.user_attrs.get(WORKED, []), [now, now]]
+        self.storage.set_trial_user_attr(trial._trial_id, OWNER, self.worker)
+        self.storage.set_trial_user_attr(trial._trial_id, WORKED, worked)
+        self.held[trial._trial_id] = worked
+
+    def holds(self, trial_id: int) -> bool:
+        """Whether a trial is still this worker's: it is not if it was silent for so long that another took it."""
+        if trial_id not in self.held:
+            return False
+        frozen = self.storage.get_trial(trial_id)
+        if frozen.state is TrialState.RUNNING and frozen.user_attrs.get(OWNER) == self.worker:
+            return True
+        self.drop(trial_id)
+        return False
+
+    def drop(self, trial_id: int) -> None:
+        """Forget a trial that ended or that another has."""
+        self.held.pop(trial_id, None)
+
+    def end(self, trial_id: int) -> None:
+        """Note until when a trial was worked on, and forget it."""
+        self._note(self.storage, trial_id)
+        self.drop(trial_id)
+
+    def hand_back(self, trial_id: int) -> None:
+        """Put this worker's trial back into the queue."""
+        self._hand_back(self.storage, trial_id, self.worker)
+
+    def reclaim(self, running: Iterable[FrozenTrial]) -> list[int]:
+        """Put the trials of dead workers back into the queue; returns their numbers."""
+        found = []
+        for trial in running:
+            owner = str(trial.user_attrs.get(OWNER, ""))
+            if trial._trial_id not in self.held and (self._is_gone(owner) or self._is_silent(trial)):
+                self._hand_back(self.storage, trial._trial_id, owner)
+                self._seen.pop(trial._trial_id, None)
+                found.append(trial.number)
+        return found
+
+    def _is_gone(self, owner: str) -> bool:
+        """Whether the owner was a process of this machine which ended, or is this process, which forgot it."""
+        machine, _, process = owner.partition("/")
+        if machine != self.machine or not process:
+            return False
+        pid, _, began = process.partition("/")
+        try:
+            there = psutil.Process(int(pid))
+            dead = there.status() == psutil.STATUS_ZOMBIE or abs(there.create_time() - float(began)) > 1
+        except psutil.NoSuchProcess:
+            return True
+        return dead or owner == self.worker
+
+    def _is_silent(self, trial: FrozenTrial) -> bool:
+        """Whether a trial's heartbeat has stood still for the grace time."""
+        beat = (trial.user_attrs.get(OWNER), trial.user_attrs.get(WORKED))
+        before, since = self._seen.get(trial._trial_id, (None, 0.0))
+        if before != beat:
+            since = time.monotonic()
+            self._seen[trial._trial_id] = (beat, since)
+        return time.monotonic() - since >= self.grace_seconds
+
+    def _hand_back(self, storage: BaseStorage, trial_id: int, owner: str) -> None:
+        """From RUNNING to WAITING, if still the owner's, whose name goes first: whoever has it next writes another."""
+        self.drop(trial_id)
+        frozen = storage.get_trial(trial_id)
+        if frozen.state is TrialState.RUNNING and frozen.user_attrs.get(OWNER, "") == owner:
+            try:
+                storage.set_trial_user_attr(trial_id, OWNER, "")
+                storage.set_trial_state_values(trial_id, TrialState.WAITING)
+            except UpdateFinishedTrialError:  # it ended in this very moment
+                return
+
+    def _note(self, storage: BaseStorage, trial_id: int) -> None:
+        worked = self.held[trial_id]
+        worked[-1][1] = round(time.time(), 1)
+        storage.set_trial_user_attr(trial_id, WORKED, worked)
+
+    def _beat(self) -> None:
+        """Heartbeats of all held trials, until the end; a database that is away is tried again at the next beat."""
+        direct: BaseStorage = getattr(self.storage, "behind", self.storage)
+        while not self._over.wait(self.heartbeat_seconds):
+            for trial_id in list(self.held):
+                try:
+                    if direct.get_trial(trial_id).user_attrs.get(OWNER) == self.worker and trial_id in self.held:
+                        self._note(direct, trial_id)
+                except Exception as reason:
+                    if not (is_unreachable(reason) or isinstance(reason, KeyError | UpdateFinishedTrialError)):
+                        self.say(f"a heartbeat failed: {reason}")

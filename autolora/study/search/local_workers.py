@@ -1,0 +1,101 @@
+"""Worker processes on this machine, one per visible GPU or per core."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import psutil
+import torch
+
+from autolora.errors import ConfigError
+from autolora.progress import Bars
+from autolora.study.definition import StudyDefinition
+
+STOPPING_SECONDS = 60.0  # that a worker has to hand its trial back
+
+
+def count_workers(given: object) -> int:
+    """How many workers `workers` asks for: a number, or `auto`.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if given == "auto":
+        return len(visible_gpus()) or cores()
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise ConfigError(f"workers must be auto or a whole number of at least 1, got {given}")
+    return given
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if not torch.cuda.is_available():
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return psutil.cpu_count() or 1
+
+
+def environments(count: int) -> list[dict[str, str]]:
+    """What each of `count` workers has in its environment besides this process': its GPU, or its share of the cores."""
+    gpus = visible_gpus()
+    if gpus:
+        return [{"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} for place in range(count)]
+    return [{"OMP_NUM_THREADS": str(max(1, cores() // count))}] * count
+
+
+@contextmanager
+def local_workers(plan: StudyDefinition, count: int, bars: Bars) -> Iterator[None]:
+    """`count` workers, this process the first of them; the others are told to stop when the block ends in an error."""
+    first, *others = environments(count)
+    if count > 1 and "OMP_NUM_THREADS" in first and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(int(first["OMP_NUM_THREADS"]))
+    processes = [_start(plan, number, added) for number, added in enumerate(others, 2)]
+    patience = None  # a study that is done ends all of them
+    try:
+        yield
+    except BaseException:
+        patience = STOPPING_SECONDS
+        for process in processes:
+            process.terminate()
+        raise
+    finally:
+        _gather(processes, patience, plan, bars)
+
+
+def worker_command(plan: StudyDefinition) -> list[str]:
+    """The command line that joins a study from the same folder; its storage goes by the environment."""
+    arguments = [argument for argument in plan.arguments if not argument.startswith("workers=")]
+    return [sys.executable, "-m", "autolora.cli", "worker", plan.study_name, *arguments]
+
+
+def _start(plan: StudyDefinition, number: int, added: dict[str, str]) -> subprocess.Popen[bytes]:
+    storage = {"AUTOLORA_STORAGE": plan.given_storage} if plan.given_storage else {}
+    log = plan.folder / "workers" / f"{number}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as out:
+        environment = {**os.environ, **added, **storage}
+        return subprocess.Popen(worker_command(plan), env=environment, stdout=out, stderr=out)
+
+
+def _gather(
+    processes: Sequence[subprocess.Popen[bytes]], patience: float | None, plan: StudyDefinition, bars: Bars
+) -> None:
+    for number, process in enumerate(processes, 2):
+        try:
+            code = process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        if code not in (0, 130):
+            bars.say(f"worker {number} ended with code {code}: {plan.folder / 'workers' / f'{number}.log'} says why")

@@ -1,0 +1,79 @@
+"""Which trial a worker takes next: one that was begun, one that waits, or a new one, within the study's size."""
+
+from __future__ import annotations
+
+import time
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from autolora.progress import Bars
+from autolora.study.budget import may_begin
+from autolora.study.search.leases import TrialLeases
+from autolora.study.settings import StudySettings
+
+
+class Queue:
+    """The study as a worker's source of trials.
+
+    A trial's number is its place in the study: no trial is ever copied, so that those below `budget.trials` are the
+    study's, whoever runs them and however often they are handed back. What two workers asked for at once beyond it
+    waits there until the study is given more.
+    """
+
+    def __init__(self, study: optuna.Study, settings: StudySettings, claims: TrialLeases, bars: Bars) -> None:
+        self.study, self.settings, self.claims, self.bars = study, settings, claims, bars
+
+    def next(self) -> Trial | None:
+        """The next trial, claimed; None where there is none, at least while this worker has others.
+
+        While only other workers have some it waits, as they may die.
+        """
+        while True:
+            trials = [t for t in self.study.get_trials(deepcopy=False) if t.number < self.settings.budget.trials]
+            running = [t for t in trials if t.state is TrialState.RUNNING]
+            for number in self.claims.reclaim(running):
+                self.bars.say(f"trial {number}: its worker is gone, it goes on elsewhere")
+            more = may_begin(trials, self.settings)
+            trial = self._waiting(more) or (self._new() if more and len(trials) < self.settings.budget.trials else None)
+            if trial is not None:
+                return trial
+            if not running or self.claims.held:
+                return None
+            self._wait(running)
+
+    def _waiting(self, more: bool) -> Trial | None:
+        """One that waits: first those that were begun, which are ended even if no `more` are to begin."""
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        for frozen in sorted(waiting, key=lambda t: (not _begun(t), t.number)):
+            if frozen.number < self.settings.budget.trials and (more or _begun(frozen)):
+                try:
+                    won = self.claims.storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
+                except UpdateFinishedTrialError:
+                    continue
+                if won:
+                    return self._claimed(frozen._trial_id)
+        return None
+
+    def _new(self) -> Trial | None:
+        """A new one; None where another worker asked in the same moment and this one is one too many."""
+        trial = self.study.ask()
+        if trial.number < self.settings.budget.trials:
+            self.claims.take(self.claims.storage.get_trial(trial._trial_id))
+            return trial
+        self.claims.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        return None
+
+    def _claimed(self, trial_id: int) -> Trial:
+        self.claims.take(self.claims.storage.get_trial(trial_id))
+        return Trial(self.study, trial_id)
+
+    def _wait(self, running: list[FrozenTrial]) -> None:
+        numbers = ", ".join(str(t.number) for t in running)
+        with self.bars.task(f"waiting for trials of other workers ({numbers})", None):
+            time.sleep(min(5.0, self.settings.heartbeat_seconds))
+
+
+def _begun(trial: FrozenTrial) -> bool:
+    return "uid" in trial.user_attrs

@@ -1,0 +1,86 @@
+"""A storage whose calls wait while its database cannot be reached."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import Any
+
+from optuna.storages import BaseStorage
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+)
+
+from autolora.errors import StorageError
+
+LONGEST_WAIT = 15.0  # seconds between two tries to reach a database that is away
+_FULL = ("disk is full", "No space left", "quota exceeded")
+Say = Callable[[str], None]
+
+
+def retrying(storage: BaseStorage, name: str, say: Say) -> BaseStorage:
+    """The storage, each of whose methods waits while the database is away, then does what it was asked.
+
+    Raises (of the methods):
+        StorageError: the disk of the database is full.
+    """
+
+    def waiting(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(_: BaseStorage, *args: Any, **kwargs: Any) -> Any:
+            return _wait_for(lambda: method(*args, **kwargs), name, say)
+
+        return call
+
+    names = [key for key, value in vars(BaseStorage).items() if callable(value) and not key.startswith("_")]
+    methods: dict[str, Any] = {key: waiting(getattr(storage, key)) for key in names}
+    kind: type[BaseStorage] = type("PatientStorage", (BaseStorage,), {**methods, "behind": storage})
+    return kind()
+
+
+def _wait_for(ask: Callable[[], Any], name: str, say: Say) -> Any:
+    for tries in itertools.count():
+        try:
+            found = ask()
+        except Exception as error:
+            if any(words in str(error.__cause__ or error) for words in _FULL):
+                raise StorageError(
+                    f"{name} cannot be written: its disk is full; free some space, then go on"
+                ) from error
+            if not is_unreachable(error):
+                raise
+            if tries == 1:  # not for a connection that was merely stale
+                say(f"{name} is away ({_reason(error)}): waiting for it")
+        else:
+            if tries > 1:
+                say(f"{name} is back")
+            return found
+        time.sleep(min(2.0 ** min(tries, 10) / 4, LONGEST_WAIT))
+    raise AssertionError("unreachable")
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether an error of a storage means that it cannot be reached now, and may be later."""
+    if type(error).__module__.startswith("grpc") and getattr(error, "code", None):
+        return str(error.code()) == "StatusCode.UNAVAILABLE"  # type: ignore[attr-defined]
+    return _is_unreachable(error) or (error.__cause__ is not None and is_unreachable(error.__cause__))
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    if isinstance(error, PendingRollbackError):  # Optuna asked again on a connection that was just lost
+        return True
+    if not isinstance(error, OperationalError | InterfaceError):
+        return isinstance(error, DBAPIError) and error.connection_invalidated
+    return not isinstance(error.orig, sqlite3.Error) or "locked" in str(error.orig)
+
+
+def _reason(error: BaseException) -> str:
+    """What a database said, in one line; no driver quotes a password."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(getattr(error, "orig", None) or error)
+    return text.strip().splitlines()[0].strip() if text.strip() else type(error).__name__

@@ -1,0 +1,51 @@
+"""The trials of a study in its storage: their names, constraints and folders."""
+
+from __future__ import annotations
+
+import hashlib
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from autolora.evaluation.trial_folder import TrialFolder
+from autolora.study.definition import StudyDefinition
+from autolora.study.space import sampled_values
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+def keep_constraints(storage: BaseStorage, trial: Trial, constraints: dict[str, float]) -> None:
+    """Store a trial's constraints by name, and as the list that the dashboard reads.
+
+    `Trial.set_constraint` keeps what an interrupted worker wrote; this is the last word.
+    """
+    for name, broken_by in constraints.items():
+        storage.set_trial_system_attr(trial._trial_id, f"constraints:{name}", float(broken_by))
+    storage.set_trial_system_attr(trial._trial_id, "constraints", [float(v) for v in constraints.values()])
+
+
+def load_trials(plan: StudyDefinition, study: optuna.Study) -> list[tuple[FrozenTrial, TrialFolder]]:
+    """Every trial that has a scored checkpoint, with its record."""
+    found = []
+    for trial in study.get_trials(deepcopy=False):
+        uid = trial.user_attrs.get("uid")
+        if not uid:
+            continue
+        folder = plan.files.fetch(uid, ended=True) if trial.state.is_finished() else plan.files[uid]
+        if (folder / "curve.json").is_file():
+            found.append((trial, TrialFolder.open(folder, plan.run(*sampled_values(trial)))))
+    return [(trial, record) for trial, record in found if record.curve]
+
+
+TOKEN = "token"  # user attribute of a study: random, so that no two studies' trials are called the same
+
+
+def uid_of(study: optuna.Study, number: int) -> str:
+    """What a trial's files are called: the same whoever asks, as SQLite may let two workers take it in one moment."""
+    token = study.user_attrs.get(TOKEN, study.study_name)
+    return hashlib.blake2s(f"{token}/{number}".encode(), digest_size=6).hexdigest()
+
+
+ORIGIN = "warm_start"  # user attribute of a trial: the earlier study and the trial of it that it comes from
+WINNER = "winner"  # user attribute of a study that ended: the number of the trial that it exported

@@ -1,0 +1,169 @@
+"""`autolora check` and `autolora tune character` on a full-size model of random weights, with the network switched off.
+
+    python -m experiments.full_size.study
+    python -m experiments.full_size.study --form file
+    python -m experiments.full_size.study --model sdxl --resolution 1024 --encoder ViT-L-14 --memory-gb 11  # on a GPU
+
+Such a model draws noise. Where nothing can be measured on that the study must say so and end with the exit code for it;
+either way it must go through every stage, and go on with one trial more when it is asked again. `--form file` gives the
+model as one .safetensors file in the original layout, as the community shares them. `--memory-gb` lets this process
+have so much of the GPU, as on a card of that size, and no more. Result:
+`experiments/results/models/full_study-<model>-<form>-<device>.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import save_file
+
+from autolora.cli import main as autolora
+from autolora.errors import UNMEASURED_EXIT_CODE
+from autolora.files import write_atomic
+from autolora.provenance import provenance
+from experiments.full_size.models import MODELS, pictures, random_model
+from tests.original import save_original
+
+RESULTS = Path(__file__).parents[1] / "results" / "models"
+SHORT = (
+    "~study.recipes",
+    "+study.recipes={guide-adamw: {train.preserve_share: {choice: [0.0, 0.5]}}}",
+    "budget.trials=1",
+    "study.finalists=1",
+    "study.average=false",
+    "study.retrain_seeds=0",
+    "train.epochs=1",
+    "train.steps_per_concept=4",
+    "train.batch_size=2",
+    "model.render.steps=2",
+    "model.render.search_steps=null",
+    "model.class_pictures=4",
+    "scoring.contexts=[smile]",
+    "scoring.overrides=[hat,glasses]",
+    "scoring.class_alone=2",
+    "scoring.class_contexts=[smile]",
+    "scoring.class_seeds=1",
+    "scoring.contrast=8",
+    "scoring.bootstrap=50",
+)
+STAGES = ("best/*.safetensors", "report/index.html", "result.json", "trials/*/curve.json", "best/*.json")
+
+
+def main() -> None:
+    """Write the model, run both commands, keep what they said."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="sd15")
+    parser.add_argument("--form", choices=("folder", "file"), default="folder")
+    parser.add_argument("--resolution", type=int, default=64, help="pixels")
+    parser.add_argument("--encoder", help="an open_clip model, of random weights too, instead of the paper-doll CLIP")
+    parser.add_argument("--memory-gb", type=float, help="what this process may take of the GPU")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if args.memory_gb and not torch.cuda.is_available():
+        parser.error("--memory-gb is of a GPU's memory, and there is none here")
+    device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")  # as they are fast
+    content: dict[str, Any] = {**provenance(), "device": device, "dtype": dtype}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = write_model(args.model, folder / "model", torch.device(device), args.form)
+        encoder = write_encoder(args.encoder, folder / "encoder") if args.encoder else "paperdoll"
+        pictures(folder / "mona", args.resolution, 2)
+        places = [f"model.path={path}", f"dataset.path={folder / 'mona'}", f"out={folder / 'run'}"]
+        places += [f"cache={folder / 'cache'}", f"scoring.encoder={encoder}"]
+        shape = [f"model.resolution={args.resolution}", f"model.dtype={dtype}"]
+        given = ["character", f"model={args.model}", *places, *shape]
+        if args.memory_gb:
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(args.memory_gb * 1e9 / total)
+            given.append("model.offload=true")  # as it is of itself on a card of that size
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        with no_network():
+            content["check"] = said(["check", *given, *SHORT, "audit=false"])
+            content["tune"] = said(["tune", *given, *SHORT])
+            content["one trial more"] = said(["tune", *given, *SHORT, "budget.trials=2"])
+            content["peak_gb"] = round(torch.cuda.max_memory_reserved() / 1e9, 2) if device == "cuda" else None
+        codes = [content[command]["exit_code"] for command in ("check", "tune", "one trial more")]
+        if codes not in ([0, 0, 0], [0, UNMEASURED_EXIT_CODE, UNMEASURED_EXIT_CODE]):
+            print(json.dumps(content, indent=1))
+            raise SystemExit(f"expected exit code 0, for studies {UNMEASURED_EXIT_CODE} if unmeasured; got {codes}")
+        content["files"] = {stage: len(list((folder / "run").glob(stage))) for stage in STAGES}
+        result = json.loads((folder / "run" / "result.json").read_text(encoding="utf-8"))
+        content["unmeasurable"] = result["best"]["unmeasurable"]
+        text = json.dumps(content, indent=1).replace(name, "FOLDER")
+    write_atomic(args.out or RESULTS / f"full_study-{args.model}-{args.form}-{device}.json", text + "\n")
+    print(text)
+    if not all(content["files"].values()):
+        raise SystemExit("a stage has left no file")
+
+
+def write_model(name: str, folder: Path, device: torch.device, form: str) -> Path:
+    """A full-size model of 16 bit in a folder or in one file; its weights are drawn where that is fast."""
+    family, pixels = MODELS[name]
+    model: Any = random_model(family, pixels, "bfloat16", device)
+    parts = {
+        root: module.to("cpu", torch.bfloat16) for root, module in {"vae": model.vae, **model.text_encoders}.items()
+    }
+    parts |= {"unet": model.unet.cpu(), "scheduler": model.scheduler}
+    tokenizers = {key.replace("text_encoder", "tokenizer"): value for key, value in model.tokenizers.items()}
+    if name == "sdxl":
+        pipeline = StableDiffusionXLPipeline(**parts, **tokenizers, add_watermarker=False)
+    else:
+        rest: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipeline = StableDiffusionPipeline(**parts, **tokenizers, **rest)
+    if form == "file":
+        return save_original(pipeline, folder.with_suffix(".safetensors"), family)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_encoder(name: str, folder: Path) -> str:
+    """An open_clip model of random weights in a folder, and how the config names it."""
+    folder.mkdir()
+    model = open_clip.create_model(name)
+    save_file(
+        {key: value.contiguous() for key, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
+    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return f"local-dir:{folder}"
+
+
+@contextlib.contextmanager
+def no_network() -> Iterator[None]:
+    """Whoever looks up a host or connects to one fails, as on a machine without a network."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError("the network is switched off")
+
+    own = socket.getaddrinfo, socket.socket.connect
+    socket.getaddrinfo = socket.socket.connect = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        socket.getaddrinfo, socket.socket.connect = own  # type: ignore[method-assign]
+
+
+def said(arguments: list[str]) -> dict[str, Any]:
+    """A command's exit code, its seconds, and its last words."""
+    out, began = io.StringIO(), time.perf_counter()
+    with contextlib.redirect_stdout(out):
+        code = autolora(arguments)
+    words = [line for line in out.getvalue().splitlines() if line.strip()]
+    return {"exit_code": code, "seconds": round(time.perf_counter() - began, 1), "said": words[-12:]}
+
+
+if __name__ == "__main__":
+    main()

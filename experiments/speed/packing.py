@@ -1,0 +1,173 @@
+"""What packing saves: LoRA steps per second, K at once on one base against one after another by plain peft.
+
+    python -m experiments.speed.packing --batch-sizes 1 4 --arms plain 1 2 4 8 --workers 1 2
+    python -m experiments.speed.packing --model sd15 --batch-sizes 1 --arms plain compiled 1 2 4 8 --workers 1    # on a GPU
+
+An arm is `plain` (diffusers and peft), `compiled` (that by torch.compile) or how many LoRAs autolora trains at once. A
+trial-step is one optimizer step of one LoRA. Workers are processes of one thread each that do the same at once, as
+many studies' workers do. On a CPU it is the worker's own processor time that counts, so that others on the machine cost
+nothing but their share of its caches. Rounds of all arms alternate, so that whatever else it does hits them alike;
+medians are compared. An arm that runs out of memory is left out and says so.
+Writes experiments/results/speed/packing-MODEL.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import multiprocessing
+
+from autolora.files import write_atomic
+from autolora.models import load_model
+from autolora.models.base import ModelSettings
+from autolora.provenance import provenance
+from experiments.full_size.models import MODELS, random_model
+from experiments.speed.loops import Inputs, Steps, our_loop, plain_loop, stored
+
+CACHE = Path("runs/.cache/latents")
+Arm = tuple[str, int]  # what trains, and its batch size
+Figures = dict[str, float]
+
+
+def base_model(name: str, resolution: int | None) -> Any:
+    """The packaged model, or one of full size with random weights: speed and memory do not depend on them."""
+    if name == "paperdoll":
+        return load_model(ModelSettings(resolution=resolution))
+    family, pixels = MODELS[name]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return random_model(family, resolution or pixels, "bfloat16", device)
+
+
+def build(arm: str, model: Any, inputs: Inputs, dim: int, batch_size: int) -> Steps:
+    """The loop of an arm."""
+    if arm.isdigit():
+        return our_loop(model, CACHE, dim, batch_size, int(arm))
+    return plain_loop(model, inputs, dim, batch_size, compiled=arm == "compiled")
+
+
+def work(orders: Connection, args: argparse.Namespace) -> None:
+    """Build every arm, then run what is ordered: (arm, batch size, steps) -> seconds and memory, or an error."""
+    torch.set_num_threads(args.threads)
+    model = base_model(args.model, args.resolution)
+    cuda, loops, resident = model.device.type == "cuda", dict[Arm, Steps](), dict[Arm, int]()
+    clock = time.perf_counter if cuda or args.threads > 1 else time.process_time
+    inputs = stored(model, CACHE)
+    while (order := orders.recv()) is not None:
+        arm, batch_size, steps = order
+        key = arm, batch_size
+        try:
+            before = torch.cuda.memory_allocated() if cuda else 0
+            if key not in loops:
+                loops[key] = build(arm, model, inputs, args.dim, batch_size)
+            if cuda:
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            began, start = clock(), torch.cuda.memory_allocated() if cuda else 0
+            loops[key](steps)
+            if cuda:
+                torch.cuda.synchronize()
+            seconds = clock() - began
+            resident.setdefault(key, torch.cuda.memory_allocated() - before if cuda else 0)
+            peak = torch.cuda.max_memory_allocated() - start if cuda else 0
+            orders.send((seconds, (resident[key] + peak) / 2**30))
+        except torch.OutOfMemoryError:
+            loops.pop(key, None)
+            torch.cuda.empty_cache()
+            orders.send("out of memory")
+
+
+def measure(workers: int, args: argparse.Namespace) -> Iterator[dict[Arm, Figures]]:
+    """After every round: trial-steps per second of all workers together, and GiB of GPU memory a worker."""
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe() for _ in range(workers)]
+    processes = [context.Process(target=work, args=(theirs, args), daemon=True) for _, theirs in pipes]
+    for process in processes:
+        process.start()
+    arms = [(arm, size) for size in args.batch_sizes for arm in args.arms]
+    rates: dict[Arm, list[float]] = {}
+    memory: dict[Arm, float] = {}
+    for number in range(args.rounds + 1):
+        for key in list(arms):
+            for ours, _ in pipes:
+                ours.send((*key, args.steps))
+            replies = [ours.recv() for ours, _ in pipes]
+            if any(isinstance(reply, str) for reply in replies):
+                print(f"{key}: {replies}", flush=True)
+                arms.remove(key)
+                continue
+            trials = int(key[0]) if key[0].isdigit() else 1
+            rate = sum(trials * args.steps / seconds for seconds, _ in replies)
+            memory[key] = max(gib for _, gib in replies)
+            print(f"round {number}, workers {workers}, {key}: {rate:.2f}/s, {memory[key]:.2f} GiB", flush=True)
+            if number:  # the first round warms up
+                rates.setdefault(key, []).append(rate)
+        yield {key: {"trial-steps/s": statistics.median(own), "GiB": memory[key]} for key, own in rates.items()}
+    for ours, _ in pipes:
+        ours.send(None)
+    for process in processes:
+        process.join()
+
+
+def table(found: dict[int, dict[Arm, Figures]]) -> str:
+    """One line an arm; ratios to the plain loop and to one LoRA at a time, of as many workers."""
+    lines = [
+        "| workers | batch | LoRAs at once | trial-steps/s | of plain peft | of one at a time | GiB a worker |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for workers, arms in found.items():
+        for (arm, size), own in arms.items():
+            ratios = [
+                f"{own['trial-steps/s'] / arms[other, size]['trial-steps/s']:.2f}" if (other, size) in arms else ""
+                for other in ("plain", "1")
+            ]
+            memory = f"{own['GiB']:.2f}" if own["GiB"] else ""
+            cells = [workers, size, arm, f"{own['trial-steps/s']:.2f}", *ratios, memory]
+            lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write(found: dict[int, dict[Arm, Figures]], args: argparse.Namespace) -> None:
+    """What is known so far."""
+    figures = [
+        {"workers": workers, "batch size": size, "arm": arm} | {name: round(x, 3) for name, x in own.items()}
+        for workers, arms in found.items()
+        for (arm, size), own in arms.items()
+    ]
+    asked = {name: getattr(args, name) for name in ("dim", "threads", "rounds", "steps")}
+    result = provenance() | asked | {"figures": figures}
+    write_atomic(args.out / f"packing-{args.model}.json", json.dumps(result, indent=2) + "\n")
+    write_atomic(args.out / f"packing-{args.model}.md", table(found))
+
+
+def main() -> None:
+    """Measure, print and write the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["paperdoll", *MODELS], default="paperdoll")
+    parser.add_argument("--resolution", type=int, help="pixels; the model's own by default")
+    parser.add_argument("--arms", nargs="+", default=["plain", "1", "2", "4", "8"])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1])
+    parser.add_argument("--dim", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/speed"))
+    args = parser.parse_args()
+    found: dict[int, dict[Arm, Figures]] = {}
+    for workers in args.workers:
+        for figures in measure(workers, args):
+            found[workers] = figures
+            write(found, args)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

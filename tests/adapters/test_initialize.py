@@ -1,0 +1,122 @@
+"""Training starts from a file's function, whatever its rank and scale, or says why it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from autolora.adapters.adapter_set import attach
+from autolora.adapters.base import State
+from autolora.adapters.deltas import change, parts_by_layer
+from autolora.adapters.formats import layer_weights
+from autolora.adapters.initialize import start_from
+from autolora.adapters.lora import DyLoRA, LoRA, cut
+from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
+from autolora.adapters.read import read_lora
+from autolora.errors import ConfigError
+from autolora.models import StableDiffusion
+from tests.adapters.test_contract import KINDS, WITH_CONV
+from tests.export.test_kinds import export, trained
+
+WIDER = {
+    "lora": LoRA(dim=6, alpha=6, text_encoder=True),
+    "rslora": LoRA(dim=4, alpha=2, rank_stabilized=True),
+    "locon": LoRA(dim=8, alpha=1, conv_dim=4, conv_alpha=4, targets=WITH_CONV, text_encoder=True),
+    "dora": DoRA(dim=4, alpha=4),
+    "loha": LoHa(dim=4, alpha=3),
+    "lokr": LoKr(dim=2, alpha=2),
+    "lokr-whole": KINDS["lokr-whole"],
+    "ia3": KINDS["ia3"],
+}
+
+
+def fresh_state(model: StableDiffusion, spec: LoRA | DyLoRA) -> State:
+    adapter = attach(model.modules, spec)
+    try:
+        adapter.start(0, spec, torch.Generator().manual_seed(7))
+        return adapter.state(0)
+    finally:
+        adapter.detach()
+
+
+def assert_changes(state: State, expected: dict[str, Tensor], model: StableDiffusion) -> None:
+    weights = layer_weights(model.modules)
+    for path, parts in parts_by_layer(state).items():
+        wanted = expected.get(path, torch.zeros_like(weights[path])).flatten(1)
+        assert torch.allclose(change(parts, weights[path]), wanted, atol=2e-6, rtol=1e-4), path
+
+
+@pytest.mark.parametrize("kind", WIDER)
+def test_an_exported_file_is_trained_on_from_where_it_stands(
+    kind: str, tiny_model: StableDiffusion, tmp_path: Path
+) -> None:
+    """Exported, read again, put into a fresh adapter of another rank and alpha, and through that: the same changes."""
+    state, changes = trained(tiny_model, kind)
+    given, spec = read_lora(export(tiny_model, kind, state, tmp_path), tiny_model), WIDER[kind]
+    started = start_from(fresh_state(tiny_model, spec), given, layer_weights(tiny_model.modules))
+    assert_changes(started, changes, tiny_model)
+    adapter = attach(tiny_model.modules, spec)
+    try:
+        parameters = adapter.start(0, spec, torch.Generator().manual_seed(7))
+        before = adapter.state(0)
+        adapter.load(started)
+        assert_changes(adapter.state(0), changes, tiny_model)
+        alphas = {key: float(value) for key, value in before.items() if key.endswith("alpha")}
+        assert {key: float(adapter.state(0)[key]) for key in alphas} == pytest.approx(alphas)
+        with torch.no_grad():
+            parameters[0].add_(1.0)  # what the optimizer holds is what was loaded
+        assert any(not torch.equal(adapter.state(0)[key], tensor) for key, tensor in started.items())
+    finally:
+        adapter.detach()
+
+
+@pytest.mark.parametrize(
+    "spec", [DoRA(dim=5, alpha=1, text_encoder=True), DyLoRA(dim=8, alpha=4, unit=2, text_encoder=True)]
+)
+def test_a_lora_is_a_dora_and_a_dylora_too(spec: DoRA | DyLoRA, tiny_model: StableDiffusion) -> None:
+    state, changes = trained(tiny_model, "lora")
+    ordered = isinstance(spec, DyLoRA)
+    started = start_from(fresh_state(tiny_model, spec), state, layer_weights(tiny_model.modules), ordered)
+    assert_changes(started, changes, tiny_model)
+    if ordered:  # what is cut off is what matters least
+        path = next(iter(changes))
+        whole = changes[path].flatten(1)
+        half = change(parts_by_layer(cut(started, 2))[path])
+        best = torch.linalg.svdvals(whole)[:2].square().sum().sqrt()
+        cosine = float((half * whole).sum() / (half.norm() * whole.norm()))
+        assert cosine == pytest.approx(float(best / whole.norm()), abs=1e-4)
+
+
+def test_layers_that_the_file_lacks_start_from_nothing(tiny_model: StableDiffusion) -> None:
+    state, changes = trained(tiny_model, "ia3")
+    some = {key: tensor for key, tensor in state.items() if key.startswith("unet.")}
+    spec = IA3(text_encoder=True)
+    started = start_from(fresh_state(tiny_model, spec), some, layer_weights(tiny_model.modules))
+    assert_changes(started, {path: c for path, c in changes.items() if path.startswith("unet.")}, tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "said"),
+    [
+        ("lora", LoRA(dim=3, alpha=1, text_encoder=True), r"rank 4 at .* this adapter 3: set adapter.dim=4"),
+        ("locon", replace(KINDS["locon"], conv_dim=1), r"set adapter.conv_dim=2"),
+        (
+            "lora",
+            LoRA(dim=4, alpha=1),
+            r"layers that this adapter leaves alone, such as text_encoder\..*adapter.text_en",
+        ),
+        ("loha", LoRA(dim=4, alpha=2), "it holds loha .* set adapter=loha"),
+        ("dora", LoRA(dim=4, alpha=2), "it holds dora .* set adapter=dora"),
+        ("lora", LoHa(dim=4, text_encoder=True), "it holds lora .* set adapter=lora"),
+        ("loha", LoHa(dim=8, alpha=2), "has other factors .* set adapter.dim=4"),
+        ("lokr-factor", LoKr(dim=2, alpha=1), "has other factors"),
+    ],
+)
+def test_what_it_cannot_hold_is_refused(kind: str, spec: LoRA, said: str, tiny_model: StableDiffusion) -> None:
+    state, _ = trained(tiny_model, kind)
+    with pytest.raises(ConfigError, match=said):
+        start_from(fresh_state(tiny_model, spec), state, layer_weights(tiny_model.modules))

@@ -1,0 +1,195 @@
+"""The dataset file of sd-scripts: what counts where, what is said of others, and each mistake with its one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from autolora.config import ROOT
+from autolora.data.layouts.folders import kohya_toml as toml_layout
+from autolora.data.sources import read_source
+from autolora.errors import DatasetError
+from tests.data.folders import noise_image, write_concepts
+
+
+def _toml(root: Path, text: str) -> Path:
+    (root / "dataset.toml").write_text(text, encoding="utf-8")
+    return root / "dataset.toml"
+
+
+def test_toml_keys_are_inherited_and_the_innermost_counts(tmp_path: Path) -> None:
+    write_concepts(tmp_path, {"a": ["x", "y"], "b": ["z"], "1_1girl": ["r"], "c": ["u"]})
+    (tmp_path / "c" / "000.txt").rename(tmp_path / "c" / "000.wd")
+    (tmp_path / "1_1girl" / "000.txt").unlink()
+    path = _toml(
+        tmp_path,
+        """
+        [general]
+        num_repeats = 2
+        caption_prefix = "best,"
+        [[datasets]]
+        num_repeats = 3
+        [[datasets.subsets]]
+        image_dir = "b"
+        num_repeats = 4
+        class_tokens = "mona"
+        caption_suffix = "!"
+        [[datasets.subsets]]
+        image_dir = 'a'
+        caption_prefix = ""
+        [[datasets]]
+        [[datasets.subsets]]
+        image_dir = "c"
+        caption_extension = ".wd"
+        [[datasets.subsets]]
+        image_dir = "1_1girl"
+        is_reg = true
+        """,
+    )
+    source = read_source(path)
+    assert [(p.path.parent.name, p.caption, p.concept, p.repeats) for p in source.pictures] == [
+        ("a", "x", "a", 3),
+        ("a", "y", "a", 3),
+        ("b", "best, z !", "mona", 4),
+        ("c", "best, u", "c", 2),
+    ]
+    assert [(p.caption, p.concept) for p in source.regularization] == [("best, 1girl", "1girl")]
+
+
+def test_toml_class_tokens_caption_a_folder_without_captions(folder: Path) -> None:
+    subset = '[[datasets]]\n[[datasets.subsets]]\nimage_dir="mona"\nclass_tokens="mona girl"'
+    source = read_source(_toml(folder.parent, subset))
+    assert [p.caption for p in source.pictures] == ["mona girl"] * 2
+    assert source.notes == ("mona: no caption files, so every picture is captioned `mona girl`",)
+
+
+def test_toml_names_metadata_and_masks(folder: Path) -> None:
+    base = folder.parent
+    (base / "masks of mona").mkdir()
+    noise_image(0).save(base / "masks of mona" / "001.jpg")
+    noise_image(0).save(base / "masks of mona" / "of another subset.png")
+    (base / "meta.json").write_text(json.dumps({f"{i:03}": {"caption": "a"} for i in range(2)}))
+    keys = "image_dir='mona'\nconditioning_data_dir='masks of mona'\nnum_repeats=5\n"
+    path = _toml(base, f"[[datasets]]\n[[datasets.subsets]]\n{keys}metadata_file='meta.json'")
+    masks = [None, base / "masks of mona" / "001.jpg"]
+    source = read_source(path)
+    assert [(p.mask, p.repeats, p.concept) for p in source.pictures] == [(mask, 5, "mona") for mask in masks]
+    source = read_source(_toml(base, f"[[datasets]]\n[[datasets.subsets]]\n{keys}class_tokens='mona'"))
+    assert [p.mask for p in source.pictures] == masks
+    assert source.notes == (
+        "mona: no caption files, so every picture is captioned `mona`",
+        "masks of mona: no mask for 000.png: their whole area counts",
+    )
+
+
+def test_toml_folders_start_at_the_file_else_at_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_concepts(tmp_path / "here", {"a": ["file's"], "b": ["file's"]})
+    write_concepts(tmp_path / "there", {"b": ["directory's"], "c": ["directory's"]})
+    monkeypatch.chdir(tmp_path / "there")
+    subsets = "\n".join(f"[[datasets.subsets]]\nimage_dir='{name}'" for name in "abc")
+    assert [p.caption for p in read_source(_toml(tmp_path / "here", f"[[datasets]]\n{subsets}")).pictures] == [
+        "file's",
+        "file's",
+        "directory's",
+    ]
+
+
+def test_toml_notes_name_the_key_that_does_the_same(tmp_path: Path) -> None:
+    write_concepts(tmp_path, {"a": ["x"]})
+    general = "keep_tokens=2\nshuffle_caption=false\nshufle_caption=true\nzzz=1\ncolor_aug=true\nrandom_crop=false"
+    subset = '[[datasets.subsets]]\nimage_dir="a"\nkeep_tokens=3\n'
+    dataset = f"[[datasets]]\nresolution=[512, 768]\n{subset}"
+    source = read_source(_toml(tmp_path, f"wrong=1\n[general]\n{general}\n{dataset}{dataset}num_repeats=7"))
+    assert [p.repeats for p in source.pictures] == [1]
+    assert source.notes == (
+        "wrong in the file is unknown",
+        "keep_tokens=3 in the file: set train.keep_tags=3",
+        "shuffle_caption=false in the file: set train.shuffle_tags=false",
+        "shufle_caption in the file is unknown: did you mean shuffle_caption?",
+        "zzz in the file is unknown",
+        "color_aug=true in the file is not used",
+        "resolution=[512, 768] in the file: set model.resolution to a size that the base model was made for",
+        "a: in several subsets, of which the first counts",
+    )
+
+
+def test_the_keys_that_toml_notes_name_exist() -> None:
+    configs = {"train": OmegaConf.load(ROOT / "conf/train.yaml").train}
+    configs |= {
+        name: OmegaConf.load(ROOT / f"conf/{name}/{file}.yaml")
+        for name, file in (("dataset", "folder"), ("model", "sd15"))
+    }
+    named = re.findall(r"set (\w+)\.([\w.]+)", " ".join(toml_layout._ELSEWHERE.values()))
+    assert len(named) > 10
+    for group, key in named:
+        *above, last = key.split(".")
+        node = OmegaConf.select(configs[group], ".".join(above)) if above else configs[group]
+        assert last in node, f"{group}.{key}"
+
+
+SUBSET = "[[datasets]]\n[[datasets.subsets]]\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[general]\nx = ", "dataset.toml: broken TOML: Invalid value (at end of document): correct it"),
+        ('[general]\nx = "C:\\x"', "correct it (Windows paths: use / or 'single quotes')"),
+        ("# \xe9".encode("latin-1"), "dataset.toml: not UTF-8 text: save it as UTF-8"),
+        ("", "no pictures: add [[datasets]] and below it [[datasets.subsets]] with image_dir"),
+        ("general = 1", "general is no table: write its keys below [general]"),
+        ("[datasets]", "datasets is no list of tables: write [[datasets]], with two brackets"),
+        ("[[datasets]]\n[datasets.subsets]", "subsets is no list of tables: write [[datasets.subsets]]"),
+        (SUBSET + "num_repeats=1", "subset 1: no image_dir: add image_dir = 'FOLDER'"),
+        (SUBSET + "image_dir='b'", "subset 1: image_dir `b` does not exist, neither here nor below "),
+        (SUBSET + "image_dir='~nobody at all'", "subset 1: image_dir `~nobody at all` does not exist"),
+        (SUBSET + f"image_dir='{'x' * 999}'", "does not exist"),
+        (SUBSET + "image_dir=3", "subset 1: image_dir=3: must be text"),
+        (SUBSET + "image_dir='a/000.png'", "image_dir `a/000.png` does not exist"),
+        (SUBSET + "image_dir='.'", "subset 1: no images in .: subfolders are not searched"),
+        (SUBSET + "image_dir='a'\nconditioning_data_dir='m'", "conditioning_data_dir `m` does not exist"),
+        (SUBSET + "image_dir='a'\nmetadata_file='a.json'", "metadata_file `a.json` does not exist"),
+        (
+            SUBSET + "image_dir='a'\nmetadata_file='a/000.png'",
+            'metadata_file="a/000.png": must be a .json, .jsonl, .csv file',
+        ),
+        (SUBSET + "image_dir='a'\nnum_repeats=0", "num_repeats=0: must be at least 1; remove the subset"),
+        (SUBSET + "image_dir='a'\nnum_repeats=true", "num_repeats=true: must be a whole number"),
+        (SUBSET + "image_dir='a'\nnum_repeats=1.5", "num_repeats=1.5: must be a whole number"),
+        (SUBSET + "image_dir='a'\nis_reg='yes'", 'is_reg="yes": must be true or false'),
+        (SUBSET + "image_dir='a'\nclass_tokens=1979-05-27", 'class_tokens="1979-05-27": must be text'),
+        (SUBSET + "image_dir='a'\ncaption_extension='/txt'", "must be a file's ending, such as .txt"),
+        (SUBSET + "image_dir='a'\ncaption_extension=''", "must be a file's ending, such as .txt"),
+        (
+            SUBSET + "image_dir='a'\ncaption_extension='.wd'",
+            "000.png: no caption: write its tags into 000.wd beside it",
+        ),
+        (SUBSET + "image_dir='a'\n[[datasets.subsets]]\nimage_dir='a'\nis_reg=true", "both trained and regularization"),
+    ],
+)
+def test_each_mistake_in_toml_is_one_line(tmp_path: Path, content: str | bytes, message: str) -> None:
+    write_concepts(tmp_path, {"a": ["x"]})
+    (tmp_path / "dataset.toml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DatasetError) as caught:
+        read_source(tmp_path / "dataset.toml")
+    text = str(caught.value)
+    assert message in text
+    assert "\n" not in text
+
+
+def test_all_mistakes_in_toml_come_at_once(tmp_path: Path) -> None:
+    write_concepts(tmp_path, {"a": [""]})
+    subsets = ("image_dir='a'", "image_dir='b'\nnum_repeats=0", "image_dir='c'\nis_reg=1")
+    path = _toml(tmp_path, "[[datasets]]\n" + "\n".join(f"[[datasets.subsets]]\n{keys}" for keys in subsets))
+    with pytest.raises(DatasetError) as caught:
+        read_source(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: 5 problems\n")
+    for part in ("subset 2: num_repeats", "subset 2: image_dir", "subset 3: is_reg", "subset 3: image_dir", "000.png"):
+        assert part in text

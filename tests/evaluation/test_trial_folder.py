@@ -1,0 +1,136 @@
+"""A trial's curve: its best checkpoint, where it overcooked, when it is hopeless."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from autolora.adapters.lora import LoRA
+from autolora.errors import StudyError
+from autolora.evaluation.result import CheckpointResult
+from autolora.evaluation.trial_folder import TrialFolder
+from autolora.optim.optimizers import AdamW
+from autolora.study.finals.candidates import mean_state
+from autolora.train.checkpoint import Checkpoint
+from autolora.train.run import Run
+
+LIMIT = 0.5
+
+
+def point(step: int, objective: float, bleed: tuple[float, float], diverged: bool = False) -> CheckpointResult:
+    """A point whose class bleed at weights 0.7 and 1.0 is given; its interval is 0.1 to each side."""
+    by_weight = {
+        weight: {"bleed_class": {"value": value, "low": value - 0.1, "high": value + 0.1}}
+        for weight, value in zip(("0.7", "1"), bleed, strict=True)
+    }
+    constraints = {"bleed_class": max(bleed) + 0.1 - LIMIT}
+    score = {"value": objective}
+    return CheckpointResult(
+        step, 0.1, 0.1, [], objective, score, by_weight=by_weight, constraints=constraints, diverged=diverged
+    )
+
+
+def record(*points: CheckpointResult) -> TrialFolder:
+    return TrialFolder(Path("nowhere"), Run("made-up", LoRA(), AdamW()), list(points))
+
+
+@pytest.mark.parametrize(
+    ("bleeds", "step"),
+    [
+        ([(0.1, 0.2), (0.2, 0.6), (0.3, 0.7)], 200),  # over the limit at full weight from the second on
+        ([(0.1, 0.6), (0.2, 0.3), (0.3, 0.4)], None),  # came back
+        ([(0.1, 0.2), (0.2, 0.3)], None),
+        ([(0.1, 0.2), (0.2, 0.45)], None),  # only the interval reaches over it
+        ([(0.6, 0.7)], 100),
+    ],
+)
+def test_overcooked_from_the_step_after_which_all_are(bleeds: list[tuple[float, float]], step: int | None) -> None:
+    curve = [point(100 * (i + 1), 0.5, bleed) for i, bleed in enumerate(bleeds)]
+    assert record(*curve).overcooked_step() == step
+
+
+def test_hopeless_where_it_surely_bleeds_and_more_and_more() -> None:
+    mild, sure, surer = (point(100, 0.1, (0.1, bleed)) for bleed in (0.55, 0.7, 0.9))
+    assert record(mild, sure, surer).should_stop_overcooked(patience=2)
+    assert not record(surer).should_stop_overcooked(patience=2)
+    assert not record(mild, surer).should_stop_overcooked(patience=2)
+    assert not record(surer, sure).should_stop_overcooked(patience=2)  # it gets better
+
+
+def test_advice_against_bleed_knows_how_it_was_trained() -> None:
+    calm, leaking = point(600, 0.5, (0.1, 0.2)), point(1200, 0.1, (0.1, 0.7))
+    leaking = replace(leaking, leaks={"1girl": 0.7, "1girl, taco": 0.6, "1girl, bell": 0.1})
+    known = record(calm, leaking)
+    assert known.remedy(calm) == ""
+    assert known.remedy(leaking).split(", or ") == [
+        "48 regularization images of `1girl`, `1girl, taco` (train.regularization_share=0.5 model.class_pictures=48)",
+        "train.preserve_share=0.4",
+        "use weight 0.7",
+        "stop at step 600",
+    ]
+    trained = replace(known.run, train=replace(known.run.train, preserve_share=1.0, regularization_share=0.5))
+    advice = TrialFolder(known.folder, trained, known.curve).remedy(leaking)
+    assert "train.regularization_share=1 " in advice and "train.preserve_share=2" in advice
+
+
+def test_the_best_is_the_earliest_of_equals() -> None:
+    curve = [point(100, 0.4, (0, 0)), point(200, 0.6, (0, 0)), point(300, 0.6, (0, 0))]
+    best = record(*curve).best()
+    assert best is not None and best.step == 200
+    assert record().best() is None
+
+
+def scored(step: int, objective: float, half_width: float = 0.05) -> CheckpointResult:
+    score = {"value": objective, "low": objective - half_width, "high": objective + half_width}
+    constraints = {"bleed_class": -objective}
+    return CheckpointResult(step, 0.1, 0.1, [], objective, score, constraints=constraints)
+
+
+def checkpoint(run: Run, step: int) -> Checkpoint:
+    state = {"layer.lora_down.weight": torch.full((2, 3), float(step))}
+    return Checkpoint(run, step, 1.0, state, {}, 0.1, (0.1,), None, 1.0, done=False, diverged=False)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "step", "beside"),
+    [
+        ([0.5, 0.8, 0.7], 200, [100, 300]),
+        ([0.1, 0.9, 0.9, 0.2, 0.1], 200, [100, 300, 500]),  # the last one may stand beside the next best
+        ([-0.1, -0.05], 200, [100]),
+        ([0.9, 0.1, 0.1], 100, [200, 300]),
+    ],
+)
+def test_what_the_finals_judge_is_kept(objectives: list[float], step: int, beside: list[int], tmp_path: Path) -> None:
+    run = Run("made-up", LoRA(), AdamW())
+    kept = TrialFolder(tmp_path, run)
+    for number, objective in enumerate(objectives, 1):
+        kept.add(checkpoint(run, 100 * number), scored(100 * number, objective))
+    assert sorted(int(p.stem) for p in (tmp_path / "checkpoints").iterdir()) == sorted([step, *beside])
+    best = TrialFolder.open(tmp_path, run).best()
+    assert best is not None and best.step == step
+    assert float(kept.load(best)["layer.lora_down.weight"][0, 0]) == step
+    around = [p.step for p in kept.around(best)]
+    assert around == sorted([step, *(other for other in beside if abs(other - step) == 100)])
+
+
+def test_what_was_not_rendered_is_not_averaged(tmp_path: Path) -> None:
+    run = Run("made-up", LoRA(), AdamW())
+    kept = TrialFolder(tmp_path, run)
+    kept.add(checkpoint(run, 100), replace(scored(100, 0.1), score=None))
+    kept.add(checkpoint(run, 200), scored(200, 0.5))
+    assert [p.step for p in kept.around(kept.curve[1])] == [200]
+
+
+def test_the_mean_of_adapters_leaves_what_is_no_weight() -> None:
+    states = [{"layer.weight": torch.full((2,), value), "layer.on_input": torch.tensor(True)} for value in (1.0, 4.0)]
+    mean = mean_state(states)
+    assert mean["layer.weight"].tolist() == [2.5, 2.5] and mean["layer.on_input"].dtype is torch.bool
+
+
+def test_a_lost_checkpoint_is_named(tmp_path: Path) -> None:
+    lost = TrialFolder(tmp_path, Run("made-up", LoRA(), AdamW()))
+    with pytest.raises(StudyError, match=r"100\.safetensors"):
+        lost.load(scored(100, 0.5))

@@ -1,0 +1,211 @@
+"""Anyone's file: which programs read it, and what they make of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoHaConfig, LoraConfig
+from safetensors.torch import load_file, save_file
+
+from autolora.adapters.deltas import parts_by_layer
+from autolora.adapters.formats import delta, layer_weights, layers_of
+from autolora.adapters.read import read_lora
+from autolora.cli import main
+from autolora.export import key_names as naming
+from autolora.export.compatibility import CompatibilityResult, readings
+from autolora.export.peft_reader import by_peft
+from autolora.export.readers import CONSUMERS
+from autolora.models import StableDiffusion
+from tests.adapters.test_contract import KINDS
+from tests.adapters.test_import_formats import trained as peft_trained
+from tests.export.test_kinds import export, trained
+
+READ = {
+    "lora": {"A1111", "ComfyUI", "kohya sd-scripts", "diffusers"},
+    "locon": {"A1111", "ComfyUI", "kohya sd-scripts", "diffusers"},
+    "dylora": {"A1111", "ComfyUI", "kohya sd-scripts", "diffusers"},
+    "loha": {"A1111", "ComfyUI"},
+    "lokr": {"A1111", "ComfyUI"},
+    "ia3": {"A1111"},
+    "dora": set(),  # peft and LyCORIS read it: tests of theirs
+}
+
+
+def by_program(found: list[CompatibilityResult]) -> dict[str, CompatibilityResult]:
+    assert [one.program for one in found] == [*CONSUMERS, "diffusers"]
+    return {one.program: one for one in found}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_each_kind_is_read_by_whom_it_is_for(kind: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    state, changes = trained(tiny_model, kind)
+    layers, found = readings(export(tiny_model, kind, state, tmp_path), tiny_model)
+    seen = by_program(found)
+    assert layers == len(changes)
+    assert {program for program, one in seen.items() if one.alike} == READ[kind]
+    assert all(
+        one.unread for program, one in seen.items() if not one.alike and (program, kind) != ("diffusers", "dora")
+    )
+    assert bool(seen["diffusers"].differs) == (kind == "dora")  # it leaves the magnitudes out
+
+
+def test_sdxl_in_either_style_of_names(tiny_xl: StableDiffusion, tmp_path: Path) -> None:
+    """kohya's are the original UNet's; some programs write diffusers' below the same prefix."""
+    state, _ = trained(tiny_xl, "lora")
+    path = export(tiny_xl, "lora", state, tmp_path)
+    assert all(one.alike for one in by_program(readings(path, tiny_xl)[1]).values())
+    other = {
+        f"lora_{layer.replace('.', '_')}.{part}": tensor.contiguous()
+        for layer, parts in parts_by_layer(state).items()
+        if layer.startswith("unet.")
+        for part, tensor in parts.items()
+    }
+    save_file(other, tmp_path / "other.safetensors")
+    layers, found = readings(tmp_path / "other.safetensors", tiny_xl)
+    assert layers == len(other) // 3
+    assert all(one.alike for one in found if one.program != "diffusers")
+
+
+def test_a_file_in_diffusers_names_is_diffusers_own(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    wrapped, _ = peft_trained(tiny_model, LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "proj_in"]))
+    layers = {
+        key.removeprefix("base_model.model.").replace(".default", ""): value
+        for key, value in wrapped.state_dict().items()
+        if "lora_" in key
+    }
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
+    _, found = readings(tmp_path / "pytorch_lora_weights.safetensors", tiny_model)
+    assert [one.program for one in found if one.alike] == ["diffusers"]
+    assert all("names" in one.unread for one in found if not one.alike)
+
+
+PEFT_TARGETS = ["to_q", "to_out.0", "proj_in", "ff.net.2", "resnets.0.conv1"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=4, lora_alpha=2, target_modules=PEFT_TARGETS, rank_pattern={"to_q": 2}, use_rslora=True),
+        LoraConfig(r=4, lora_alpha=2, target_modules=PEFT_TARGETS, use_dora=True),
+        LoHaConfig(r=3, alpha=2, target_modules=PEFT_TARGETS, alpha_pattern={"proj_in": 5}),
+    ],
+    ids=["lora", "dora", "loha"],
+)
+def test_a_file_of_pefts_own_is_read_by_peft(
+    config: Any, tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peft_trained(tiny_model, config)[0].save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    _, found = readings(path, tiny_model)
+    assert [one.program for one in found if one.alike] == ["peft"]
+    assert main(command(path, tiny_model_dir)) == 0
+    assert "as it is" in capsys.readouterr().out.splitlines()[-1]
+    settings = json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))
+    name = "lora_alpha" if isinstance(config, LoraConfig) else "alpha"
+    read = read_lora(path, tiny_model)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {name: 3, "alpha_pattern": {}}))
+    other = by_peft(load_file(path), path, layers_of(tiny_model.modules))
+    layer = next(iter(parts_by_layer(read)))
+    weight = layer_weights(tiny_model.modules)[layer]
+    assert not torch.allclose(other(layer, weight), delta(read, layer, weight), rtol=0.01)  # it is peft that says
+
+
+def test_a_layer_that_pefts_own_settings_leave_out_is_told(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    peft_trained(tiny_model, LoraConfig(r=4, target_modules=PEFT_TARGETS))[0].save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"target_modules": ["to_q", "proj_in"]}))
+    (peft,) = [one for one in readings(tmp_path / "adapter_model.safetensors", tiny_model)[1] if one.program == "peft"]
+    assert "Target modules" in peft.unread and "(unet." in peft.unread
+
+
+def test_a_mixed_alpha_is_found_where_a_program_takes_one_for_all(
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program with another formula is told by the layer of which it makes something else."""
+    state, _ = trained(tiny_model, "lora")
+    path = export(tiny_model, "lora", state, tmp_path)
+    tensors = load_file(path)
+    key = sorted(key for key in tensors if key.endswith(".alpha"))[3]
+    save_file(tensors | {key: torch.tensor(3.0)}, path)
+
+    def one_alpha(parts: Any, weight: torch.Tensor) -> torch.Tensor:
+        return CONSUMERS["A1111"]({**parts, "alpha": torch.tensor(2.0)}, weight)
+
+    monkeypatch.setattr(naming, "CONSUMERS", {**CONSUMERS, "ComfyUI": one_alpha})
+    seen = by_program(readings(path, tiny_model)[1])
+    assert seen["A1111"].alike and seen["kohya sd-scripts"].alike
+    layer = key.removesuffix(".alpha").removeprefix("lora_unet_").removeprefix("lora_te_")
+    assert seen["ComfyUI"].differs.split(" is ")[0].replace(".", "_").endswith(layer.removeprefix("text_model_"))
+    assert "33.3% off" in seen["ComfyUI"].differs
+
+
+@pytest.mark.parametrize("kind", ["loha", "locon", "lokr", "dora"])
+def test_kernels_of_their_own_are_read_by_a1111_and_comfyui(
+    kind: str, tiny_model: StableDiffusion, tmp_path: Path
+) -> None:
+    """LyCORIS' Tucker convolutions and DoRA with norms by input, which kohya's and diffusers' loaders leave alone."""
+    name, (out, inputs, *kernel) = (
+        "lora_unet_mid_block_resnets_0_conv1",
+        tiny_model.unet.mid_block.resnets[0].conv1.weight.shape,
+    )
+    shapes = {
+        "loha": {f"hada_w{i}_a": (2, out) for i in (1, 2)}
+        | {f"hada_w{i}_b": (2, inputs) for i in (1, 2)}
+        | {f"hada_t{i}": (2, 2, *kernel) for i in (1, 2)},
+        "locon": {"lora_down.weight": (2, inputs, 1, 1), "lora_up.weight": (out, 2, 1, 1)}
+        | {"lora_mid.weight": (2, 2, *kernel)},
+        "lokr": {"lokr_w1": (4, 4), "lokr_w2_a": (2, out // 4), "lokr_w2_b": (2, inputs // 4)}
+        | {"lokr_t2": (2, 2, *kernel)},
+        "dora": {"lora_down.weight": (2, inputs, *kernel), "lora_up.weight": (out, 2, 1, 1)}
+        | {"dora_scale": (1, inputs, 1, 1)},
+    }[kind]
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"{name}.{part}": torch.randn(shape, generator=generator) * 0.3 for part, shape in shapes.items()}
+    save_file(tensors | {f"{name}.alpha": torch.tensor(1.0)}, tmp_path / "tucker.safetensors")
+    seen = by_program(readings(tmp_path / "tucker.safetensors", tiny_model)[1])
+    assert {program for program, one in seen.items() if one.alike} == {"A1111", "ComfyUI"}
+    assert not any(one.differs for program, one in seen.items() if program != "diffusers")
+
+
+def command(path: Path, folder: Path) -> list[str]:
+    return ["export", f"verify={path}", f"model.path={folder}", "model.resolution=null"]
+
+
+def test_the_command_says_who_reads_what(
+    tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = export(tiny_model, "locon", trained(tiny_model, "locon")[0], tmp_path)
+    assert main(command(plain, tiny_model_dir)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "layers on" in lines[0] and sum("as it is" in line for line in lines) == 4
+    assert main([*command(plain, tiny_model_dir), "json=true"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["event"] == "result" and set(result["read_by"].values()) == {"as it is"}
+    dora = export(tiny_model, "dora", trained(tiny_model, "dora")[0], tmp_path)
+    assert main(command(dora, tiny_model_dir)) == 6
+    printed = capsys.readouterr()
+    assert "not the same everywhere: diffusers: its change of unet." in printed.err
+    assert "otherwise" in printed.out and "norms by input" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("none.safetensors", "does not exist"), ("other.safetensors", "another model"), ("text.safetensors", "broken")],
+)
+def test_bad_files_are_one_line(
+    name: str, said: str, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"lora_unet_nowhere.lora_down.weight": torch.zeros(2, 4)}, tmp_path / "other.safetensors")
+    (tmp_path / "text.safetensors").write_text("hello")
+    assert main(command(tmp_path / name, tiny_model_dir)) == 6
+    printed = capsys.readouterr().err
+    assert said in printed and "Traceback" not in printed
+
+
+def test_kinds_of_the_contract_are_all_looked_at() -> None:
+    assert {name.partition("-")[0] for name in KINDS} - {"rslora"} == set(READ)

@@ -1,0 +1,76 @@
+"""Each program's formula on layers small enough to be worked out by hand, from what its own code does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from autolora.export.readers import CONSUMERS, comfy, kohya, webui
+
+WEIGHT = torch.tensor([[3.0, 0.0], [4.0, 2.0]])
+LORA = {"lora_down.weight": [[1.0, 2.0], [0.0, 1.0]], "lora_up.weight": [[1.0, 0.0], [2.0, 1.0]], "alpha": 1.0}
+# The layer's parts; the change that A1111 and ComfyUI make of it, None where one reads it otherwise or not at all.
+CASES: dict[str, tuple[dict[str, Any], list[list[float]] | None, list[list[float]] | None]] = {
+    "lora: up @ down * 1/2": (LORA, [[0.5, 1], [1, 2.5]], [[0.5, 1], [1, 2.5]]),
+    "without alpha: up @ down": (
+        {"lora_down.weight": [[1.0, 2.0]], "lora_up.weight": [[1.0], [3.0]]},
+        [[1, 2], [3, 6]],
+        [[1, 2], [3, 6]],
+    ),
+    "loha: (a b) * (a b) * 2/1": (
+        {"hada_w1_a": [[1.0], [2.0]], "hada_w1_b": [[1.0, 3.0]], "alpha": 2.0}
+        | {"hada_w2_a": [[1.0], [1.0]], "hada_w2_b": [[2.0, 1.0]]},
+        [[4, 6], [8, 12]],
+        [[4, 6], [8, 12]],
+    ),
+    "lokr of whole factors: alpha is nothing": (
+        {"lokr_w1": [[1.0, 2.0]], "lokr_w2": [[1.0], [3.0]], "alpha": 7.0},
+        [[1, 2], [3, 6]],
+        [[1, 2], [3, 6]],
+    ),
+    "lokr: w1 (x) (a b) * 3/1": (
+        {"lokr_w1": [[1.0, 2.0]], "lokr_w2_a": [[1.0], [3.0]], "lokr_w2_b": [[1.0]], "alpha": 3.0},
+        [[3, 6], [9, 18]],
+        [[3, 6], [9, 18]],
+    ),
+    "ia3 by output": ({"weight": [1.0, 0.5], "on_input": False}, [[3, 0], [2, 1]], None),
+    "ia3 by input": ({"weight": [1.0, 0.5], "on_input": True}, [[3, 0], [4, 1]], None),
+    # W + D = [[3, 1], [4, 1]]: columns of norm 5 and sqrt(2), and magnitudes 10 and 2 sqrt(2) double both.
+    "dora by input: m (W + D) / |W + D| - W": (
+        {"lora_down.weight": [[0.0, 1.0]], "lora_up.weight": [[1.0], [-1.0]], "alpha": 1.0}
+        | {"dora_scale": [[10.0, 2 * 2**0.5]]},
+        [[3, 2], [4, 0]],
+        [[3, 2], [4, 0]],
+    ),
+    # Both have code for it, and draw something else: A1111 by input, ComfyUI over |W|.
+    "dora by output": (LORA | {"dora_scale": [[1.0], [1.0]]}, None, None),
+}
+
+
+def parts(given: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value) for name, value in given.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("reader", "place"), [(webui, 1), (comfy, 2)])
+def test_a_change_as_worked_out_by_hand(reader: Any, place: int, case: str) -> None:
+    given, expected = CASES[case][0], CASES[case][place]
+    if expected is None:
+        with pytest.raises(NotImplementedError):
+            reader(parts(given), WEIGHT)
+        return
+    torch.testing.assert_close(reader(parts(given), WEIGHT), torch.tensor(expected).float())
+
+
+def test_kohya_multiplies_by_alpha_over_dim() -> None:
+    torch.testing.assert_close(kohya(parts(LORA), WEIGHT), torch.tensor([[0.5, 1], [1, 2.5]]))
+
+
+@pytest.mark.parametrize("reader", CONSUMERS.values(), ids=CONSUMERS)
+def test_a_kernel_is_the_sum_over_ranks(reader: Any) -> None:
+    """Two outputs of one input and two pixels: [[1], [2]] times [3, 4], at scale 2/1."""
+    given = parts({"lora_down.weight": [[[[3.0, 4.0]]]], "lora_up.weight": [[[[1.0]]], [[[2.0]]]], "alpha": 2.0})
+    found = reader(given, torch.zeros(2, 1, 1, 2))
+    torch.testing.assert_close(found, torch.tensor([[[[6.0, 8.0]]], [[[12.0, 16.0]]]]))

@@ -1,0 +1,61 @@
+"""What a study costs is told before it runs."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+from autolora.data.concepts import DatasetSettings, load_dataset
+from autolora.evaluation.session import REPEATS
+from autolora.evaluation.throughput import Speed
+from autolora.models import StableDiffusion
+from autolora.models.base import RenderSettings
+from autolora.paperdoll.world import write_dataset
+from autolora.preflight.cost import Renders, cost_section, count_renders, time_in_words
+from autolora.scoring.probes import ALL_GROUPS, SEARCH_GROUPS, build_probes, render_count
+from autolora.scoring.settings import ScoringSettings
+from autolora.study.settings import Budget, StudySettings
+from autolora.train.run import Run, TrainSettings
+
+
+def test_what_a_limited_time_is_spent_on_is_told(tmp_path: Path) -> None:
+    runs = [Run(name, train=TrainSettings(epochs=2, steps_per_concept=150)) for name in ("a", "b")]
+    write_dataset(tmp_path / "doll", seed=1, outfits=2, images_per_outfit=6, size=32)
+    dataset = load_dataset(DatasetSettings(path=str(tmp_path / "doll")))
+    speed = Speed(seconds_per_image=1.0, seconds_per_render=3.0, memory_gib=9.0, memory_of="GPU memory")
+    study = StudySettings("night", {"a": {}, "b": {}}, Budget(trials=40, minutes=480))
+    renders = Renders(before=90.5, checkpoint=50, finalist=200.0, winner=300.0)
+    words = cost_section(runs, dataset, renders, speed, study).words  # 600 s and 2 x 50 renders are 15 minutes
+    assert "before anything trains the base model draws for at most 5 min, once: its pictures are kept" in words
+    assert any(line.startswith("33% of the time is rendering") for line in words)
+    assert "40 trials like these at most 600 min, less where they overcook" in words
+    # 7 checkpoints and 2 recipes with 2 seeds each by 200 renders of 3 s, 4 trainings of 15 minutes, 300 renders more
+    assert "finals: at most 185 min, for 7 checkpoints judged again and 4 trained again" in words
+    assert words[-2] == (
+        "budget.minutes=480: the search takes 336 of them, for about 23 of 40 trials in full, and the finals what is "
+        "left, 144 at least"
+    )
+    assert "too little for all of the finals (185 min)" in words[-1]
+    assert len(time_in_words(study, 2, 15.0, finals=144.0)) == 1
+    short = time_in_words(replace(study, budget=Budget(minutes=20)), 2, 15.0, finals=0.0)
+    assert "too short for the 2 recipes" in short[-1]
+    assert "set budget.minutes=43" in short[-1]  # 30 of them are the search's, 70%
+    assert "47% of what they are" in short[-1]
+    assert not time_in_words(replace(study, budget=Budget()), 2, 15.0, finals=150.0)
+
+
+def test_all_that_is_drawn_is_counted(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "doll", seed=1, outfits=1, images_per_outfit=6, size=32)
+    dataset = load_dataset(DatasetSettings(path=str(tmp_path / "doll")))
+    model, scoring = copy.copy(tiny_model), ScoringSettings(contrast=10, overrides=("hat", "glasses"))
+    small = RenderSettings(steps=6, search_steps=2, size=model.resolution // 2)
+    model.settings = replace(model.settings, class_pictures=20, render=small)
+    search, every = (render_count(build_probes(dataset, scoring, groups)) for groups in (SEARCH_GROUPS, ALL_GROUPS))
+    plain = count_renders([Run("a")], dataset, model, scoring)
+    assert (plain.before, plain.checkpoint) == (search + 10, 2 * search)
+    assert plain.winner == 3 * REPEATS * 3 * every + 9 * search  # the base model's and two weights; the sweep
+    shown = Run("b", train=TrainSettings(preserve_share=0.5))
+    drawn = count_renders([Run("a"), shown], dataset, model, scoring)
+    assert drawn.before - plain.before == 20 * 3 * 4  # in three times as many steps, four times as large
+    assert count_renders([shown], replace(dataset, regularization=dataset.pictures), model, scoring) == plain

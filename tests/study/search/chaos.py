@@ -1,0 +1,183 @@
+"""Workers that are killed at random: `python -m tests.study.search.chaos SETTINGS.json`, a process of its own.
+
+It loads a tiny model once and forks workers, each of which joins the study as `autolora worker` does and trains for
+real; what they measure is the validation loss. One is killed whenever some more checkpoints are scored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autolora import config as cfg
+from autolora.adapters.adapter_set import attach
+from autolora.adapters.lora import LoRA
+from autolora.data.concepts import DatasetSettings, load_dataset
+from autolora.evaluation.result import CheckpointResult
+from autolora.evaluation.session import Session
+from autolora.progress import Bars
+from autolora.study.definition import StudyDefinition, define_study
+from autolora.study.lifecycle import join_study, open_study
+from autolora.study.search.worker import run_study
+from autolora.train.batches import LatentCache, PromptCache
+from autolora.train.checkpoint import Checkpoint
+from autolora.train.loop import TrainingContext
+from autolora.train.loss import validation_losses
+from tests import tiny
+
+TRIALS = 24
+CHECKPOINTS = 4  # of each trial
+STUDY = f"""# @package _global_
+defaults: [override /model: paperdoll, override /scoring: paperdoll]
+budget: {{trials: {TRIALS}}}
+study:
+  name: chaos
+  heartbeat_seconds: 0.5
+  grace_seconds: 5
+  recipes:
+    doll-adamw:
+      optimizer.lr: {{log: [1.0e-4, 1.0e-2]}}
+      adapter.dim: {{choice: [2, 4]}}
+train: {{epochs: {CHECKPOINTS}, steps_per_concept: 4, steps_main: 0, batch_size: 4, preserve_share: 0.0}}
+adapter: {{dim: 2, alpha: 2}}
+optimizer: {{lr: 1.0e-3}}
+"""
+IDENTITY = {"dataset": "doll", "base model": "tiny"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What happens: `outage` are the commands that crash the database, half-way, and start it again."""
+
+    folder: str
+    pictures: str
+    storage: str | None
+    workers: int
+    kills: int
+    seed: int
+    outage: list[list[str]]
+
+
+class ScoredByLoss(Session):
+    """Writes down what it measures; otherwise a workbench whose pictures cannot be measured."""
+
+    def measure(self, checkpoint: Checkpoint, *rest: Any) -> CheckpointResult:
+        note(Path("measured"), f"{checkpoint.run.fingerprint()} {checkpoint.step}")
+        return super().measure(checkpoint, *rest)
+
+
+class Said(Bars):
+    """Bars whose words go to a file."""
+
+    def say(self, line: str) -> None:
+        note(Path("said"), f"{os.getpid()} {line}")
+
+
+def note(path: Path, line: str) -> None:
+    """Append a line, whole also if several processes do."""
+    handle = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
+    os.write(handle, f"{line}\n".encode())
+    os.close(handle)
+
+
+def planned(settings: Settings) -> tuple[StudyDefinition, dict[str, dict[str, Any]]]:
+    """The study."""
+    study = Path(settings.folder) / "chaos.yaml"
+    study.write_text(STUDY)
+    arguments = [f"out={settings.folder}", f"dataset.path={settings.pictures}"]
+    config = cfg.compose("tune", arguments, str(study))
+    if settings.storage:
+        config.storage = settings.storage
+    return define_study(config, str(study), arguments)
+
+
+def workbench(settings: Settings) -> Session:
+    """A tiny model; validation loss is what there is to score."""
+    model = tiny.load_tiny(tiny.save_tiny(Path(settings.folder) / "model"))
+    dataset = load_dataset(DatasetSettings(path=settings.pictures))
+    adapter = attach(model.modules, LoRA(dim=4, alpha=2))
+    bench = TrainingContext(
+        model, adapter, dataset, LatentCache(model, Path(settings.folder) / "cache"), PromptCache(model)
+    )
+    losses = validation_losses(model, dataset, bench.latents, bench.prompts, adapter)
+    nothing: Any = None
+    return ScoredByLoss(bench, nothing, nothing, nothing, (), None, "by validation loss alone", losses)
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Run in a child process; its id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        work()
+        code = 0
+    except BaseException:
+        note(Path("said"), f"{os.getpid()} {traceback.format_exc()}")
+    finally:
+        os._exit(code)
+
+
+def start(plan: StudyDefinition, own: dict[str, dict[str, Any]]) -> None:
+    """What `autolora tune` does first, and the recipes of this study, all of them known."""
+    study = open_study(plan, own, IDENTITY, print)
+    rng = random.Random(0)
+    for _ in range(TRIALS - 1):
+        values = {"optimizer.lr": 10 ** rng.uniform(-4, -2), "adapter.dim": rng.choice([2, 4])}
+        named = {f"doll-adamw/{key}": value for key, value in values.items()}
+        study.enqueue_trial(named, user_attrs={"baseline": "doll-adamw"})
+
+
+def lines(path: Path) -> int:
+    """How many lines a file has so far."""
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def main(settings: Settings) -> None:
+    """Start, kill, start again, wait for the end."""
+    os.chdir(settings.folder)
+    plan, own = planned(settings)
+    work = workbench(settings)
+    assert os.waitstatus_to_exitcode(os.waitpid(forked(lambda: start(plan, own)), 0)[1]) == 0
+    rng, born = random.Random(settings.seed), 0
+
+    def worker() -> int:
+        nonlocal born
+        born += 1
+        machine = f"elsewhere-{born}" if born % 2 else None  # half of them can only be missed by their heartbeats
+        bars = Said()
+        return forked(lambda: run_study(plan, join_study(plan, IDENTITY, bars.say), work, bars, machine))
+
+    alive = [worker() for _ in range(settings.workers)]
+    for kill in range(settings.kills):
+        while lines(Path("measured")) < (kill + 1) * TRIALS * CHECKPOINTS * 5 // 6 // settings.kills:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.2))
+        victim = alive.pop(rng.randrange(len(alive)))
+        os.kill(victim, signal.SIGKILL)
+        assert os.waitpid(victim, 0)[1] == signal.SIGKILL, "it had ended already"
+        note(Path("killed"), str(victim))
+        if settings.outage and kill == settings.kills // 2:
+            crash, start_again = settings.outage
+            subprocess.run(crash, check=True, stdout=subprocess.DEVNULL)
+            while b"is away" not in Path("said").read_bytes():  # however quick the server is, someone misses it
+                time.sleep(0.02)
+            subprocess.run(start_again, check=True, stdout=subprocess.DEVNULL)
+        alive.append(worker())
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in alive]
+    assert codes == [0] * settings.workers, codes
+
+
+if __name__ == "__main__":
+    main(Settings(**json.loads(Path(sys.argv[1]).read_text("utf-8"))))
