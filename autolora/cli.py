@@ -16,13 +16,13 @@ from autolora.errors import AutoloraError, ConfigError, MemoryFull, memory_full
 COMMANDS = {
     "check": "show what would be trained and its cost: problems, concepts, ledger, buckets, captions, triggers",
     "tag": "caption pictures that have no caption: dataset.path=FOLDER tagger.path=FOLDER tagger.prefix=[1girl, mona]",
-    "captions": "show how captions are edited (captions.prune=all ...); out=FOLDER writes an edited copy",
+    "captions": "show how captions are edited (captions.absorb_tags=all ...); out=FOLDER writes an edited copy",
     "train": "train one recipe, score every checkpoint and export the best",
     "tune": "run a study: many recipes, each checkpoint scored, the best LoRA exported with a report",
     "worker": "join a study from another process or machine: worker study=NAME storage=URL out=FOLDER",
     "score": "score LoRA files made anywhere: lora=FILE, or lora=FOLDER to rank them",
     "report": "write a study's report again; report FOLDER FOLDER ... compares studies: which recipe wins how often",
-    "export": "export a study's best LoRA again; as_recipe=NAME: its recipe into conf/recipe; verify=FILE: who reads a "
+    "export": "export a study's best LoRA again; save_recipe=NAME: its recipe into conf/recipe; verify=FILE: who reads a "
     "file; resize=FILE: a smaller rank as good",
     "dashboard": "open a study in the Optuna dashboard on this machine",
     "paperdoll": "draw a dataset of the embedded world: paperdoll dataset OUT --seed N --outfits K",

@@ -34,6 +34,7 @@ from autolora.optim.optimizers import OPTIMIZERS
 from autolora.optim.schedules import SCHEDULES
 from autolora.paperdoll.weights import QUICKSTART
 from autolora.prepare.tagger_base import TaggerSettings
+from autolora.renamed_keys import refuse_renamed
 from autolora.scoring.settings import ScoringSettings
 from autolora.train.run import InitFile, Run, TrainSettings
 
@@ -43,10 +44,7 @@ ROOT = (
 )  # a wheel carries conf/ and studies/ inside the package
 RECIPES = Path("conf") / "recipe"  # of the working directory: recipes of one's own, beside those of autolora
 T = TypeVar("T")
-_FREE_KEY = re.compile(r"^(train\.steps_of\.)")  # keys of a dataset's own words, which no config can list
-
-
-RENAMED_KEYS = {f"study.{key}": f"budget.{key}" for key in ("trials", "minutes", "steps", "stagnation")}
+_FREE_KEY = re.compile(r"^(train\.concept_images\.)")  # keys of a dataset's own words, which no config can list
 
 
 def quote(argument: str) -> str:
@@ -95,16 +93,6 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
         raise ConfigError(f"this is no YAML: {words}") from error
 
 
-def refuse_renamed(key: str) -> None:
-    """Nothing, but for a key that has another name now.
-
-    Raises:
-        ConfigError: it has.
-    """
-    if key in RENAMED_KEYS:
-        raise ConfigError(f"{key} is called {RENAMED_KEYS[key]} now")
-
-
 def _explain(error: Exception, primary: str, keys: Sequence[str]) -> str:
     """Hydra's message in one line, with the nearest of the keys where one was misspelt."""
     text = " ".join(str(error).split())
@@ -115,6 +103,8 @@ def _explain(error: Exception, primary: str, keys: Sequence[str]) -> str:
         r"Could not override '([\w.-]+)'", str(error)
     )
     if missing:
+        full = re.search(r"full_key: ([\w.-]+)", str(error))
+        refuse_renamed(full.group(1) if full else missing.group(1))
         near = difflib.get_close_matches(missing.group(1), keys, 1)
         text = f"there is no key {missing.group(1)}"
         text += f": did you mean `{near[0]}`?" if near else f"; `autolora {primary} --cfg job` lists every key"
@@ -176,6 +166,7 @@ def build(kind: type[T], node: Any, where: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = [key for key in given if key not in fields]
     if unknown:
+        refuse_renamed(f"{where}.{unknown[0]}")
         near = difflib.get_close_matches(unknown[0], fields, 1)
         hint = f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(fields)}"
         raise ConfigError(f"{where}.{unknown[0]} does not exist{hint}")
@@ -227,7 +218,7 @@ def build_run(config: DictConfig) -> Run:
             raise ConfigError(f"{name}.kind={kind} is unknown; expected one of {', '.join(table)}")
         parts[name] = build(table[kind], config[name], name)
     train, captions = build(TrainSettings, config.train, "train"), build(CaptionRecipe, config.captions, "captions")
-    return Run(config.recipe_name, **parts, train=train, captions=captions, init=_init_file(config.init))
+    return Run(config.recipe_name, **parts, train=train, captions=captions, init_lora=_init_file(config.init_lora))
 
 
 def _init_file(given: Any) -> InitFile | None:
@@ -237,7 +228,7 @@ def _init_file(given: Any) -> InitFile | None:
     path = Path(str(given)).expanduser()
     if not path.is_file():
         raise ConfigError(
-            f"init={given} is no file: give the path of a .safetensors LoRA to start from, or leave it out"
+            f"init_lora={given} is no file: give the path of a .safetensors LoRA to start from, or leave it out"
         )
     found = path.stat()
     return InitFile(str(path), _sha256(path, found.st_size, found.st_mtime_ns))
@@ -250,7 +241,9 @@ def _sha256(path: Path, size: int, changed_ns: int) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ConfigError(f"init={path} cannot be read ({error.strerror}): give a file that you may read") from error
+        raise ConfigError(
+            f"init_lora={path} cannot be read ({error.strerror}): give a file that you may read"
+        ) from error
 
 
 def dataset_settings(config: DictConfig) -> DatasetSettings:

@@ -81,7 +81,7 @@ class Bars:
         finally:
             self.remove(task)
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Print a line above the bars; where there is no terminal it stays one line, however long."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
@@ -91,4 +91,4 @@ class Bars:
             self._progress.head = head
             self._progress.refresh()
         elif line is not None:
-            self.say(line)
+            self.log(line)

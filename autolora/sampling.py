@@ -67,7 +67,7 @@ def render(
         batch = shots[begin : begin + size]
         context = stack_contexts([known[key] for key in _keys(model, batch, settings, trained)])
         if model.tells_guidance:
-            context = replace(context, guidance=torch.full((len(batch),), settings.guidance, device=model.device))
+            context = replace(context, guidance=torch.full((len(batch),), settings.guidance_scale, device=model.device))
         drawn = _draw(model, batch, context, settings, adapter)
         if drawn is None:  # the GPU's memory is full: a picture does not depend on how many are drawn at once
             size = math.ceil(len(batch) / 2)
@@ -129,8 +129,8 @@ def _keys(
 ) -> list[_Key]:
     """Unconditional, then conditional prompts, 2B of them; only the latter without guidance, or where it is told."""
     keys = [(settings.prompt(shot.prompt), shot.weight if trained else 0.0) for shot in batch]
-    guided = settings.guidance != 1 and not model.tells_guidance
-    return [(settings.negative, weight) for _, weight in keys] + keys if guided else keys
+    guided = settings.guidance_scale != 1 and not model.tells_guidance
+    return [(settings.negative_prompt, weight) for _, weight in keys] + keys if guided else keys
 
 
 def _contexts(
@@ -154,7 +154,7 @@ def _contexts(
 def _denoise(model: BaseModel, batch: Sequence[RenderRequest], context: Context, settings: RenderSettings) -> Tensor:
     """Latents of a batch from each shot's own noise, guided as in Ho and Salimans (2022)."""
     shape = latent_shape(model, (settings.side(model),) * 2)
-    sampler = model.sampler(settings.sampler, settings.steps, shape)
+    sampler = model.sampler(settings.scheduler, settings.num_inference_steps, shape)
     # Each drawn alone and on the CPU: the same on every device, in every batch and in diffusers.
     sources = [torch.Generator().manual_seed(shot.seed) for shot in batch]
     noise = [torch.randn(shape, generator=source) for source in sources]
@@ -165,7 +165,7 @@ def _denoise(model: BaseModel, batch: Sequence[RenderRequest], context: Context,
         predicted = model.predict(noisy, t.to(model.device).expand(len(noisy)), context)
         if copies == 2:
             plain, prompted = predicted.chunk(2)
-            predicted = plain + settings.guidance * (prompted - plain)
+            predicted = plain + settings.guidance_scale * (prompted - plain)
             predicted = _rescaled(predicted, prompted, settings.guidance_rescale)
         latents = sampler.step(predicted, t, latents).prev_sample
     return latents
@@ -191,16 +191,22 @@ class BaseRenders:
     def __init__(self, model: BaseModel, settings: RenderSettings, folder: Path) -> None:
         self.model, self.settings, self.folder = model, settings, folder
         # Keys that begin with "_" are bookkeeping of diffusers, and differ between processes.
-        plain = model.sampler(settings.sampler)
+        plain = model.sampler(settings.scheduler)
         sampler = {key: str(value) for key, value in plain.config.items() if not key.startswith("_")}
         self.side = settings.side(model)
-        recipe = [model.base_hash, self.side, settings.steps, settings.guidance, settings.negative]
+        recipe = [
+            model.base_hash,
+            self.side,
+            settings.num_inference_steps,
+            settings.guidance_scale,
+            settings.negative_prompt,
+        ]
         more = {
             "dtype": None if model.dtype == torch.float32 else str(model.dtype),
             "quantize": model.settings.quantize,
             "clip_skip": model.clip_skip,
             "guidance_rescale": settings.guidance_rescale,
-            "prefix": settings.prefix,
+            "prefix": settings.prompt_prefix,
         }
         unusual = {name: value for name, value in more.items() if value}  # what is usual leaves older files their names
         recipe = [*recipe, *([unusual] if unusual else [])]

@@ -26,7 +26,7 @@ def test_help_does_not_wait_for_torch() -> None:
 
 
 def test_cfg_job_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tune", "quickstart", "budget.trials=4", "--cfg", "job"]) == 0
+    assert main(["tune", "quickstart", "budget.n_trials=4", "--cfg", "job"]) == 0
     printed = capsys.readouterr().out
     assert "trials: 4" in printed and "recipe_name: doll-adamw" in printed
 
@@ -50,7 +50,7 @@ def test_the_password_of_a_storage_is_not_printed(
         (["tune", "quickstart", "train.epochz=3"], 2, "did you mean `train.epochs`"),
         (["tune", "quickstart", "--fast"], 2, "unknown option --fast"),
         (["tune", "quickstart", "workers=none"], 2, "workers must be auto"),
-        (["tune", "quickstart", "study.grace_seconds=10"], 2, "below study.grace_seconds"),
+        (["tune", "quickstart", "study.grace_period=10"], 2, "below study.grace_period"),
         (["train", "storage=journal"], 2, "has no storage"),
         (["worker"], 2, "study=NAME storage=URL"),
         (["worker", "study=mona", "storage=postgresql+psycopg://a:hush@127.0.0.1:1/b"], 5, "a:***@127.0.0.1"),

@@ -70,12 +70,12 @@ def test_every_set_of_probes_builds_and_asks_something(kind: str) -> None:
     composed = config.compose("train", [f"scoring={kind}"])
     settings = config.scoring_settings(composed)
     assert ":" in settings.encoder or settings.encoder == "paperdoll"
-    assert len(settings.contexts) >= 3 and len(settings.overrides) >= 6 and len(settings.class_contexts) >= 3
+    assert len(settings.trigger_prompts) >= 3 and len(settings.outfit_prompts) >= 6 and len(settings.class_prompts) >= 3
 
 
 def test_a_probe_of_ones_own_is_one_line() -> None:
-    composed = config.compose("tune", ['scoring.extra_bleed=["1girl, solo", "school uniform"]'], "quickstart")
-    assert config.scoring_settings(composed).extra_bleed == ("1girl, solo", "school uniform")
+    composed = config.compose("tune", ['scoring.bleed_prompts=["1girl, solo", "school uniform"]'], "quickstart")
+    assert config.scoring_settings(composed).bleed_prompts == ("1girl, solo", "school uniform")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_every_base_model_is_a_family_with_its_way_of_rendering(preset: str) -> 
     settings = config.model_settings(config.compose("train", [f"model={preset}", "model.path=x.safetensors"]))
     assert settings.family in FAMILIES and settings.class_tags
     assert settings.resolution is None or settings.resolution % 64 == 0
-    assert settings.render.search.steps < settings.render.steps
+    assert settings.render.search.num_inference_steps < settings.render.num_inference_steps
     tags = settings.render.prompt("1girl")
     assert tags.endswith("1girl") and (tags == "1girl") == (preset in PLAIN)
 
@@ -126,7 +126,7 @@ def test_presets_say_what_their_users_know() -> None:
 def test_batches_are_small_where_an_adapter_is_to_fit_beside_the_model(preset: str, batch: int) -> None:
     chosen = [f"model={preset}", "model.path=x", "recipe=guide-adamw"]
     run = config.build_run(config.compose("tune", chosen, "character"))
-    assert run.train.batch_size == batch and run.train.steps_per_concept == 1000
+    assert run.train.batch_size == batch and run.train.images_per_concept == 1000
     assert config.build_run(config.compose("tune", [*chosen, "train.batch_size=3"], "character")).train.batch_size == 3
 
 
@@ -135,7 +135,7 @@ def test_the_guide_is_written_down(recipe: str) -> None:
     run = config.build_run(config.compose("train", [f"recipe={recipe}"]))
     adapter, optimizer, schedule, steps = GUIDE[recipe]
     assert (run.adapter, run.optimizer, type(run.schedule)) == (adapter, optimizer, schedule)
-    assert (run.name, run.train.epochs, run.train.steps_per_concept) == (recipe, 8, steps)
+    assert (run.name, run.train.epochs, run.train.images_per_concept) == (recipe, 8, steps)
 
 
 def test_the_guides_ia3_may_have_prodigy() -> None:
@@ -150,11 +150,20 @@ def test_the_guides_ia3_may_have_prodigy() -> None:
         (["train.epochz=1"], "did you mean `train.epochs`"),
         (["train.epochs=many"], "train.epochs: expected int, got 'many'"),
         (["train.epochs=0"], "at least 1, got 0"),
-        (["train.steps_main=-1"], "train.steps_main must be 0"),
-        (["train.preserve_dropout=1"], "train.preserve_dropout must be 0 or more and below 1, got 1"),
-        (["train.steps_of=5"], r"train.steps_of: expected keys with values"),
-        (["train.steps_of.dress=few"], "train.steps_of.dress must be a whole number of at least 1, got 'few'"),
-        (["captions.prune=some", "captions.decouple_share=2"], "captions.prune=some: .*; captions.decouple_share=2"),
+        (["train.min_character_images=-1"], "train.min_character_images must be 0"),
+        (
+            ["train.class_caption_dropout_rate=1"],
+            "train.class_caption_dropout_rate must be 0 or more and below 1, got 1",
+        ),
+        (["train.concept_images=5"], r"train.concept_images: expected keys with values"),
+        (
+            ["train.concept_images.dress=few"],
+            "train.concept_images.dress must be a whole number of at least 1, got 'few'",
+        ),
+        (
+            ["captions.absorb_tags=some", "captions.trigger_swap_rate=2"],
+            "captions.absorb_tags=some: .*; captions.trigger_swap_rate=2",
+        ),
         (["recipe=nope"], "Could not find 'recipe/nope'.* guide-prodigy$"),
         (["trian.epochs=4"], "there is no key trian.epochs: did you mean `train.epochs`"),
         (["xyzzy=4"], "there is no key xyzzy; `autolora train --cfg job` lists every key"),
@@ -180,9 +189,12 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pack", ["0", "most"])
 def test_what_is_no_number_of_trials_at_once_is_refused(pack: str) -> None:
     for right in ("auto", 3):
-        assert study_settings(config.compose("tune", [f"study.pack={right}"], "quickstart")).pack == right
+        assert (
+            study_settings(config.compose("tune", [f"study.trials_per_device={right}"], "quickstart")).trials_per_device
+            == right
+        )
     with pytest.raises(ConfigError, match=r"study\.pack must be auto or a whole number of at least 1"):
-        study_settings(config.compose("tune", [f"study.pack={pack}"], "quickstart"))
+        study_settings(config.compose("tune", [f"study.trials_per_device={pack}"], "quickstart"))
 
 
 def test_recipe_outside_its_own_range(tmp_path: Path) -> None:
@@ -207,16 +219,20 @@ def test_steps_of_a_concept_and_captions_are_searched_like_any_key(tmp_path: Pat
     study = tmp_path / "mine" / "outfits.yaml"
     study.parent.mkdir()
     study.write_text(
-        "# @package _global_\nstudy: {name: outfits, recipes: {doll-adamw: {train.steps_of.dress: {int: [100, 400]}, "
-        "captions.prune: {choice: [none, marks, all]}, captions.decouple_share: {linear: [0, 0.5]}}}}\n"
+        "# @package _global_\nstudy: {name: outfits, recipes: {doll-adamw: {train.concept_images.dress: {int: [100, 400]}, "
+        "captions.absorb_tags: {choice: [none, marks, all]}, captions.trigger_swap_rate: {linear: [0, 0.5]}}}}\n"
     )
     plan, own = define_study(config.compose("tune", [], str(study)), str(study), [])
-    assert own["doll-adamw"] == {"train.steps_of.dress": 200, "captions.prune": "none", "captions.decouple_share": 0.0}
-    drawn = {"train.steps_of.dress": 300, "captions.prune": "all", "captions.decouple_share": 0.25}
+    assert own["doll-adamw"] == {
+        "train.concept_images.dress": 200,
+        "captions.absorb_tags": "none",
+        "captions.trigger_swap_rate": 0.0,
+    }
+    drawn = {"train.concept_images.dress": 300, "captions.absorb_tags": "all", "captions.trigger_swap_rate": 0.25}
     run = plan.run("doll-adamw", drawn)
-    assert run.train.steps_of == {"dress": 300}
-    assert (run.captions.prune, run.captions.decouple_share) == ("all", 0.25)
-    assert config.build_run(config.compose("train", ["train.steps_of.mona_dress=7"])).train.steps_of == {
+    assert run.train.concept_images == {"dress": 300}
+    assert (run.captions.absorb_tags, run.captions.trigger_swap_rate) == ("all", 0.25)
+    assert config.build_run(config.compose("train", ["train.concept_images.mona_dress=7"])).train.concept_images == {
         "mona_dress": 7
     }
 
@@ -239,12 +255,12 @@ def test_a_workbench_is_told_all_that_a_range_may_ask_of_it(tmp_path: Path) -> N
 def test_a_file_to_start_from_is_known_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "mona.safetensors"
     path.write_bytes(b"one")
-    first = config.build_run(config.compose("train", [f"init={path}"]))
-    assert first.init is not None and first.init.path == str(path) and len(first.init.sha256) == 64
+    first = config.build_run(config.compose("train", [f"init_lora={path}"]))
+    assert first.init_lora is not None and first.init_lora.path == str(path) and len(first.init_lora.sha256) == 64
     path.write_bytes(b"other")
-    assert config.build_run(config.compose("train", [f"init={path}"])).fingerprint() != first.fingerprint()
-    with pytest.raises(ConfigError, match=r"init=.*gone\.safetensors is no file"):
-        config.build_run(config.compose("train", [f"init={tmp_path / 'gone.safetensors'}"]))
+    assert config.build_run(config.compose("train", [f"init_lora={path}"])).fingerprint() != first.fingerprint()
+    with pytest.raises(ConfigError, match=r"init_lora=.*gone\.safetensors is no file"):
+        config.build_run(config.compose("train", [f"init_lora={tmp_path / 'gone.safetensors'}"]))
 
 
 def test_how_an_export_is_written() -> None:

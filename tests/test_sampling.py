@@ -29,7 +29,7 @@ SCHEDULERS = {
     "euler": EULER.from_config,
     "dpmpp_2m": lambda config: DPM.from_config(config, algorithm_type="dpmsolver++", use_karras_sigmas=True),
 }
-SETTINGS = RenderSettings(steps=4, guidance=3.0, batch_size=4)
+SETTINGS = RenderSettings(num_inference_steps=4, guidance_scale=3.0, batch_size=4)
 SHOTS = [
     RenderRequest(p, s, w)
     for s, (p, w) in enumerate([("1girl", 0.0), ("mona", 1.0), ("mona", 0.7), ("x y", 1.0), ("", 0.0)])
@@ -76,7 +76,13 @@ def test_a_render_is_the_one_of_diffusers(
     prediction: str, family: str, guidance: float, rescale: float, sampler: str, tmp_path: Path
 ) -> None:
     folder = tiny.save_tiny(tmp_path / "model", prediction, family=family)
-    settings = RenderSettings(steps=5, guidance=guidance, negative="red", guidance_rescale=rescale, sampler=sampler)
+    settings = RenderSettings(
+        num_inference_steps=5,
+        guidance_scale=guidance,
+        negative_prompt="red",
+        guidance_rescale=rescale,
+        scheduler=sampler,
+    )
     pictures = render(
         tiny.load_tiny(folder, family), [RenderRequest("1girl, mona", 7, 0.0), RenderRequest("b", 8, 0.0)], settings
     )
@@ -199,23 +205,25 @@ def test_silently_wrong_calls_are_refused(tiny_model: StableDiffusion) -> None:
 
 def test_render_settings_name_every_mistake() -> None:
     with pytest.raises(ConfigError, match=r"steps must be .* got 0; .*guidance .* got 0\.5; .*batch_size .* got 0"):
-        RenderSettings(steps=0, guidance=0.5, batch_size=0)
-    with pytest.raises(ConfigError, match=r"search_steps must be at least 1 or null, got 0"):
-        RenderSettings(search_steps=0)
+        RenderSettings(num_inference_steps=0, guidance_scale=0.5, batch_size=0)
+    with pytest.raises(ConfigError, match=r"search_inference_steps must be at least 1 or null, got 0"):
+        RenderSettings(search_inference_steps=0)
     with pytest.raises(ConfigError, match=r"size must be at least 1 pixel or null, got 0"):
         RenderSettings(size=0)
 
 
 def test_a_search_takes_its_own_steps_but_never_more_than_the_real_ones() -> None:
-    assert RenderSettings(steps=12, search_steps=8, guidance=3.0).search == RenderSettings(8, 8, guidance=3.0)
-    assert RenderSettings(steps=6, search_steps=8).search.steps == 6
-    assert RenderSettings(steps=6).search.steps == 6
+    assert RenderSettings(
+        num_inference_steps=12, search_inference_steps=8, guidance_scale=3.0
+    ).search == RenderSettings(8, 8, guidance_scale=3.0)
+    assert RenderSettings(num_inference_steps=6, search_inference_steps=8).search.num_inference_steps == 6
+    assert RenderSettings(num_inference_steps=6).search.num_inference_steps == 6
 
 
 def test_probes_may_be_smaller_than_what_is_trained_on(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     half = tiny_model.resolution // 2
     small = dataclasses.replace(SETTINGS, size=half)
-    assert render(tiny_model, SHOTS[:1], dataclasses.replace(small, guidance=1.0)).shape == (1, half, half, 3)
+    assert render(tiny_model, SHOTS[:1], dataclasses.replace(small, guidance_scale=1.0)).shape == (1, half, half, 3)
     first = BaseRenders(tiny_model, small, tmp_path).render([("1girl", 0)])
     assert BaseRenders(tiny_model, SETTINGS, tmp_path).render([("1girl", 0)]).shape[1] == tiny_model.resolution
     assert apart(BaseRenders(tiny_model, small, tmp_path).render([("1girl", 0)]), first) == 0  # its own file, read back
@@ -302,7 +310,7 @@ def test_fewer_pictures_at_once_where_memory_is_full(
     tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shots = [RenderRequest("1girl", seed, 0.0) for seed in range(7)]
-    settings = RenderSettings(steps=2, batch_size=6)
+    settings = RenderSettings(num_inference_steps=2, batch_size=6)
     sizes: list[int] = []
     told: list[int] = []
     plain, own = render(tiny_model, shots, settings), tiny_model.predict

@@ -207,7 +207,7 @@ def save_tiny_xl(folder: Path, seed: int = 0) -> Path:
 
 def load_tiny(folder: Path, family: str = "sd1", **settings: Any) -> StableDiffusion:
     """Load what `save_tiny` or, with family `sdxl`, `save_tiny_xl` wrote."""
-    render = RenderSettings(steps=3, guidance=3.0, batch_size=4)
+    render = RenderSettings(num_inference_steps=3, guidance_scale=3.0, batch_size=4)
     return load_model(ModelSettings(family=family, path=str(folder), name="tiny", render=render, **settings))
 
 

@@ -171,6 +171,6 @@ def named(end: str, parts: dict[str, Any]) -> dict[str, Any]:
 
 def load_tiny_flow(folder: Path, family: str, **settings: Any) -> Any:
     """Load what `save_tiny_flow` wrote."""
-    render = RenderSettings(steps=3, guidance=3.0, batch_size=4, sampler="euler")
+    render = RenderSettings(num_inference_steps=3, guidance_scale=3.0, batch_size=4, scheduler="euler")
     settings = {"resolution": tiny.RESOLUTION, "render": render, **settings}
     return load_model(ModelSettings(family=family, path=str(folder), name="tiny", **settings))

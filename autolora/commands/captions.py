@@ -16,7 +16,7 @@ def captions(config: DictConfig, study: str | None, arguments: list[str]) -> int
     """Show what the caption recipe changes; with `out=FOLDER` write the pictures with their new captions there."""
     dataset = load_dataset(cfg.dataset_settings(config))
     run = cfg.build_run(config)
-    edited = apply_captions(run.captions, dataset, run.train.seed, run.train.keep_tags, held_out=True)
+    edited = apply_captions(run.captions, dataset, run.train.seed, run.train.keep_tokens, held_out=True)
     changes = caption_changes(dataset, edited)
     for picture, old, new in changes:
         print(f"{picture.concept}/{picture.path.name}\n  - {old}\n  + {new}")

@@ -16,7 +16,7 @@ def dashboard(config: DictConfig, study: str | None, arguments: list[str]) -> in
     assert study is not None
     plan, _ = define_study(config, study, arguments)
     opened = load_started_study(plan, print)
-    save_plots(opened, plan.files)
+    save_plots(opened, plan.trial_files)
     print(f"Optuna dashboard on http://127.0.0.1:8080 for {redact_url(plan.storage)} (Ctrl-C ends it)", flush=True)
     run_server(opened._storage, host="127.0.0.1", port=8080, artifact_store=plan.store)
     return 0

@@ -22,10 +22,10 @@ def export(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     if config.resize:
         return resize_file(config)
     output = Output.of(config)
-    if config.as_recipe:
+    if config.save_recipe:
         assert study is not None
         plan, _ = define_study(config, study, arguments)
-        path = save_recipe(plan, load_started_study(plan, print), str(config.as_recipe))
+        path = save_recipe(plan, load_started_study(plan, print), str(config.save_recipe))
         output.last(f"{path}: take it by recipe={path.stem}, or name it in a study", {"recipe": path})
         return 0
     plan, opened = existing_study(config, study, arguments)

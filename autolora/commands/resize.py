@@ -73,11 +73,11 @@ def resize_file(config: DictConfig) -> int:
             smaller = resizer.to(dim)
             with atomic_files(folder) as hidden:
                 made = write_resized(
-                    smaller, dim, source, metadata, work.bench.model, hidden, DTYPES[work.export.dtype]
+                    smaller, dim, source, metadata, work.context.model, hidden, DTYPES[work.export.dtype]
                 )
-                verify_deltas(smaller, made, work.bench.model)
+                verify_deltas(smaller, made, work.context.model)
             found.append(_scored(dim, folder / made.name, whole, work, scorer, bars))
-            bars.say(f"dim {dim}: {_in_words(found[-1].score)}")
+            bars.log(f"dim {dim}: {_in_words(found[-1].score)}")
             return found[-1].kept
 
         if given is None:
@@ -128,7 +128,7 @@ def seek(keeps: Callable[[int], bool], most: int, first: int, unit: int) -> None
 
 def _scored(dim: int | None, path: Path, whole: Resized | None, work: Session, scorer: Scorer, bars: Bars) -> Resized:
     """A file as it is read back, scored."""
-    work.bench.adapter.load(read_lora(path, work.bench.model))
+    work.context.adapter.load(read_lora(path, work.context.model))
     card: Scorecard = work.score(scorer, bars)
     kept = whole is None or (card.score.value >= whole.score.low and set(card.broken) <= set(whole.broken))
     return Resized(dim, path, card.score, card.broken, kept)

@@ -49,7 +49,7 @@ class Scored:
     @property
     def remedy(self) -> str:
         """What may help against its gravest fault."""
-        return remedy(self.card.constraints, [suggest_regularization(self.card.leaks).words])
+        return remedy(self.card.constraints, [suggest_regularization(self.card.bleed_by_prompt).words])
 
     def as_dict(self) -> dict[str, Any]:
         """The schema of `result.json`'s `best`."""
@@ -65,7 +65,7 @@ class Scored:
             "verdict": card.verdict,
             "remedy": self.remedy,
             "unmeasurable": card.unmeasurable,
-            "leaks": card.leaks,
+            "leaks": card.bleed_by_prompt,
             "usual": self.usual,
         }
 
@@ -121,9 +121,9 @@ def score_files(config: DictConfig, states: Mapping[Path, State], progress: Bars
         shown = _shown(scorer)
         found = []
         for path, state in states.items():
-            work.bench.adapter.load(state)
+            work.context.adapter.load(state)
             with bars.task(f"rendering {path.name}", scorer.renders) as advance:
-                pictures = render_probes(scorer, work.bench.model, work.bench.adapter, advance)
+                pictures = render_probes(scorer, work.context.model, work.context.adapter, advance)
             embedded = embed(scorer, pictures)
             card = score_renders(scorer, pictures, embedded)
             row = np.stack([pictures[probe, card.weight][0] for probe in shown])

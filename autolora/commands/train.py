@@ -33,33 +33,35 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     waiting = iter([Job(run, latest)])
     with output.bars() as bars:
         for note in adapter_notes([run]):
-            bars.say(note)
+            bars.log(note)
         work = open_session(config, [run], bars)
-        bar = bars.add(run.name, run.steps_per_epoch(work.bench.dataset) * run.train.epochs)
+        bar = bars.add(run.name, run.images_per_epoch(work.context.dataset) * run.train.epochs)
 
         def on_step(slot: TrainingSlot) -> None:
             bars.set(bar, slot.step)
             if slot.relief:
-                bars.say(slot.relief)
+                bars.log(slot.relief)
                 slot.relief = ""
 
-        for ready in train_rounds(lambda: next(waiting, None), work.bench, on_step):
+        for ready in train_rounds(lambda: next(waiting, None), work.context, on_step):
             checkpoint = ready[0].checkpoint
             assert checkpoint is not None
             if checkpoint.diverged:
                 raise StudyError(
-                    f"{run.name} diverged at step {checkpoint.step}: lower optimizer.lr or set train.max_norm"
+                    f"{run.name} diverged at step {checkpoint.step}: lower optimizer.lr or set train.scale_weight_norms"
                 )
             if record.scored_step() != checkpoint.step:
-                record.add(checkpoint, work.measure(checkpoint, record.curve, record.curve, bars, record.samples))
-            bars.say(f"step {checkpoint.step}: {record.curve[-1].words}")
-        best = record.best()
+                record.append(
+                    checkpoint, work.measure(checkpoint, record.results, record.results, bars, record.samples)
+                )
+            bars.log(f"step {checkpoint.step}: {record.results[-1].summary}")
+        best = record.best_result()
         assert best is not None
         exported, twin, proof = export_proved(record, best, work, folder / "best", run.name, work.scorer, bars)
         write_card_alone(work, record, best, exported.path, bars)
     found = record.summary() | ({"plain": twin_as_dict(twin, proof)} if twin else {})
     write_atomic(folder / "score.json", json.dumps(found, indent=2))
-    words = f"best checkpoint: step {best.step}, {best.words}\nLoRA: {exported.path}"
+    words = f"best checkpoint: step {best.step}, {best.summary}\nLoRA: {exported.path}"
     words += f"\nfor diffusers: {exported.diffusers.parent}" if exported.diffusers else ""
     words += f"\n{twin_in_words(twin, proof)}" if twin else ""
     output.last(words, {**found, "export": exported.path})

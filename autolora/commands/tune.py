@@ -31,11 +31,11 @@ def tune(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     with output.bars() as bars:
         runs = [plan.run(recipe, values) for recipe, values in own.items()]
         for note in adapter_notes([*runs, *plan.widest_runs()]):
-            bars.say(note)
-        priors = gather_priors(plan, bars.say) if plan.warm_start and not is_started(plan, bars.say) else []
+            bars.log(note)
+        priors = gather_priors(plan, bars.log) if plan.warm_start and not is_started(plan, bars.log) else []
         work = open_session(config, [*runs, *plan.widest_runs()], bars)
-        opened = open_study(plan, own, identity(config, work.bench.model.base_hash), bars.say, priors)
-        bars.say(describe_plan(plan.settings, runs, work.bench.dataset, workers))
+        opened = open_study(plan, own, identity(config, work.context.model.base_hash), bars.log, priors)
+        bars.log(describe_plan(plan.settings, runs, work.context.dataset, workers))
         with local_workers(plan, workers, bars):
             run_study(plan, opened, work, bars, heard=_news(plan, opened, work, bars, output))
         text = finalize_study(plan, opened, work, bars)

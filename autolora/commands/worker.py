@@ -20,7 +20,7 @@ def worker(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     with output.bars() as bars:
         runs = [plan.run(recipe, values) for recipe, values in own.items()]
         work = open_session(config, [*runs, *plan.widest_runs()], bars)
-        run_study(plan, join_study(plan, identity(config, work.bench.model.base_hash), bars.say), work, bars)
+        run_study(plan, join_study(plan, identity(config, work.context.model.base_hash), bars.log), work, bars)
     words = f"study {plan.settings.name}: no trial is left; `{plan.command}` ends it with its finals"
     output.last(words, {"study": plan.settings.name})
     return 0

@@ -31,21 +31,29 @@ class BucketSettings:
     """How many frames of which sides, in pixels; every side is a multiple of the step."""
 
     count: int = 4  # frames at most; 1 = everything square. More of them follow the pictures, but each has fewer
-    step: int | None = None  # null: 64, at most a quarter of the resolution
-    min_side: int | None = None  # null: half the resolution, at most 256
-    max_side: int | None = None  # null: the power of two up to twice the resolution: 1024 at 512 and 768, 2048 at 1024
+    bucket_reso_steps: int | None = None  # null: 64, at most a quarter of the resolution
+    min_bucket_reso: int | None = None  # null: half the resolution, at most 256
+    max_bucket_reso: int | None = (
+        None  # null: the power of two up to twice the resolution: 1024 at 512 and 768, 2048 at 1024
+    )
 
     def __post_init__(self) -> None:
         wrong = []
         if self.count < 1:
             wrong.append(f"dataset.buckets.count={self.count}: must be at least 1 (1 = everything square)")
-        if self.step is not None and self.step < 1:
-            wrong.append(f"dataset.buckets.step={self.step}: must be at least 1 pixel")
-        for key, side in (("min_side", self.min_side), ("max_side", self.max_side)):
+        if self.bucket_reso_steps is not None and self.bucket_reso_steps < 1:
+            wrong.append(f"dataset.buckets.bucket_reso_steps={self.bucket_reso_steps}: must be at least 1 pixel")
+        for key, side in (("min_bucket_reso", self.min_bucket_reso), ("max_bucket_reso", self.max_bucket_reso)):
             if side is not None and side < 1:
                 wrong.append(f"dataset.buckets.{key}={side}: must be at least 1 pixel")
-        if self.min_side is not None and self.max_side is not None and self.min_side > self.max_side:
-            wrong.append(f"dataset.buckets.min_side={self.min_side}: must not be above max_side={self.max_side}")
+        if (
+            self.min_bucket_reso is not None
+            and self.max_bucket_reso is not None
+            and self.min_bucket_reso > self.max_bucket_reso
+        ):
+            wrong.append(
+                f"dataset.buckets.min_bucket_reso={self.min_bucket_reso}: must not be above max_bucket_reso={self.max_bucket_reso}"
+            )
         if wrong:
             raise ConfigError("; ".join(wrong))
 
@@ -55,17 +63,17 @@ class BucketSettings:
         Raises:
             ConfigError: the step does not divide all of them, or the resolution is not among them.
         """
-        step = self.step or max(1, min(64, resolution_px // 4))
+        step = self.bucket_reso_steps or max(1, min(64, resolution_px // 4))
         shortest, longest = min(256, resolution_px // 2), 1 << ((2 * resolution_px).bit_length() - 1)
-        shortest = self.min_side or max(shortest // step * step, step)
-        longest = self.max_side or longest // step * step
+        shortest = self.min_bucket_reso or max(shortest // step * step, step)
+        longest = self.max_bucket_reso or longest // step * step
         odd = [side for side in (resolution_px, shortest, longest) if side < 1 or side % step]
         if odd:
-            raise ConfigError(f"dataset.buckets.step={step} does not divide {odd[0]} px: give a step that divides the "
+            raise ConfigError(f"dataset.buckets.bucket_reso_steps={step} does not divide {odd[0]} px: give a step that divides the "
                               "resolution, min_side and max_side")  # fmt: skip
         if not shortest <= resolution_px <= longest:
             raise ConfigError(
-                f"dataset.buckets.min_side={shortest} and max_side={longest}: the resolution of {resolution_px} px "
+                f"dataset.buckets.min_bucket_reso={shortest} and max_side={longest}: the resolution of {resolution_px} px "
                 "must lie between them"
             )
         return range(shortest, longest + 1, step)

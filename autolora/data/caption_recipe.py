@@ -33,23 +33,25 @@ class CaptionRecipe:
     """How captions are edited before training; nothing is written, and the held-out ones stay as they are."""
 
     clean: bool = True  # duplicates, superfluous, contradictory, rating, meta and quality tags go
-    drop: tuple[str, ...] = ()  # tags that go everywhere
-    prune: str = "none"  # which tags the triggers absorb: none, marks, all
-    prune_share: float = 0.8  # of the captions with a trigger must carry a tag for that
-    decouple_share: float = 0.0  # of a sub-concept's pictures in which the main trigger gives way to descriptive tags
-    describe: tuple[str, ...] = ()  # those tags; empty: found in the captions
+    drop_tags: tuple[str, ...] = ()  # tags that go everywhere
+    absorb_tags: str = "none"  # which tags the triggers absorb: none, marks, all
+    absorb_min_share: float = 0.8  # of the captions with a trigger must carry a tag for that
+    trigger_swap_rate: float = (
+        0.0  # of a sub-concept's pictures in which the main trigger gives way to descriptive tags
+    )
+    swap_tags: tuple[str, ...] = ()  # those tags; empty: found in the captions
 
     def __post_init__(self) -> None:
         wrong = []
-        if self.prune not in LEVELS:
-            wrong.append(f"captions.prune={self.prune}: must be one of {', '.join(LEVELS)}")
-        if not 0 < self.prune_share <= 1:
-            wrong.append(f"captions.prune_share={self.prune_share}: must be above 0 and at most 1")
-        if not 0 <= self.decouple_share <= 1:
-            wrong.append(f"captions.decouple_share={self.decouple_share}: must be from 0 to 1")
+        if self.absorb_tags not in LEVELS:
+            wrong.append(f"captions.absorb_tags={self.absorb_tags}: must be one of {', '.join(LEVELS)}")
+        if not 0 < self.absorb_min_share <= 1:
+            wrong.append(f"captions.absorb_min_share={self.absorb_min_share}: must be above 0 and at most 1")
+        if not 0 <= self.trigger_swap_rate <= 1:
+            wrong.append(f"captions.trigger_swap_rate={self.trigger_swap_rate}: must be from 0 to 1")
         wrong += [
             f"captions.{key}: {tag!r} must be one tag"
-            for key, tags in (("drop", self.drop), ("describe", self.describe))
+            for key, tags in (("drop_tags", self.drop_tags), ("swap_tags", self.swap_tags))
             for tag in tags
             if len(split_tags(tag)) != 1
         ]
@@ -84,16 +86,16 @@ def apply_captions(
     triggers = trigger_keys(dataset)
     fixed = triggers | {tag_key(dataset.class_word)}
     edited = _clean(dataset, fixed, keep_tags, held_out) if recipe.clean else dataset
-    if recipe.drop:
-        edited = _drop(edited, recipe.drop, triggers, held_out)
-    absorbed = pruned_tags(edited, recipe.prune, recipe.prune_share)
-    descriptive = _descriptive(recipe, edited) if recipe.decouple_share else ()
+    if recipe.drop_tags:
+        edited = _drop(edited, recipe.drop_tags, triggers, held_out)
+    absorbed = pruned_tags(edited, recipe.absorb_tags, recipe.absorb_min_share)
+    descriptive = _descriptive(recipe, edited) if recipe.trigger_swap_rate else ()
 
     def prune(caption: str, _: Concept) -> str:
         gone = {booru_key(t) for trigger, tags in absorbed.items() if mentions(caption, trigger) for t in tags}
         return _without(caption, gone, fixed, keep_tags)
 
-    return _decouple(_edit(edited, prune, held_out), recipe.decouple_share, descriptive, seed)
+    return _decouple(_edit(edited, prune, held_out), recipe.trigger_swap_rate, descriptive, seed)
 
 
 def caption_changes(before: Dataset, after: Dataset) -> list[tuple[Picture, str, str]]:
@@ -177,12 +179,14 @@ def _drop(dataset: Dataset, drop: Sequence[str], triggers: frozenset[str], held_
     """The dataset without the tags that the recipe names."""
     wanted = [tag for tag in drop if tag_key(tag) in triggers]
     if wanted:
-        raise DatasetError(f"captions.drop={wanted[0]} is a trigger, which the captions need: leave it out of the list")
+        raise DatasetError(
+            f"captions.drop_tags={wanted[0]} is a trigger, which the captions need: leave it out of the list"
+        )
     gone = {booru_key(tag) for tag in drop}
     dropped = _edit(dataset, lambda caption, _: _without(caption, gone, frozenset(), 0), held_out)
     empty = [f"{p.path.name} has no tag left" for p in (*dropped.pictures, *dropped.held_out) if not p.caption]
     if empty:
-        raise DatasetError(list_problems("captions.drop takes too much: drop fewer tags or add others", empty))
+        raise DatasetError(list_problems("captions.drop_tags takes too much: drop fewer tags or add others", empty))
     return dropped
 
 
@@ -262,19 +266,21 @@ def _descriptive(recipe: CaptionRecipe, dataset: Dataset) -> tuple[str, ...]:
     Raises:
         DatasetError: there are none, or no caption would have a trigger left.
     """
-    asked = f"captions.decouple_share={recipe.decouple_share}"
+    asked = f"captions.trigger_swap_rate={recipe.trigger_swap_rate}"
     if not _with_own_trigger(dataset):
         raise DatasetError(
             f"{asked}: no sub-concept has a trigger of its own, so that none would be left: set it to 0, or give each "
             "outfit a folder and a word of its own in its captions"
         )
-    if tag_key(dataset.trigger) in map(tag_key, recipe.describe):
-        raise DatasetError(f"captions.describe: {dataset.trigger} is the trigger that the tags stand for: leave it out")
-    found = recipe.describe or pruned_tags(dataset, "all", recipe.prune_share)[dataset.trigger]
+    if tag_key(dataset.trigger) in map(tag_key, recipe.swap_tags):
+        raise DatasetError(
+            f"captions.swap_tags: {dataset.trigger} is the trigger that the tags stand for: leave it out"
+        )
+    found = recipe.swap_tags or pruned_tags(dataset, "all", recipe.absorb_min_share)[dataset.trigger]
     if not found:
         raise DatasetError(
             f"{asked}: the captions tell nothing of {dataset.trigger} that could stand for it: give its looks with "
-            "captions.describe=[blue hair, red eyes]"
+            "captions.swap_tags=[blue hair, red eyes]"
         )
     return found
 

@@ -22,19 +22,19 @@ class DatasetSettings:
     trigger: str | None = None  # the word that calls the character
     class_word: str | None = None  # what the base model calls such a picture: 1girl, 1boy, ...
     concepts: tuple[str, ...] | None = None  # tags that tell the sub-concepts of one folder apart; none: found
-    regularization: str | None = None  # a folder of other pictures of the class; none: the base model draws them
-    held_out_share: float = 0.15  # of each concept's pictures, kept from training for scoring
-    held_out_min: int = 3  # at least this many, where a concept has six pictures or more
+    reg_data_dir: str | None = None  # a folder of other pictures of the class; none: the base model draws them
+    validation_split: float = 0.15  # of each concept's pictures, kept from training for scoring
+    min_validation_images: int = 3  # at least this many, where a concept has six pictures or more
     seed: int = 0  # which pictures are held out
-    upscale: bool = True  # pictures smaller than their bucket are enlarged; else they are left out of training
+    bucket_upscale: bool = True  # pictures smaller than their bucket are enlarged; else they are left out of training
     buckets: BucketSettings = field(default_factory=BucketSettings)
 
     def __post_init__(self) -> None:
         wrong = []
-        if not 0.0 < self.held_out_share <= 0.5:
-            wrong.append(f"dataset.held_out_share={self.held_out_share}: must be above 0 and at most 0.5")
-        if self.held_out_min < 1:
-            wrong.append(f"dataset.held_out_min={self.held_out_min}: must be at least 1")
+        if not 0.0 < self.validation_split <= 0.5:
+            wrong.append(f"dataset.validation_split={self.validation_split}: must be above 0 and at most 0.5")
+        if self.min_validation_images < 1:
+            wrong.append(f"dataset.min_validation_images={self.min_validation_images}: must be at least 1")
         for key, word in (("trigger", self.trigger), ("class_word", self.class_word)):
             if word is not None and (not word.strip() or "," in word):
                 wrong.append(f"dataset.{key}={word!r}: must be one tag, or null to have it found")
@@ -79,7 +79,7 @@ def load_dataset(settings: DatasetSettings) -> Dataset:
     if not settings.path.strip():
         raise DatasetError("no dataset given: add dataset.path=FOLDER with your captioned pictures")
     root = Path(settings.path).expanduser()
-    source = read_source(root, Path(settings.regularization).expanduser() if settings.regularization else None)
+    source = read_source(root, Path(settings.reg_data_dir).expanduser() if settings.reg_data_dir else None)
     pictures = source.pictures
     problems: list[str] = []
     class_word = trigger = ""
@@ -99,7 +99,9 @@ def load_dataset(settings: DatasetSettings) -> Dataset:
     for picture in pictures:
         by_concept.setdefault(picture.concept, []).append(picture)
     try:
-        train, held_out = split_held_out(by_concept, settings.held_out_share, settings.held_out_min, settings.seed)
+        train, held_out = split_held_out(
+            by_concept, settings.validation_split, settings.min_validation_images, settings.seed
+        )
     except DatasetError as error:
         problems.append(str(error))
     if problems:
@@ -137,11 +139,11 @@ def with_buckets(dataset: Dataset, settings: DatasetSettings, resolution: int) -
     concepts, notes = [], list(dataset.notes)
     for concept in dataset.concepts:
         framed = assign_buckets(concept.pictures, frames)
-        kept = [p for p in framed if settings.upscale or not is_enlarged(p)]
+        kept = [p for p in framed if settings.bucket_upscale or not is_enlarged(p)]
         if not kept:
             raise DatasetError(f"{dataset.root}: all pictures of {concept.name} are smaller than what is trained on "
-                               "and dataset.upscale is false: set it to true, or use larger pictures")  # fmt: skip
-        if not settings.upscale:
+                               "and dataset.bucket_upscale is false: set it to true, or use larger pictures")  # fmt: skip
+        if not settings.bucket_upscale:
             notes += [f"{p.path.name}: smaller than its bucket and left out" for p in framed if is_enlarged(p)]
         concepts.append(replace(concept, pictures=tuple(kept)))
     held_out, others = (tuple(assign_buckets(p, frames)) for p in (dataset.held_out, dataset.regularization))

@@ -132,7 +132,7 @@ def _list_regularization(path: Path | None) -> Listing:
         return Listing()
     path = Path(os.path.expanduser(path))
     if not os.path.isdir(path):
-        return Listing(problems=(f"{path}: no such folder of pictures: correct dataset.regularization",))
+        return Listing(problems=(f"{path}: no such folder of pictures: correct dataset.reg_data_dir",))
     listing = list_folder(path, optional=True)
     problems = tuple(f"{path}: {problem}" for problem in listing.problems)
     return replace(listing, records=(), regularization=listing.records, problems=problems)

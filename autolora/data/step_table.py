@@ -64,7 +64,7 @@ class StepTable:
 
 
 def make_step_table(
-    dataset: Dataset, steps_of: Sequence[int], epochs: int, beside: Mapping[str, int] | None = None
+    dataset: Dataset, images_by_concept: Sequence[int], epochs: int, beside: Mapping[str, int] | None = None
 ) -> StepTable:
     """Steps (images shown) of each concept and, in the last row, of the main trigger: the sum over concepts.
 
@@ -72,7 +72,7 @@ def make_step_table(
 
     Args:
         dataset: with the captions it is trained with.
-        steps_of: each concept's steps per epoch.
+        images_by_concept: each concept's steps per epoch.
         epochs: how many there are.
         beside: steps per epoch of what is shown beside the concepts, by kind.
     """
@@ -81,7 +81,7 @@ def make_step_table(
         """Images an epoch whose caption carries the trigger."""
         return sum(
             steps * sum(mentions(p.caption, trigger) for p in concept.pictures) / len(concept.pictures)
-            for concept, steps in zip(dataset.concepts, steps_of, strict=True)
+            for concept, steps in zip(dataset.concepts, images_by_concept, strict=True)
         )
 
     rows = [
@@ -93,10 +93,10 @@ def make_step_table(
             steps_total=steps * epochs,
             overlap=shown(concept.trigger) / steps,
         )
-        for concept, steps in zip(dataset.concepts, steps_of, strict=True)
+        for concept, steps in zip(dataset.concepts, images_by_concept, strict=True)
     ]
     images = sum(mentions(picture.caption, dataset.trigger) for picture in dataset.pictures)
-    steps, meant = shown(dataset.trigger), sum(steps_of) / len(steps_of)
+    steps, meant = shown(dataset.trigger), sum(images_by_concept) / len(images_by_concept)
     total, repeats = round(steps * epochs), steps / max(1, images)
     rows.append(StepTableRow(dataset.trigger, images, repeats, round(steps), total, steps / meant))
     return StepTable(tuple(rows), epochs, beside or {})

@@ -60,7 +60,7 @@ def tag_rows(dataset: Dataset) -> tuple[TagRow, ...]:
 
 
 def suggest_pruning(
-    dataset: Dataset, share: float = CaptionRecipe.prune_share
+    dataset: Dataset, share: float = CaptionRecipe.absorb_min_share
 ) -> dict[str, dict[str, tuple[str, ...]]]:
     """For each level of pruning the tags that each trigger would absorb, after cleaning; triggers without any left out.
 

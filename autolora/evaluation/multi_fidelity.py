@@ -31,7 +31,7 @@ def evaluate_progressively(
         judge: renders and scores at some weights; what it rendered before it need not render again.
     """
     if predicted_undercooked(blank.val_ratio, seen, settings):
-        return unpromising_result(blank, own, settings.fidelity_limit)
+        return unpromising_result(blank, own, settings.min_fidelity)
     card = judge([max(settings.weights)])
     best = max(seen, key=lambda p: p.objective, default=None)
     if len(settings.weights) > 1 and not can_stop_early(card, best, settings):
@@ -56,7 +56,7 @@ def predicted_undercooked(val_ratio: float, seen: Sequence[CheckpointResult], se
 
 def surely_undercooked(p: CheckpointResult, settings: ScoringSettings) -> bool:
     """Whether at the strongest weight all of fidelity's interval lies below the limit."""
-    return p.by_weight[max(p.by_weight, key=float)]["fidelity"]["high"] < settings.fidelity_limit
+    return p.by_weight[max(p.by_weight, key=float)]["fidelity"]["high"] < settings.min_fidelity
 
 
 def can_stop_early(card: Scorecard, best: CheckpointResult | None, settings: ScoringSettings) -> bool:
@@ -70,6 +70,6 @@ def can_stop_early(card: Scorecard, best: CheckpointResult | None, settings: Sco
         settings: the limits.
     """
     terms = card.by_weight[max(card.by_weight, key=float)]
-    if terms["fidelity"].high < settings.fidelity_limit or terms["bleed_class"].low > settings.bleed_limit:
+    if terms["fidelity"].high < settings.min_fidelity or terms["bleed_class"].low > settings.max_bleed:
         return True
     return best is not None and best.score is not None and not best.broken and card.score.high < best.score["low"]

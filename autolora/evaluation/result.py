@@ -28,8 +28,10 @@ class CheckpointResult:
     terms: dict[str, dict[str, float]] = field(default_factory=dict)
     by_weight: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     constraints: dict[str, float] = field(default_factory=dict)
-    capture: dict[str, float] = field(default_factory=dict)
-    leaks: dict[str, float] = field(default_factory=dict)  # share with the character, by prompt without its trigger
+    bleed_rate: dict[str, float] = field(default_factory=dict)
+    bleed_by_prompt: dict[str, float] = field(
+        default_factory=dict
+    )  # share with the character, by prompt without its trigger
     verdict: str = ""
     unmeasurable: dict[str, str] = field(default_factory=dict)  # why a term is missing
     second: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # by weight, by another encoder
@@ -46,14 +48,14 @@ class CheckpointResult:
         return sum(self.val_ratios) / len(self.val_ratios)
 
     @property
-    def place(self) -> str:
+    def describe_place(self) -> str:
         """Where on its trial's curve it lies, in words."""
         made = [f"average of {', '.join(map(str, self.averaged))}"] if self.averaged else []
         made += [f"times {self.strength:g}"] if self.strength != 1 else []
         return f"step {self.step}" + (f" ({', '.join(made)})" if made else "")
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """The score, where there is one, and the verdict."""
         if self.score is None:
             return self.verdict
@@ -82,7 +84,7 @@ def unmeasured_result(blank: CheckpointResult, reason: str) -> CheckpointResult:
 
 
 def unpromising_result(
-    blank: CheckpointResult, own: Sequence[CheckpointResult], fidelity_limit: float
+    blank: CheckpointResult, own: Sequence[CheckpointResult], min_fidelity: float
 ) -> CheckpointResult:
     """A checkpoint whose validation loss says that it shows nothing yet, or nothing any more.
 
@@ -90,14 +92,14 @@ def unpromising_result(
         blank: the checkpoint as its losses show it.
         own: the earlier points of its trial: one that was nearer to the pictures, or had left even the base model
             behind, has collapsed, and more steps would not help.
-        fidelity_limit: how far it is held to lie from what is enough.
+        min_fidelity: how far it is held to lie from what is enough.
     """
     loss, earlier = blank.val_ratio, [p.val_ratio for p in own]
     gone = loss > 1 or any(past > 1 or loss > RISEN * past for past in earlier)
     fault, so = ("collapsed", "") if gone else ("undercooked", "still ")
     after = f" after {min(earlier):.0%}" if gone and earlier and min(earlier) < loss else ""
     verdict = f"{fault}: validation loss {so}{loss:.0%} of the base model's{after}, not rendered"
-    return replace(blank, objective=-BELOW, constraints={fault: fidelity_limit}, verdict=verdict)
+    return replace(blank, objective=-BELOW, constraints={fault: min_fidelity}, verdict=verdict)
 
 
 def with_scorecard(before: CheckpointResult, card: Scorecard) -> CheckpointResult:
@@ -110,8 +112,8 @@ def with_scorecard(before: CheckpointResult, card: Scorecard) -> CheckpointResul
         terms={name: term.as_dict() for name, term in card.terms.items()},
         by_weight={w: {n: t.as_dict() for n, t in terms.items()} for w, terms in card.by_weight.items()},
         constraints=card.constraints,
-        capture=card.capture,
-        leaks=card.leaks,
+        bleed_rate=card.bleed_rate,
+        bleed_by_prompt=card.bleed_by_prompt,
         verdict=card.verdict,
         unmeasurable=card.unmeasurable,
         second={w: {n: t.as_dict() for n, t in terms.items()} for w, terms in card.second.items()},

@@ -42,7 +42,7 @@ from autolora.train.run import Run
 class Session:
     """The frozen model with its adapter, the pictures, the caches and the prepared score."""
 
-    bench: TrainingContext
+    context: TrainingContext
     renders: BaseRenders
     render_settings: RenderSettings
     scoring: ScoringSettings
@@ -95,14 +95,14 @@ class Session:
 
         Both are empty without a tagger, or where it sees no trait of the character's.
         """
-        tags = character_tags(self.tagger, self.bench.dataset.pictures) if self.tagger else ()
+        tags = character_tags(self.tagger, self.context.dataset.pictures) if self.tagger else ()
         if not self.tagger or not tags:
             return [], {}
         found, probes = {}, scorer.of("class_only")
         base = [scorer.base_pictures[probe] for probe in probes]
         for weight in scorer.settings.weights:
             shown = [pictures[probe, weight] for probe in probes]
-            found[f"{weight:g}"] = tag_bleed(self.tagger, tags, base, shown, scorer.settings.bootstrap).as_dict()
+            found[f"{weight:g}"] = tag_bleed(self.tagger, tags, base, shown, scorer.settings.n_bootstrap).as_dict()
         return list(tags), found
 
     def score(self, scorer: Scorer, bars: Bars) -> Scorecard:
@@ -112,7 +112,7 @@ class Session:
     def render(self, scorer: Scorer, bars: Bars) -> Rendered:
         """A scorer's probes with what is in the adapter's slot 0."""
         with bars.task("rendering probes", scorer.renders) as advance:
-            return render_probes(scorer, self.bench.model, self.bench.adapter, advance)
+            return render_probes(scorer, self.context.model, self.context.adapter, advance)
 
 
 def encode(latents: LatentCache, pictures: Sequence[Picture], flip: bool, bars: Bars) -> None:
@@ -132,7 +132,7 @@ def open_session(config: DictConfig, runs: list[Run], bars: Bars) -> Session:
     source = cfg.dataset_settings(config)
     dataset = load_dataset(source)
     for run in runs:
-        run.steps_of(run.with_captions(dataset))  # what cannot be is refused before anything loads
+        run.images_by_concept(run.with_captions(dataset))  # what cannot be is refused before anything loads
     scoring, settings = cfg.scoring_settings(config), cfg.model_settings(config)
     encoder, tagger = load_encoder(scoring.encoder), load_tagger(scoring.tagger) if scoring.tagger else None
     model = load_model(settings)
@@ -144,7 +144,7 @@ def open_session(config: DictConfig, runs: list[Run], bars: Bars) -> Session:
     dataset = with_buckets(dataset, source, model.resolution)
     cache = Path(str(config.cache)).expanduser()
     latents, renders = LatentCache(model, cache / "latents"), BaseRenders(model, settings.render, cache / "renders")
-    flip = any(run.train.flip for run in runs)
+    flip = any(run.train.flip_aug for run in runs)
     encode(latents, [*dataset.pictures, *dataset.held_out], flip, bars)
     with bars.task("rendering the base model", None) as advance:
         search = BaseRenders(model, settings.render.search, cache / "renders")
@@ -153,16 +153,16 @@ def open_session(config: DictConfig, runs: list[Run], bars: Bars) -> Session:
             scorer = build_scorer(model, dataset, scoring, encoder, search, latents, advance)
         except Unmeasurable as error:
             unmeasured = str(error)
-            bars.say(f"{unmeasured}; going on by validation loss alone")
+            bars.log(f"{unmeasured}; going on by validation loss alone")
     shown = dataset.regularization
     beside = [run.train for run in runs if run.train.shows_class_pictures]
     if not shown and beside:
-        with bars.task("rendering class pictures", settings.class_pictures) as advance:
-            prompts = class_prompts(dataset, settings.class_tags, settings.class_pictures)
+        with bars.task("rendering class pictures", settings.num_class_images) as advance:
+            prompts = class_prompts(dataset, settings.class_tags, settings.num_class_images)
             trained_on = BaseRenders(model, replace(settings.render, size=None), renders.folder)
-            shown = class_pictures(prompts, trained_on, scoring.first_seed, advance)
+            shown = class_pictures(prompts, trained_on, scoring.seed, advance)
     if beside:
-        encode(latents, shown[: max(one.class_pictures or len(shown) for one in beside)], flip, bars)
+        encode(latents, shown[: max(one.num_class_images or len(shown) for one in beside)], flip, bars)
     adapter = attach(model.modules, *(run.adapter for run in runs))
     model.stay(*adapter.roots)
     bench = TrainingContext(model, adapter, dataset, latents, PromptCache(model), shown)
@@ -177,7 +177,7 @@ REPEATS = 4  # seeds per prompt, as a multiple of the search's
 
 def final_scorer(search: Scorer, work: Session, bars: Bars) -> Scorer:
     """The search's score with seeds of its own and more of them, all groups of probes and a second encoder."""
-    bench, second = work.bench, search.settings.second_encoder
+    bench, second = work.context, search.settings.second_encoder
     with bars.task("rendering the base model for the finals", None) as advance:
         scorer = with_fresh_probes(search, bench.dataset, work.renders, bench.adapter, REPEATS, advance)
     if second is None:
@@ -185,5 +185,5 @@ def final_scorer(search: Scorer, work: Session, bars: Bars) -> Scorer:
     try:
         return replace(scorer, second=with_encoder(scorer, load_second_encoder(second, bench.model)))
     except Unmeasurable as error:  # by that encoder; the first one knows what it sees
-        bars.say(f"{error}; going on without a second opinion")
+        bars.log(f"{error}; going on without a second opinion")
         return scorer

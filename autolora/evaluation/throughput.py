@@ -39,11 +39,11 @@ def measure_speed(run: Run, bench: TrainingContext, settings: RenderSettings) ->
         began, before = _now(bench.model), slot.step
         train_step(bench, {0: slot})
         training = (_now(bench.model) - began) / (slot.step - before)
-    short = replace(settings, steps=min(RENDERED_STEPS, settings.steps))
+    short = replace(settings, num_inference_steps=min(RENDERED_STEPS, settings.num_inference_steps))
     shots = [RenderRequest(bench.dataset.class_word, seed, 1.0) for seed in range(settings.batch_size)]
     began = _now(bench.model)
     render(bench.model, shots, short, bench.adapter)
-    rendering = (_now(bench.model) - began) / len(shots) * settings.steps / short.steps
+    rendering = (_now(bench.model) - began) / len(shots) * settings.num_inference_steps / short.num_inference_steps
     return Speed(training, rendering, *_memory(bench.model))
 
 

@@ -33,9 +33,9 @@ from autolora.train.run import Run
 class TrialFolder:
     """A trial's files: `curve.json`, `latest.pt` to continue from, `checkpoints/STEP.safetensors` to export from."""
 
-    folder: Path
+    path: Path
     run: Run
-    curve: list[CheckpointResult] = field(default_factory=list)
+    results: list[CheckpointResult] = field(default_factory=list)
 
     @classmethod
     def open(cls, folder: Path, run: Run) -> TrialFolder:
@@ -43,30 +43,30 @@ class TrialFolder:
         record = cls(folder, run)
         latest = record.latest()
         if latest is not None:
-            record.curve = [p for p in load_results(folder) if p.step <= latest.step]
+            record.results = [p for p in load_results(folder) if p.step <= latest.step]
         return record
 
     @property
     def samples(self) -> Path:
         """The folder of what some of its renders looked like."""
-        return self.folder / "samples"
+        return self.path / "samples"
 
     def latest(self) -> Checkpoint | None:
         """The checkpoint to continue from."""
-        path = self.folder / "latest.pt"
+        path = self.path / "latest.pt"
         return checkpoints.load(path, self.run) if path.is_file() else None
 
-    def best(self) -> CheckpointResult | None:
+    def best_result(self) -> CheckpointResult | None:
         """The best point so far; the earliest of equals."""
-        return max(self.curve, key=lambda p: p.objective, default=None)
+        return max(self.results, key=lambda p: p.objective, default=None)
 
     def best_objective(self) -> float:
         """The best point's objective; that of a diverged trial before the first point."""
-        return max((p.objective for p in self.curve), default=DIVERGED)
+        return max((p.objective for p in self.results), default=DIVERGED)
 
     def scored_step(self) -> int:
         """The step of the last scored checkpoint; 0 before the first."""
-        return self.curve[-1].step if self.curve else 0
+        return self.results[-1].step if self.results else 0
 
     def load(self, p: CheckpointResult) -> State:
         """The adapter of a kept point.
@@ -78,43 +78,41 @@ class TrialFolder:
         try:
             return dict(load_file(path))
         except (OSError, SafetensorError) as error:
-            raise StudyError(
-                f"{path} cannot be read ({error}); delete {self.folder} and run the same command"
-            ) from error
+            raise StudyError(f"{path} cannot be read ({error}); delete {self.path} and run the same command") from error
 
-    def add(self, checkpoint: Checkpoint, new: CheckpointResult) -> None:
+    def append(self, checkpoint: Checkpoint, new: CheckpointResult) -> None:
         """Keep a scored checkpoint; the curve is written first, so that no checkpoint lacks its score."""
-        self.curve.append(new)
-        write_atomic(self.folder / "curve.json", json.dumps([asdict(p) for p in self.curve], indent=1))
+        self.results.append(new)
+        write_atomic(self.path / "curve.json", json.dumps([asdict(p) for p in self.results], indent=1))
         with atomic_path(self._file(new)) as temporary:
             save_file({key: tensor.contiguous() for key, tensor in checkpoint.state.items()}, temporary)
-        checkpoints.save(checkpoint, self.folder / "latest.pt")
-        best = self.best()
+        checkpoints.save(checkpoint, self.path / "latest.pt")
+        best = self.best_result()
         assert best is not None
         kept = {self._file(p) for p in (*self._beside(best), new)}  # the new one may stand beside the next, better one
-        for path in (self.folder / "checkpoints").glob("*.safetensors"):
+        for path in (self.path / "checkpoints").glob("*.safetensors"):
             if path not in kept:
                 path.unlink()
 
     def key(self, p: CheckpointResult) -> str:
         """By which the studies that judge checkpoints know one of this trial's."""
-        return f"{self.folder.name}@{p.step}"
+        return f"{self.path.name}@{p.step}"
 
     def around(self, p: CheckpointResult) -> list[CheckpointResult]:
         """A point and those beside it on the curve, of which each was rendered and is kept."""
         return [one for one in self._beside(p) if one.score is not None and self._file(one).is_file()]
 
     def _beside(self, p: CheckpointResult) -> list[CheckpointResult]:
-        at = [one.step for one in self.curve].index(p.step)
-        return self.curve[max(0, at - 1) : at + 2]
+        at = [one.step for one in self.results].index(p.step)
+        return self.results[max(0, at - 1) : at + 2]
 
     def _file(self, p: CheckpointResult) -> Path:
-        return self.folder / "checkpoints" / f"{p.step}.safetensors"
+        return self.path / "checkpoints" / f"{p.step}.safetensors"
 
     def overcooked_step(self) -> int | None:
         """The first step from which every later checkpoint is overcooked."""
         step = None
-        for p in reversed(self.curve):
+        for p in reversed(self.results):
             if not overcooked(p):
                 break
             step = p.step
@@ -122,12 +120,12 @@ class TrialFolder:
 
     def should_stop_overcooked(self, patience: int) -> bool:
         """Whether at the last `patience` checkpoints bleed is surely above its limit, and does not fall."""
-        last = self.curve[-patience:]
+        last = self.results[-patience:]
         return len(last) >= patience and all(map(certainly_overcooked, last)) and _bleed(last[-1]) >= _bleed(last[0])
 
     def summary(self, best: CheckpointResult | None = None) -> dict[str, Any]:
         """The best point, or the one given for it, in the schema of `result.json`."""
-        best = best or self.best()
+        best = best or self.best_result()
         assert best is not None
         return {
             "recipe": self.run.name,
@@ -141,19 +139,19 @@ class TrialFolder:
             "verdict": best.verdict,
             "remedy": self.remedy(best),
             "unmeasurable": best.unmeasurable,
-            "leaks": best.leaks,
+            "leaks": best.bleed_by_prompt,
         }
 
     def remedy(self, p: CheckpointResult) -> str:
         """What may help against what is wrong with a point of this trial."""
         trained = self.run.train
-        own = self.scored_step() / (1 + trained.preserve_share + trained.regularization_share)
+        own = self.scored_step() / (1 + trained.prior_preservation_ratio + trained.reg_ratio)
         options = []
-        if p.leaks:
-            options.append(suggest_regularization(p.leaks, trained.regularization_share, round(own)).words)
-        options.append(f"train.preserve_share={max(0.4, 2 * trained.preserve_share):g}")
+        if p.bleed_by_prompt:
+            options.append(suggest_regularization(p.bleed_by_prompt, trained.reg_ratio, round(own)).words)
+        options.append(f"train.prior_preservation_ratio={max(0.4, 2 * trained.prior_preservation_ratio):g}")
         calm = [float(w) for w, terms in p.by_weight.items() if terms["bleed_class"]["high"] <= _bleed_limit(p)]
-        before = [one.step for one in self.curve if one.step < (self.overcooked_step() or 0)]
+        before = [one.step for one in self.results if one.step < (self.overcooked_step() or 0)]
         options += [f"use weight {max(calm):g}"] if calm else []
         options += [f"stop at step {max(before)}"] if before else []
         return remedy(p.constraints, options)

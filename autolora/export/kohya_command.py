@@ -44,14 +44,14 @@ def kohya_command(run: Run, dataset: Dataset, model: BaseModel, step: int) -> Ko
     family = family_of(model)
     if family.kohya_script is None:
         return KohyaCommand("", ("sd-scripts trains this family by scripts and arguments that are not written here.",))
-    own = round(step * sum(run.steps_of(dataset)) / run.steps_per_epoch(dataset))
+    own = round(step * sum(run.images_by_concept(dataset)) / run.images_per_epoch(dataset))
     batches = -(-own // run.train.batch_size)
-    total = -(-sum(run.steps_of(dataset)) * run.train.epochs // run.train.batch_size)
+    total = -(-sum(run.images_by_concept(dataset)) * run.train.epochs // run.train.batch_size)
     side = model.resolution
     flags = [
         "--pretrained_model_name_or_path=BASE.safetensors",
         "--train_data_dir=PICTURES",
-        *(["--reg_data_dir=CLASS_PICTURES"] if run.train.regularization_share else []),
+        *(["--reg_data_dir=CLASS_PICTURES"] if run.train.reg_ratio else []),
         "--caption_extension=.txt",
         "--output_dir=out",
         f"--output_name={dataset.trigger}",
@@ -87,7 +87,7 @@ def _network(run: Run) -> list[str]:
         f"--network_alpha={found['network_alpha']:g}",
         *(["--network_args", *args] if args else []),
         *([] if adapter.text_encoder else ["--network_train_unet_only"]),
-        *(["--network_weights=START.safetensors"] if run.init else []),
+        *(["--network_weights=START.safetensors"] if run.init_lora else []),
     ]
 
 
@@ -128,20 +128,20 @@ def _training(run: Run) -> list[str]:
         "train_batch_size": settings.batch_size,
         "min_snr_gamma": settings.min_snr_gamma,
         "noise_offset": settings.noise_offset or None,
-        "scale_weight_norms": settings.max_norm,
-        "caption_dropout_rate": settings.caption_dropout or None,
-        "caption_tag_dropout_rate": settings.tag_dropout or None,
-        "keep_tokens": settings.keep_tags if settings.shuffle_tags else None,
-        "loss_type": "huber" if settings.loss == "huber" else None,
-        "huber_c": settings.huber_delta if settings.loss == "huber" else None,
-        "huber_schedule": "constant" if settings.loss == "huber" else None,
+        "scale_weight_norms": settings.scale_weight_norms,
+        "caption_dropout_rate": settings.caption_dropout_rate or None,
+        "caption_tag_dropout_rate": settings.caption_tag_dropout_rate or None,
+        "keep_tokens": settings.keep_tokens if settings.shuffle_caption else None,
+        "loss_type": "huber" if settings.loss_type == "huber" else None,
+        "huber_c": settings.huber_delta if settings.loss_type == "huber" else None,
+        "huber_schedule": "constant" if settings.loss_type == "huber" else None,
         "seed": settings.seed,
     }
     switches = {
-        "debiased_estimation_loss": settings.debiased,
-        "shuffle_caption": settings.shuffle_tags,
-        "flip_aug": settings.flip,
-        "cache_latents": not settings.flip,
+        "debiased_estimation_loss": settings.debiased_estimation_loss,
+        "shuffle_caption": settings.shuffle_caption,
+        "flip_aug": settings.flip_aug,
+        "cache_latents": not settings.flip_aug,
     }
     values = [f"--{key}={value:g}" if isinstance(value, float) else f"--{key}={value}" for key, value in given.items()
               if value is not None]  # fmt: skip
@@ -151,7 +151,7 @@ def _training(run: Run) -> list[str]:
 def _differences(run: Run, dataset: Dataset, batches: int, total: int) -> list[str]:
     """What has to be done by hand, and what sd-scripts has no argument for."""
     settings = run.train
-    steps = zip(dataset.concepts, run.steps_of(dataset), strict=True)
+    steps = zip(dataset.concepts, run.images_by_concept(dataset), strict=True)
     folders = ", ".join(f"{max(1, round(count / len(c.pictures)))}_{c.name}" for c, count in steps)
     notes = [f"PICTURES holds the folders {folders}: the number is how often an epoch shows each picture."]
     if batches < total:
@@ -160,20 +160,20 @@ def _differences(run: Run, dataset: Dataset, batches: int, total: int) -> list[s
             "what is asked for, so set --max_train_steps to the whole and save on the way to have the same rates."
         )
     missing = {
-        "preserving the base model (train.preserve_share)": settings.preserve_share,
-        "training at lower LoRA weights (train.min_weight)": settings.min_weight < 1,
+        "preserving the base model (train.prior_preservation_ratio)": settings.prior_preservation_ratio,
+        "training at lower LoRA weights (train.min_lora_multiplier)": settings.min_lora_multiplier < 1,
         "peaks that fall from cycle to cycle (schedule.gamma)": isinstance(run.schedule, AnnealedCosine),
         "masks with a remainder (train.unmasked_weight)": any(picture.mask for picture in dataset.pictures),
         "editing captions while they are read (captions.*; `autolora captions out=FOLDER` writes them)": (
-            run.captions.prune != "none" or run.captions.drop or run.captions.decouple_share
+            run.captions.absorb_tags != "none" or run.captions.drop_tags or run.captions.trigger_swap_rate
         ),
     }
     if found := [name for name, used in missing.items() if used]:
         notes.append(f"sd-scripts has no argument for {'; '.join(found)}: the result will differ.")
     if isinstance(run.adapter, DyLoRA):
         notes.append("Its DyLoRA runs every rank at each step, here the ranks above the drawn one are left out.")
-    if run.init:
+    if run.init_lora:
         notes.append("START.safetensors is the LoRA that training starts from (init).")
-    if settings.regularization_share:
+    if settings.reg_ratio:
         notes.append("CLASS_PICTURES are shown once for each picture of yours there, whatever their share is here.")
     return notes

@@ -168,7 +168,7 @@ def _alpha_in_file(adapter: Adapter, dim: int, alpha: float) -> float:
 def _training(run: Run, dataset: Dataset, name: str, card: ExportFacts, made: datetime) -> dict[str, str]:
     """Recipe and length; kohya's steps are optimizer steps."""
     settings = run.train
-    per_epoch, optimizer_steps = run.steps_per_epoch(dataset), run.optimizer_steps(dataset)
+    per_epoch, optimizer_steps = run.images_per_epoch(dataset), run.optimizer_steps(dataset)
     optimizer = ", ".join(f"{key}={value}" for key, value in dataclasses.asdict(run.optimizer).items())
     found = {
         "output_name": name,
@@ -189,15 +189,15 @@ def _training(run: Run, dataset: Dataset, name: str, card: ExportFacts, made: da
         "batch_size_per_device": settings.batch_size,
         "total_batch_size": settings.batch_size,
         "gradient_accumulation_steps": 1,
-        "loss_type": {"mse": "l2", "huber": "huber"}[settings.loss],
-        "huber_c": settings.huber_delta if settings.loss == "huber" else None,
+        "loss_type": settings.loss_type,
+        "huber_c": settings.huber_delta if settings.loss_type == "huber" else None,
         "min_snr_gamma": settings.min_snr_gamma,
-        "debiased_estimation": settings.debiased,
+        "debiased_estimation": settings.debiased_estimation_loss,
         "noise_offset": settings.noise_offset or None,
-        "scale_weight_norms": settings.max_norm,
-        "caption_dropout_rate": settings.caption_dropout,
-        "shuffle_caption": settings.shuffle_tags,
-        "keep_tokens": settings.keep_tags,
+        "scale_weight_norms": settings.scale_weight_norms,
+        "caption_dropout_rate": settings.caption_dropout_rate,
+        "shuffle_caption": settings.shuffle_caption,
+        "keep_tokens": settings.keep_tokens,
         "seed": settings.seed,
         "cache_latents": True,
     }
@@ -222,12 +222,12 @@ def _base(model: BaseModel) -> dict[str, str]:
 def _pictures(run: Run, dataset: Dataset, model: BaseModel) -> dict[str, str]:
     """Folders, tags and sizes, as the programs that show a LoRA's tags expect them."""
     side, concepts = model.resolution, dataset.concepts
-    shown = {c.name: steps / len(c.pictures) for c, steps in zip(concepts, run.steps_of(dataset), strict=True)}
+    shown = {c.name: steps / len(c.pictures) for c, steps in zip(concepts, run.images_by_concept(dataset), strict=True)}
     repeats = {name: max(1, round(each)) for name, each in shown.items()}
     names = {concept.name: f"{repeats[concept.name]}_{concept.name}" for concept in concepts}
     folders = {names[c.name]: {"n_repeats": repeats[c.name], "img_count": len(c.pictures)} for c in concepts}
     tags = {names[concept.name]: tag_frequency(concept) for concept in run.with_captions(dataset).concepts}
-    beside = run.steps_beside(dataset)
+    beside = run.class_images_per_epoch(dataset)
     counts: dict[tuple[int, int], float] = {}
     for picture in dataset.pictures:
         frame = picture.frame or (side, side)

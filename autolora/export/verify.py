@@ -142,7 +142,7 @@ class DiffusersReference:
         return pictures
 
     def _draw(self, shots: Sequence[RenderRequest], settings: RenderSettings) -> Images:
-        self.pipeline.scheduler = self.model.sampler(settings.sampler)
+        self.pipeline.scheduler = self.model.sampler(settings.scheduler)
         told = guidance_arguments(self.model, settings)
         if "negative_prompt" in told:
             told["negative_prompt"] = [told["negative_prompt"]] * len(shots)
@@ -150,7 +150,7 @@ class DiffusersReference:
             **told,
             prompt=[settings.prompt(shot.prompt) for shot in shots],
             generator=[torch.Generator().manual_seed(shot.seed) for shot in shots],
-            num_inference_steps=settings.steps,
+            num_inference_steps=settings.num_inference_steps,
             height=settings.side(self.model),
             width=settings.side(self.model),
             output_type="np",

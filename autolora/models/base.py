@@ -28,28 +28,32 @@ MOST_STEPS = 500  # denoising steps; schedulers cannot take more than they have 
 class RenderSettings:
     """How probes are rendered."""
 
-    steps: int = 12
-    search_steps: int | None = None  # fewer while a study searches; its finals and pictures take `steps`
-    guidance: float = 4.0  # 1 renders without guidance, at half the work
+    num_inference_steps: int = 12
+    search_inference_steps: int | None = None  # fewer while a study searches; its finals and pictures take `steps`
+    guidance_scale: float = 4.0  # 1 renders without guidance, at half the work
     batch_size: int = 32
     size: int | None = None  # side of a picture in pixels, in the search and the finals; null: the resolution
-    prefix: str = ""  # what stands before every prompt: quality tags, as a model's users write them
-    negative: str = ""
-    sampler: str = "ddim"  # or euler, dpmpp_2m: none draws noise on the way, so that a seed means one picture
+    prompt_prefix: str = ""  # what stands before every prompt: quality tags, as a model's users write them
+    negative_prompt: str = ""
+    scheduler: str = "ddim"  # or euler, dpmpp_2m: none draws noise on the way, so that a seed means one picture
     guidance_rescale: float = 0.0  # share of what guidance adds in contrast that is taken back; 0.7 for v-prediction
 
     def __post_init__(self) -> None:
         mistakes = []
-        if not 1 <= self.steps <= MOST_STEPS:
-            mistakes.append(f"model.render.steps must be from 1 to {MOST_STEPS}, got {self.steps}")
-        if self.search_steps is not None and self.search_steps < 1:
-            mistakes.append(f"model.render.search_steps must be at least 1 or null, got {self.search_steps}")
+        if not 1 <= self.num_inference_steps <= MOST_STEPS:
+            mistakes.append(
+                f"model.render.num_inference_steps must be from 1 to {MOST_STEPS}, got {self.num_inference_steps}"
+            )
+        if self.search_inference_steps is not None and self.search_inference_steps < 1:
+            mistakes.append(
+                f"model.render.search_inference_steps must be at least 1 or null, got {self.search_inference_steps}"
+            )
         if self.size is not None and self.size < 1:
             mistakes.append(f"model.render.size must be at least 1 pixel or null, got {self.size}")
-        if not self.guidance >= 1:
-            mistakes.append(f"model.render.guidance must be 1 (none) or more, got {self.guidance}")
-        if self.sampler not in SAMPLERS:
-            mistakes.append(f"model.render.sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler}")
+        if not self.guidance_scale >= 1:
+            mistakes.append(f"model.render.guidance_scale must be 1 (none) or more, got {self.guidance_scale}")
+        if self.scheduler not in SAMPLERS:
+            mistakes.append(f"model.render.scheduler must be one of {', '.join(SAMPLERS)}, got {self.scheduler}")
         if not 0 <= self.guidance_rescale <= 1:
             mistakes.append(f"model.render.guidance_rescale must be from 0 (none) to 1, got {self.guidance_rescale}")
         if self.batch_size < 1:
@@ -63,12 +67,15 @@ class RenderSettings:
 
     def prompt(self, prompt: str) -> str:
         """A prompt as the model gets it."""
-        return ", ".join(part for part in (self.prefix, prompt) if part)
+        return ", ".join(part for part in (self.prompt_prefix, prompt) if part)
 
     @property
     def search(self) -> RenderSettings:
         """The settings of the search, never of more steps than the real ones."""
-        return replace(self, steps=min(self.steps, self.search_steps or self.steps))
+        return replace(
+            self,
+            num_inference_steps=min(self.num_inference_steps, self.search_inference_steps or self.num_inference_steps),
+        )
 
 
 @dataclass(frozen=True)
@@ -93,14 +100,14 @@ class ModelSettings:
     quantize: str | None = None  # nf4 or int8: in how many bits the linear layers of what denoises are kept; null: all
     gradient_checkpointing: bool = False  # layers are computed again on the way back: slower, in far less memory
     offload: bool | None = None  # text encoders and VAE leave the GPU while unused; null: on cards below 20 GiB
-    class_pictures: int = 192
+    num_class_images: int = 192
     class_tags: tuple[str, ...] = ()
     render: RenderSettings = field(default_factory=RenderSettings)
 
     def __post_init__(self) -> None:
         mistakes = []
-        if self.class_pictures < 4:
-            mistakes.append(f"model.class_pictures must be at least 4, got {self.class_pictures}")
+        if self.num_class_images < 4:
+            mistakes.append(f"model.num_class_images must be at least 4, got {self.num_class_images}")
         if self.clip_skip is not None and self.clip_skip < 1:
             mistakes.append(f"model.clip_skip must be at least 1 (the last layer) or null, got {self.clip_skip}")
         if self.dtype not in DTYPES:

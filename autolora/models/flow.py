@@ -106,7 +106,7 @@ class FlowModel(FrozenBaseModel):
         if noisy.shape[2] % PATCH or noisy.shape[3] % PATCH:
             width, height = noisy.shape[3] * self.cell, noisy.shape[2] * self.cell
             raise ConfigError(
-                f"a bucket of {width}x{height} px: dataset.buckets.step must be a multiple of {PATCH * self.cell} here"
+                f"a bucket of {width}x{height} px: dataset.buckets.bucket_reso_steps must be a multiple of {PATCH * self.cell} here"
             )
         with self._precision():
             return self._flow(noisy, timesteps.float(), context).float()

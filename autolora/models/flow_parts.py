@@ -76,7 +76,7 @@ def _check_settings(settings: ModelSettings) -> None:
     """Refuse what a family has no use for, before much is loaded."""
     kind = NAMES[settings.family]
     settings.refuse(kind, "clip_skip", "prediction_type", "zero_terminal_snr")
-    check_sampler(settings.render.sampler, settings.family)
+    check_sampler(settings.render.scheduler, settings.family)
     if settings.render.guidance_rescale:
         raise ConfigError(f"model.render.guidance_rescale: {kind} is guided without; set it to 0")
     if settings.dtype == "float16":  # T5's and Qwen3's states go beyond 65504
@@ -90,4 +90,4 @@ def check_sampler(name: str, family: str) -> None:
         ConfigError: it is another than Euler's.
     """
     if name != "euler":
-        raise ConfigError(f"model.render.sampler={name}: {NAMES[family]} renders with euler")
+        raise ConfigError(f"model.render.scheduler={name}: {NAMES[family]} renders with euler")

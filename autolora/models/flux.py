@@ -27,8 +27,10 @@ class Flux(FlowModel):
     def __init__(self, parts: FlowParts, name: str, settings: ModelSettings) -> None:
         super().__init__(parts, name, settings)
         self.tells_guidance = bool(self.transformer.config.guidance_embeds)
-        if self.tells_guidance and settings.render.negative:
-            raise ConfigError("model.render.negative: a model that is told its guidance reads none; leave it empty")
+        if self.tells_guidance and settings.render.negative_prompt:
+            raise ConfigError(
+                "model.render.negative_prompt: a model that is told its guidance reads none; leave it empty"
+            )
 
     def _prompt_tokens(self) -> int:
         """T5's but the one that ends."""

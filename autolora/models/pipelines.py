@@ -75,7 +75,7 @@ def converted_lora(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tens
 
 def guidance_arguments(model: BaseModel, settings: RenderSettings) -> dict[str, Any]:
     """How the pipeline of a model is told to guide as the settings say."""
-    negative, strength = {"negative_prompt": settings.negative}, settings.guidance
+    negative, strength = {"negative_prompt": settings.negative_prompt}, settings.guidance_scale
     if model.tells_guidance:
         return {"guidance_scale": strength}
     if model.architecture == "flux":

@@ -41,9 +41,11 @@ def pruning_section(dataset: Dataset, renders: BaseRenders, encoder: Encoder | s
     absorbed = absorbed_tags(levels, level)
     price = [one.tag for one in found if one.drawn and one.tag in absorbed]
     left = [one.tag for one in found if not one.drawn and one.tag not in absorbed]
-    words = [f"suggested: captions.prune={level}: only a trigger can carry what the base model cannot draw by its tag"]
+    words = [
+        f"suggested: captions.absorb_tags={level}: only a trigger can carry what the base model cannot draw by its tag"
+    ]
     if left:
-        words.append(f"captions.drop=[{','.join(left)}] leaves the rest of that to the trigger too")
+        words.append(f"captions.drop_tags=[{','.join(left)}] leaves the rest of that to the trigger too")
     if price:
         words.append(f"its price: the base model can draw {', '.join(price)}, which will be harder to change")
     words.append(f"response: how far pictures follow the tag, 0 = not at all; from {DRAWN.limit:g} on it is drawn")
@@ -63,7 +65,7 @@ def trigger_section(
     if isinstance(encoder, str):
         rows = tuple((word, word, len(renders.model.tokens(word)), None, None, None, "") for word in triggers)
         return Section(title, columns, rows, (f"not looked at: {encoder}",))
-    words = [tag for context in (*scoring.contexts, *scoring.overrides) for tag in split_tags(context)]
+    words = [tag for context in (*scoring.trigger_prompts, *scoring.outfit_prompts) for tag in split_tags(context)]
     known = sorted({tag for tag in words if tag not in triggers})
     settings = AuditSettings()
     shots = [len(audit_requests(trigger, dataset.class_word, settings)) for trigger in triggers]

@@ -34,11 +34,11 @@ def count_renders(runs: Sequence[Run], dataset: Dataset, model: BaseModel, scori
     search, deciding, every = (
         render_count(build_probes(dataset, scoring, groups)) for groups in (SEARCH_GROUPS, DECIDING_GROUPS, ALL_GROUPS)
     )
-    slower = settings.steps / settings.search.steps
+    slower = settings.num_inference_steps / settings.search.num_inference_steps
     larger = (model.resolution / settings.side(model)) ** 2
     drawn = not dataset.regularization and any(run.train.shows_class_pictures for run in runs)
     return Renders(
-        before=search + scoring.contrast + drawn * slower * larger * model.settings.class_pictures,
+        before=search + scoring.num_negative_renders + drawn * slower * larger * model.settings.num_class_images,
         checkpoint=search * weights,
         finalist=slower * REPEATS * deciding * weights,
         winner=slower * REPEATS * every * (1 + weights) + search * len(SWEEP_WEIGHTS),
@@ -64,7 +64,7 @@ def cost_section(
     rows, minutes, judging = [], [], 0.0
     per_render = speed.seconds_per_render / 60
     for run in runs:
-        images = run.steps_per_epoch(dataset) * run.train.epochs
+        images = run.images_per_epoch(dataset) * run.train.epochs
         checkpoints = run.train.epochs * run.train.checkpoints_per_epoch
         drawn = checkpoints * renders.checkpoint
         minutes.append(images * speed.seconds_per_image / 60 + drawn * per_render)
@@ -77,14 +77,14 @@ def cost_section(
     ]
     each = sum(minutes) / len(minutes)
     share = judging / sum(minutes)
-    lower = "model.render.size and model.render.search_steps lower that"
+    lower = "model.render.size and model.render.search_inference_steps lower that"
     words.append(f"{share:.0%} of the time is rendering; {lower}")
     before = math.ceil(renders.before * per_render)
     words.append(f"before anything trains the base model draws for at most {before} min, once: its pictures are kept")
     if study:
-        total = math.ceil(study.budget.trials * each)
+        total = math.ceil(study.budget.n_trials * each)
         words.append(
-            f"{counted(study.budget.trials, 'trial')} like these at most {total} min, less where they overcook"
+            f"{counted(study.budget.n_trials, 'trial')} like these at most {total} min, less where they overcook"
         )
         finals = finals_minutes(study, each, renders.finalist * per_render) + renders.winner * per_render
         words.append(finals_in_words(study, finals))
@@ -95,17 +95,21 @@ def cost_section(
 
 def finals_minutes(study: StudySettings, minutes_each: float, minutes_judging: float) -> float:
     """How long the finals take at most, for trials of so many minutes and checkpoints judged in so many."""
-    again = RETRAINED_RECIPES * study.retrain_seeds
+    again = RETRAINED_RECIPES * study.final_seeds
     return (_judged_again(study) + again) * minutes_judging + again * minutes_each
 
 
 def _judged_again(study: StudySettings) -> int:
-    return study.finalists + (RETRAINED_RECIPES if study.average else 0) + (len(STRONGER) if study.rescale else 0)
+    return (
+        study.n_finalists
+        + (RETRAINED_RECIPES if study.average_checkpoints else 0)
+        + (len(STRONGER) if study.try_lora_scales else 0)
+    )
 
 
 def finals_in_words(study: StudySettings, minutes: float) -> str:
     """What the finals do in so many minutes."""
-    again = RETRAINED_RECIPES * study.retrain_seeds
+    again = RETRAINED_RECIPES * study.final_seeds
     training = f" and {again} trained again" if again else ""
     again_judged = counted(_judged_again(study), "checkpoint")
     return f"finals: at most {math.ceil(minutes)} min, for {again_judged} judged again{training}"
@@ -124,22 +128,22 @@ def time_in_words(study: StudySettings, recipes: int, minutes_each: float, final
     if limit is None:
         return []
     search = study.search_minutes
-    fit = min(study.budget.trials, math.ceil(search / minutes_each))  # the last is ended, however late
-    kept = f", and the finals what is left, {limit - search:g} at least" if study.retrain_seeds else ""
+    fit = min(study.budget.n_trials, math.ceil(search / minutes_each))  # the last is ended, however late
+    kept = f", and the finals what is left, {limit - search:g} at least" if study.final_seeds else ""
     said = [
-        f"budget.minutes={limit:g}: the search takes {search:g} of them, for about {fit} of {study.budget.trials} "
+        f"budget.minutes={limit:g}: the search takes {search:g} of them, for about {fit} of {study.budget.n_trials} "
         f"trials in full{kept}"
     ]
-    if study.retrain_seeds and limit - search < finals:
+    if study.final_seeds and limit - search < finals:
         said.append(
             f"what is left is too little for all of the finals ({math.ceil(finals)} min): what does not fit is left "
-            "out, training again first; study.retrain_seeds=1 asks for less"
+            "out, training again first; study.final_seeds=1 asks for less"
         )
     if fit < recipes:
         needed = math.ceil(recipes * minutes_each / search * limit)
         said.append(
             f"the search is too short for the {recipes} recipes as they are, which come first: set "
             f"budget.minutes={needed}, leave some out with ~study.recipes.NAME, or train on fewer pictures by "
-            f"train.epochs or train.steps_per_concept, {search / (recipes * minutes_each):.0%} of what they are"
+            f"train.epochs or train.images_per_concept, {search / (recipes * minutes_each):.0%} of what they are"
         )
     return said

@@ -173,7 +173,7 @@ def _render(settings: RenderSettings, twin: Any, meter: MemoryCounter) -> tuple[
         meter.peak = meter.now
 
     meter.peak = meter.now
-    count = settings.batch_size * (1 if settings.guidance == 1 or twin.tells_guidance else 2)
+    count = settings.batch_size * (1 if settings.guidance_scale == 1 or twin.tells_guidance else 2)
     context = twin.encode_prompts([settings.prompt("")] * count)
     done()
     latents = torch.zeros(count, *latent_shape(twin, (settings.side(twin),) * 2), device=META)

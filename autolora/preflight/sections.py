@@ -76,7 +76,7 @@ def caption_sections(dataset: Dataset, model: BaseModel) -> list[Section]:
         for row in tag_rows(dataset)
     )
     advice = tuple(
-        f"captions.prune={level}: {trigger} absorbs {', '.join(tags)}"
+        f"captions.absorb_tags={level}: {trigger} absorbs {', '.join(tags)}"
         for level, found in suggest_pruning(dataset).items()
         for trigger, tags in found.items()
     )
@@ -98,8 +98,8 @@ def _always(row: TagRow, names: Sequence[str]) -> str:
 
 def recipe_section(run: Run, dataset: Dataset) -> Section:
     """The step ledger of a recipe, with the captions it trains with, and the tags at risk."""
-    edited, steps = run.with_captions(dataset), run.steps_of(dataset)
-    ledger = make_step_table(edited, steps, run.train.epochs, run.steps_beside(dataset))
+    edited, steps = run.with_captions(dataset), run.images_by_concept(dataset)
+    ledger = make_step_table(edited, steps, run.train.epochs, run.class_images_per_epoch(dataset))
     rows: list[tuple[Cell, ...]] = [
         (row.concept, row.images, row.repeats, row.steps_per_epoch, row.steps_total, row.overlap, row.risk)
         for row in ledger.rows
@@ -115,7 +115,7 @@ def recipe_section(run: Run, dataset: Dataset) -> Section:
             risks.setdefault(tag.risk, []).append(f"{tag.tag} {tag.steps_total:.0f}")
     words = (
         *run.adapter.notes(),
-        *([f"starts from {run.init.path}"] if run.init else []),
+        *([f"starts from {run.init_lora.path}"] if run.init_lora else []),
         *(f"{risk} ({', '.join(tags)} steps): {RISKS[risk]}" for risk, tags in risks.items()),
     )
     columns = ("", "pictures", "repeats", "steps/epoch", "steps", "overlap", "risk")
@@ -156,17 +156,19 @@ def measured_sections(
     Where the GPU's memory is too small for one of them it says so instead: how much each recipe takes is told anyway.
     """
     settings, scoring = cfg.model_settings(config), cfg.scoring_settings(config)
-    if not isinstance(config.audit, bool):
-        raise ConfigError(f"audit must be true or false, got {config.audit}")
+    if not isinstance(config.probe_triggers, bool):
+        raise ConfigError(f"probe_triggers must be true or false, got {config.probe_triggers}")
     study = plan.settings if plan else None
-    at_once = study.pack if study and isinstance(study.pack, int) else 1  # auto takes what fits
+    at_once = (
+        study.trials_per_device if study and isinstance(study.trials_per_device, int) else 1
+    )  # auto takes what fits
     encoder = _loaded(load_encoder, scoring.encoder)
     may_run = [*runs, *(plan.widest_runs() if plan else ())]  # what the workbench is opened for
     memory = memory_section(may_run, dataset, model, at_once, encoder, bars)
     renders = count_renders(may_run, dataset, model, scoring)
     cache = Path(str(config.cache)).expanduser()
     base = BaseRenders(model, settings.render.search, cache / "renders")
-    eye = encoder if config.audit else "audit=false"
+    eye = encoder if config.probe_triggers else "probe_triggers=false"
     return [
         _that_fits("Triggers", lambda: trigger_section(dataset, base, eye, scoring, bars)),
         _that_fits("Pruning", lambda: pruning_section(dataset, base, eye, bars)),

@@ -14,12 +14,12 @@ from autolora.models.base import ModelSettings
 from autolora.sampling import BaseRenders
 from autolora.scoring.probes import trigger_words
 
-FIRST_SEED = 700_000  # beyond scoring.first_seed and every probe, so that bleed is not judged on what was trained
+FIRST_SEED = 700_000  # beyond scoring.seed and every probe, so that bleed is not judged on what was trained
 # On development character 5 (one training seed), without any: 93 to 97% bleed. Half a picture for each own one leaves 0
 # to 7%, a quarter 5 to 23% with more likeness. 48 different ones (25 showings each) do as well as 192; of 12 (100
 # showings each) 2 to 20% is left; 24 are enough where one is shown for each own one.
 MOST_SHOWINGS, FEWEST = 25, 48
-UNKNOWN_COUNT = ModelSettings.class_pictures  # where nothing is known of how it was trained
+UNKNOWN_COUNT = ModelSettings.num_class_images  # where nothing is known of how it was trained
 
 
 def class_prompts(dataset: Dataset, class_tags: Sequence[str], count: int) -> list[str]:
@@ -75,7 +75,7 @@ class Regularization:
         of = ", ".join(f"`{prompt}`" for prompt in self.prompts)
         return (
             f"{self.count} regularization images of {of} "
-            f"(train.regularization_share={self.share:g} model.class_pictures={self.count})"
+            f"(train.reg_ratio={self.share:g} model.num_class_images={self.count})"
         )
 
 

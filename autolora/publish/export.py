@@ -56,7 +56,7 @@ def export_best(
         ExportError: the weights cannot be written.
         StorageError: the folder cannot be written.
     """
-    dataset, model, adapter = work.bench.dataset, work.bench.model, work.bench.adapter
+    dataset, model, adapter = work.context.dataset, work.context.model, work.context.adapter
     state = record.load(best)
     adapter.load(state)
     triggers = ", ".join(dict.fromkeys([dataset.class_word, dataset.trigger, *(c.trigger for c in dataset.concepts)]))
@@ -69,7 +69,7 @@ def export_best(
         preferred_weight=best.weight,
         description=f"LoRA of {dataset.trigger} by autolora, recipe {record.run.name}: {best.verdict}",
         step=best.step,
-        facts={"study": study, "score": best.words, "checkpoint": best.place, "base_hash": model.base_hash},
+        facts={"study": study, "score": best.summary, "checkpoint": best.describe_place, "base_hash": model.base_hash},
     )
     picture, name, dtype = Image.fromarray(preview), dataset.trigger, DTYPES[work.export.dtype]
     exported = export_lora(state, record.run, dataset, model, folder, name, card=card, preview=picture, dtype=dtype)

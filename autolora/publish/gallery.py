@@ -72,9 +72,9 @@ class SampleRenderer:
 
     def base(self) -> Images:
         """The samples by the base model, without triggers."""
-        renders = BaseRenders(self.work.bench.model, self.render_settings, self.work.renders.folder)
+        renders = BaseRenders(self.work.context.model, self.render_settings, self.work.renders.folder)
         shots = [(sample.base_prompt, sample.seed) for sample in self.samples]
-        return tuple(map(Image.fromarray, renders.render(shots, adapter=self.work.bench.adapter)))
+        return tuple(map(Image.fromarray, renders.render(shots, adapter=self.work.context.adapter)))
 
     def at(self, one: GalleryEntry, weight: float) -> Images:
         """The samples by one checkpoint at one weight."""
@@ -90,7 +90,7 @@ class SampleRenderer:
         name = f"{one.step}@{weight:g}"
         if known := _of(read_samples(folder, name), samples):
             return known
-        model, adapter = self.work.bench.model, self.work.bench.adapter
+        model, adapter = self.work.context.model, self.work.context.adapter
         adapter.load(one.state)
         shots = [RenderRequest(sample.prompt, sample.seed, weight) for sample in samples]
         with self.bars.task(f"rendering the report: {one.name}, weight {weight:g}", len(shots)) as advance:
@@ -124,7 +124,7 @@ def gallery(shelf: SampleRenderer, exhibits: Sequence[GalleryEntry]) -> Gallery:
     columns = [Column("base model", {0: shelf.base()})]
     for one in exhibits:
         by_weight = {weight: shelf.at(one, weight) for weight in sorted({*WEIGHTS, best.weight, searched})}
-        kept = {p.step: scored_by(one.record, p.step, shelf.samples) for p in one.record.curve}
+        kept = {p.step: scored_by(one.record, p.step, shelf.samples) for p in one.record.results}
         by_step = {step: images for step, images in kept.items() if images}
         columns.append(Column(one.name, by_step or {one.step: by_weight[searched]}, by_weight, one.step, one.weight))
     shown = tuple(content.Sample(s.prompt, s.seed, GROUPS[s.group]) for s in shelf.samples)
@@ -149,19 +149,19 @@ def pairs(shelf: SampleRenderer, exhibits: Sequence[GalleryEntry]) -> tuple[Pair
 def matrix(shelf: SampleRenderer, best: GalleryEntry) -> OutfitMatrix | None:
     """How often each outfit's renders pass for every outfit; None where there is one, or nothing can be measured."""
     work = shelf.work
-    if work.scorer is None or len(work.bench.dataset.concepts) < 2:
+    if work.scorer is None or len(work.context.dataset.concepts) < 2:
         return None
     scorer = work.scorer.only("trigger").at(best.weight)
-    work.bench.adapter.load(best.state)
+    work.context.adapter.load(best.state)
     with shelf.bars.task("rendering the outfits", scorer.renders) as advance:
-        pictures = render_probes(scorer, work.bench.model, work.bench.adapter, advance)
+        pictures = render_probes(scorer, work.context.model, work.context.adapter, advance)
     names = tuple(concept.name for concept in scorer.references.concepts)
     asked, _ = outfit_matrix(scorer, embed(scorer, pictures)[best.weight])
     shares, telling = [], []
     for name, passes in zip(names, asked, strict=True):
         own = np.concatenate([pictures[p, best.weight] for p in scorer.of("trigger", concept=name)])
         tables = [passes[..., place] for place in range(len(names))]
-        draws = [bootstrap_means(table, scorer.settings.bootstrap, 0) for table in tables]
+        draws = [bootstrap_means(table, scorer.settings.n_bootstrap, 0) for table in tables]
         rates = [estimate(float(t.mean()), d, len(t)) for t, d in zip(tables, draws, strict=True)]
         shares.append(tuple(_share(with_exact_bounds(rate, passes[..., 0].size)) for rate in rates))
         telling.append(tuple(Image.fromarray(own[int(table.reshape(-1).argmax())]) for table in tables))

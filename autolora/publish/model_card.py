@@ -54,14 +54,14 @@ def model_card(
     work: Session, record: TrialFolder, best: CheckpointResult, file: Path, shown: Gallery, mixed: OutfitMatrix | None
 ) -> ModelCard:
     """The card of an exported checkpoint."""
-    dataset, model, run = work.bench.dataset, work.bench.model, record.run
+    dataset, model, run = work.context.dataset, work.context.model, record.run
     captioned = run.with_captions(dataset)
     tags: dict[str, int] = {}
     for concept in captioned.concepts:
         for tag, count in tag_frequency(concept).items():
             tags[tag] = tags.get(tag, 0) + count
     terms = {"score": best.score, **best.terms} if best.score else best.terms
-    steps = zip(dataset.concepts, run.steps_of(dataset), strict=True)
+    steps = zip(dataset.concepts, run.images_by_concept(dataset), strict=True)
     return ModelCard(
         title=dataset.trigger,
         file=file.name,
@@ -75,7 +75,7 @@ def model_card(
         samples=_samples(shown, best.weight),
         scorecard=tuple((_plain(n), Estimate(**terms[n]), words) for n, words in MEANINGS.items() if n in terms),
         by_weight={w: {n: Estimate(**term) for n, term in own.items()} for w, own in best.sweep.items()},
-        weaknesses=weaknesses(best, work.scoring.bleed_limit, mixed),
+        weaknesses=weaknesses(best, work.scoring.max_bleed, mixed),
         asked="likeness, editability, bleed on the class word, copies, burnt colours",
         concepts=tuple(CardConcept(c.name, c.trigger, len(c.pictures), round(n * _epochs(record, best, work)))
                        for c, n in steps),
@@ -87,15 +87,15 @@ def model_card(
     )  # fmt: skip
 
 
-def weaknesses(best: CheckpointResult, bleed_limit: float, matrix: OutfitMatrix | None) -> tuple[str, ...]:
+def weaknesses(best: CheckpointResult, max_bleed: float, matrix: OutfitMatrix | None) -> tuple[str, ...]:
     """What is known against a checkpoint, the gravest first."""
     found = [f"breaks the limit on {_plain(name)}" for name in best.broken]
-    bleeding = [w for w, own in best.sweep.items() if own["bleed_class"]["high"] > bleed_limit]
+    bleeding = [w for w, own in best.sweep.items() if own["bleed_class"]["high"] > max_bleed]
     if bleeding:
         low = min(bleeding, key=float)
         shown = format_estimate(Estimate(**best.sweep[low]["bleed_class"]))
-        found.append(f"from weight {low} on more than {bleed_limit:.0%} bleed cannot be ruled out: {shown}")
-    leaks = {prompt: share for prompt, share in best.leaks.items() if share}
+        found.append(f"from weight {low} on more than {max_bleed:.0%} bleed cannot be ruled out: {shown}")
+    leaks = {prompt: share for prompt, share in best.bleed_by_prompt.items() if share}
     found += [f"`{prompt}` shows the character in {share:.0%} of renders" for prompt, share in leaks.items()]
     if matrix:
         for row, name in enumerate(matrix.names):
@@ -112,7 +112,7 @@ def _plain(name: str) -> str:
 
 
 def _epochs(record: TrialFolder, best: CheckpointResult, work: Session) -> float:
-    return best.step / record.run.steps_per_epoch(work.bench.dataset)
+    return best.step / record.run.images_per_epoch(work.context.dataset)
 
 
 def _samples(gallery: Gallery, weight: float) -> tuple[CardSample, ...]:

@@ -98,7 +98,7 @@ def prove(
     Raises:
         ExportError: changes of weights, score or pictures differ.
     """
-    bench = work.bench
+    bench = work.context
     found = verify_deltas(state, exported.path, bench.model)
     held = read_lora(exported.path, bench.model)
     bench.adapter.load(held)
@@ -131,7 +131,7 @@ def check_pictures(work: Session, held: State, loaded: DiffusersReference) -> No
     Raises:
         ExportError: it does not.
     """
-    model, adapter, probe = work.bench.model, work.bench.adapter, work.of("trigger")[0]
+    model, adapter, probe = work.context.model, work.context.adapter, work.of("trigger")[0]
     shots = [RenderRequest(probe.prompt, probe.seeds[0], weight) for weight in work.scoring.weights]
 
     def drawn(state: State) -> Images:
@@ -152,7 +152,7 @@ def check_score(work: Session, state: State, path: Path, scorer: Scorer, bars: B
     """
     after, expected = work.score(scorer, bars).score.value, score
     if abs(after - expected) > SCORE_NOISE:
-        work.bench.adapter.load(as_in_file(state, work.bench.model, DTYPES[work.export.dtype]))
+        work.context.adapter.load(as_in_file(state, work.context.model, DTYPES[work.export.dtype]))
         expected = work.score(scorer, bars).score.value
     if abs(after - expected) > SCORE_NOISE:
         raise ExportError(
@@ -160,4 +160,4 @@ def check_score(work: Session, state: State, path: Path, scorer: Scorer, bars: B
             f"a gap of at most {SCORE_NOISE:g} was expected"
         )
     if expected != score:
-        bars.say(f"the LoRA scores {expected:.3f} here, where it was judged {score:.3f}: machines render differently")
+        bars.log(f"the LoRA scores {expected:.3f} here, where it was judged {score:.3f}: machines render differently")

@@ -52,12 +52,12 @@ def frame_for(curves: Iterable[Sequence[CurvePoint]], names: Iterable[str] = tup
     return BucketSize(max([1, *(point.at for point in points)]), least, most)
 
 
-def learning_curve(trial: TrialRow, bleed_limit: float | None = None) -> Markup:
+def learning_curve(trial: TrialRow, max_bleed: float | None = None) -> Markup:
     """Score, fidelity, editability and bleed of a trial by images shown; best and overcooked points marked."""
     frame = frame_for([trial.curve])
     parts = [_overcooked(frame, trial.overcooked_step), _axes(frame)]
-    if bleed_limit is not None and frame.y_least <= bleed_limit <= frame.y_most:
-        y = frame.y(bleed_limit)
+    if max_bleed is not None and frame.y_least <= max_bleed <= frame.y_most:
+        y = frame.y(max_bleed)
         parts.append(_tag("line", "limit", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
     parts += [_band(frame, trial.curve, name) for name in SERIES]
     parts += [_line(frame, trial.curve, name, f"series {name}") for name in SERIES]
@@ -72,12 +72,12 @@ def learning_curve(trial: TrialRow, bleed_limit: float | None = None) -> Markup:
     return _svg(words, parts)
 
 
-def weight_sweep(sweep: Sequence[CurvePoint], weight: float | None, bleed_limit: float | None = None) -> Markup:
+def weight_sweep(sweep: Sequence[CurvePoint], weight: float | None, max_bleed: float | None = None) -> Markup:
     """The terms of one LoRA by its weight; the recommended one marked."""
     frame = frame_for([sweep])
     parts = [_axes(frame, "weight")]
-    if bleed_limit is not None and frame.y_least <= bleed_limit <= frame.y_most:
-        y = frame.y(bleed_limit)
+    if max_bleed is not None and frame.y_least <= max_bleed <= frame.y_most:
+        y = frame.y(max_bleed)
         parts.append(_tag("line", "limit", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
     if weight is not None:
         x = frame.x(weight)

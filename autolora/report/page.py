@@ -60,7 +60,7 @@ def render_page(report: Report) -> str:
                 for trial in report.trials
                 if len(trial.curve) > 1 and trial.number not in {t.number for _, t in _leading(report)}
             ],
-            sweep=charts.weight_sweep(report.sweep, report.weight, report.bleed_limit) if report.sweep else "",
+            sweep=charts.weight_sweep(report.sweep, report.weight, report.max_bleed) if report.sweep else "",
             overview=charts.overview(report.trials, report.best, report.baselines.values()),
             effects=_effects(report),
             stopped=[trial for trial in report.trials if trial.state in ("pruned", "failed")],
@@ -124,7 +124,7 @@ def _effects(report: Report) -> list[tuple[str, list[tuple[Effect, Markup]]]]:
 
 
 def _curve(report: Report, trial: TrialRow) -> Markup:
-    return charts.learning_curve(trial, report.bleed_limit)
+    return charts.learning_curve(trial, report.max_bleed)
 
 
 def _json(content: object) -> Markup:

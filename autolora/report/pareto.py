@@ -41,9 +41,9 @@ def dots(report: Report) -> list[Dot]:
     return [Dot(trial, p) for trial in report.trials for p in trial.curve if all(name in p.terms for name in TERMS)]
 
 
-def front(found: Sequence[Dot], bleed_limit: float) -> list[Dot]:
+def front(found: Sequence[Dot], max_bleed: float) -> list[Dot]:
     """Those within the bleed limit that no other one beats in both likeness and editability, by rising likeness."""
-    calm = [one for one in found if one.point.terms["bleed_class"].value <= bleed_limit]
+    calm = [one for one in found if one.point.terms["bleed_class"].value <= max_bleed]
     kept, highest = [], -float("inf")
     for one in sorted(calm, key=lambda d: (-d.point.terms["likeness"].value, -d.point.terms["editability"].value)):
         if one.point.terms["editability"].value > highest:
@@ -57,7 +57,7 @@ def figure(report: Report, found: Sequence[Dot]) -> dict[str, Any]:
 
     Traces: the front, every checkpoint, a ring around the exported one; the second's points are `found` in order.
     """
-    limit = 1.0 if report.bleed_limit is None else report.bleed_limit
+    limit = 1.0 if report.max_bleed is None else report.max_bleed
     edge = front(found, limit)
     best = report.trial(report.best)
     chosen = [one for one in found if one.trial is best and one.point.at == best.best_step] if best else []

@@ -148,7 +148,7 @@ class Report:
     """Everything the page shows.
 
     `best` is the number of the trial that was exported, `baselines` names those of unchanged recipes to compare it
-    with, `command` continues the study, and `bleed_limit` is drawn into the curves.
+    with, `command` continues the study, and `max_bleed` is drawn into the curves.
     """
 
     study: str
@@ -171,7 +171,7 @@ class Report:
     activation_text: str = ""
     weight: float | None = None  # of the exported LoRA, as recommended
     class_word: str = "1girl"
-    bleed_limit: float | None = None
+    max_bleed: float | None = None
     notes: tuple[str, ...] = ()  # more sentences below the verdict, such as why the study stopped
     sweep: tuple[CurvePoint, ...] = ()  # the exported LoRA by weight
     refresh_seconds: int | None = None  # how soon the page looks for a newer one; None where the study is over

@@ -25,7 +25,7 @@ def verdict(
     captured = ", ".join(f"{share:.0%} at weight {weight}" for weight, share in reversed(list(capture.items())))
     shown = f"the class word alone shows the character in {captured}"
     faults = {
-        "bleed_class": f"overcooked: {shown}" if terms["bleed_class"].value > settings.bleed_limit else None,
+        "bleed_class": f"overcooked: {shown}" if terms["bleed_class"].value > settings.max_bleed else None,
         "memorisation": "copied: {memorisation} of renders are as near to a training picture as those to one another",
         "burn": "burnt: colours or edges {burn} deviations beyond the base model and the training pictures",
         "too_strong": "too strong: {fidelity} of the way from the base model to the pictures, less than when weaker",
@@ -49,14 +49,14 @@ def verdict(
 
 REMEDIES = {
     "collapsed": "a lower learning rate (optimizer.lr, optimizer.d_coef)",
-    "bleed_class": "more preservation (train.preserve_share), a lower weight, an earlier checkpoint",
+    "bleed_class": "more preservation (train.prior_preservation_ratio), a lower weight, an earlier checkpoint",
     "memorisation": "fewer steps, more and more varied pictures",
-    "burn": "a lower learning rate, train.max_norm=1",
+    "burn": "a lower learning rate, train.scale_weight_norms=1",
     "too_strong": "a lower weight, fewer steps, a lower learning rate",
     "bleed_cross": "a trigger of its own for each concept, more steps per concept",
     "undercooked": "more steps, a higher learning rate, a larger dim",
-    "editability": "fewer steps, preservation (train.preserve_share), more varied captions",
-    "spread": "preservation (train.preserve_share), fewer steps",
+    "editability": "fewer steps, preservation (train.prior_preservation_ratio), more varied captions",
+    "spread": "preservation (train.prior_preservation_ratio), fewer steps",
 }
 
 

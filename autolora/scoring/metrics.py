@@ -107,7 +107,7 @@ def _position(
 ) -> BootstrapEstimate:
     rendered = np.stack([reference.passes(rows[p]) for p in probes])
     base = np.stack([reference.passes(scorer.base[p]) for p in probes])
-    return BootstrapEstimate(*relative_position(rendered, base, reference.real, scorer.settings.bootstrap, seed=1))
+    return BootstrapEstimate(*relative_position(rendered, base, reference.real, scorer.settings.n_bootstrap, seed=1))
 
 
 def class_bleed(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings]) -> BootstrapEstimate:
@@ -127,7 +127,7 @@ def _editability(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings]) -> Boots
             np.stack([rows[p].whole for p in edited]),
             np.stack([scorer.base[p].whole for p in edited]),
             np.stack([scorer.texts[p] for p in edited]),
-            scorer.settings.bootstrap,
+            scorer.settings.n_bootstrap,
             seed=1,
         )
     )
@@ -136,7 +136,7 @@ def _editability(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings]) -> Boots
 def _defects(
     scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings], pictures: Mapping[EvalPrompt, Images]
 ) -> tuple[dict[str, Estimate], dict[str, str]]:
-    draws = scorer.settings.bootstrap
+    draws = scorer.settings.n_bootstrap
     found, missing = {}, {}
     for name, groups in OTHER_BLEED.items():
         probes = scorer.of(*groups)
@@ -169,7 +169,7 @@ def _defects(
 def _burn(scorer: Scorer, pictures: Mapping[EvalPrompt, Images], group: str) -> Estimate:
     probes = scorer.of(group)
     rendered, base = (np.concatenate([of[p] for p in probes]) for of in (pictures, scorer.base_pictures))
-    draws = scorer.settings.bootstrap
+    draws = scorer.settings.n_bootstrap
     return estimate(*defects.burn(rendered, base, scorer.material.every, len(probes), draws, seed=1))
 
 

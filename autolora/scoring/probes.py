@@ -61,10 +61,10 @@ def build_probes(
 
     No seed is used by two prompts, so that prompts are independent draws for the bootstrap.
     """
-    probes, seed = [], settings.first_seed
+    probes, seed = [], settings.seed
     for group, name, prompt in _prompts(dataset, settings):
         if group in groups:
-            count = settings.class_seeds if group in CLASS_GROUPS else settings.trigger_seeds
+            count = settings.seeds_per_class_prompt if group in CLASS_GROUPS else settings.seeds_per_trigger_prompt
             probes.append(
                 EvalPrompt(group, name, prompt, strip_triggers(prompt, dataset), tuple(range(seed, seed + count)))
             )
@@ -77,21 +77,25 @@ def _prompts(dataset: Dataset, settings: ScoringSettings) -> Iterator[tuple[str,
     for concept in dataset.concepts:
         words = dict.fromkeys([dataset.class_word, dataset.trigger, concept.trigger])
         yield "trigger", concept.name, join_tags(words)
-        for context in settings.contexts:
+        for context in settings.trigger_prompts:
             yield "trigger", concept.name, join_tags([*words, *split_tags(context)])
         held_out = [picture for picture in dataset.held_out if picture.concept == concept.name]
         for picture in held_out[:2]:
             yield "trigger", concept.name, picture.caption
             yield "visible", concept.name, strip_triggers(picture.caption, dataset)
     asked = [dataset.class_word, dataset.trigger]
-    for group, contexts in (("novel", settings.overrides), ("style", settings.styles), ("people", settings.people)):
+    for group, contexts in (
+        ("novel", settings.outfit_prompts),
+        ("style", settings.style_prompts),
+        ("people", settings.person_prompts),
+    ):
         for context in contexts:
             yield group, "", join_tags([*asked, *split_tags(context)])
-    for prompt in (dataset.class_word,) * settings.class_alone + settings.extra_bleed:
+    for prompt in (dataset.class_word,) * settings.num_class_renders + settings.bleed_prompts:
         yield "class_only", "", prompt
-    for context in settings.class_contexts:
+    for context in settings.class_prompts:
         yield "class_context", "", join_tags([dataset.class_word, *split_tags(context)])
     for word in neighbours(dataset):
         yield "neighbour", "", join_tags([dataset.class_word, word])
-    for prompt in settings.unrelated:
+    for prompt in settings.unrelated_prompts:
         yield "unrelated", "", prompt

@@ -30,11 +30,13 @@ class Scorecard:
     terms: dict[str, Estimate]
     by_weight: dict[str, dict[str, Estimate]]
     constraints: dict[str, float]
-    capture: dict[str, float]  # by weight: share of class-only renders that show the character
+    bleed_rate: dict[str, float]  # by weight: share of class-only renders that show the character
     unmeasurable: dict[str, str]  # why a term is missing
     verdict: str
     second: dict[str, dict[str, Estimate]]  # by weight: likeness and bleed as another encoder sees them
-    leaks: dict[str, float] = field(default_factory=dict)  # at the strongest: share with the character, by prompt
+    bleed_by_prompt: dict[str, float] = field(
+        default_factory=dict
+    )  # at the strongest: share with the character, by prompt
 
     @property
     def broken(self) -> list[str]:
@@ -83,7 +85,7 @@ def score(scorer: Scorer, pictures: Rendered, embedded: Embedded | None = None) 
     strongest = parts[max(weights)]
     constraints = constraint_violations(by_weight, scorer.settings)
     capture = {f"{weight:g}": _capture(scorer, at[weight]) for weight in weights}
-    whole = _mean([_score_at_weight(part, scorer.settings.bleed_limit) for part in parts.values()])
+    whole = _mean([_score_at_weight(part, scorer.settings.max_bleed) for part in parts.values()])
     wide = estimate(whole.value, whole.draws, *prompts_asked(scorer))
     return Scorecard(
         score=Estimate(wide.value, max(wide.low, -1.0), min(wide.high, 1.0)),
@@ -91,11 +93,11 @@ def score(scorer: Scorer, pictures: Rendered, embedded: Embedded | None = None) 
         terms=_overall(list(parts.values())),
         by_weight=by_weight,
         constraints=constraints,
-        capture=capture,
+        bleed_rate=capture,
         unmeasurable=strongest.unmeasurable,
         verdict=verdict(strongest.terms, constraints, capture, scorer.settings),
         second=second,
-        leaks=_leaks(scorer, at[max(weights)]),
+        bleed_by_prompt=_leaks(scorer, at[max(weights)]),
     )
 
 
@@ -116,7 +118,7 @@ def recommended_weight(by_weight: dict[str, dict[str, Estimate]], settings: Scor
     Where every weight bleeds more it is the smallest.
     """
     weights = sorted(by_weight, key=float)
-    calm = [w for w in weights if by_weight[w]["bleed_class"].high <= settings.bleed_limit] or weights[:1]
+    calm = [w for w in weights if by_weight[w]["bleed_class"].high <= settings.max_bleed] or weights[:1]
     best = max(by_weight[w]["fidelity"].value for w in calm)
     enough = best - 0.05 * abs(best) - 1e-9  # nothing learnt may be slightly below 0
     return float(next(w for w in calm if by_weight[w]["fidelity"].value >= enough))
@@ -131,19 +133,19 @@ def constraint_violations(by_weight: dict[str, dict[str, Estimate]], settings: S
     """
     every = list(by_weight.values())
     *weaker, strongest = (by_weight[weight] for weight in sorted(by_weight, key=float))
-    low, high = settings.spread_limits
+    low, high = settings.diversity_range
     found = {
-        "bleed_class": max(terms["bleed_class"].high for terms in every) - settings.bleed_limit,
-        "editability": settings.editability_limit - min(terms["editability"].low for terms in every),
-        "undercooked": settings.fidelity_limit - strongest["fidelity"].low,
-        "burn": max(terms["burn"].low for terms in every) - settings.burn_limit,
+        "bleed_class": max(terms["bleed_class"].high for terms in every) - settings.max_bleed,
+        "editability": settings.min_editability - min(terms["editability"].low for terms in every),
+        "undercooked": settings.min_fidelity - strongest["fidelity"].low,
+        "burn": max(terms["burn"].low for terms in every) - settings.max_oversaturation,
     }
     if weaker:
         found["too_strong"] = max(terms["fidelity"].low for terms in weaker) - strongest["fidelity"].high
     if "bleed_cross" in strongest:
-        found["bleed_cross"] = max(terms["bleed_cross"].low for terms in every) - settings.cross_limit
+        found["bleed_cross"] = max(terms["bleed_cross"].low for terms in every) - settings.max_concept_mixing
     if "memorisation" in strongest:
-        found["memorisation"] = max(terms["memorisation"].low for terms in every) - settings.memorisation_limit
+        found["memorisation"] = max(terms["memorisation"].low for terms in every) - settings.max_memorization
     if "spread" in strongest:
         found["spread"] = max(max(low - terms["spread"].high, terms["spread"].low - high) for terms in every)
     return found
@@ -166,11 +168,11 @@ def _mean(terms: list[BootstrapEstimate]) -> BootstrapEstimate:
     return BootstrapEstimate(float(np.mean([t.value for t in terms])), np.mean([t.draws for t in terms], axis=0))
 
 
-def _score_at_weight(part: MetricSet, bleed_limit: float) -> BootstrapEstimate:
+def _score_at_weight(part: MetricSet, max_bleed: float) -> BootstrapEstimate:
     """What a LoRA is worth at one weight: `clipped_harmonic_mean` of fidelity and editability, less the bleed above its limit."""
 
     def of(fidelity: Array, editability: Array, bleed: Array) -> Array:
-        return np.asarray(clipped_harmonic_mean(fidelity, editability) - np.maximum(bleed - bleed_limit, 0))
+        return np.asarray(clipped_harmonic_mean(fidelity, editability) - np.maximum(bleed - max_bleed, 0))
 
     terms = (part.fidelity, part.editability, part.bleed)
     return BootstrapEstimate(

@@ -91,7 +91,7 @@ def build_scorer(
         base_pictures=base_pictures,
         texts=_texts(probes, dataset, encoder),
         material=material,
-        references=fit_references(material, encoder, settings.bootstrap),
+        references=fit_references(material, encoder, settings.n_bootstrap),
     )
 
 
@@ -107,9 +107,9 @@ def with_fresh_probes(
     old = scorer.settings
     settings = replace(
         old,
-        first_seed=old.first_seed + FRESH_SEEDS,
-        trigger_seeds=old.trigger_seeds * repeats,
-        class_seeds=old.class_seeds * repeats,
+        seed=old.seed + FRESH_SEEDS,
+        seeds_per_trigger_prompt=old.seeds_per_trigger_prompt * repeats,
+        seeds_per_class_prompt=old.seeds_per_class_prompt * repeats,
     )
     probes = build_probes(dataset, settings, ALL_GROUPS)
     base, base_pictures = _base_of(probes, renders, scorer.encoder, adapter, advance)
@@ -149,7 +149,7 @@ def with_encoder(scorer: Scorer, encoder: Encoder) -> Scorer:
         Unmeasurable: that encoder cannot tell a concept from the base model's pictures.
     """
     base = views_of(encoder, scorer.base_pictures)
-    references = fit_references(scorer.material, encoder, scorer.settings.bootstrap)
+    references = fit_references(scorer.material, encoder, scorer.settings.n_bootstrap)
     return replace(scorer, encoder=encoder, base=base, references=references, second=None)
 
 
@@ -165,8 +165,9 @@ def negative_requests(dataset: Dataset, settings: ScoringSettings) -> list[tuple
     Their seeds lie apart from the probes', so that no picture is both fitted on and judged.
     """
     captions = [strip_triggers(picture.caption, dataset) for picture in dataset.pictures]
-    plain = [join_tags([dataset.class_word, *split_tags(context)]) for context in ("", *settings.class_contexts)]
+    plain = [join_tags([dataset.class_word, *split_tags(context)]) for context in ("", *settings.class_prompts)]
     turns = (captions, plain)
     return [
-        (turns[i % 2][i // 2 % len(turns[i % 2])], settings.first_seed + 500_000 + i) for i in range(settings.contrast)
+        (turns[i % 2][i // 2 % len(turns[i % 2])], settings.seed + 500_000 + i)
+        for i in range(settings.num_negative_renders)
     ]

@@ -1,6 +1,6 @@
 """Where pictures and checkpoints lie: in the run's folder, which workers may share, or besides in a bucket.
 
-With a bucket (`artifacts=s3://BUCKET/PREFIX`, any server that speaks S3) a worker needs no folder of others: a trial
+With a bucket (`artifact_store=s3://BUCKET/PREFIX`, any server that speaks S3) a worker needs no folder of others: a trial
 that was begun elsewhere is fetched, and what is scored here is sent before the next step, by Optuna's artifact stores.
 """
 
@@ -64,25 +64,27 @@ def open_bucket(address: str | None) -> Store | None:
     bucket, _, prefix = place.partition("/")
     if "@" in bucket or ":" in bucket:
         raise ConfigError(
-            "artifacts=s3://... must hold no keys, as it is shown in reports: set AWS_ACCESS_KEY_ID and "
+            "artifact_store=s3://... must hold no keys, as it is shown in reports: set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL for another server than Amazon's"
         )
     if scheme != "s3" or not bucket:
         raise ConfigError(
-            f"artifacts={address} is not understood; expected s3://BUCKET/PREFIX, or nothing for the run's own folder"
+            f"artifact_store={address} is not understood; expected s3://BUCKET/PREFIX, or nothing for the run's own folder"
         )
     try:
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
     except ImportError as error:
-        raise ConfigError(f"artifacts={address} needs a package that is missing: pip install 'autolora[s3]'") from error
+        raise ConfigError(
+            f"artifact_store={address} needs a package that is missing: pip install 'autolora[s3]'"
+        ) from error
     try:
         client = boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": TRIES}))
         client.head_bucket(Bucket=bucket)
     except (BotoCoreError, ClientError) as error:
         raise ConfigError(
-            f"artifacts={address} cannot be opened ({error}); AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for "
+            f"artifact_store={address} cannot be opened ({error}); AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for "
             "another server than Amazon's, AWS_ENDPOINT_URL say who and where"
         ) from error
     return _Bucket(Boto3ArtifactStore(bucket, client), prefix.strip("/"), address)
@@ -119,7 +121,9 @@ class _Bucket:
         try:
             yield
         except (Boto3Error, BotoCoreError, ClientError) as error:
-            raise StorageError(f"artifacts={self.address} cannot be reached ({error}); go on when it can") from error
+            raise StorageError(
+                f"artifact_store={self.address} cannot be reached ({error}); go on when it can"
+            ) from error
 
 
 @dataclass(frozen=True)

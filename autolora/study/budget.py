@@ -20,9 +20,9 @@ def may_begin(trials: Sequence[FrozenTrial], settings: StudySettings) -> bool:
     if worked_seconds(trials) / 60 >= settings.search_minutes:
         return False
     budget = settings.budget
-    if budget.steps is not None and sum(trial.user_attrs.get(STEP, 0) for trial in trials) >= budget.steps:
+    if budget.max_images is not None and sum(trial.user_attrs.get(STEP, 0) for trial in trials) >= budget.max_images:
         return False
-    return budget.stagnation is None or trials_since_best(trials) < budget.stagnation
+    return budget.max_stale_trials is None or trials_since_best(trials) < budget.max_stale_trials
 
 
 def trials_since_best(trials: Sequence[FrozenTrial]) -> int:
@@ -45,26 +45,26 @@ def describe_plan(settings: StudySettings, runs: Sequence[Run], dataset: Dataset
         dataset: what they train on.
         workers: that start here.
     """
-    steps = [run.steps_per_epoch(dataset) * run.train.epochs for run in runs]
+    steps = [run.images_per_epoch(dataset) * run.train.epochs for run in runs]
     each = f"{min(steps):,}" + (f" to {max(steps):,}" if max(steps) > min(steps) else "")
     budget = settings.budget
-    limits = [f"{counted(budget.trials, 'trial')}, {len(runs)} of them recipes as they are ({each} steps each)"]
+    limits = [f"{counted(budget.n_trials, 'trial')}, {len(runs)} of them recipes as they are ({each} steps each)"]
     if budget.minutes is not None:
         limits.append(f"none begins after {settings.search_minutes:g} of {budget.minutes:g} minutes")
-    if budget.steps is not None:
-        limits.append(f"none begins after {budget.steps:,} steps in all")
-    if budget.stagnation is not None:
-        limits.append(f"the search ends after {budget.stagnation} trials in a row without a better one")
-    who, whose = f"of the best {settings.finalists} those within reach are", "the best two's"
-    if settings.finalists == 1:
+    if budget.max_images is not None:
+        limits.append(f"none begins after {budget.max_images:,} steps in all")
+    if budget.max_stale_trials is not None:
+        limits.append(f"the search ends after {budget.max_stale_trials} trials in a row without a better one")
+    who, whose = f"of the best {settings.n_finalists} those within reach are", "the best two's"
+    if settings.n_finalists == 1:
         who, whose = "the best one is", "its"
     again = [f"{who} judged again"]
-    if settings.average:
+    if settings.average_checkpoints:
         again.append(f"averages of {whose} checkpoints too")
-    if settings.rescale:
+    if settings.try_lora_scales:
         again.append("the best one stronger or weaker too")
-    if settings.retrain_seeds:
-        again.append(f"the best two recipes trained again with {settings.retrain_seeds} seeds more")
+    if settings.final_seeds:
+        again.append(f"the best two recipes trained again with {settings.final_seeds} seeds more")
     here = [f"{workers} workers here"] if workers > 1 else []
     return "plan: " + "; ".join([*limits, ", ".join(again), *here])
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from autolora import config as cfg
 from autolora.errors import ConfigError
+from autolora.renamed_keys import refuse_renamed
 from autolora.study.artifacts import Store, TrialFiles, local_store, open_bucket
 from autolora.study.settings import StudySettings, study_settings
 from autolora.study.space import Space, highest, parse_space
@@ -28,16 +29,16 @@ class StudyDefinition:
     folder: Path
     study_name: str
     arguments: tuple[str, ...]  # without `storage`, which may hold a password
-    given_storage: str | None = field(default=None, repr=False)
+    storage_argument: str | None = field(default=None, repr=False)
     warm_start: tuple[str, ...] = ()  # earlier studies
-    preference: bool = False  # whether a person chooses between the finalists
+    human_preference: bool = False  # whether a person chooses between the finalists
     bucket: Store | None = field(default=None, repr=False, compare=False)  # pictures and checkpoints go there too
     _runs: dict[tuple[str, ...], Run] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     @property
     def storage(self) -> str:
         """The URL of the storage, with its password."""
-        return storage_url(self.given_storage, self.folder)
+        return storage_url(self.storage_argument, self.folder)
 
     @cached_property
     def store(self) -> Store:
@@ -45,7 +46,7 @@ class StudyDefinition:
         return self.bucket or local_store(self.folder)
 
     @cached_property
-    def files(self) -> TrialFiles:
+    def trial_files(self) -> TrialFiles:
         """The trials' folders."""
         return TrialFiles(self.folder / "trials", self.bucket)
 
@@ -54,7 +55,7 @@ class StudyDefinition:
         """What continues the study, without a password."""
         lasting = [one for one in self.arguments if one.partition("=")[0] not in ("quiet", "json", "workers")]
         words = ["autolora tune", self.study_name, *lasting]
-        return " ".join(words + ([f"storage={redact_url(self.given_storage)}"] if self.given_storage else []))
+        return " ".join(words + ([f"storage={redact_url(self.storage_argument)}"] if self.storage_argument else []))
 
     def run(self, recipe: str, values: dict[str, Any]) -> Run:
         """The run of a recipe with some keys set; composed once, as a page that fills asks for all of them again."""
@@ -67,7 +68,7 @@ class StudyDefinition:
 
     def widest_runs(self) -> list[Run]:
         """Each recipe with every value of a key that decides what its workbench must hold, and all at their largest."""
-        needed = ("adapter.", "train.preserve_share", "train.regularization_share", "train.flip", "train.batch_size")
+        needed = ("adapter.", "train.prior_preservation_ratio", "train.reg_ratio", "train.flip_aug", "train.batch_size")
         runs = []
         for recipe, ranges in self.space.items():
             found = {key: values.values for key, values in ranges.items() if key.startswith(needed)}
@@ -96,8 +97,11 @@ def value_of(config: DictConfig, recipe: str, key: str) -> Any:
     Raises:
         ConfigError: there is no such key.
     """
-    if key.startswith("train.steps_of."):
-        return config.train.steps_of.get(key.removeprefix("train.steps_of."), config.train.steps_per_concept)
+    refuse_renamed(key)
+    if key.startswith("train.concept_images."):
+        return config.train.concept_images.get(
+            key.removeprefix("train.concept_images."), config.train.images_per_concept
+        )
     node: Any = config
     for part in key.split("."):
         if not isinstance(node, DictConfig) or part not in node:
@@ -125,8 +129,8 @@ def define_study(
         tuple(arguments),
         config.get("storage"),
         warm_start=cfg.names(config.warm_start, "warm_start"),
-        preference=cfg.flag(config.preference, "preference"),
-        bucket=open_bucket(config.artifacts),
+        human_preference=cfg.flag(config.human_preference, "human_preference"),
+        bucket=open_bucket(config.artifact_store),
     )
     own, mistakes = {}, []
     for recipe, keys in space.items():

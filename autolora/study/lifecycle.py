@@ -113,7 +113,7 @@ def load_started_study(plan: StudyDefinition, say: Say) -> optuna.Study:
                 **make_sampler_and_pruner(plan.settings, known_priors(plan, storage)),
             )
     if study is None or study.user_attrs.get("space") is None:
-        where = redact_url(plan.given_storage) if plan.given_storage else str(plan.folder)
+        where = redact_url(plan.storage_argument) if plan.storage_argument else str(plan.folder)
         raise StudyError(
             f"no study {plan.settings.name} in {where}; run `autolora tune {plan.study_name}` first, or name its "
             "folder with out=FOLDER or its database with storage=URL"
@@ -123,7 +123,7 @@ def load_started_study(plan: StudyDefinition, say: Say) -> optuna.Study:
 
 def _missing(plan: StudyDefinition) -> bool:
     """Whether there is no database in the study's folder; one that is merely asked after is not created."""
-    return plan.given_storage is None and not (plan.folder / "study.db").is_file()
+    return plan.storage_argument is None and not (plan.folder / "study.db").is_file()
 
 
 def resolve_study(storage: str | None, arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -156,7 +156,7 @@ def resolve_study(storage: str | None, arguments: Sequence[str]) -> tuple[str, l
 def make_sampler_and_pruner(settings: StudySettings, priors: Sequence[FrozenTrial] = ()) -> dict[str, Any]:
     """Sampler and pruner."""
     return {
-        "sampler": PerTrialSeededTPE(settings.seed, settings.startup_trials, priors),
+        "sampler": PerTrialSeededTPE(settings.seed, settings.n_startup_trials, priors),
         "pruner": optuna.pruners.PercentilePruner(66.0, n_startup_trials=4, n_warmup_steps=2),
     }
 

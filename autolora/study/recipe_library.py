@@ -26,19 +26,21 @@ def save_recipe(plan: StudyDefinition, study: optuna.Study, name: str) -> Path:
         StorageError: the folder cannot be written.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
-        raise ConfigError(f"as_recipe={name} is no name for a recipe: use letters, digits, - and _")
+        raise ConfigError(f"save_recipe={name} is no name for a recipe: use letters, digits, - and _")
     number = study.user_attrs.get(WINNER)
     if number is None:
         raise StudyError(f"study {plan.settings.name} has exported nothing yet; `{plan.command}` runs it to its end")
     trial = study.trials[number]
-    best = max(load_results(plan.files.fetch(trial.user_attrs["uid"], only="curve.json")), key=lambda p: p.objective)
+    best = max(
+        load_results(plan.trial_files.fetch(trial.user_attrs["uid"], only="curve.json")), key=lambda p: p.objective
+    )
     about = ", ".join(study.user_attrs["space"][key] for key in ("dataset", "base model"))
     came_from = f"trial {number} of study {plan.settings.name} ({about}), step {best.step}"
-    comment = f"# {came_from}, by its search {best.words}\n"
+    comment = f"# {came_from}, by its search {best.summary}\n"
     content = recipe_yaml(plan.run(*sampled_values(trial)), name) + comment
     path = RECIPES / f"{name}.yaml"
     for known in (path, ROOT / "conf" / "recipe" / path.name):
         if known.is_file() and known.read_text("utf-8") != content:
-            raise ConfigError(f"as_recipe={name}: there is another recipe of this name ({known}); choose another")
+            raise ConfigError(f"save_recipe={name}: there is another recipe of this name ({known}); choose another")
     write_atomic(path, content)
     return path

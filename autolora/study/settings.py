@@ -8,25 +8,26 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from autolora.config import build, refuse_renamed
+from autolora.config import build
 from autolora.errors import ConfigError
+from autolora.renamed_keys import refuse_renamed
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
     """What a study may spend, over all sittings and workers; what is None sets no limit."""
 
-    trials: int = 10
+    n_trials: int = 10
     minutes: float | None = None
-    steps: int | None = None
-    stagnation: int | None = None
+    max_images: int | None = None
+    max_stale_trials: int | None = None
 
     def __post_init__(self) -> None:
         if self.minutes is not None and self.minutes <= 0:
             raise ConfigError(f"budget.minutes must be above 0 or null, got {self.minutes}")
-        if self.trials < 1:
-            raise ConfigError(f"budget.trials must be at least 1, got {self.trials}")
-        for name in ("steps", "stagnation"):
+        if self.n_trials < 1:
+            raise ConfigError(f"budget.n_trials must be at least 1, got {self.n_trials}")
+        for name in ("max_images", "max_stale_trials"):
             given = getattr(self, name)
             if given is not None and given < 1:
                 raise ConfigError(f"budget.{name} must be at least 1 or null, got {given}")
@@ -39,40 +40,40 @@ class StudySettings:
     name: str
     recipes: dict[str, Any]
     budget: Budget = Budget()
-    pack: int | str = 1  # or auto
-    startup_trials: int = 3
-    finalists: int = 3
-    retrain_seeds: int = 2
-    average: bool = True
-    rescale: bool = True
+    trials_per_device: int | str = 1  # or auto
+    n_startup_trials: int = 3
+    n_finalists: int = 3
+    final_seeds: int = 2
+    average_checkpoints: bool = True
+    try_lora_scales: bool = True
     seed: int = 0
     patience: int = 2
-    heartbeat_seconds: float = 30.0
-    grace_seconds: float = 120.0
+    heartbeat_interval: float = 30.0
+    grace_period: float = 120.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.heartbeat_seconds < self.grace_seconds:
+        if not 0 < self.heartbeat_interval < self.grace_period:
             raise ConfigError(
-                "study.heartbeat_seconds must be above 0 and below study.grace_seconds, got "
-                f"{self.heartbeat_seconds:g} and {self.grace_seconds:g}"
+                "study.heartbeat_interval must be above 0 and below study.grace_period, got "
+                f"{self.heartbeat_interval:g} and {self.grace_period:g}"
             )
-        if self.pack != "auto" and (isinstance(self.pack, str) or self.pack < 1):
+        if self.trials_per_device != "auto" and (isinstance(self.trials_per_device, str) or self.trials_per_device < 1):
             raise ConfigError(
-                f"study.pack must be auto or a whole number of at least 1 (one trial at a time), got {self.pack}"
+                f"study.trials_per_device must be auto or a whole number of at least 1 (one trial at a time), got {self.trials_per_device}"
             )
-        if min(self.finalists, self.patience) < 1 or self.startup_trials < 0:
+        if min(self.n_finalists, self.patience) < 1 or self.n_startup_trials < 0:
             raise ConfigError(
-                "study.finalists and study.patience must be at least 1 and study.startup_trials 0 or more, got "
-                f"{self.finalists}, {self.patience} and {self.startup_trials}"
+                "study.n_finalists and study.patience must be at least 1 and study.n_startup_trials 0 or more, got "
+                f"{self.n_finalists}, {self.patience} and {self.n_startup_trials}"
             )
-        if self.retrain_seeds < 0:
-            raise ConfigError(f"study.retrain_seeds must be 0 (none) or more, got {self.retrain_seeds}")
+        if self.final_seeds < 0:
+            raise ConfigError(f"study.final_seeds must be 0 (none) or more, got {self.final_seeds}")
 
     @property
     def search_minutes(self) -> float:
         """The search's part of the time: 30% are kept for finals that train again."""
         minutes = math.inf if self.budget.minutes is None else self.budget.minutes
-        return minutes * (0.7 if self.retrain_seeds else 1.0)
+        return minutes * (0.7 if self.final_seeds else 1.0)
 
     def finals_seconds(self, searched: float) -> float:
         """What the finals may take after a search of so many seconds: all that is left of the study's time.
@@ -80,7 +81,7 @@ class StudySettings:
         Without training again they are short, and the search has the time to itself.
         """
         minutes = self.budget.minutes
-        return 60 * minutes - searched if minutes is not None and self.retrain_seeds else math.inf
+        return 60 * minutes - searched if minutes is not None and self.final_seeds else math.inf
 
 
 def study_settings(config: DictConfig) -> StudySettings:

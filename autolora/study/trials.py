@@ -32,10 +32,10 @@ def load_trials(plan: StudyDefinition, study: optuna.Study) -> list[tuple[Frozen
         uid = trial.user_attrs.get("uid")
         if not uid:
             continue
-        folder = plan.files.fetch(uid, ended=True) if trial.state.is_finished() else plan.files[uid]
+        folder = plan.trial_files.fetch(uid, ended=True) if trial.state.is_finished() else plan.trial_files[uid]
         if (folder / "curve.json").is_file():
             found.append((trial, TrialFolder.open(folder, plan.run(*sampled_values(trial)))))
-    return [(trial, record) for trial, record in found if record.curve]
+    return [(trial, record) for trial, record in found if record.results]
 
 
 TOKEN = "token"  # user attribute of a study: random, so that no two studies' trials are called the same

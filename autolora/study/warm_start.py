@@ -92,7 +92,7 @@ def _open_earlier(name: str, plan: StudyDefinition, say: Say) -> optuna.Study:
     folder, study = Path(name).expanduser(), None
     if holds_study(folder):
         study = load_study_from_folder(folder)
-    elif plan.given_storage:
+    elif plan.storage_argument:
         with suppress(KeyError):
             study = optuna.load_study(study_name=name, storage=open_storage(plan.storage, say))
     if study is None:
@@ -172,7 +172,7 @@ def _known(config: DictConfig, recipe: str, key: str) -> Any:
 def warm_start_trials(priors: Priors, plan: StudyDefinition, own: Mapping[str, Mapping[str, Any]]) -> list[Prior]:
     """What is tried after the recipes as they are: the best of each earlier study, then the second, and so on.
 
-    As many as `study.finalists`, or one of each where these are more; none twice.
+    As many as `study.n_finalists`, or one of each where these are more; none twice.
     """
     known = [dict(values, recipe=recipe) for recipe, values in own.items()]
     chosen = []
@@ -182,7 +182,7 @@ def warm_start_trials(priors: Priors, plan: StudyDefinition, own: Mapping[str, M
         if (values := dict(prior.values, recipe=prior.recipe)) not in known:
             known.append(values)
             chosen.append(prior)
-    most = min(max(plan.settings.finalists, len(priors)), plan.settings.budget.trials - len(own))
+    most = min(max(plan.settings.n_finalists, len(priors)), plan.settings.budget.n_trials - len(own))
     return chosen[: max(0, most)]
 
 

@@ -44,7 +44,9 @@ def latent_shape(model: BaseModel, frame: tuple[int, int] | None) -> tuple[int, 
     cell = model.resolution // side
     width, height = frame or (model.resolution, model.resolution)
     if width % cell or height % cell:
-        raise ConfigError(f"a bucket of {width}x{height} px: dataset.buckets.step must be a multiple of {cell} here")
+        raise ConfigError(
+            f"a bucket of {width}x{height} px: dataset.buckets.bucket_reso_steps must be a multiple of {cell} here"
+        )
     return channels, height // cell, width // cell
 
 
@@ -200,7 +202,7 @@ class Part:
 
     pictures: tuple[Picture, ...]
     steps: int
-    caption_dropout: float = 0.0
+    caption_dropout_rate: float = 0.0
     preserved: bool = False  # the base model's own prediction is the target
     own: bool = False  # the dataset's: its tags are dropped, and it may be trained at the smaller weight
 
@@ -215,20 +217,20 @@ def epoch_parts(run: Run, dataset: Dataset, class_pictures: Sequence[Picture]) -
     Raises:
         ValueError: class pictures are needed, but there are none.
     """
-    settings, beside = run.train, run.steps_beside(dataset)
-    shown = tuple(class_pictures[: settings.class_pictures])
+    settings, beside = run.train, run.class_images_per_epoch(dataset)
+    shown = tuple(class_pictures[: settings.num_class_images])
     if not shown and (beside["class pictures"] or beside["regularization"]):
         raise ValueError(
-            "train.preserve_share or train.regularization_share is above 0, but there are no class pictures"
+            "train.prior_preservation_ratio or train.reg_ratio is above 0, but there are no class pictures"
         )
     parts = [
-        Part(concept.pictures, steps, settings.caption_dropout, own=True)
-        for concept, steps in zip(dataset.concepts, run.steps_of(dataset), strict=True)
+        Part(concept.pictures, steps, settings.caption_dropout_rate, own=True)
+        for concept, steps in zip(dataset.concepts, run.images_by_concept(dataset), strict=True)
     ]
     parts += [
-        Part(shown, beside["class pictures"], settings.preserve_dropout, preserved=True),
+        Part(shown, beside["class pictures"], settings.class_caption_dropout_rate, preserved=True),
         Part(without_triggers(dataset).pictures, beside["without triggers"], preserved=True),
-        Part(shown, beside["regularization"], settings.preserve_dropout),
+        Part(shown, beside["regularization"], settings.class_caption_dropout_rate),
     ]
     return [part for part in parts if part.steps]
 
@@ -258,9 +260,11 @@ class Stream:
         steps = self.model.draw_timesteps(len(picks), shape, self.generators["timesteps"])
         preserved = tuple(part.preserved for _, part in chosen)
         weak = torch.rand(len(picks), generator=self.generators["weights"]) < 0.5
-        weights = torch.where(weak & torch.tensor([part.own for _, part in chosen]), self.run.train.min_weight, 1.0)
+        weights = torch.where(
+            weak & torch.tensor([part.own for _, part in chosen]), self.run.train.min_lora_multiplier, 1.0
+        )
         mirrored = torch.rand(len(picks), generator=self.generators["flips"]) < 0.5
-        flips = tuple(bool(flip) and self.run.train.flip for flip in mirrored)
+        flips = tuple(bool(flip) and self.run.train.flip_aug for flip in mirrored)
         return Batch(tuple(p for p, _ in chosen), captions, noise, steps, preserved, weights, flips)
 
     def optimizer_steps(self) -> int:
@@ -286,11 +290,11 @@ class Stream:
     def _caption(self, caption: str, part: Part) -> str:
         """The caption as it is shown this time."""
         settings, generator = self.run.train, self.generators["captions"]
-        if part.caption_dropout and torch.rand((), generator=generator) < part.caption_dropout:
+        if part.caption_dropout_rate and torch.rand((), generator=generator) < part.caption_dropout_rate:
             return ""
-        if part.own and settings.tag_dropout:
-            caption = drop_tags(caption, settings.keep_tags, settings.tag_dropout, generator)
-        return shuffle_tags(caption, settings.keep_tags, generator) if settings.shuffle_tags else caption
+        if part.own and settings.caption_tag_dropout_rate:
+            caption = drop_tags(caption, settings.keep_tokens, settings.caption_tag_dropout_rate, generator)
+        return shuffle_tags(caption, settings.keep_tokens, generator) if settings.shuffle_caption else caption
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to continue this stream exactly."""

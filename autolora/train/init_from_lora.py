@@ -1,4 +1,4 @@
-"""Training that starts from a LoRA file, `init=FILE`, instead of from nothing."""
+"""Training that starts from a LoRA file, `init_lora=FILE`, instead of from nothing."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def starting_state(run: Run, fresh: State, model: BaseModel) -> State:
         ExportError: the file cannot be read, or was made for another base model.
         ConfigError: the run's adapter cannot hold it exactly.
     """
-    if run.init is None:
+    if run.init_lora is None:
         return fresh
-    given = read_lora(Path(run.init.path), model)
+    given = read_lora(Path(run.init_lora.path), model)
     try:
         return start_from(fresh, given, layer_weights(model.modules), ordered=run.adapter.steps > 1)
     except ConfigError as error:
-        raise ConfigError(f"init={run.init.path} with recipe {run.name}: {error}") from error
+        raise ConfigError(f"init_lora={run.init_lora.path} with recipe {run.name}: {error}") from error
 
 
 def check_start(run: Run, model: BaseModel) -> None:
@@ -38,7 +38,7 @@ def check_start(run: Run, model: BaseModel) -> None:
     Raises:
         ConfigError, ExportError: as `starting_state`.
     """
-    if run.init is None:
+    if run.init_lora is None:
         return
     adapter = attach(model.modules, run.adapter)
     try:

@@ -42,7 +42,7 @@ class TrainingSlot:
         self.index, self.run, self.name, self.bench = index, assignment.run, assignment.name, bench
         self.stream = Stream(self.run, bench.dataset, bench.model, bench.class_pictures)
         bench.adapter.start(index, self.run.adapter, self.stream.generators["adapter"])
-        if self.run.init and not assignment.resume:
+        if self.run.init_lora and not assignment.resume:
             bench.adapter.load(starting_state(self.run, bench.adapter.state(index), bench.model), index)
         self.optimizers = _optimizers(self.run, bench.adapter, index)
         self.base_rates = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
@@ -52,7 +52,7 @@ class TrainingSlot:
         self.relief = ""  # what was done since the last step to fit into the GPU's memory
         self.stopped = False
         self.losses: list[Tensor] = []
-        self.epoch_steps = self.run.steps_per_epoch(bench.dataset)
+        self.epoch_steps = self.run.images_per_epoch(bench.dataset)
         self.total_steps = self.epoch_steps * self.run.train.epochs
         self.total_optimizer_steps = self.stream.optimizer_steps()
         per_epoch = self.run.train.checkpoints_per_epoch
@@ -81,8 +81,8 @@ class TrainingSlot:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             optimizer.step()
-        if self.run.train.max_norm is not None:
-            self.norms = self.bench.adapter.apply_max_norm(self.index, self.run.train.max_norm)
+        if self.run.train.scale_weight_norms is not None:
+            self.norms = self.bench.adapter.apply_max_norm(self.index, self.run.train.scale_weight_norms)
         self.losses.append(loss)
         self.step += shown
         self.optimizer_step += 1

@@ -37,7 +37,7 @@ def diffusion_loss(
     A mask, (B, 1, h, w) and nowhere negative, weighs the cells; its own size does not change the loss's.
     """
     errors = (predicted.float() - target.float()).square()
-    if settings.loss == "huber":
+    if settings.loss_type == "huber":
         delta = settings.huber_delta
         errors = 2 * delta * ((errors + delta**2).sqrt() - delta)
     if mask is not None:
@@ -47,10 +47,10 @@ def diffusion_loss(
 
 def timestep_weights(model: BaseModel, timesteps: Tensor, settings: TrainSettings) -> Tensor:
     """(B,) what a sample's error counts at its timestep."""
-    if not settings.debiased and settings.min_snr_gamma is None:
+    if not settings.debiased_estimation_loss and settings.min_snr_gamma is None:
         return torch.ones(len(timesteps), device=timesteps.device)
     snr, velocity = model.snr(timesteps), model.prediction_type == "v_prediction"
-    if settings.debiased:
+    if settings.debiased_estimation_loss:
         held = snr.clamp(1e-8, 1000)
         weights = 1 / (held + 1) if velocity else held.rsqrt()
     else:

@@ -37,7 +37,7 @@ def valued(
     found: dict[str, float] = {}
     for weight in WEIGHTS:
         steps = settings.search if searching else settings
-        asked = oracle_figures(judge, scoring.overrides, steps, weight, first_seed)
+        asked = oracle_figures(judge, scoring.outfit_prompts, steps, weight, first_seed)
         found |= {f"{name}@{weight:g}": value for name, value in asked.items()}
     strip = Image.fromarray(judge.strip(state, 1.0))
     adapter.detach()

@@ -66,10 +66,10 @@ def collect(study_name: str, overrides: Sequence[str]) -> tuple[list[str], list[
         groups = [sample.group for sample in shelf.samples]
         places = [groups.index(group) for group, *_ in ROWS]
         columns = [Shown("base model", [shelf.base()[i] for i in places], None)]
-        points = (chosen[0].record.curve[-1], finals.winner.point)
+        points = (chosen[0].record.results[-1], finals.winner.point)
         for name, one, point in zip(("guide's recipe", "exported"), (chosen[0], chosen[-1]), points, strict=True):
             columns.append(Shown(name, [shelf.at(one, 1.0)[i] for i in places], point))
-    return [shelf.samples[i].prompt for i in places], columns, work.scoring.bleed_limit
+    return [shelf.samples[i].prompt for i in places], columns, work.scoring.max_bleed
 
 
 def draw(prompts: Sequence[str], columns: Sequence[Shown], limit: float) -> str:

@@ -110,7 +110,7 @@ def estimated(row: dict[str, Any]) -> int:
     """Bytes that `check` would say; a picture was rendered without an adapter, which the smallest stands in for."""
     rendering, batch = row["adapter"] == "(render)", row.get("batch", 1)
     model = random_model(MODELS[row["model"]][0], row["px"], row["dtype"], torch.device("meta"), empty_weights)
-    model.settings = replace(model.settings, render=RenderSettings(guidance=5.0, batch_size=1))
+    model.settings = replace(model.settings, render=RenderSettings(guidance_scale=5.0, batch_size=1))
     if row.get("checkpointing"):
         model.unet.enable_gradient_checkpointing()
     adapter = ADAPTERS["ia3" if rendering else row["adapter"]]

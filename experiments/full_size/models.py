@@ -161,7 +161,7 @@ def trained(
     _clean(model.device)
     spec = ADAPTERS[case.adapter]
     steps = (args.steps + WARM_UP) * args.batch
-    settings = TrainSettings(epochs=1, steps_per_concept=steps, batch_size=args.batch)
+    settings = TrainSettings(epochs=1, images_per_concept=steps, batch_size=args.batch)
     run = Run(f"{case.adapter}-{case.optimizer}", spec, OPTIMIZERS[case.optimizer](), Constant(), settings)
     bench = TrainingContext(model, attach(model.modules, spec), dataset, latents, prompts)
     ends: list[float] = []
@@ -204,8 +204,11 @@ def trained(
 def rendered(model: StableDiffusion, steps: int = 8) -> Row:
     """One picture with guidance."""
     _clean(model.device)
-    shots, settings = [RenderRequest("1girl, mona", 0, 0.0)], RenderSettings(steps=steps, guidance=5.0)
-    render(model, shots, replace(settings, steps=1))
+    shots, settings = (
+        [RenderRequest("1girl, mona", 0, 0.0)],
+        RenderSettings(num_inference_steps=steps, guidance_scale=5.0),
+    )
+    render(model, shots, replace(settings, num_inference_steps=1))
     _wait(model.device)
     began = time.perf_counter()
     render(model, shots, settings)

@@ -39,24 +39,24 @@ from tests.original import save_original
 RESULTS = Path(__file__).parents[1] / "results" / "models"
 SHORT = (
     "~study.recipes",
-    "+study.recipes={guide-adamw: {train.preserve_share: {choice: [0.0, 0.5]}}}",
-    "budget.trials=1",
-    "study.finalists=1",
-    "study.average=false",
-    "study.retrain_seeds=0",
+    "+study.recipes={guide-adamw: {train.prior_preservation_ratio: {choice: [0.0, 0.5]}}}",
+    "budget.n_trials=1",
+    "study.n_finalists=1",
+    "study.average_checkpoints=false",
+    "study.final_seeds=0",
     "train.epochs=1",
-    "train.steps_per_concept=4",
+    "train.images_per_concept=4",
     "train.batch_size=2",
-    "model.render.steps=2",
-    "model.render.search_steps=null",
-    "model.class_pictures=4",
-    "scoring.contexts=[smile]",
-    "scoring.overrides=[hat,glasses]",
-    "scoring.class_alone=2",
-    "scoring.class_contexts=[smile]",
-    "scoring.class_seeds=1",
-    "scoring.contrast=8",
-    "scoring.bootstrap=50",
+    "model.render.num_inference_steps=2",
+    "model.render.search_inference_steps=null",
+    "model.num_class_images=4",
+    "scoring.trigger_prompts=[smile]",
+    "scoring.outfit_prompts=[hat,glasses]",
+    "scoring.num_class_renders=2",
+    "scoring.class_prompts=[smile]",
+    "scoring.seeds_per_class_prompt=1",
+    "scoring.num_negative_renders=8",
+    "scoring.n_bootstrap=50",
 )
 STAGES = ("best/*.safetensors", "report/index.html", "result.json", "trials/*/curve.json", "best/*.json")
 
@@ -91,9 +91,9 @@ def main() -> None:
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         with no_network():
-            content["check"] = said(["check", *given, *SHORT, "audit=false"])
+            content["check"] = said(["check", *given, *SHORT, "probe_triggers=false"])
             content["tune"] = said(["tune", *given, *SHORT])
-            content["one trial more"] = said(["tune", *given, *SHORT, "budget.trials=2"])
+            content["one trial more"] = said(["tune", *given, *SHORT, "budget.n_trials=2"])
             content["peak_gb"] = round(torch.cuda.max_memory_reserved() / 1e9, 2) if device == "cuda" else None
         codes = [content[command]["exit_code"] for command in ("check", "tune", "one trial more")]
         if codes not in ([0, 0, 0], [0, UNMEASURED_EXIT_CODE, UNMEASURED_EXIT_CODE]):

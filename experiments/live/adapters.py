@@ -53,10 +53,15 @@ PRODIGY = ("lora", "locon", "dora")  # which it is at home with: `doll-preserve`
 # Rate and alpha of AdamW, calibrated on development character 30.
 ADAMW = {"dylora": (1.2e-2, 16), "loha": (3e-3, 8), "lokr": (1.2e-2, 8), "ia3": (0.15, 8)}
 PRESERVING = (
-    *("train.steps_per_concept=320", "train.steps_main=640", "train.preserve_share=0.5", "train.min_weight=0.7"),
-    *("train.caption_dropout=0.15", "train.preserve_dropout=0.3"),
+    *(
+        "train.images_per_concept=320",
+        "train.min_character_images=640",
+        "train.prior_preservation_ratio=0.5",
+        "train.min_lora_multiplier=0.7",
+    ),
+    *("train.caption_dropout_rate=0.15", "train.class_caption_dropout_rate=0.3"),
 )
-SHORT = ("budget.trials=3", "budget.minutes=null", "study.finalists=1", "study.average=false")
+SHORT = ("budget.n_trials=3", "budget.minutes=null", "study.n_finalists=1", "study.average_checkpoints=false")
 RESULTS = Path(__file__).parents[1] / "results" / "adapters"
 
 
@@ -75,7 +80,7 @@ def guide_run(kind: str) -> Run:
     """The guide's recipe for an adapter in the embedded world's steps and rate."""
     run = cfg.build_run(cfg.compose("train", list(GUIDE[kind])))
     optimizer: Any = run.optimizer
-    train = replace(run.train, steps_per_concept=STEPS, epochs=EPOCHS)
+    train = replace(run.train, images_per_concept=STEPS, epochs=EPOCHS)
     return replace(run, optimizer=replace(optimizer, lr=optimizer.lr * RATE), train=train)
 
 
@@ -96,7 +101,7 @@ def space(kind: str) -> tuple[str, ...]:
     if kind in PRODIGY:
         return "~study.recipes.doll-adamw", "~study.recipes.doll-prodigy", f"adapter={kind}"
     rate, alpha = ADAMW[kind]
-    ranges = f"{{optimizer.lr: {{log: [{rate / 2}, {rate * 2}]}}, train.steps_per_concept: {{int: [240, 400]}}}}"
+    ranges = f"{{optimizer.lr: {{log: [{rate / 2}, {rate * 2}]}}, train.images_per_concept: {{int: [240, 400]}}}}"
     around = ("~study.recipes", f"+study.recipes={{doll-adamw: {ranges}}}", f"optimizer.lr={rate}")
     return *around, f"adapter={kind}", f"adapter.alpha={alpha}", *PRESERVING
 

@@ -56,7 +56,7 @@ def picks(arguments: tuple[str, ...]) -> Iterator[tuple[int, State]]:
     shown = 0
     for trial, record in sorted(load_trials(plan, study), key=lambda pair: pair[0].datetime_complete):
         shown += trial.user_attrs[STEP]
-        point = record.best()
+        point = record.best_result()
         if point is not None and (best is None or point.objective > best):
             best = point.objective
             yield shown, record.load(point)
@@ -78,7 +78,7 @@ def judge_character(seed: int, out: Path, renders: int) -> dict[str, Any]:
     folder = out / str(seed) / "pictures"
     if not folder.exists():
         write_dataset(folder, seed, len(character_of(seed).outfits))
-    limits = ("budget.minutes=null", "budget.trials=48", f"budget.steps={int(FIFTH * images)}")
+    limits = ("budget.minutes=null", "budget.n_trials=48", f"budget.max_images={int(FIFTH * images)}")
     arguments = (*arguments_of(seed, out), f"out={out / f'live-{seed}'}", *limits)
     if code := autolora(["tune", SPACE, *arguments]):
         raise StudyError(f"the study of character {seed} ended with exit code {code}")

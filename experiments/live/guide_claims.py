@@ -65,8 +65,8 @@ ARMS = {
     "locon": Arm("locon"),
     "lora-grain": Arm("lora", "grain"),
     "locon-grain": Arm("locon", "grain"),
-    "few-buckets": Arm("lora", "shapes", dataset=("dataset.buckets.step=8", "dataset.buckets.count=4")),
-    "many-buckets": Arm("lora", "shapes", dataset=("dataset.buckets.step=8", "dataset.buckets.count=16")),
+    "few-buckets": Arm("lora", "shapes", dataset=("dataset.buckets.bucket_reso_steps=8", "dataset.buckets.count=4")),
+    "many-buckets": Arm("lora", "shapes", dataset=("dataset.buckets.bucket_reso_steps=8", "dataset.buckets.count=16")),
     "lokr-low": Arm("lokr", rate=0.25),
     "lokr": Arm("lokr"),  # 6.5e-5: the guide has 5e-5 to 8e-5
     "lokr-high": Arm("lokr", rate=4.0),

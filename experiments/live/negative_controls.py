@@ -44,8 +44,8 @@ from experiments.replay.bank import character_of, open_character, whole_suite
 RESULTS = Path(__file__).parents[1] / "results" / "score"
 KEPT = RESULTS / "negative_ladder"
 GOOD = ("recipe=doll-preserve",)  # as found on development characters
-BLEEDING = (*GOOD, "train.preserve_share=0")
-TEN_TIMES = ("recipe=doll-adamw", "optimizer.lr=3e-2", "train.preserve_share=0.5")
+BLEEDING = (*GOOD, "train.prior_preservation_ratio=0")
+TEN_TIMES = ("recipe=doll-adamw", "optimizer.lr=3e-2", "train.prior_preservation_ratio=0.5")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Judged:
 def train_run(work: Session, run: Run, path: Path, dataset: Dataset | None = None) -> State:
     """The state at the end of a run, trained once and kept."""
     if not path.is_file():
-        bench = replace(work.bench, dataset=dataset or work.bench.dataset)
+        bench = replace(work.context, dataset=dataset or work.context.dataset)
         *_, last = train_one(run, bench)
         with atomic_path(path) as temporary:
             save_file({key: value.contiguous() for key, value in last.state.items()}, temporary)
@@ -118,8 +118,8 @@ def scrambled(state: State) -> State:
 
 def rendered(work: Session, scorer: Scorer, state: State) -> Rendered:
     """The suite as a LoRA draws it."""
-    work.bench.adapter.load(state)
-    return render_probes(scorer, work.bench.model, work.bench.adapter)
+    work.context.adapter.load(state)
+    return render_probes(scorer, work.context.model, work.context.adapter)
 
 
 def saturated(pictures: Rendered) -> Rendered:
@@ -150,7 +150,7 @@ def drawn(work: Session, scorer: Scorer, character: Character, moved: bool) -> R
     `moved` puts what fidelity is measured on before another background.
     """
     outfits = {outfit.trigger: outfit for outfit in character.outfits}
-    triggers = {concept.name: concept.trigger for concept in work.bench.dataset.concepts}
+    triggers = {concept.name: concept.trigger for concept in work.context.dataset.concepts}
 
     def real(probe: EvalPrompt) -> Images:
         outfit = outfits.get(triggers.get(probe.concept, ""), character.outfits[0])
@@ -161,7 +161,7 @@ def drawn(work: Session, scorer: Scorer, character: Character, moved: bool) -> R
             if moved and probe.group == "trigger":
                 places = GROUPS["background"]
                 values["background"] = places[(places.index(values["background"]) + 1) % len(places)]
-            pictures.append(draw(replace(look, values=values), random.Random(seed), work.bench.model.resolution))
+            pictures.append(draw(replace(look, values=values), random.Random(seed), work.context.model.resolution))
         return through_vae(work, np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
 
     asked = {probe: real(probe) for probe in scorer.of("trigger", "novel", "style", "people")}
@@ -171,14 +171,14 @@ def drawn(work: Session, scorer: Scorer, character: Character, moved: bool) -> R
 @torch.inference_mode()
 def through_vae(work: Session, pictures: Images) -> Images:
     """Pictures as the base model's autoencoder keeps them."""
-    model = work.bench.model
+    model = work.context.model
     pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     return to_uint8(model.decode_latents(model.encode_images(pixels.to(model.device))))
 
 
 def cases(work: Session, scorer: Scorer, character: Character, folder: Path) -> Iterator[Case]:
     """The good LoRA first, then its spoiled twins, then the world's own pictures."""
-    dataset, several = work.bench.dataset, len(work.bench.dataset.concepts) > 1
+    dataset, several = work.context.dataset, len(work.context.dataset.concepts) > 1
     good = train_run(work, run_of("good", *GOOD), folder / "good.safetensors")
     shown = rendered(work, scorer, good)
 
@@ -211,7 +211,7 @@ def cases(work: Session, scorer: Scorer, character: Character, folder: Path) -> 
 def judge_character(seed: int, out: Path) -> dict[str, Judged]:
     """Every case's score, terms and broken constraints; a sheet of pictures beside the table."""
     work = open_character(seed, out, [run_of("good", *GOOD), Run("largest", LoRA(dim=16))])
-    work.bench.adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
+    work.context.adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
     scorer = whole_suite(work, work.render_settings.search)
     found, rows = {}, []
     for case in cases(work, scorer, character_of(seed), out / str(seed)):

@@ -72,7 +72,7 @@ def studied(seed: int, folder: Path, out: Path, model: BaseModel) -> Made:
 def one_bake(folder: Path) -> int:
     """Images that the guide's AdamW recipe shows of a character."""
     guide, dataset = recipes()["lora"], load_dataset(DatasetSettings(path=str(folder)))
-    return guide.steps_per_epoch(dataset) * guide.train.epochs
+    return guide.images_per_epoch(dataset) * guide.train.epochs
 
 
 def judge_character(seed: int, out: Path, seeds: int, renders: int) -> None:

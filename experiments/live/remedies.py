@@ -40,14 +40,14 @@ from autolora.train.run import Run
 from experiments.common.results import keep, kept, refuse_development
 
 OUTFITS, TRAINING_SEEDS = 3, (0, 1, 2)
-BASELINE = ("recipe=doll-adamw", "captions.prune=all")
+BASELINE = ("recipe=doll-adamw", "captions.absorb_tags=all")
 REMEDIES: dict[str, tuple[str, ...]] = {
     "none": (),
-    "decoupling": ("captions.decouple_share=0.4",),
-    "regularization images": ("train.regularization_share=1",),
-    "preservation": ("train.preserve_share=1",),
+    "decoupling": ("captions.trigger_swap_rate=0.4",),
+    "regularization images": ("train.reg_ratio=1",),
+    "preservation": ("train.prior_preservation_ratio=1",),
     "Prodigy": ("recipe=doll-prodigy",),
-    "max norm": ("train.max_norm=1",),
+    "max norm": ("train.scale_weight_norms=1",),
     "known word in the trigger": (),
 }
 FIRST_SEED = 930_000  # apart from every probe of the score
@@ -107,7 +107,7 @@ def judge_character(seed: int, out: Path) -> None:
     dataset = load_dataset(cfg.dataset_settings(cfg.compose("train", [f"dataset.path={folder}"])))
     settings = cfg.model_settings(cfg.compose("train", []))
     model = load_model(settings)
-    prompts = class_prompts(dataset, settings.class_tags, settings.class_pictures)
+    prompts = class_prompts(dataset, settings.class_tags, settings.num_class_images)
     shown = class_pictures(prompts, BaseRenders(model, settings.render, cache / "renders"), FIRST_SEED)
     adapter = attach(model.modules, run_of("none", 0).adapter)
     judge = Judge(model, adapter, novel_character(seed, OUTFITS))

@@ -83,8 +83,8 @@ def recipes(count: int, arguments: tuple[str, ...]) -> list[Recipe]:
 def spread(make: Any, recipe: str, values: dict[str, Any]) -> Run:
     """The recipe's run with the same images in all, cut into CHECKPOINTS epochs."""
     run: Run = make(recipe, values)
-    per_epoch = max(1, round(run.train.steps_per_concept * run.train.epochs / CHECKPOINTS))
-    cut: Run = make(recipe, {**values, "train.epochs": CHECKPOINTS, "train.steps_per_concept": per_epoch})
+    per_epoch = max(1, round(run.train.images_per_concept * run.train.epochs / CHECKPOINTS))
+    cut: Run = make(recipe, {**values, "train.epochs": CHECKPOINTS, "train.images_per_concept": per_epoch})
     return cut
 
 
@@ -116,7 +116,7 @@ def fill_character(seed: int, out: Path, count: int, renders: int, part: tuple[i
     chosen = recipes(count, arguments_of(seed, out))
     work = open_character(seed, out, [recipe.run for recipe in chosen])
     suite = kept_suite(work)
-    judge = Judge(work.bench.model, work.bench.adapter, AttributeClassifier(), character_of(seed), renders)
+    judge = Judge(work.context.model, work.context.adapter, AttributeClassifier(), character_of(seed), renders)
     known = {int(row["number"]) for row in rows_of(seed)}
     for recipe in chosen[part[0] - 1 :: part[1]]:
         folder = out / str(seed) / f"{recipe.number:02d}"
@@ -142,7 +142,7 @@ def trained(recipe: Recipe, work: Session, folder: Path) -> list[dict[str, Any]]
 
 def train_recipe(recipe: Recipe, work: Session, folder: Path) -> Iterator[dict[str, Any]]:
     """Train a recipe to its end, keep every checkpoint, and give its training figures."""
-    for checkpoint in train_one(recipe.run, work.bench):
+    for checkpoint in train_one(recipe.run, work.context):
         half = {k: v.half() if v.dim() else v.float() for k, v in checkpoint.state.items()}
         with atomic_path(folder / f"{checkpoint.step}.safetensors") as temporary:
             save_file(half, temporary)
@@ -153,20 +153,20 @@ def train_recipe(recipe: Recipe, work: Session, folder: Path) -> Iterator[dict[s
             "val_loss": checkpoint.val_loss,
             "val_losses": checkpoint.val_losses,
             "diverged": checkpoint.diverged,
-            "device": work.bench.model.device.type,
+            "device": work.context.model.device.type,
         }
 
 
 def judge_checkpoint(path: Path, work: Session, suite: Scorer, judge: Judge) -> None:
     """Keep a checkpoint's pictures of the suite, and what the oracle says of it."""
-    adapter = work.bench.adapter
+    adapter = work.context.adapter
     adapter.load(load_file(path.with_suffix(".safetensors")))
-    pictures = render_probes(suite, work.bench.model, adapter)
+    pictures = render_probes(suite, work.context.model, adapter)
     with atomic_path(path.with_suffix(".npz")) as temporary:
         np.savez_compressed(temporary, pictures=np.concatenate(list(pictures.values())))
     figures: dict[str, float] = {}
     for weight in suite.settings.weights:
-        found = oracle_figures(judge, work.scoring.overrides, work.render_settings.search, weight)
+        found = oracle_figures(judge, work.scoring.outfit_prompts, work.render_settings.search, weight)
         figures |= {f"{name}@{weight:g}": value for name, value in found.items()}
     write_atomic(path.with_suffix(".json"), json.dumps(figures))
 
@@ -200,7 +200,7 @@ def oracle_figures(
 def whole_suite(work: Session, steps: RenderSettings) -> Scorer:
     """Every group of probes at every weight, with seeds that no study uses."""
     assert work.scorer is not None, work.unmeasured
-    bench = work.bench
+    bench = work.context
     renders = BaseRenders(bench.model, steps, work.renders.folder)
     return with_fresh_probes(work.scorer, bench.dataset, renders, bench.adapter, 1)
 

@@ -60,12 +60,12 @@ def distinct(rng: random.Random, count: int, dressed: bool) -> tuple[str, ...]:
 def pool_scorer(work: Session) -> Scorer:
     """The search's score with ten times the prompts; without those of held-out captions, of which there are few."""
     assert work.scorer is not None, work.unmeasured
-    bench, rng, old = work.bench, random.Random(0), work.scoring
+    bench, rng, old = work.context, random.Random(0), work.scoring
     settings = replace(
         old,
-        contexts=distinct(rng, TIMES * (len(old.contexts) + 1) - 1, False),
-        overrides=distinct(rng, TIMES * len(old.overrides), True),
-        class_alone=TIMES * old.class_alone,
+        trigger_prompts=distinct(rng, TIMES * (len(old.trigger_prompts) + 1) - 1, False),
+        outfit_prompts=distinct(rng, TIMES * len(old.outfit_prompts), True),
+        num_class_renders=TIMES * old.num_class_renders,
     )
     renders = BaseRenders(bench.model, work.render_settings.search, work.renders.folder)
     plain = replace(bench.dataset, held_out=())
@@ -111,7 +111,7 @@ def chosen_checkpoints(seed: int, out: Path, work: Session) -> list[Path]:
 def judge_character(seed: int, out: Path, count: int) -> dict[str, dict[str, float]]:
     """Coverage by checkpoint."""
     work = open_character(seed, out, [Run("coverage", LoRA(dim=16))])
-    bench, pool = work.bench, pool_scorer(work)
+    bench, pool = work.context, pool_scorer(work)
     bench.adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
     found = {}
     for path in chosen_checkpoints(seed, out, work):

@@ -165,7 +165,7 @@ def orders(bank: Bank) -> list[list[Baked]]:
     """The unchanged recipes, then others drawn from the pool."""
     first = bank.unchanged
     rest = [one for one in bank.pool if one not in first]
-    more = bank.settings.budget.trials - len(first)
+    more = bank.settings.budget.n_trials - len(first)
     return [
         [*first, *(rest[i] for i in np.random.default_rng(seed).permutation(len(rest))[:more])]
         for seed in range(ORDERS)

@@ -95,7 +95,7 @@ def plain_loop(model: Any, inputs: Inputs, dim: int, batch_size: int, compiled: 
 def our_loop(model: BaseModel, cache: Path, dim: int, batch_size: int, slots: int = 1) -> Steps:
     """autolora's own step for so many LoRAs at once on a copy of the model, with captions as they are."""
     model, dataset, adapter = copy.deepcopy(model), quickstart(), LoRA(dim=dim, alpha=dim / 2)
-    settings = TrainSettings(batch_size=batch_size, shuffle_tags=False, min_snr_gamma=None)
+    settings = TrainSettings(batch_size=batch_size, shuffle_caption=False, min_snr_gamma=None)
     attached = attach(model.modules, adapter, slots=slots)
     bench = TrainingContext(model, attached, dataset, LatentCache(model, cache), PromptCache(model))
     recipes = [Run(f"speed {k}", adapter, AdamW(), train=replace(settings, seed=k)) for k in range(slots)]

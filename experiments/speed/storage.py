@@ -80,7 +80,7 @@ def work(url: str, name: str, trials: int, delay: float, gate: Any, seconds: Any
     settings = StudySettings(name, {}, Budget(trials))
     took = []
     with TrialLeases(
-        study._storage, study._study_id, settings.heartbeat_seconds, settings.grace_seconds, print
+        study._storage, study._study_id, settings.heartbeat_interval, settings.grace_period, print
     ) as claims:
         queue = Queue(study, settings, claims, Bars())
         study.get_trials()  # the first look at a study reads all of it, once in a worker's life

@@ -63,7 +63,7 @@ def test_a_file_that_was_resized_and_trained_on_from_scores_the_same(folder: Pat
     """`score` reads what `resize` wrote, and what starts from that at another rank and alpha, written again."""
     _, four, _ = json.loads((lora(folder).parent / "resize.json").read_text("utf-8"))
     model = load_model(ModelSettings())
-    run = build_run(compose("train", ["adapter.dim=6", "adapter.alpha=2", f"init={four['path']}"]))
+    run = build_run(compose("train", ["adapter.dim=6", "adapter.alpha=2", f"init_lora={four['path']}"]))
     adapter = attach(model.modules, run.adapter)
     try:
         adapter.start(0, run.adapter, torch.Generator().manual_seed(0))

@@ -56,7 +56,7 @@ def _gradient(width: int, height: int) -> Image.Image:
     ],
 )
 def test_frames_as_people_know_them(resolution_px: int, sides: tuple[int, int], frames: int) -> None:
-    given_sides = BucketSettings(min_side=sides[0], max_side=sides[1])
+    given_sides = BucketSettings(min_bucket_reso=sides[0], max_bucket_reso=sides[1])
     assert len(potential_buckets(resolution_px, given_sides)) == frames
     if (resolution_px, sides) != (1024, (256, 1024)):
         found = BucketSettings().sides(resolution_px)
@@ -68,7 +68,7 @@ def test_small_models_have_frames_too_and_one_bucket_is_the_square() -> None:
         *((32, 128), (32, 112), (32, 96), (48, 80), (64, 64)),
         *((80, 48), (96, 32), (112, 32), (128, 32)),
     )
-    assert potential_buckets(64, BucketSettings(step=64)) == ((64, 64),)
+    assert potential_buckets(64, BucketSettings(bucket_reso_steps=64)) == ((64, 64),)
     assert potential_buckets(500, BucketSettings(count=1)) == ((500, 500),)  # no step to keep to
 
 
@@ -76,8 +76,10 @@ def test_small_models_have_frames_too_and_one_bucket_is_the_square() -> None:
 @given(st.integers(1, 24), st.integers(1, 40), st.integers(1, 24), st.integers(0, 40))
 def test_frames_keep_to_area_step_and_sides(step: int, units: int, least: int, more: int) -> None:
     resolution_px = step * units
-    given_sides = BucketSettings(step=step, min_side=min(least, units) * step, max_side=(units + more) * step)
-    for bucket in (given_sides, BucketSettings(step=step)):
+    given_sides = BucketSettings(
+        bucket_reso_steps=step, min_bucket_reso=min(least, units) * step, max_bucket_reso=(units + more) * step
+    )
+    for bucket in (given_sides, BucketSettings(bucket_reso_steps=step)):
         sides = bucket.sides(resolution_px)
         shortest, longest = sides[0], sides[-1]
         assert shortest <= resolution_px <= longest
@@ -92,14 +94,14 @@ def test_frames_keep_to_area_step_and_sides(step: int, units: int, least: int, m
 
 def test_impossible_settings_are_refused_all_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        BucketSettings(count=0, step=0, min_side=-64, max_side=-128)
+        BucketSettings(count=0, bucket_reso_steps=0, min_bucket_reso=-64, max_bucket_reso=-128)
     text = str(caught.value)
     assert "dataset.buckets.count=0: must be at least 1" in text
-    assert "dataset.buckets.step=0: must be at least 1 pixel" in text
-    assert "dataset.buckets.min_side=-64: must be at least 1 pixel" in text
-    assert "dataset.buckets.max_side=-128: must be at least 1 pixel" in text
+    assert "dataset.buckets.bucket_reso_steps=0: must be at least 1 pixel" in text
+    assert "dataset.buckets.min_bucket_reso=-64: must be at least 1 pixel" in text
+    assert "dataset.buckets.max_bucket_reso=-128: must be at least 1 pixel" in text
     assert "min_side=-64: must not be above max_side=-128" in text
-    for resolution_px, bucket, odd in ((512, BucketSettings(max_side=1000), 1000), (500, BucketSettings(), 500)):
+    for resolution_px, bucket, odd in ((512, BucketSettings(max_bucket_reso=1000), 1000), (500, BucketSettings(), 500)):
         with pytest.raises(ConfigError, match=rf"buckets\.step=64 does not divide {odd} px"):
             potential_buckets(resolution_px, bucket)
     for sides in ({"min_side": 576}, {"max_side": 448}):

@@ -49,18 +49,20 @@ def test_minimal_captions_stay_as_they_are() -> None:
     assert apply_captions(CaptionRecipe(), dataset, 0) == dataset
     assert clean_report(dataset) == ()
     for level in ("marks", "all"):
-        assert apply_captions(CaptionRecipe(prune=level), dataset, 0) == dataset
+        assert apply_captions(CaptionRecipe(absorb_tags=level), dataset, 0) == dataset
     untouched = "1girl,zorak ,  fit_a, smile"  # not even the white space
     assert cleaned(untouched) == [untouched]
 
 
 def test_settings_are_checked_all_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        CaptionRecipe(drop=("a, b",), prune="some", prune_share=0, decouple_share=1.5, describe=("",))
+        CaptionRecipe(
+            drop_tags=("a, b",), absorb_tags="some", absorb_min_share=0, trigger_swap_rate=1.5, swap_tags=("",)
+        )
     assert str(caught.value) == (
-        "captions.prune=some: must be one of none, marks, all; captions.prune_share=0: must be above 0 and at most 1; "
-        "captions.decouple_share=1.5: must be from 0 to 1; captions.drop: 'a, b' must be one tag; "
-        "captions.describe: '' must be one tag"
+        "captions.absorb_tags=some: must be one of none, marks, all; captions.absorb_min_share=0: must be above 0 and at most 1; "
+        "captions.trigger_swap_rate=1.5: must be from 0 to 1; captions.drop_tags: 'a, b' must be one tag; "
+        "captions.swap_tags: '' must be one tag"
     )
 
 
@@ -130,13 +132,13 @@ def test_the_report_says_what_goes_and_why() -> None:
 
 def test_dropped_tags_go_everywhere_but_triggers_may_not() -> None:
     dataset = dataset_of({"fit_a": ["zorak, Blue_Sky, smile", "zorak, smile, blue sky", "a photo of zorak, blue sky"]})
-    dropped = apply_captions(CaptionRecipe(drop=("blue sky",)), dataset, 0)
+    dropped = apply_captions(CaptionRecipe(drop_tags=("blue sky",)), dataset, 0)
     assert captions_of(dropped) == ["zorak, smile", "zorak, smile", "a photo of zorak, blue sky"]
-    with pytest.raises(DatasetError, match=r"captions.drop=Fit_A is a trigger"):
-        apply_captions(CaptionRecipe(drop=("Fit_A",)), dataset, 0)
+    with pytest.raises(DatasetError, match=r"captions.drop_tags=Fit_A is a trigger"):
+        apply_captions(CaptionRecipe(drop_tags=("Fit_A",)), dataset, 0)
     bare = dataset_of({"fit_a": ["smile, night", "zorak, smile", "night"]})
     with pytest.raises(DatasetError, match=r"(?s)drop fewer tags.*2 problems\n  0.png has no tag left\n  2.png"):
-        apply_captions(CaptionRecipe(drop=("smile", "night")), bare, 0)
+        apply_captions(CaptionRecipe(drop_tags=("smile", "night")), bare, 0)
 
 
 LOOKS = "gold horns, blue hair, long hair, red eyes, pale skin"
@@ -156,17 +158,17 @@ def outfits(a: int = 10, b: int = 10) -> Dataset:
 
 def test_pruning_takes_what_a_trigger_should_absorb() -> None:
     dataset = outfits()
-    assert captions_of(apply_captions(CaptionRecipe(prune="marks"), dataset, 0))[0] == (
+    assert captions_of(apply_captions(CaptionRecipe(absorb_tags="marks"), dataset, 0))[0] == (
         "1girl, zorak, fit_a, blue hair, long hair, red eyes, pale skin, hat, smile, beach"
     )
-    after = apply_captions(CaptionRecipe(prune="all"), dataset, 0)
+    after = apply_captions(CaptionRecipe(absorb_tags="all"), dataset, 0)
     assert captions_of(after)[0] == "1girl, zorak, fit_a, hat, smile, beach"  # both outfits have the hat
     assert captions_of(after)[10] == "1girl, zorak, fit_b, hat, smile, beach"
     assert after.held_out == dataset.held_out  # the score asks every recipe the same
-    assert [p.caption for p in apply_captions(CaptionRecipe(prune="all"), dataset, 0, held_out=True).held_out] == [
-        "1girl, zorak, fit_a, smile, city"
-    ]
-    assert captions_of(apply_captions(CaptionRecipe(prune="all"), dataset, 0, keep_tags=5))[0] == (
+    assert [
+        p.caption for p in apply_captions(CaptionRecipe(absorb_tags="all"), dataset, 0, held_out=True).held_out
+    ] == ["1girl, zorak, fit_a, smile, city"]
+    assert captions_of(apply_captions(CaptionRecipe(absorb_tags="all"), dataset, 0, keep_tags=5))[0] == (
         "1girl, zorak, fit_a, gold horns, blue hair, hat, smile, beach"
     )
 
@@ -184,32 +186,32 @@ def test_pruning_goes_by_share_and_by_trigger() -> None:
     assert pruned_tags(dataset, "none", 0.1) == {}
     exact = dataset_of({"zorak": [*["zorak, tan"] * 55, *["zorak"] * 45]})  # 0.55 * 100 is 55.00000000000001
     assert pruned_tags(exact, "all", 0.55) == {"zorak": ("tan",)}
-    after = captions_of(apply_captions(CaptionRecipe(prune="all"), dataset, 0))
+    after = captions_of(apply_captions(CaptionRecipe(absorb_tags="all"), dataset, 0))
     assert after[:5] == ["zorak, fit_a"] * 4 + ["zorak, fit_a, blue eyes"]
     assert after[5:] == ["zorak, fit_b, green hat"] * 3 + ["fit_b, red eyes", "a photo of zorak in fit_b"]
 
 
 def test_decoupling_puts_the_looks_where_the_trigger_stood() -> None:
     dataset = outfits()
-    before = captions_of(apply_captions(CaptionRecipe(prune="all"), dataset, 3))
-    after = captions_of(apply_captions(CaptionRecipe(prune="all", decouple_share=0.3), dataset, 3))
+    before = captions_of(apply_captions(CaptionRecipe(absorb_tags="all"), dataset, 3))
+    after = captions_of(apply_captions(CaptionRecipe(absorb_tags="all", trigger_swap_rate=0.3), dataset, 3))
     changed = [i for i in range(20) if before[i] != after[i]]
     assert [sum(i < 10 for i in changed), len(changed)] == [3, 6]
     assert all(after[i] == before[i].replace("zorak", LOOKS) for i in changed)
-    unpruned = captions_of(apply_captions(CaptionRecipe(decouple_share=0.3), dataset, 3))
+    unpruned = captions_of(apply_captions(CaptionRecipe(trigger_swap_rate=0.3), dataset, 3))
     assert [i for i in range(20) if "zorak" not in unpruned[i]] == changed
     assert unpruned[changed[0]] == dataset.pictures[changed[0]].caption.replace("zorak, ", "")  # nothing twice
-    told = CaptionRecipe(prune="all", decouple_share=0.3, describe=("Hat", "freckles"))
+    told = CaptionRecipe(absorb_tags="all", trigger_swap_rate=0.3, swap_tags=("Hat", "freckles"))
     assert captions_of(apply_captions(told, dataset, 3))[changed[0]] == before[changed[0]].replace("zorak", "freckles")
-    spelt = CaptionRecipe(decouple_share=0.3, describe=("blue_hair", "freckles"))
+    spelt = CaptionRecipe(trigger_swap_rate=0.3, swap_tags=("blue_hair", "freckles"))
     assert "blue_hair" not in "".join(captions_of(apply_captions(spelt, dataset, 3)))
-    others = captions_of(apply_captions(CaptionRecipe(prune="all", decouple_share=0.3), dataset, 4))
+    others = captions_of(apply_captions(CaptionRecipe(absorb_tags="all", trigger_swap_rate=0.3), dataset, 4))
     assert changed != [i for i in range(20) if before[i] != others[i]]
 
 
 def test_decoupling_in_sentences() -> None:
     dataset = dataset_of({"fit_a": ["a photo of zorak in fit_a, zorak waves"], "zorak": ["a photo of zorak"]})
-    recipe = CaptionRecipe(decouple_share=1, describe=("red eyes", "blue hair"))
+    recipe = CaptionRecipe(trigger_swap_rate=1, swap_tags=("red eyes", "blue hair"))
     assert captions_of(apply_captions(recipe, dataset, 0)) == [
         "a photo of red eyes, blue hair in fit_a, waves",
         "a photo of zorak",  # its only trigger
@@ -217,15 +219,15 @@ def test_decoupling_in_sentences() -> None:
 
 
 def test_decoupling_needs_looks_and_another_trigger() -> None:
-    recipe = CaptionRecipe(decouple_share=0.5)
+    recipe = CaptionRecipe(trigger_swap_rate=0.5)
     with pytest.raises(
-        DatasetError, match=r"decouple_share=0.5: the captions tell nothing of zorak.*captions.describe=\["
+        DatasetError, match=r"trigger_swap_rate=0.5: the captions tell nothing of zorak.*captions.swap_tags=\["
     ):
         apply_captions(recipe, dataset_of({"fit_a": ["zorak, fit_a, smile"]}), 0)
     with pytest.raises(DatasetError, match="no sub-concept has a trigger of its own"):
-        apply_captions(replace(recipe, describe=("red eyes",)), dataset_of({"zorak": ["zorak, red eyes"]}), 0)
-    with pytest.raises(DatasetError, match=r"captions\.describe: zorak is the trigger"):
-        apply_captions(replace(recipe, describe=("red eyes", "Zorak")), outfits(), 0)
+        apply_captions(replace(recipe, swap_tags=("red eyes",)), dataset_of({"zorak": ["zorak, red eyes"]}), 0)
+    with pytest.raises(DatasetError, match=r"captions\.swap_tags: zorak is the trigger"):
+        apply_captions(replace(recipe, swap_tags=("red eyes", "Zorak")), outfits(), 0)
 
 
 TAGS = (
@@ -260,7 +262,7 @@ def test_no_trigger_is_lost_and_nothing_changeable_pruned(
     dataset: Dataset, level: str, share: float, keep_tags: int
 ) -> None:
     clean = apply_captions(CaptionRecipe(), dataset, 0, keep_tags)
-    after = apply_captions(CaptionRecipe(prune=level, prune_share=share), dataset, 0, keep_tags)
+    after = apply_captions(CaptionRecipe(absorb_tags=level, absorb_min_share=share), dataset, 0, keep_tags)
     for first, old, new in zip(dataset.pictures, clean.pictures, after.pictures, strict=True):
         for word in ("zorak", "fit_a", "fit_b", "1girl"):
             assert mentions(new.caption, word) == mentions(first.caption, word)
@@ -276,7 +278,7 @@ def test_a_larger_share_decouples_more_of_the_same(
     dataset: Dataset, one: float, other: float, seed: int, level: str
 ) -> None:
     def decoupled(share: float) -> dict[str, set[int]]:
-        recipe = CaptionRecipe(prune=level, decouple_share=share, describe=("red eyes", "freckles"))
+        recipe = CaptionRecipe(absorb_tags=level, trigger_swap_rate=share, swap_tags=("red eyes", "freckles"))
         after = apply_captions(recipe, dataset, seed)
         assert apply_captions(recipe, dataset, seed) == after  # reproducible
         found: dict[str, set[int]] = {}
@@ -300,14 +302,16 @@ def test_a_larger_share_decouples_more_of_the_same(
 
 
 def test_shares_are_nested_in_larger_folders() -> None:
-    shares = [apply_captions(CaptionRecipe(decouple_share=i / 10), outfits(20, 20), 0).pictures for i in range(1, 11)]
+    shares = [
+        apply_captions(CaptionRecipe(trigger_swap_rate=i / 10), outfits(20, 20), 0).pictures for i in range(1, 11)
+    ]
     lost = [{i for i, picture in enumerate(pictures) if not has_tag(picture.caption, "zorak")} for pictures in shares]
     assert [len(one) for one in lost] == [4 * i for i in range(1, 11)]
     assert all(one < other for one, other in pairwise(lost))
 
 
 def test_nothing_depends_on_the_global_seed() -> None:
-    recipe = CaptionRecipe(prune="all", decouple_share=0.5)
+    recipe = CaptionRecipe(absorb_tags="all", trigger_swap_rate=0.5)
     random.seed(1)
     first = apply_captions(recipe, outfits(), 0)
     random.seed(2)

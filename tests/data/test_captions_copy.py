@@ -28,7 +28,7 @@ def contents(root: Path) -> dict[str, bytes]:
 def test_a_copy_reads_as_what_was_written(dataset: Dataset, tmp_path: Path) -> None:
     before = contents(dataset.root)
     modes = {path: path.stat().st_mode for path in dataset.root.rglob("*")}
-    recipe = CaptionRecipe(drop=("beach",), decouple_share=0.4, describe=("gold horns",))
+    recipe = CaptionRecipe(drop_tags=("beach",), trigger_swap_rate=0.4, swap_tags=("gold horns",))
     edited = apply_captions(recipe, dataset, 0, held_out=True)
     assert write_copy(edited, tmp_path / "new" / "copy") == 16
     copy = load_dataset(DatasetSettings(path=str(tmp_path / "new" / "copy"), trigger="zorak"))

@@ -97,8 +97,10 @@ def test_every_reason_at_once(tmp_path: Path) -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ConfigError, match=r"held_out_share=0\.9: .*; dataset.held_out_min=0: .*trigger='a, b'"):
-        DatasetSettings("x", trigger="a, b", held_out_share=0.9, held_out_min=0)
+    with pytest.raises(
+        ConfigError, match=r"validation_split=0\.9: .*; dataset.min_validation_images=0: .*trigger='a, b'"
+    ):
+        DatasetSettings("x", trigger="a, b", validation_split=0.9, min_validation_images=0)
 
 
 def _one_folder(root: Path, left_over: int = 0) -> DatasetSettings:
@@ -135,7 +137,7 @@ def test_regularization_pictures_are_each_there_once_and_never_a_training_pictur
     write_concepts(others, {"1_1girl": ["1girl"] * 3}, first_seed=100)
     for copy, original in (("again.png", others / "1_1girl" / "000.png"), ("own.png", next(root.rglob("*.png")))):
         (others / "1_1girl" / copy).write_bytes(original.read_bytes())
-    dataset = load_dataset(DatasetSettings(str(root), regularization=str(others)))
+    dataset = load_dataset(DatasetSettings(str(root), reg_data_dir=str(others)))
     assert len(dataset.regularization) == 3 and {p.caption for p in dataset.regularization} == {"1girl"}
     assert dataset.notes == ("2 regularization pictures are copies of others or of training pictures and left out",)
 
@@ -144,12 +146,14 @@ def test_every_picture_gets_its_frame(tmp_path: Path) -> None:
     root = write_zorak(tmp_path / "zorak")
     for number, size in enumerate(((60, 30), (62, 31), (30, 60), (64, 64))):
         noise_image(50 + number, size).save(root / "10_zorak fit_a" / f"00{number}.png")
-    settings = DatasetSettings(str(root), buckets=BucketSettings(count=3, step=8))
+    settings = DatasetSettings(str(root), buckets=BucketSettings(count=3, bucket_reso_steps=8))
     framed = with_buckets(load_dataset(settings), settings, 32)
     shapes = {(p.width > p.height) - (p.width < p.height): p.frame for p in (*framed.pictures, *framed.held_out)}
     assert shapes[0] == (32, 32) and len(set(shapes.values())) == 3
     assert all(w * h <= 32 * 32 and w % 8 == h % 8 == 0 for w, h in shapes.values() if w and h)
-    square = with_buckets(load_dataset(settings), replace(settings, buckets=BucketSettings(count=1, step=8)), 32)
+    square = with_buckets(
+        load_dataset(settings), replace(settings, buckets=BucketSettings(count=1, bucket_reso_steps=8)), 32
+    )
     assert {p.frame for p in (*square.pictures, *square.held_out)} == {(32, 32)}
 
 
@@ -159,12 +163,12 @@ def test_small_pictures_are_left_out_where_nothing_may_be_enlarged(tmp_path: Pat
         noise_image(ord(path.stem[-1]), (40, 40)).save(path)
     for path in (root / "10_zorak fit_b").glob("*.png"):
         noise_image(200 + ord(path.stem[-1]), (40, 40)).save(path)
-    settings = DatasetSettings(str(root), upscale=False, buckets=BucketSettings(step=8))
+    settings = DatasetSettings(str(root), bucket_upscale=False, buckets=BucketSettings(bucket_reso_steps=8))
     dataset = load_dataset(settings)
     framed = with_buckets(dataset, settings, 32)
     small = [p.path.name for p in dataset.pictures if p.width == 24]
     assert small and framed.notes == tuple(f"{name}: smaller than its bucket and left out" for name in small)
     assert {p.width for p in framed.pictures} == {40}
-    assert len(with_buckets(dataset, replace(settings, upscale=True), 32).pictures) == len(dataset.pictures)
-    with pytest.raises(DatasetError, match=r"smaller than what is trained on and dataset\.upscale is false"):
+    assert len(with_buckets(dataset, replace(settings, bucket_upscale=True), 32).pictures) == len(dataset.pictures)
+    with pytest.raises(DatasetError, match=r"smaller than what is trained on and dataset\.bucket_upscale is false"):
         with_buckets(dataset, settings, 64)

@@ -109,8 +109,8 @@ def test_toml_notes_name_the_key_that_does_the_same(tmp_path: Path) -> None:
     assert [p.repeats for p in source.pictures] == [1]
     assert source.notes == (
         "wrong in the file is unknown",
-        "keep_tokens=3 in the file: set train.keep_tags=3",
-        "shuffle_caption=false in the file: set train.shuffle_tags=false",
+        "keep_tokens=3 in the file: set train.keep_tokens=3",
+        "shuffle_caption=false in the file: set train.shuffle_caption=false",
         "shufle_caption in the file is unknown: did you mean shuffle_caption?",
         "zzz in the file is unknown",
         "color_aug=true in the file is not used",

@@ -281,7 +281,7 @@ def test_problems_of_regularization_come_with_the_others(tmp_path: Path) -> None
     with pytest.raises(DatasetError) as caught:
         read_source(root, reg)
     assert f"{reg / '000.png'}: an empty file" in str(caught.value) and "fit_a" in str(caught.value)
-    with pytest.raises(DatasetError, match=r"no such folder of pictures: correct dataset.regularization"):
+    with pytest.raises(DatasetError, match=r"no such folder of pictures: correct dataset.reg_data_dir"):
         read_source(root, tmp_path / "nothing")
     with pytest.raises(DatasetError, match="both trained and regularization"):
         read_source(root, root)

@@ -20,30 +20,30 @@ STUDY = """# @package _global_
 defaults: [override /model: paperdoll, override /scoring: paperdoll]
 study:
   name: tiny
-  retrain_seeds: 0
+  final_seeds: 0
   finalists: 1
   average: false
   rescale: false
   recipes:
     doll-adamw: {adapter.dim: {choice: [2, 4]}}
 adapter: {dim: 2, alpha: 2}
-train: {epochs: 1, steps_per_concept: 8, steps_main: 0, preserve_share: 0.5}
+train: {epochs: 1, images_per_concept: 8, min_character_images: 0, prior_preservation_ratio: 0.5}
 """
 SMALL = (
-    "budget.trials=1",
-    "model.class_pictures=4",
-    "model.render.steps=1",
-    "model.render.search_steps=1",
-    "model.render.sampler=euler",
+    "budget.n_trials=1",
+    "model.num_class_images=4",
+    "model.render.num_inference_steps=1",
+    "model.render.search_inference_steps=1",
+    "model.render.scheduler=euler",
     "scoring.weights=[1.0]",
-    "scoring.class_seeds=1",
-    "scoring.class_alone=2",
-    "scoring.contexts=[smile]",
-    "scoring.overrides=[hat,glasses]",
-    "scoring.class_contexts=[]",
-    "scoring.unrelated=[city]",
-    "scoring.contrast=8",
-    "scoring.bootstrap=20",
+    "scoring.seeds_per_class_prompt=1",
+    "scoring.num_class_renders=2",
+    "scoring.trigger_prompts=[smile]",
+    "scoring.outfit_prompts=[hat,glasses]",
+    "scoring.class_prompts=[]",
+    "scoring.unrelated_prompts=[city]",
+    "scoring.num_negative_renders=8",
+    "scoring.n_bootstrap=20",
     "scoring.second_encoder=null",
     "scoring.tagger=null",
 )

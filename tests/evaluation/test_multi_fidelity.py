@@ -15,7 +15,7 @@ from autolora.scoring.scorecard import BELOW, Scorecard, score
 from autolora.scoring.settings import ScoringSettings
 from tests.scoring.test_scorecard import made_up_scorer, renders
 
-SETTINGS = ScoringSettings(overrides=("a", "b"), fidelity_limit=0.4, bleed_limit=0.6)
+SETTINGS = ScoringSettings(outfit_prompts=("a", "b"), min_fidelity=0.4, max_bleed=0.6)
 
 
 def rendered(loss: float, fidelity_high: float) -> CheckpointResult:

@@ -15,19 +15,19 @@ from autolora.progress import Bars
 from autolora.train.loop import train_one
 
 SMALL = (
-    "model.class_pictures=6",
-    "model.render.steps=1",
-    "scoring.class_seeds=1",
-    "scoring.class_alone=1",
-    "scoring.contexts=[smile]",
-    "scoring.overrides=[hat,glasses]",
-    "scoring.class_contexts=[]",
-    "scoring.contrast=4",
+    "model.num_class_images=6",
+    "model.render.num_inference_steps=1",
+    "scoring.seeds_per_class_prompt=1",
+    "scoring.num_class_renders=1",
+    "scoring.trigger_prompts=[smile]",
+    "scoring.outfit_prompts=[hat,glasses]",
+    "scoring.class_prompts=[]",
+    "scoring.num_negative_renders=4",
     "scoring.second_encoder=null",
     "scoring.tagger=null",
     "train.epochs=1",
-    "train.steps_per_concept=24",
-    "train.preserve_share=0.5",
+    "train.images_per_concept=24",
+    "train.prior_preservation_ratio=0.5",
 )
 
 
@@ -40,7 +40,7 @@ def test_nothing_is_encoded_while_something_trains(
     places = [f"dataset.path={tmp_path / 'doll'}", f"cache={tmp_path / 'cache'}"]
     config = cfg.compose("train", [*places, *SMALL])
     run = cfg.build_run(config)
-    run = replace(run, train=replace(run.train, flip=True, class_pictures=pictures))
+    run = replace(run, train=replace(run.train, flip_aug=True, num_class_images=pictures))
     work = open_session(config, [run], Bars(quiet=True))
     encoded = len(list((tmp_path / "cache" / "latents").glob("*.npy")))
     assert encoded == 2 * (6 + (pictures or 6))  # mirrored, too
@@ -48,5 +48,5 @@ def test_nothing_is_encoded_while_something_trains(
     def refuse(_: Tensor) -> Tensor:
         raise AssertionError("a picture is encoded")
 
-    monkeypatch.setattr(work.bench.model, "encode_images", refuse)
-    assert [checkpoint.done for checkpoint in train_one(run, work.bench)] == [True]
+    monkeypatch.setattr(work.context.model, "encode_images", refuse)
+    assert [checkpoint.done for checkpoint in train_one(run, work.context)] == [True]

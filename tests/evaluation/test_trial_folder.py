@@ -62,25 +62,25 @@ def test_hopeless_where_it_surely_bleeds_and_more_and_more() -> None:
 
 def test_advice_against_bleed_knows_how_it_was_trained() -> None:
     calm, leaking = point(600, 0.5, (0.1, 0.2)), point(1200, 0.1, (0.1, 0.7))
-    leaking = replace(leaking, leaks={"1girl": 0.7, "1girl, taco": 0.6, "1girl, bell": 0.1})
+    leaking = replace(leaking, bleed_by_prompt={"1girl": 0.7, "1girl, taco": 0.6, "1girl, bell": 0.1})
     known = record(calm, leaking)
     assert known.remedy(calm) == ""
     assert known.remedy(leaking).split(", or ") == [
-        "48 regularization images of `1girl`, `1girl, taco` (train.regularization_share=0.5 model.class_pictures=48)",
-        "train.preserve_share=0.4",
+        "48 regularization images of `1girl`, `1girl, taco` (train.reg_ratio=0.5 model.num_class_images=48)",
+        "train.prior_preservation_ratio=0.4",
         "use weight 0.7",
         "stop at step 600",
     ]
-    trained = replace(known.run, train=replace(known.run.train, preserve_share=1.0, regularization_share=0.5))
-    advice = TrialFolder(known.folder, trained, known.curve).remedy(leaking)
-    assert "train.regularization_share=1 " in advice and "train.preserve_share=2" in advice
+    trained = replace(known.run, train=replace(known.run.train, prior_preservation_ratio=1.0, reg_ratio=0.5))
+    advice = TrialFolder(known.path, trained, known.results).remedy(leaking)
+    assert "train.reg_ratio=1 " in advice and "train.prior_preservation_ratio=2" in advice
 
 
 def test_the_best_is_the_earliest_of_equals() -> None:
     curve = [point(100, 0.4, (0, 0)), point(200, 0.6, (0, 0)), point(300, 0.6, (0, 0))]
-    best = record(*curve).best()
+    best = record(*curve).best_result()
     assert best is not None and best.step == 200
-    assert record().best() is None
+    assert record().best_result() is None
 
 
 def scored(step: int, objective: float, half_width: float = 0.05) -> CheckpointResult:
@@ -107,9 +107,9 @@ def test_what_the_finals_judge_is_kept(objectives: list[float], step: int, besid
     run = Run("made-up", LoRA(), AdamW())
     kept = TrialFolder(tmp_path, run)
     for number, objective in enumerate(objectives, 1):
-        kept.add(checkpoint(run, 100 * number), scored(100 * number, objective))
+        kept.append(checkpoint(run, 100 * number), scored(100 * number, objective))
     assert sorted(int(p.stem) for p in (tmp_path / "checkpoints").iterdir()) == sorted([step, *beside])
-    best = TrialFolder.open(tmp_path, run).best()
+    best = TrialFolder.open(tmp_path, run).best_result()
     assert best is not None and best.step == step
     assert float(kept.load(best)["layer.lora_down.weight"][0, 0]) == step
     around = [p.step for p in kept.around(best)]
@@ -119,9 +119,9 @@ def test_what_the_finals_judge_is_kept(objectives: list[float], step: int, besid
 def test_what_was_not_rendered_is_not_averaged(tmp_path: Path) -> None:
     run = Run("made-up", LoRA(), AdamW())
     kept = TrialFolder(tmp_path, run)
-    kept.add(checkpoint(run, 100), replace(scored(100, 0.1), score=None))
-    kept.add(checkpoint(run, 200), scored(200, 0.5))
-    assert [p.step for p in kept.around(kept.curve[1])] == [200]
+    kept.append(checkpoint(run, 100), replace(scored(100, 0.1), score=None))
+    kept.append(checkpoint(run, 200), scored(200, 0.5))
+    assert [p.step for p in kept.around(kept.results[1])] == [200]
 
 
 def test_the_mean_of_adapters_leaves_what_is_no_weight() -> None:

@@ -36,8 +36,8 @@ def flags(command: KohyaCommand) -> list[str]:
 
 
 def test_adamw_with_restarts(dataset: Dataset) -> None:
-    run = run_of("recipe=guide-adamw", "train.max_norm=1", "optimizer.lr=3e-4")
-    step = 4 * run.steps_per_epoch(dataset)
+    run = run_of("recipe=guide-adamw", "train.scale_weight_norms=1", "optimizer.lr=3e-4")
+    step = 4 * run.images_per_epoch(dataset)
     found = flags(kohya_command(run, dataset, model(), step))
     assert found[:3] == ["accelerate", "launch", "train_network.py"]
     wanted = [
@@ -52,11 +52,11 @@ def test_adamw_with_restarts(dataset: Dataset) -> None:
 
 def test_what_is_shown_beside_is_not_counted_and_is_named(dataset: Dataset) -> None:
     run = run_of("recipe=doll-preserve")
-    command = kohya_command(run, dataset, model(), 3 * run.steps_per_epoch(dataset))
-    own = 3 * sum(run.steps_of(dataset))
+    command = kohya_command(run, dataset, model(), 3 * run.images_per_epoch(dataset))
+    own = 3 * sum(run.images_by_concept(dataset))
     assert f"--max_train_steps={-(-own // run.train.batch_size)}" in flags(command)
     said = " ".join(command.notes)
-    assert "train.preserve_share" in said and "train.min_weight" in said and "schedule.gamma" in said
+    assert "train.prior_preservation_ratio" in said and "train.min_lora_multiplier" in said and "schedule.gamma" in said
     assert "d_coef=2" in flags(command)
 
 
@@ -68,8 +68,8 @@ def test_what_is_shown_beside_is_not_counted_and_is_named(dataset: Dataset) -> N
         (("recipe=guide-dylora",), ["--network_module=networks.dylora", "unit=4"]),
         (("adapter.rank_stabilized=true", "adapter.dim=16", "adapter.alpha=2"), ["--network_alpha=8"]),
         (("recipe=guide-adamw", "optimizer=adafactor", "schedule=constant"), ["relative_step=False"]),
-        (("recipe=guide-adamw", "train.loss=huber"), ["--loss_type=huber", "--huber_c=0.1"]),
-        (("recipe=guide-adamw", "train.flip=true"), ["--flip_aug"]),
+        (("recipe=guide-adamw", "train.loss_type=huber"), ["--loss_type=huber", "--huber_c=0.1"]),
+        (("recipe=guide-adamw", "train.flip_aug=true"), ["--flip_aug"]),
         (("adapter.text_encoder=true", "optimizer.text_encoder_lr=0.5"), ["--text_encoder_lr=0.5"]),
     ],
 )  # fmt: skip
@@ -89,7 +89,7 @@ def test_other_bases(dataset: Dataset) -> None:
 
 def test_no_private_path(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "before.safetensors").write_bytes(b"a LoRA")
-    command = kohya_command(run_of(f"init={tmp_path / 'before.safetensors'}"), dataset, model(), 100)
+    command = kohya_command(run_of(f"init_lora={tmp_path / 'before.safetensors'}"), dataset, model(), 100)
     assert "--network_weights=START.safetensors" in flags(command) and "START" in " ".join(command.notes)
     assert "before" not in command.text + " ".join(command.notes)
     assert str(dataset.root) not in command.text + " ".join(command.notes)

@@ -70,7 +70,9 @@ def test_a_lora_is_drawn_by_diffusers_as_by_us(model: FlowModel, tmp_path: Path)
 
     shots = [RenderRequest("1girl, mona", 7, weight) for weight in (1.0, 0.5, 0.0)]
     negative = "" if model.tells_guidance else "red"
-    settings = RenderSettings(steps=4, guidance=3.0, sampler="euler", batch_size=2, negative=negative)
+    settings = RenderSettings(
+        num_inference_steps=4, guidance_scale=3.0, scheduler="euler", batch_size=2, negative_prompt=negative
+    )
     adapter = attach(model.modules, spec)
     try:
         adapter.start(0, spec, torch.Generator().manual_seed(0))

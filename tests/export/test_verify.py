@@ -27,7 +27,7 @@ from tests.export.world import dataset, random_state, run
 
 SPEC = LoRA(dim=4, alpha=3.0, text_encoder=True)
 CARD = ExportFacts("1girl, zorak", 0.7, "a test", step=20)
-SETTINGS = RenderSettings(steps=3, guidance=3.0, batch_size=4, negative="dull")
+SETTINGS = RenderSettings(num_inference_steps=3, guidance_scale=3.0, batch_size=4, negative_prompt="dull")
 SHOTS = [
     RenderRequest("1girl, zorak", 1, 1.0),
     RenderRequest("1girl", 2, 0.0),

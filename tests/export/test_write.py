@@ -106,7 +106,7 @@ def test_json_metadata(exported: Exported) -> None:
     tags = json.loads(found["ss_tag_frequency"])["2_zorak fit_b"]
     assert tags == {"1girl": 4, "fit_b": 4, "röd \\(x\\)": 4, "zorak": 4}
     assert json.loads(found["ss_bucket_info"])["buckets"]["0"] == {"resolution": [32, 32], "count": 20}
-    assert json.loads(found["autolora.settings"])["train"]["max_norm"] == 1.0
+    assert json.loads(found["autolora.settings"])["train"]["scale_weight_norms"] == 1.0
 
 
 def test_metadata_tell_what_the_recipe_made_of_the_pictures(
@@ -116,8 +116,8 @@ def test_metadata_tell_what_the_recipe_made_of_the_pictures(
     plain = run(SPEC)
     edited = replace(
         plain,
-        captions=CaptionRecipe(drop=("röd (x)",)),
-        train=replace(plain.train, preserve_share=0.5, regularization_share=0.2),
+        captions=CaptionRecipe(drop_tags=("röd (x)",)),
+        train=replace(plain.train, prior_preservation_ratio=0.5, reg_ratio=0.2),
     )
     first, second = dataset().concepts
     wide = replace(second, pictures=tuple(replace(p, frame=(48, 16)) for p in second.pictures))

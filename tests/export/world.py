@@ -36,7 +36,7 @@ def dataset() -> Dataset:
 
 def run(adapter: LoRA) -> Run:
     """Two epochs of ten steps of each outfit."""
-    settings = TrainSettings(epochs=2, steps_per_concept=10, batch_size=4, max_norm=1.0)
+    settings = TrainSettings(epochs=2, images_per_concept=10, batch_size=4, scale_weight_norms=1.0)
     return Run("guide-adamw", adapter=adapter, schedule=CosineRestarts(), train=settings)
 
 

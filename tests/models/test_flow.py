@@ -31,7 +31,7 @@ from tests.export.world import dataset, run
 PIPELINE: Any = DiffusionPipeline
 SCHEDULER: Any = FlowMatchEulerDiscreteScheduler
 PROMPTS = ["1girl, Mona", "", "mona_(\u00e9), " * 7]
-RENDER = RenderSettings(steps=4, guidance=3.0, sampler="euler")
+RENDER = RenderSettings(num_inference_steps=4, guidance_scale=3.0, scheduler="euler")
 
 
 @pytest.fixture(params=tiny_flow.FAMILIES)
@@ -107,14 +107,14 @@ def test_a_render_is_the_one_of_diffusers(model: FlowModel, pipeline: Any) -> No
     prompts, seeds = ["1girl, mona", "b"], [7, 8]
     negative = "" if model.tells_guidance else "red"
     shots = [RenderRequest(prompt, seed, 0.0) for prompt, seed in zip(prompts, seeds, strict=True)]
-    pictures = render(model, shots, replace(RENDER, negative=negative))
-    guidance = RENDER.guidance - (model.architecture == "z_image")
+    pictures = render(model, shots, replace(RENDER, negative_prompt=negative))
+    guidance = RENDER.guidance_scale - (model.architecture == "z_image")
     for picture, prompt, seed in zip(pictures, prompts, seeds, strict=True):
         generator = torch.Generator().manual_seed(seed)
         told = {"num_inference_steps": 4, "generator": generator, "guidance_scale": guidance}
         expected = pipeline(prompt, negative_prompt=negative, height=32, width=32, **told).images[0]
         assert np.abs(picture.astype(int) - np.asarray(expected).astype(int)).max() <= 1
-    plain = render(model, shots, replace(RENDER, negative=negative, guidance=1.0))
+    plain = render(model, shots, replace(RENDER, negative_prompt=negative, guidance_scale=1.0))
     assert np.abs(plain.astype(int) - pictures.astype(int)).mean() > 0.01
 
 
@@ -142,7 +142,7 @@ def test_flux_without_told_guidance_is_guided_by_two_predictions(tmp_path: Path)
     model = tiny_flow.load_tiny_flow(folder, "flux")
     pipeline = PIPELINE.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    picture = render(model, [RenderRequest("1girl", 7, 0.0)], replace(RENDER, negative="red"))[0]
+    picture = render(model, [RenderRequest("1girl", 7, 0.0)], replace(RENDER, negative_prompt="red"))[0]
     told = {"num_inference_steps": 4, "generator": torch.Generator().manual_seed(7), "true_cfg_scale": 3.0}
     expected = pipeline("1girl", negative_prompt="red", height=32, width=32, **told).images[0]
     assert np.abs(picture.astype(int) - np.asarray(expected).astype(int)).max() <= 1
@@ -235,7 +235,7 @@ def test_weights_of_timesteps_are_those_of_the_noise(model: FlowModel) -> None:
     found = timestep_weights(model, level * 1000, TrainSettings(min_snr_gamma=5.0))
     snr = ((1 - level) / level).square()
     torch.testing.assert_close(found, snr.clamp(max=5) * level.square(), atol=1e-6, rtol=1e-4)
-    debiased = timestep_weights(model, level * 1000, TrainSettings(min_snr_gamma=None, debiased=True))
+    debiased = timestep_weights(model, level * 1000, TrainSettings(min_snr_gamma=None, debiased_estimation_loss=True))
     torch.testing.assert_close(debiased, level * (1 - level), atol=1e-6, rtol=1e-4)
 
 
@@ -330,7 +330,9 @@ def test_settings_of_flow_matching_are_refused_elsewhere(tiny_model_dir: Path) -
 
 def test_a_negative_prompt_that_nothing_reads_is_refused(tiny_flows: dict[str, FlowModel]) -> None:
     with pytest.raises(ConfigError, match=r"model\.render\.negative"):
-        tiny_flow.load_tiny_flow(Path(str(tiny_flows["flux"].source)), "flux", render=replace(RENDER, negative="red"))
+        tiny_flow.load_tiny_flow(
+            Path(str(tiny_flows["flux"].source)), "flux", render=replace(RENDER, negative_prompt="red")
+        )
 
 
 def test_a_wrong_choice_is_refused_with_what_was_found(model: FlowModel, tiny_model: StableDiffusion) -> None:

@@ -90,7 +90,7 @@ def test_rendering_brings_text_encoders_once_and_draws_without_them(
     tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shots = [RenderRequest(prompt, 0, 0.0) for prompt in ("1girl", "1boy", "beach")]
-    settings = RenderSettings(steps=2, batch_size=1)
+    settings = RenderSettings(num_inference_steps=2, batch_size=1)
     plain = render(tiny_model, shots, settings)
     vae, text = tiny_model.vae, tiny_model.text_encoder
     card = Card(CPU, {"vae": vae, **tiny_model.text_encoders}, offload=True)

@@ -91,7 +91,7 @@ def test_every_kind_trains_on_it_and_its_export_is_proved(
     model = load_tiny(tiny_model_dir, quantize=kind, gradient_checkpointing=True)
     write_dataset(tmp_path / "doll", seed=1, outfits=1, images_per_outfit=6, size=32)
     dataset = load_dataset(DatasetSettings(path=str(tmp_path / "doll")))
-    run = Run("small", adapter, train=TrainSettings(epochs=1, steps_per_concept=8, max_norm=0.5))
+    run = Run("small", adapter, train=TrainSettings(epochs=1, images_per_concept=8, scale_weight_norms=0.5))
     bench = TrainingContext(
         model, attach(model.modules, adapter), dataset, LatentCache(model, tmp_path / "cache"), PromptCache(model)
     )

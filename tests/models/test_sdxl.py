@@ -83,7 +83,7 @@ def test_the_unet_is_told_the_whole_prompt_and_the_crop(tiny_xl: StableDiffusion
 
 
 def test_a_render_is_the_one_of_diffusers(tiny_xl: StableDiffusion, pipeline: Any) -> None:
-    settings = RenderSettings(steps=5, guidance=3.0, negative="red")
+    settings = RenderSettings(num_inference_steps=5, guidance_scale=3.0, negative_prompt="red")
     pictures = render(tiny_xl, [RenderRequest("1girl, mona", 7, 0.0), RenderRequest("b", 8, 0.0)], settings)
     for picture, prompt, seed in zip(pictures, ["1girl, mona", "b"], [7, 8], strict=True):
         expected = pipeline(
@@ -130,7 +130,7 @@ def test_an_export_is_the_same_in_diffusers(
         assert not torch.allclose(tiny_xl.predict(noisy, steps, context), ours, atol=1e-3)
     shots, settings = (
         [RenderRequest("1girl", 3, 1.0), RenderRequest("hat", 4, 0.5)],
-        RenderSettings(steps=3, guidance=2.0),
+        RenderSettings(num_inference_steps=3, guidance_scale=2.0),
     )
     compare_pictures(render(tiny_xl, shots, settings, adapter), twin.render(shots, settings))
     assert warnings_at_loading(exported.path, tiny_xl_dir, "sdxl", caplog) == []

@@ -36,7 +36,10 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, d
     out = tmp_path_factory.mktemp("check")
     write_dataset(out / "doll", seed=3, outfits=2, images_per_outfit=6, full=True)
     places = [f"dataset.path={out / 'doll'}", f"out={out / 'run'}", f"cache={out / 'cache'}"]
-    assert main(["check", "quickstart", *places, "model.render.search_steps=2", "model.render.batch_size=8"]) == 0
+    assert (
+        main(["check", "quickstart", *places, "model.render.search_inference_steps=2", "model.render.batch_size=8"])
+        == 0
+    )
     return out / "run", json.loads((out / "run" / "check.json").read_text("utf-8"))
 
 
@@ -56,7 +59,7 @@ def test_check_shows_everything_before_a_step_is_trained(
     assert {row["level"] for row in pruning.values()} == {"marks", "all"} and {"yes", "no"} >= {
         str(row["drawn"]) for row in pruning.values()
     }
-    assert str(found["Pruning"]["words"][0]).startswith("suggested: captions.prune=")
+    assert str(found["Pruning"]["words"][0]).startswith("suggested: captions.absorb_tags=")
     rates = {row["recipe"]: row for row in found["Learning rate"]["rows"]}
     assert rates["doll-adamw"]["schedule"] == "cosine_restarts" and rates["doll-adamw"]["highest rate"] == 3e-3
     assert rates["doll-preserve"]["schedule"] == "annealed_cosine" and str(rates["doll-preserve"]["rate"]).count("█")
@@ -80,24 +83,24 @@ def test_check_without_an_encoder_says_so_and_goes_on(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = [f"dataset.path={folder}", f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
-    assert main(["check", *places, "scoring.encoder=local-dir:/no/such", "model.render.search_steps=1"]) == 0
+    assert main(["check", *places, "scoring.encoder=local-dir:/no/such", "model.render.search_inference_steps=1"]) == 0
     printed = capsys.readouterr().out
     needed = json.loads((tmp_path / "run" / "check.json").read_text("utf-8"))["Needed"]
     assert needed["rows"][0] == {"setting": "scoring.encoder", "value": "local-dir:/no/such", "state": "missing"}
     assert "give an open_clip model's folder" in needed["words"][0]
     assert "not looked at" in printed and "Cost" in printed
     assert "masterpiece" in printed.split("Cleaned away")[1].split("Tags")[0]
-    assert "96x32" in printed and "captions.prune=marks: zorak absorbs gold horns" in printed
+    assert "96x32" in printed and "captions.absorb_tags=marks: zorak absorbs gold horns" in printed
 
 
 def test_triggers_are_only_counted_where_no_audit_is_wanted(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = [f"dataset.path={folder}", f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
-    assert main(["check", *places, "audit=false", "model.render.search_steps=1"]) == 0
+    assert main(["check", *places, "probe_triggers=false", "model.render.search_inference_steps=1"]) == 0
     found = json.loads((tmp_path / "run" / "check.json").read_text("utf-8"))["Triggers"]
     assert [row["trigger"] for row in found["rows"]] == ["zorak", "fita", "fitb"] and found["rows"][0]["tokens"] > 0
-    assert found["words"] == ["not looked at: audit=false"]
+    assert found["words"] == ["not looked at: probe_triggers=false"]
 
 
 def test_class_pictures_that_only_a_range_asks_for_are_counted(
@@ -111,8 +114,11 @@ def test_class_pictures_that_only_a_range_asks_for_are_counted(
 
     monkeypatch.setattr(check, "count_renders", count)
     places = [f"dataset.path={folder}", f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
-    own = ["~study.recipes.doll-prodigy", "~study.recipes.doll-preserve", "model.class_pictures=7000"]
-    assert main(["check", "quickstart", *places, *own, "audit=false", "model.render.search_steps=1"]) == 0
+    own = ["~study.recipes.doll-prodigy", "~study.recipes.doll-preserve", "model.num_class_images=7000"]
+    assert (
+        main(["check", "quickstart", *places, *own, "probe_triggers=false", "model.render.search_inference_steps=1"])
+        == 0
+    )
     assert counted[0].before > 7000
 
 
@@ -120,7 +126,7 @@ def test_what_is_neither_true_nor_false_is_no_switch(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = [f"dataset.path={folder}", f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
-    assert main(["check", *places, "audit=no"]) == 2
+    assert main(["check", *places, "probe_triggers=no"]) == 2
     assert "audit must be true or false, got no" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
@@ -140,7 +146,7 @@ def test_too_little_memory_costs_only_what_does_not_fit(
 
     monkeypatch.setattr(full, refuse)
     places = [f"dataset.path={folder}", f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
-    assert main(["check", *places, f"audit={audit}", "model.render.search_steps=1"]) == 0
+    assert main(["check", *places, f"probe_triggers={audit}", "model.render.search_inference_steps=1"]) == 0
     found = json.loads((tmp_path / "run" / "check.json").read_text("utf-8"))
     said = {title for title, section in found.items() if "Tried to allocate 2.00 GiB" in " ".join(section["words"])}
     assert said == lost and all("model.offload=true" in found[title]["words"][0] for title in lost)
@@ -155,7 +161,7 @@ def test_an_encoder_that_does_not_fit_is_said_too(
 
     monkeypatch.setattr("autolora.preflight.sections.load_encoder", refuse)
     places = [f"dataset.path={folder}", f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
-    assert main(["check", *places, "model.render.search_steps=1"]) == 0
+    assert main(["check", *places, "model.render.search_inference_steps=1"]) == 0
     found = json.loads((tmp_path / "run" / "check.json").read_text("utf-8"))
     assert "the GPU's memory is full" in found["Needed"]["words"][0] and found["GPU memory"]["rows"]
 
@@ -164,7 +170,7 @@ def test_captions_shows_changes_and_writes_a_copy_only_when_asked(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    edit = ["captions", f"dataset.path={folder}", "captions.prune=all", "captions.drop=[city]"]
+    edit = ["captions", f"dataset.path={folder}", "captions.absorb_tags=all", "captions.drop_tags=[city]"]
     assert main(edit) == 0
     printed = capsys.readouterr().out
     assert "+ 1girl, zorak, fita, beach" in printed and "16 of 16 captions change" in printed
@@ -200,10 +206,22 @@ def test_tag_captions_only_what_has_no_caption(tmp_path: Path, capsys: pytest.Ca
     [
         (["tag"], 3, "no pictures given"),
         (["tag", "dataset.path=/no/such"], 3, "no such folder"),
-        (["captions", "dataset=quickstart", "captions.prune=some"], 2, "captions.prune=some: must be one of"),
-        (["captions", "dataset=quickstart", "captions.decouple_share=0.5"], 3, "captions.describe="),
-        (["check", "dataset=quickstart", "train.steps_of.hat=5"], 2, "train.steps_of.hat: the dataset has no such"),
-        (["check", "dataset=quickstart", "dataset.buckets.step=48"], 2, "dataset.buckets.step=48 does not divide"),
+        (
+            ["captions", "dataset=quickstart", "captions.absorb_tags=some"],
+            2,
+            "captions.absorb_tags=some: must be one of",
+        ),
+        (["captions", "dataset=quickstart", "captions.trigger_swap_rate=0.5"], 3, "captions.swap_tags="),
+        (
+            ["check", "dataset=quickstart", "train.concept_images.hat=5"],
+            2,
+            "train.concept_images.hat: the dataset has no such",
+        ),
+        (
+            ["check", "dataset=quickstart", "dataset.buckets.bucket_reso_steps=48"],
+            2,
+            "dataset.buckets.bucket_reso_steps=48 does not divide",
+        ),
     ],
 )
 def test_mistakes_are_one_line(

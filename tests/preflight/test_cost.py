@@ -20,11 +20,11 @@ from autolora.train.run import Run, TrainSettings
 
 
 def test_what_a_limited_time_is_spent_on_is_told(tmp_path: Path) -> None:
-    runs = [Run(name, train=TrainSettings(epochs=2, steps_per_concept=150)) for name in ("a", "b")]
+    runs = [Run(name, train=TrainSettings(epochs=2, images_per_concept=150)) for name in ("a", "b")]
     write_dataset(tmp_path / "doll", seed=1, outfits=2, images_per_outfit=6, size=32)
     dataset = load_dataset(DatasetSettings(path=str(tmp_path / "doll")))
     speed = Speed(seconds_per_image=1.0, seconds_per_render=3.0, memory_gib=9.0, memory_of="GPU memory")
-    study = StudySettings("night", {"a": {}, "b": {}}, Budget(trials=40, minutes=480))
+    study = StudySettings("night", {"a": {}, "b": {}}, Budget(n_trials=40, minutes=480))
     renders = Renders(before=90.5, checkpoint=50, finalist=200.0, winner=300.0)
     words = cost_section(runs, dataset, renders, speed, study).words  # 600 s and 2 x 50 renders are 15 minutes
     assert "before anything trains the base model draws for at most 5 min, once: its pictures are kept" in words
@@ -48,14 +48,14 @@ def test_what_a_limited_time_is_spent_on_is_told(tmp_path: Path) -> None:
 def test_all_that_is_drawn_is_counted(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     write_dataset(tmp_path / "doll", seed=1, outfits=1, images_per_outfit=6, size=32)
     dataset = load_dataset(DatasetSettings(path=str(tmp_path / "doll")))
-    model, scoring = copy.copy(tiny_model), ScoringSettings(contrast=10, overrides=("hat", "glasses"))
-    small = RenderSettings(steps=6, search_steps=2, size=model.resolution // 2)
-    model.settings = replace(model.settings, class_pictures=20, render=small)
+    model, scoring = copy.copy(tiny_model), ScoringSettings(num_negative_renders=10, outfit_prompts=("hat", "glasses"))
+    small = RenderSettings(num_inference_steps=6, search_inference_steps=2, size=model.resolution // 2)
+    model.settings = replace(model.settings, num_class_images=20, render=small)
     search, every = (render_count(build_probes(dataset, scoring, groups)) for groups in (SEARCH_GROUPS, ALL_GROUPS))
     plain = count_renders([Run("a")], dataset, model, scoring)
     assert (plain.before, plain.checkpoint) == (search + 10, 2 * search)
     assert plain.winner == 3 * REPEATS * 3 * every + 9 * search  # the base model's and two weights; the sweep
-    shown = Run("b", train=TrainSettings(preserve_share=0.5))
+    shown = Run("b", train=TrainSettings(prior_preservation_ratio=0.5))
     drawn = count_renders([Run("a"), shown], dataset, model, scoring)
     assert drawn.before - plain.before == 20 * 3 * 4  # in three times as many steps, four times as large
     assert count_renders([shown], replace(dataset, regularization=dataset.pictures), model, scoring) == plain

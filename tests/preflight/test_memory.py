@@ -39,7 +39,7 @@ from autolora.train.run import Run, TrainSettings
 from tests import tiny_flow
 from tests.tiny import load_tiny, tiny_model
 
-RUN = Run("adamw", LoRA(dim=8), AdamW(), Constant(), TrainSettings(epochs=1, steps_per_concept=64, batch_size=8))
+RUN = Run("adamw", LoRA(dim=8), AdamW(), Constant(), TrainSettings(epochs=1, images_per_concept=64, batch_size=8))
 LOCON = LoRA(dim=64, conv_dim=32, targets=("attention", "feed_forward", "projections", "conv"))
 LOOKING = 10**6
 KINDS = {"lora": LoRA(dim=8), "text": LoRA(dim=8, text_encoder=True), "dora": DoRA(dim=8), "lokr": LoKr(dim=4)}
@@ -98,10 +98,10 @@ def test_the_estimate_is_what_real_tensors_take(
 
 
 def test_class_pictures_are_drawn_as_large_as_it_trains(tiny_model: StableDiffusion, dataset: Dataset) -> None:
-    probes = RenderSettings(steps=1, size=16, batch_size=16)
+    probes = RenderSettings(num_inference_steps=1, size=16, batch_size=16)
     model = copy.copy(tiny_model)
     model.settings = replace(tiny_model.settings, render=probes)
-    run = replace(RUN, train=replace(RUN.train, preserve_share=0.5))
+    run = replace(RUN, train=replace(RUN.train, prior_preservation_ratio=0.5))
     meter = MemoryCounter()
     meter.count([tensor for part in model.modules.values() for tensor in (*part.parameters(), *part.buffers())])
     meter.count([*model.vae.parameters(), *model.vae.buffers()])
@@ -194,7 +194,7 @@ def test_of_a_study_the_recipes_are_estimated_and_the_largest_of_their_ranges() 
     other = replace(RUN, name="other", adapter=LOCON)
     conv = replace(other, adapter=replace(LOCON, conv_dim=64))
     same = replace(wide, train=replace(wide.train, epochs=9))
-    drawn = replace(narrow, train=replace(narrow.train, preserve_share=0.5))
+    drawn = replace(narrow, train=replace(narrow.train, prior_preservation_ratio=0.5))
     assert largest([RUN, other, narrow, wide, same, text, conv, drawn]) == [RUN, wide, text, drawn, other, conv]
 
 

@@ -24,7 +24,7 @@ def test_the_words_of_a_trigger_are_shown_as_they_are_to_the_base_model() -> Non
 
 
 def test_each_picture_is_different_and_drawn_once(tiny_model: StableDiffusion, tmp_path: Path) -> None:
-    renders = BaseRenders(tiny_model, RenderSettings(steps=1, batch_size=4), tmp_path)
+    renders = BaseRenders(tiny_model, RenderSettings(num_inference_steps=1, batch_size=4), tmp_path)
     drawn: list[int] = []
     found = class_pictures(["1girl", "1girl", "city"], renders, 1000, drawn.append)
     assert [p.caption for p in found] == ["1girl", "1girl", "city"] and len({p.sha256 for p in found}) == 3
@@ -41,7 +41,7 @@ def test_more_bleed_asks_for_more_pictures_and_names_what_leaks() -> None:
     assert (mild.share, mild.count, mild.prompts) == (0.25, 96, ("1girl",))
     assert (grave.share, grave.count, grave.prompts) == (0.5, 192, ("1girl", "1girl, mon"))
     assert grave.words == (
-        "192 regularization images of `1girl`, `1girl, mon` (train.regularization_share=0.5 model.class_pictures=192)"
+        "192 regularization images of `1girl`, `1girl, mon` (train.reg_ratio=0.5 model.num_class_images=192)"
     )
     assert suggest_regularization({"1girl": 0.2}, share=0.5, own_steps=100).share == 0.75
     assert suggest_regularization({"1girl": 0.2}, own_steps=100).count == FEWEST

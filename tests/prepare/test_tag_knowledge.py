@@ -24,7 +24,7 @@ def found(**drawn: bool) -> tuple[DrawableTag, ...]:
 
 
 def test_the_packaged_model_draws_its_vocabulary_and_no_mark(tmp_path: Path) -> None:
-    renders = BaseRenders(load_model(ModelSettings()), RenderSettings(steps=8), tmp_path)
+    renders = BaseRenders(load_model(ModelSettings()), RenderSettings(num_inference_steps=8), tmp_path)
     tags, heard = ("green hair", "yellow eyes", "glasses", "teal halo", "violet antlers"), []
     settings = replace(DRAWN, seeds=5)
     result = drawable_tags(tags, renders, load_encoder("paperdoll"), "1girl", settings, heard.append)
@@ -34,7 +34,7 @@ def test_the_packaged_model_draws_its_vocabulary_and_no_mark(tmp_path: Path) -> 
 
 
 def test_a_tag_that_is_the_class_word_itself_changes_nothing(tmp_path: Path) -> None:
-    renders = BaseRenders(load_model(ModelSettings()), RenderSettings(steps=2), tmp_path)
+    renders = BaseRenders(load_model(ModelSettings()), RenderSettings(num_inference_steps=2), tmp_path)
     (one,) = drawable_tags(["1girl"], renders, load_encoder("paperdoll"), "1girl", replace(DRAWN, seeds=3))
     assert one.response == Estimate(0, 0, 0) and not one.drawn
 

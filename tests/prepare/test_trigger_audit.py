@@ -37,7 +37,7 @@ KNOWN = {known.name: known for known in known_cast()[0]}
 @pytest.fixture(scope="module")
 def renders(tmp_path_factory: pytest.TempPathFactory) -> BaseRenders:
     folder = tmp_path_factory.mktemp("renders")
-    return BaseRenders(load_model(ModelSettings()), RenderSettings(steps=8), folder)
+    return BaseRenders(load_model(ModelSettings()), RenderSettings(num_inference_steps=8), folder)
 
 
 def audit(renders: BaseRenders, trigger: str) -> TriggerAudit:
@@ -84,7 +84,7 @@ class Painted(BaseRenders):
     """Random hues for every prompt; always red where it says `rose`; what was asked is kept."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(tiny.tiny_model(), RenderSettings(steps=1), folder)
+        super().__init__(tiny.tiny_model(), RenderSettings(num_inference_steps=1), folder)
         self.asked: list[tuple[str, int]] = []
 
     def render(self, shots, advance=None, adapter=None):  # type: ignore[no-untyped-def]

@@ -99,7 +99,7 @@ def test_the_last_word_is_about_that(tiny_model: StableDiffusion) -> None:
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A short run of LoHa."""
     tmp = tmp_path_factory.mktemp("loha")
-    short = ["train.steps_per_concept=16", "train.epochs=1", "optimizer.lr=0.05", "adapter.dim=4"]
+    short = ["train.images_per_concept=16", "train.epochs=1", "optimizer.lr=0.05", "adapter.dim=4"]
     return ["train", "recipe=guide-loha", "dataset=quickstart", f"out={tmp}", f"cache={tmp}", *SETTINGS, *short]
 
 
@@ -153,7 +153,7 @@ def test_a_plain_lora_has_no_twin_nor_one_of_an_earlier_export(tmp_path: Path) -
         (best / name).write_bytes(b"earlier")
     (best / FOLDER).mkdir()
     (best / FOLDER / NAME).write_bytes(b"earlier")
-    short = ["train.steps_per_concept=16", "train.epochs=1", "adapter.dim=4"]
+    short = ["train.images_per_concept=16", "train.epochs=1", "adapter.dim=4"]
     assert main(["train", "dataset=quickstart", f"out={tmp_path}", f"cache={tmp_path}", *SETTINGS, *short]) == 0
     made = {"banin.safetensors", "banin.json", "banin.png", "other-lora.safetensors"}
     assert {path.name for path in best.iterdir() if path.suffix in (".safetensors", ".json", ".png")} == made
@@ -162,7 +162,7 @@ def test_a_plain_lora_has_no_twin_nor_one_of_an_earlier_export(tmp_path: Path) -
 
 def test_training_goes_on_from_a_file_of_any_format(tmp_path: Path) -> None:
     """At a rate of next to nothing the new LoRA is the old one, out of each of the three formats."""
-    short = [*SETTINGS, "dataset=quickstart", f"cache={tmp_path}", "train.steps_per_concept=16", "train.epochs=1"]
+    short = [*SETTINGS, "dataset=quickstart", f"cache={tmp_path}", "train.images_per_concept=16", "train.epochs=1"]
     first = ["adapter.dim=4", "optimizer.lr=0.01", "export.diffusers=true"]
     assert main(["train", f"out={tmp_path / 'first'}", *short, *first]) == 0
     kohya = tmp_path / "first" / "best" / "banin.safetensors"
@@ -176,7 +176,7 @@ def test_training_goes_on_from_a_file_of_any_format(tmp_path: Path) -> None:
     trained, weights = read_lora(kohya, model), layer_weights(model.modules)
     for file in (kohya, diffusers, peft):
         out = tmp_path / f"from {file.parent.name}"
-        assert main(["train", f"out={out}", *short, f"init={file}", "adapter.dim=4", "optimizer.lr=1e-9"]) == 0
+        assert main(["train", f"out={out}", *short, f"init_lora={file}", "adapter.dim=4", "optimizer.lr=1e-9"]) == 0
         made = out / "best" / "banin.safetensors"
         assert distance(read_lora(made, model), trained, weights) < 2e-3  # half precision
         settings = json.loads(read_metadata(made)["autolora.settings"])

@@ -178,7 +178,7 @@ LEDGER = StepTable(
 EFFECTS = (
     Effect("guide-adamw", "adapter.dim", estimate(0.3, 0.2), (8, 16, 32), (estimate(0.5),) * 3, (2, 3, 5)),
     Effect("guide-adamw", "optimizer.lr", None, (1e-4, 3e-4, 6e-4, 9e-4), (estimate(0.6),) * 4, (1, 2, 3, 5), log=True),
-    Effect("guide-adamw", "train.max_norm", None, (None, 0.5), (estimate(0.4), estimate(0.7)), (2, 3)),
+    Effect("guide-adamw", "train.scale_weight_norms", None, (None, 0.5), (estimate(0.4), estimate(0.7)), (2, 3)),
 )
 
 
@@ -193,7 +193,7 @@ def report(size: int = 64) -> Report:
             params={
                 "guide-adamw/adapter.dim": 8,
                 "guide-adamw/optimizer.lr": 3.2145e-4,
-                "guide-adamw/train.max_norm": None,
+                "guide-adamw/train.scale_weight_norms": None,
             },
         ),
         trial(
@@ -203,7 +203,7 @@ def report(size: int = 64) -> Report:
             params={
                 "guide-adamw/adapter.dim": 16,
                 "guide-adamw/optimizer.lr": 1.1e-4,
-                "guide-adamw/train.max_norm": 0.5,
+                "guide-adamw/train.scale_weight_norms": 0.5,
             },
         ),
         trial(
@@ -247,7 +247,7 @@ def report(size: int = 64) -> Report:
         model="paperdoll",
         activation_text="1girl, zorak",
         weight=0.7,
-        bleed_limit=0.15,
+        max_bleed=0.15,
         notes=("The second guide recipe is a tie with trial 2 within its interval.",),
     )
 

@@ -114,7 +114,7 @@ def test_what_others_typed_is_text() -> None:
     hostile = Report(
         bad, bad, bad, 1.0, (trial, replace(scored, number=1)), own, (Pair(bad, bad, 1, {bad: picture}),),
         best=1, baselines={bad: 0}, export_path=Path(bad), command=bad, model=bad, activation_text=bad, weight=0.5,
-        class_word=bad, bleed_limit=0.15, notes=(bad,), howto=Reproduction(bad, bad, bad, (bad,), {bad: bad}),
+        class_word=bad, max_bleed=0.15, notes=(bad,), howto=Reproduction(bad, bad, bad, (bad,), {bad: bad}),
     )  # fmt: skip
     page = render_page(hostile)
     assert "<img src=x" not in page
@@ -126,7 +126,7 @@ def test_what_others_typed_is_text() -> None:
     [
         Report("empty", "nothing ran yet", "zorak", 0.0, ()),
         Report("failed", "all failed", "zorak", 3.0, (TrialRow(0, "u", "guide", {}, "failed", reason="no memory"),)),
-        replace(report(), best=None, export_path=None, baselines={}, gallery=None, bleed_limit=None, weight=None),
+        replace(report(), best=None, export_path=None, baselines={}, gallery=None, max_bleed=None, weight=None),
         replace(report(), best=99, baselines={"gone": 98}),
     ],
 )
@@ -154,11 +154,16 @@ def test_baselines_show_where_they_ended() -> None:
 
 
 def test_parameter_names() -> None:
-    drawn = {"guide/adapter.dim": 8, "guide/optimizer.lr": 0.0003, "guide/train.max_norm": None, "guide/other.lr": 1.0}
+    drawn = {
+        "guide/adapter.dim": 8,
+        "guide/optimizer.lr": 0.0003,
+        "guide/train.scale_weight_norms": None,
+        "guide/other.lr": 1.0,
+    }
     assert parameters(drawn) == [
         ("adapter.dim", "dim", "8"),
         ("optimizer.lr", "optimizer.lr", "3e-4"),
-        ("train.max_norm", "max_norm", "none"),
+        ("train.scale_weight_norms", "max_norm", "none"),
         ("other.lr", "other.lr", "1"),
     ]
 

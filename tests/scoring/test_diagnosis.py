@@ -8,7 +8,7 @@ from autolora.scoring.diagnosis import REMEDIES, remedy, verdict
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.settings import ScoringSettings
 
-SETTINGS = ScoringSettings(overrides=("a", "b"), bleed_limit=0.5)
+SETTINGS = ScoringSettings(outfit_prompts=("a", "b"), max_bleed=0.5)
 NAMES = ("fidelity", "likeness", "editability", "bleed_class", "bleed_cross", "memorisation", "spread", "burn")
 SAID = {
     "bleed_class": "overcooked",

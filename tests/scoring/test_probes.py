@@ -22,7 +22,7 @@ def dataset() -> Dataset:
 
 @pytest.fixture(scope="module")
 def settings() -> ScoringSettings:
-    return cfg.scoring_settings(cfg.compose("train", ['scoring.extra_bleed=["1girl, witch"]']))
+    return cfg.scoring_settings(cfg.compose("train", ['scoring.bleed_prompts=["1girl, witch"]']))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_every_concept_and_every_extra_prompt_is_probed(dataset: Dataset, probes
 
 
 def test_the_whole_suite_asks_what_the_search_does_and_more(dataset: Dataset, settings: ScoringSettings) -> None:
-    settings = replace(settings, styles=("watercolor",), people=("crowd",))
+    settings = replace(settings, style_prompts=("watercolor",), person_prompts=("crowd",))
     suite = build_probes(dataset, settings, ALL_GROUPS)
     assert {p.group for p in suite} == set(ALL_GROUPS)
     assert {p.prompt for p in build_probes(dataset, settings)} < {p.prompt for p in suite}
@@ -73,7 +73,7 @@ def test_nothing_is_both_fitted_on_and_judged(
     dataset: Dataset, settings: ScoringSettings, probes: tuple[EvalPrompt, ...]
 ) -> None:
     contrast = negative_requests(dataset, settings)
-    assert len(contrast) == settings.contrast == len(set(contrast))
+    assert len(contrast) == settings.num_negative_renders == len(set(contrast))
     assert not {seed for _, seed in contrast} & {seed for probe in probes for seed in probe.seeds}
     assert not words(dataset) & {tag for prompt, _ in contrast for tag in prompt.split(", ")}
 

@@ -19,12 +19,12 @@ from autolora.scoring.settings import ScoringSettings
 from autolora.scoring.terms import LinearDiscriminant
 
 SETTINGS = ScoringSettings(
-    overrides=("a", "b"),
-    bootstrap=100,
-    bleed_limit=0.3,
-    editability_limit=0.5,
-    fidelity_limit=0.4,
-    spread_limits=(0, 1e9),  # a share of bleeding renders scatters too, which is test_defects' business
+    outfit_prompts=("a", "b"),
+    n_bootstrap=100,
+    max_bleed=0.3,
+    min_editability=0.5,
+    min_fidelity=0.4,
+    diversity_range=(0, 1e9),  # a share of bleeding renders scatters too, which is test_defects' business
 )
 PROMPTS = 6
 WEIGHTS = (0.7, 1.0)
@@ -177,7 +177,7 @@ def test_likeness_cannot_buy_bleed_off() -> None:
 
 
 def test_bleed_above_its_limit_is_taken_off_the_score() -> None:
-    limit = SETTINGS.bleed_limit
+    limit = SETTINGS.max_bleed
     assert made_up(1.0, 1.0, 0.75).score.value == pytest.approx(1 - (0.75 - limit), abs=0.03)
     assert made_up(1.0, 1.0, 0.75, overcooked_at=1.0).score.value == pytest.approx(1 - (0.75 - limit) / 2, abs=0.03)
 
@@ -196,7 +196,7 @@ def test_bleed_is_a_share_though_the_base_model_shows_more_of_the_character() ->
 def test_what_must_be_reached_must_be_reached_by_the_whole_interval(name: str, fault: str) -> None:
     sure = {"fidelity": Estimate(1, 1, 1), "editability": Estimate(1, 1, 1)}
     sure |= {"bleed_class": Estimate(0, 0, 0), "burn": Estimate(0, 0, 0)}
-    limit = {"fidelity": SETTINGS.fidelity_limit, "editability": SETTINGS.editability_limit}[name]
+    limit = {"fidelity": SETTINGS.min_fidelity, "editability": SETTINGS.min_editability}[name]
     unsure = Estimate(limit + 0.1, limit - 0.1, limit + 0.3)
     broken = constraint_violations({"1": sure | {name: unsure}}, SETTINGS)
     assert [fault] == [key for key, value in broken.items() if value > 0]
@@ -209,7 +209,7 @@ def test_what_shows_clearly_less_at_the_strongest_weight_is_too_strong(
     sure = {"editability": Estimate(1, 1, 1), "bleed_class": Estimate(0, 0, 0), "burn": Estimate(0, 0, 0)}
     strongest = Estimate(0.45, 0.4, 0.5)
     by_weight = {"1": sure | {"fidelity": strongest}, "0.7": sure | {"fidelity": Estimate(*weaker)}}
-    found = constraint_violations(by_weight, replace(SETTINGS, fidelity_limit=0.4))
+    found = constraint_violations(by_weight, replace(SETTINGS, min_fidelity=0.4))
     assert [name for name, value in found.items() if value > 0] == broken
 
 
@@ -245,7 +245,7 @@ def test_the_recommended_weight_is_the_smallest_that_is_as_good_and_within_the_l
         name: {"fidelity": Estimate(f, 0, 1), "editability": Estimate(1, 0, 1), "bleed_class": Estimate(0, 0, b)}
         for name, f, b in zip(("0.49", "0.7", "1", "1.3"), fidelity, bleed, strict=True)
     }
-    assert recommended_weight(by_weight, replace(SETTINGS, bleed_limit=0.3)) == weight
+    assert recommended_weight(by_weight, replace(SETTINGS, max_bleed=0.3)) == weight
 
 
 def test_what_every_render_shares_costs_no_editability() -> None:
@@ -254,8 +254,8 @@ def test_what_every_render_shares_costs_no_editability() -> None:
 
 
 def test_capture_counts_renders_that_pass_for_the_character() -> None:
-    assert made_up(1.0, 1.0, 0.75).capture == {"0.7": 0.75, "1": 0.75}
-    assert made_up(1.0, 1.0, 0.0).capture == {"0.7": 0.0, "1": 0.0}
+    assert made_up(1.0, 1.0, 0.75).bleed_rate == {"0.7": 0.75, "1": 0.75}
+    assert made_up(1.0, 1.0, 0.0).bleed_rate == {"0.7": 0.0, "1": 0.0}
 
 
 @pytest.mark.parametrize("group", ["trigger", "novel"])

@@ -94,7 +94,11 @@ def test_same_seed_same_interval() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"weights": ()}, "weights"), ({"class_seeds": 0}, "class_seeds"), ({"overrides": ("red dress",)}, "overrides")],
+    [
+        ({"weights": ()}, "weights"),
+        ({"seeds_per_class_prompt": 0}, "seeds_per_class_prompt"),
+        ({"outfit_prompts": ("red dress",)}, "outfit_prompts"),
+    ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -119,8 +123,8 @@ def test_no_hit_in_few_renders_does_not_say_that_there_is_no_bleed() -> None:
     for renders in (8, 16, 24, 100):
         bound = with_exact_bounds(Estimate(0.0, 0.0, 0.0), renders).high
         assert (1 - bound) ** renders == pytest.approx(0.025)
-    assert with_exact_bounds(Estimate(0.0, 0.0, 0.0), 24).high < ScoringSettings.bleed_limit
-    assert with_exact_bounds(Estimate(0.0, 0.0, 0.0), 16).high > ScoringSettings.bleed_limit
+    assert with_exact_bounds(Estimate(0.0, 0.0, 0.0), 24).high < ScoringSettings.max_bleed
+    assert with_exact_bounds(Estimate(0.0, 0.0, 0.0), 16).high > ScoringSettings.max_bleed
     assert with_exact_bounds(Estimate(0.5, 0.3, 0.7), 24) == Estimate(0.5, 0.3, 0.7)
     assert with_exact_bounds(Estimate(1.0, 1.0, 1.0), 24).low == pytest.approx(
         1 - with_exact_bounds(Estimate(0.0, 0.0, 0.0), 24).high
@@ -130,5 +134,5 @@ def test_no_hit_in_few_renders_does_not_say_that_there_is_no_bleed() -> None:
 def test_the_default_probes_are_enough_to_rule_bleed_out() -> None:
     for name in ("character", "paperdoll", "style", "object"):
         found = scoring_settings(compose("tune", [f"scoring={name}"]))
-        renders = found.class_alone * found.class_seeds
-        assert with_exact_bounds(Estimate(0.0, 0.0, 0.0), renders).high < found.bleed_limit
+        renders = found.num_class_renders * found.seeds_per_class_prompt
+        assert with_exact_bounds(Estimate(0.0, 0.0, 0.0), renders).high < found.max_bleed

@@ -143,7 +143,7 @@ def test_without_a_bucket_nothing_is_moved(tmp_path: Path) -> None:
     ],
 )
 def test_a_bucket_that_cannot_be_opened_is_explained(address: str, message: str, s3: Any, tmp_path: Path) -> None:
-    arguments = [f"artifacts={address}", f"out={tmp_path}"]
+    arguments = [f"artifact_store={address}", f"out={tmp_path}"]
     with pytest.raises(ConfigError, match=message) as caught:
         define_study(cfg.compose("tune", arguments, "quickstart"), "quickstart", arguments)
     assert SECRET not in str(caught.value)
@@ -153,7 +153,7 @@ def test_a_bucket_that_is_gone_stops_a_worker_without_its_keys(s3: Any, tmp_path
     files = TrialFiles(tmp_path, opened())
     s3.delete_bucket(Bucket="mona")
     write(files["uid"], curve="1")
-    with pytest.raises(StorageError, match="artifacts=s3://mona/some/where cannot be reached") as caught:
+    with pytest.raises(StorageError, match="artifact_store=s3://mona/some/where cannot be reached") as caught:
         files.send("uid")
     assert SECRET not in str(caught.value)
 
@@ -168,7 +168,7 @@ def test_a_trial_goes_on_on_a_machine_that_has_only_database_and_bucket(
     work = chaos.workbench(chaos.Settings(str(tmp_path / "here"), str(tmp_path / "doll"), None, 1, 0, 0, []))
     plan, study = begin(tmp_path / "here", str(tmp_path / "doll"))
     here = replace(plan, bucket=opened())
-    there = replace(here, folder=tmp_path / "there", given_storage=here.storage, bucket=opened())
+    there = replace(here, folder=tmp_path / "there", storage_argument=here.storage, bucket=opened())
     before, alone = begin(tmp_path / "alone", str(tmp_path / "doll"))
     run_study(before, alone, work, chaos.Said())
     Path("measured").unlink()
@@ -183,12 +183,12 @@ def test_a_trial_goes_on_on_a_machine_that_has_only_database_and_bucket(
     assert states(study) == ["COMPLETE"] * TRIALS
     measured = Path("measured").read_text().splitlines()
     assert len(measured) == len(set(measured)) == TRIALS * chaos.CHECKPOINTS  # nothing twice
-    undisturbed = {trial.number: record.curve for trial, record in load_trials(before, alone)}
+    undisturbed = {trial.number: record.results for trial, record in load_trials(before, alone)}
     for one in (here, there):  # and each of them has all of it
         found = {trial.number: record for trial, record in load_trials(one, study)}
-        assert {number: record.curve for number, record in found.items()} == undisturbed
-        assert all(record.load(record.curve[-1]) for record in found.values())
-        assert len(study_curves(study, one.files)) == TRIALS
+        assert {number: record.results for number, record in found.items()} == undisturbed
+        assert all(record.load(record.results[-1]) for record in found.values())
+        assert len(study_curves(study, one.trial_files)) == TRIALS
     shown = [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert not shown
 

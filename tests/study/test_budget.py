@@ -20,7 +20,7 @@ from autolora.study.budget import describe_plan, may_begin, trials_since_best
 from autolora.study.settings import Budget, StudySettings, study_settings
 from autolora.train.run import Run, TrainSettings
 
-SETTINGS = StudySettings("mona", {"doll-adamw": {}}, Budget(trials=9))
+SETTINGS = StudySettings("mona", {"doll-adamw": {}}, Budget(n_trials=9))
 
 
 def ended(number: int, value: float | None, **attrs: object) -> FrozenTrial:
@@ -48,9 +48,9 @@ def test_what_ends_a_search() -> None:
     trials = [ended(0, 0.5, step=600, worked=[[0, 300]]), ended(1, 0.4, step=400, worked=[[300, 600]])]
     assert may_begin(trials, SETTINGS)
     for enough, spent in (
-        (Budget(steps=1001), Budget(steps=1000)),
+        (Budget(max_images=1001), Budget(max_images=1000)),
         (Budget(minutes=15), Budget(minutes=14)),
-        (Budget(stagnation=2), Budget(stagnation=1)),
+        (Budget(max_stale_trials=2), Budget(max_stale_trials=1)),
     ):
         assert may_begin(trials, replace(SETTINGS, budget=enough))
         assert not may_begin(trials, replace(SETTINGS, budget=spent))
@@ -59,7 +59,7 @@ def test_what_ends_a_search() -> None:
 def test_the_plan_is_told(tmp_path: Path) -> None:
     write_dataset(tmp_path / "doll", seed=1, outfits=1, images_per_outfit=6, size=32)
     dataset = load_dataset(DatasetSettings(path=str(tmp_path / "doll")))
-    runs = [Run("a", LoRA(), AdamW(), train=TrainSettings(epochs=2, steps_per_concept=n)) for n in (600, 1000)]
+    runs = [Run("a", LoRA(), AdamW(), train=TrainSettings(epochs=2, images_per_concept=n)) for n in (600, 1000)]
     said = describe_plan(replace(SETTINGS, budget=Budget(9, 90, 20000, 6)), runs, dataset, 2)
     assert said == (
         "plan: 9 trials, 2 of them recipes as they are (1,200 to 2,000 steps each); "
@@ -70,12 +70,12 @@ def test_the_plan_is_told(tmp_path: Path) -> None:
         "the best two recipes trained again with 2 seeds more; 2 workers here"
     )
     said = describe_plan(
-        replace(SETTINGS, budget=Budget(1), finalists=1, rescale=False, retrain_seeds=0), runs, dataset, 1
+        replace(SETTINGS, budget=Budget(1), n_finalists=1, try_lora_scales=False, final_seeds=0), runs, dataset, 1
     )
     assert said.endswith("; the best one is judged again, averages of its checkpoints too")
 
 
-@pytest.mark.parametrize("name", ["trials", "minutes", "steps", "stagnation"])
+@pytest.mark.parametrize("name", ["trials", "minutes", "steps", "max_stale_trials"])
 def test_impossible_budgets_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"budget.{name} must be"):
         Budget(**{name: 0})
@@ -84,7 +84,10 @@ def test_impossible_budgets_are_refused(name: str) -> None:
 def test_what_budgets_were_called_before_names_what_they_are_called_now(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"study\.minutes is called budget\.minutes now"):
         cfg.compose("tune", ["study.minutes=90"], "quickstart")
-    for body, message in (("trials: 3", "study.trials is called budget.trials"), ("budget: {}", "budget is a key of")):
+    for body, message in (
+        ("trials: 3", "study.trials is called budget.n_trials"),
+        ("budget: {}", "budget is a key of"),
+    ):
         file = tmp_path / "mine.yaml"
         file.write_text(f"# @package _global_\nstudy: {{name: mine, recipes: {{doll-adamw: {{}}}}, {body}}}\n")
         with pytest.raises(ConfigError, match=message):

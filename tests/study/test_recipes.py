@@ -12,8 +12,8 @@ from autolora import config as cfg
 from autolora.study.recipes import recipe_yaml, train_command
 
 GIVEN = [
-    ["recipe=doll-preserve", "optimizer.d_coef=1.53", "train.max_norm=1.0"],
-    ["recipe=guide-lokr", "captions.prune=marks", "captions.drop=[solo]", "train.min_snr_gamma=null"],
+    ["recipe=doll-preserve", "optimizer.d_coef=1.53", "train.scale_weight_norms=1.0"],
+    ["recipe=guide-lokr", "captions.absorb_tags=marks", "captions.drop_tags=[solo]", "train.min_snr_gamma=null"],
     ["recipe=guide-adamw", "optimizer=adafactor", "schedule=linear", "adapter.text_encoder=true"],
 ]
 
@@ -31,9 +31,9 @@ def test_the_file_composes_to_the_same_run(
 
 
 def test_the_command_composes_to_the_same_run() -> None:
-    values = {"optimizer.d_coef": 1.53, "train.max_norm": None, "train.steps_per_concept": 273}
+    values = {"optimizer.d_coef": 1.53, "train.scale_weight_norms": None, "train.images_per_concept": 273}
     command = shlex.split(train_command("doll-preserve", values, "mona"))
     assert command[:2] == ["autolora", "train"]
     run = cfg.build_run(cfg.compose("train", command[2:]))
-    assert run.optimizer.d_coef == 1.53 and run.train.steps_per_concept == 273 and run.train.max_norm is None
+    assert run.optimizer.d_coef == 1.53 and run.train.images_per_concept == 273 and run.train.scale_weight_norms is None
     assert "dataset.path=mona" in command

@@ -162,16 +162,16 @@ def test_several_studies_give_in_turn_and_a_diverged_trial_is_not_tried(earlier:
 
 def test_keys_that_only_one_of_the_studies_varies(tmp_path: Path) -> None:
     """What was fixed then is known by what it was started with; what is fixed now must have been so."""
-    then = "doll-adamw: {optimizer.lr: {log: [1.0e-4, 1.0e-2]}, train.max_norm: {choice: [null, 1.0]}}"
+    then = "doll-adamw: {optimizer.lr: {log: [1.0e-4, 1.0e-2]}, train.scale_weight_norms: {choice: [null, 1.0]}}"
     plan, own = planned(tmp_path / "earlier", then, "adapter.dim=16")
     run(start(plan, own)[0], plan, near(2e-3))
-    unlimited = [params for params in best_of(plan.folder) if params["doll-adamw/train.max_norm"] is None]
+    unlimited = [params for params in best_of(plan.folder) if params["doll-adamw/train.scale_weight_norms"] is None]
     assert 0 < len(unlimited) < 8
     new, own = planned(tmp_path / "new", ADAMW, f"warm_start={plan.folder}")
     study, said = start(new, own)
     priors = known_priors(new, study._storage)
     assert {p.params["doll-adamw/adapter.dim"] for p in priors} == {16} and len(priors) == len(unlimited)
-    assert f"left out: {8 - len(unlimited)} as doll-adamw/train.max_norm is None here and no range" in said
+    assert f"left out: {8 - len(unlimited)} as doll-adamw/train.scale_weight_norms is None here and no range" in said
 
 
 def test_what_lies_outside_the_ranges_is_left_out(earlier: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ RUN = Run(
     LoRA(dim=2, alpha=1, text_encoder=True),
     AdamW(lr=1e-3),
     Constant(),
-    TrainSettings(epochs=2, steps_per_concept=6, batch_size=2, preserve_share=0.5),
+    TrainSettings(epochs=2, images_per_concept=6, batch_size=2, prior_preservation_ratio=0.5),
 )
 SIZES = [(48, 32), (32, 48), (40, 40), (64, 32), (36, 32), (32, 36)]
 
@@ -53,7 +53,7 @@ def run_of(model: BaseModel) -> Run:
 
 
 def work(model: BaseModel, folder: Path, cache: Path) -> TrainingContext:
-    settings = DatasetSettings(path=str(folder), buckets=BucketSettings(count=2, step=16))
+    settings = DatasetSettings(path=str(folder), buckets=BucketSettings(count=2, bucket_reso_steps=16))
     dataset = with_buckets(load_dataset(settings), settings, model.resolution)
     drawn = tuple(replace(picture, caption="1girl") for picture in dataset.pictures[:4])
     return TrainingContext(

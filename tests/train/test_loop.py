@@ -44,12 +44,12 @@ ADAMW = Run(
     ADAPTER,
     AdamW(lr=1e-3),
     CosineRestarts(),
-    TrainSettings(epochs=3, steps_per_concept=5, batch_size=4, max_norm=0.5, caption_dropout=0.2),
+    TrainSettings(epochs=3, images_per_concept=5, batch_size=4, scale_weight_norms=0.5, caption_dropout_rate=0.2),
 )
 PRODIGY = replace(ADAMW, name="prodigy", optimizer=Prodigy(), schedule=AnnealedCosine())
 
 
-FREE = replace(ADAMW.train, max_norm=None)
+FREE = replace(ADAMW.train, scale_weight_norms=None)
 ALL_TARGETS = ("attention", "feed_forward", "projections", "conv")
 RUNS = {
     "adamw": ADAMW,
@@ -131,7 +131,7 @@ def init(tiny_model: StableDiffusion, tmp_path: Path) -> Path:
 
 
 def starting(path: Path) -> Run:
-    return replace(ADAMW, init=InitFile(str(path), hashlib.sha256(path.read_bytes()).hexdigest()))
+    return replace(ADAMW, init_lora=InitFile(str(path), hashlib.sha256(path.read_bytes()).hexdigest()))
 
 
 def test_training_starts_from_a_file(tiny_model: StableDiffusion, folder: Path, tmp_path: Path, init: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_run_is_told_from_others_by_what_it_starts_from(tmp_path: Path) -> Non
 def test_a_file_that_does_not_fit_is_refused_before_training(tiny_model: StableDiffusion, init: Path) -> None:
     run = starting(init)
     check_start(run, tiny_model)
-    with pytest.raises(ConfigError, match=r"init=.*init\.safetensors with recipe adamw: it holds lora"):
+    with pytest.raises(ConfigError, match=r"init_lora=.*init\.safetensors with recipe adamw: it holds lora"):
         check_start(replace(run, adapter=LoHa(dim=2, alpha=1)), tiny_model)
     assert not any(isinstance(module, AdaptedLayer) for module in tiny_model.unet.modules())
 
@@ -182,7 +182,7 @@ def test_a_finished_checkpoint_comes_again_without_a_step(
 
 
 def test_two_slots_train_as_two_single_runs(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
-    other = replace(ADAMW, optimizer=AdamW(lr=3e-4), train=replace(ADAMW.train, seed=4, max_norm=None))
+    other = replace(ADAMW, optimizer=AdamW(lr=3e-4), train=replace(ADAMW.train, seed=4, scale_weight_norms=None))
     packed = train_all(work(tiny_model, folder, tmp_path, slots=2), Job(ADAMW), Job(other))
     for run in (ADAMW, other):
         single = train_all(work(tiny_model, folder, tmp_path), Job(run))[-1]
@@ -212,7 +212,7 @@ def test_a_slot_filled_again_midway_trains_as_a_run_alone(
 ) -> None:
     short, beside = (replace(ADAMW, train=replace(ADAMW.train, epochs=n, seed=n)) for n in (1, 3))
     last = replace(preserving(0.5), optimizer=optimizer)
-    last = replace(last, train=replace(last.train, min_weight=0.7, caption_dropout=0.2))
+    last = replace(last, train=replace(last.train, min_lora_multiplier=0.7, caption_dropout_rate=0.2))
 
     def bench(slots: int) -> TrainingContext:
         made = work(tiny_model, folder, tmp_path, slots=slots)
@@ -242,7 +242,7 @@ def test_the_ledger_is_what_is_shown(tiny_model: StableDiffusion, folder: Path, 
     stream, shown = Stream(ADAMW, bench.dataset, tiny_model), Counter[str]()
     for _ in range(ADAMW.optimizer_steps(bench.dataset)):
         shown.update(picture.concept for picture in stream.next_batch().pictures)
-    ledger = make_step_table(bench.dataset, ADAMW.steps_of(bench.dataset), ADAMW.train.epochs)
+    ledger = make_step_table(bench.dataset, ADAMW.images_by_concept(bench.dataset), ADAMW.train.epochs)
     assert shown == {row.concept: row.steps_total for row in ledger.concepts}
     assert sum(shown.values()) == ledger.steps_total
 
@@ -250,7 +250,9 @@ def test_the_ledger_is_what_is_shown(tiny_model: StableDiffusion, folder: Path, 
 def test_divergence_ends_the_run_and_says_so(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
     bench = work(tiny_model, folder, tmp_path)
     wild = replace(
-        ADAMW, optimizer=AdamW(lr=0.99, weight_decay=0.0), train=replace(ADAMW.train, max_norm=None, epochs=40)
+        ADAMW,
+        optimizer=AdamW(lr=0.99, weight_decay=0.0),
+        train=replace(ADAMW.train, scale_weight_norms=None, epochs=40),
     )
     queue, last = iter([Job(wild)]), None
     for ready in train(lambda: next(queue, None), bench):
@@ -313,7 +315,12 @@ def test_a_checkpoint_of_another_recipe_is_refused(tiny_model: StableDiffusion, 
 
 
 def preserving(share: float) -> Run:
-    return replace(ADAMW, train=replace(ADAMW.train, preserve_share=share, caption_dropout=0.5, preserve_dropout=0.5))
+    return replace(
+        ADAMW,
+        train=replace(
+            ADAMW.train, prior_preservation_ratio=share, caption_dropout_rate=0.5, class_caption_dropout_rate=0.5
+        ),
+    )
 
 
 def class_pictures_of(bench: TrainingContext) -> tuple[Picture, ...]:
@@ -331,7 +338,7 @@ def test_what_is_preserved_is_shown_as_often_as_the_share_says(
     flagged = [(c, p) for batch in shown for c, p in zip(batch.captions, batch.preserved, strict=True)]
     kept, own = [c for c, flag in flagged if flag], [c for c, flag in flagged if not flag]
     plain = [c for c in kept if c in ("1girl", "")]
-    ledger = make_step_table(bench.dataset, (5, 5), 3, run.steps_beside(bench.dataset))
+    ledger = make_step_table(bench.dataset, (5, 5), 3, run.class_images_per_epoch(bench.dataset))
     assert ledger.beside == {"class pictures": 4, "without triggers": 1, "regularization": 0}
     assert len(flagged) == ledger.steps_total == 3 * (10 + 5)
     assert len(plain) == 3 * 4 and 0 < plain.count("") < len(plain)  # class pictures lose their caption as own ones do
@@ -342,20 +349,20 @@ def test_what_is_preserved_is_shown_as_often_as_the_share_says(
         Stream(run, bench.dataset, tiny_model)
 
 
-@pytest.mark.parametrize(("steps_main", "each"), [(0, 5), (10, 5), (15, 8)])
+@pytest.mark.parametrize(("min_character_images", "each"), [(0, 5), (10, 5), (15, 8)])
 def test_few_concepts_are_shown_oftener_for_the_sake_of_the_main_one(
-    steps_main: int, each: int, tiny_model: StableDiffusion, folder: Path, tmp_path: Path
+    min_character_images: int, each: int, tiny_model: StableDiffusion, folder: Path, tmp_path: Path
 ) -> None:
     bench = work(tiny_model, folder, tmp_path)
     bench.adapter.detach()
-    run = replace(ADAMW, train=replace(preserving(0.5).train, steps_main=steps_main, epochs=1))
+    run = replace(ADAMW, train=replace(preserving(0.5).train, min_character_images=min_character_images, epochs=1))
     stream = Stream(run, bench.dataset, tiny_model, class_pictures_of(bench))
     shown = [stream.next_batch() for _ in range(run.optimizer_steps(bench.dataset))]
     drawn = Counter(
         picture.concept for b in shown for picture, kept in zip(b.pictures, b.preserved, strict=True) if not kept
     )
     assert drawn == {concept.name: each for concept in bench.dataset.concepts}
-    assert sum(run.steps_beside(bench.dataset).values()) == round(each * 2 * 0.5)
+    assert sum(run.class_images_per_epoch(bench.dataset).values()) == round(each * 2 * 0.5)
 
 
 def test_half_of_the_pictures_are_trained_at_the_lower_weight_and_preserved_at_full_weight(
@@ -363,7 +370,7 @@ def test_half_of_the_pictures_are_trained_at_the_lower_weight_and_preserved_at_f
 ) -> None:
     bench = work(tiny_model, folder, tmp_path)
     bench.adapter.detach()
-    run = replace(ADAMW, train=replace(preserving(0.5).train, min_weight=0.7))
+    run = replace(ADAMW, train=replace(preserving(0.5).train, min_lora_multiplier=0.7))
     stream = Stream(run, bench.dataset, tiny_model, class_pictures_of(bench))
     shown = [stream.next_batch() for _ in range(run.optimizer_steps(bench.dataset))]
     drawn = Counter((flag, round(float(w), 4)) for b in shown for flag, w in zip(b.preserved, b.weights, strict=True))
@@ -374,7 +381,7 @@ def test_half_of_the_pictures_are_trained_at_the_lower_weight_and_preserved_at_f
 def test_a_step_at_half_the_weight_is_a_step_at_half_the_alpha(
     tiny_model: StableDiffusion, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = replace(ADAMW, train=replace(ADAMW.train, max_norm=None, epochs=1))
+    plain = replace(ADAMW, train=replace(ADAMW.train, scale_weight_norms=None, epochs=1))
     halved = replace(plain, adapter=LoRA(dim=2, alpha=1.0))
     expected = train_all(work(tiny_model, folder, tmp_path), Job(halved))[-1]
     whole = Stream.next_batch

@@ -19,7 +19,7 @@ from autolora.train.run import TrainSettings
 @given(st.floats(-5, 5), st.floats(0.01, 2))
 def test_huber_is_squared_where_small_and_in_proportion_where_large(error: float, delta: float) -> None:
     off, target = torch.full((1, 4, 2, 2), error), torch.zeros(1, 4, 2, 2)
-    settings = replace(PLAIN, loss="huber", huber_delta=delta)
+    settings = replace(PLAIN, loss_type="huber", huber_delta=delta)
     loss = float(diffusion_loss(None, off, target, torch.tensor([0]), settings))  # type: ignore[arg-type]
     assert loss <= min(error**2, 2 * delta * abs(error)) + 1e-5
     assert loss == pytest.approx(2 * delta * ((error**2 + delta**2) ** 0.5 - delta), abs=1e-5)
@@ -31,8 +31,8 @@ def test_huber_is_squared_where_small_and_in_proportion_where_large(error: float
         (PLAIN, "epsilon", lambda snr: torch.ones_like(snr)),
         (TrainSettings(), "epsilon", lambda snr: snr.clamp(max=5) / snr),
         (TrainSettings(), "v_prediction", lambda snr: snr.clamp(max=5) / (snr + 1)),
-        (replace(PLAIN, debiased=True), "epsilon", lambda snr: 1 / snr.clamp(max=1000).sqrt()),
-        (replace(PLAIN, debiased=True), "v_prediction", lambda snr: 1 / (snr.clamp(max=1000) + 1)),
+        (replace(PLAIN, debiased_estimation_loss=True), "epsilon", lambda snr: 1 / snr.clamp(max=1000).sqrt()),
+        (replace(PLAIN, debiased_estimation_loss=True), "v_prediction", lambda snr: 1 / (snr.clamp(max=1000) + 1)),
     ],
 )
 def test_timesteps_are_weighed(
@@ -49,10 +49,10 @@ def test_timesteps_are_weighed(
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"loss": "l3"}, "train.loss must be one of mse, huber, got l3"),
+        ({"loss_type": "l3"}, "train.loss_type must be one of l2, huber, got l3"),
         ({"huber_delta": 0}, "train.huber_delta must be above 0"),
         ({"noise_offset": 2}, "train.noise_offset must be from 0"),
-        ({"debiased": True}, "set train.min_snr_gamma=null"),
+        ({"debiased_estimation_loss": True}, "set train.min_snr_gamma=null"),
     ],
 )
 def test_impossible_losses_are_refused(values: dict[str, object], said: str) -> None:

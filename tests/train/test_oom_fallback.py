@@ -18,7 +18,7 @@ from autolora.train.loop import Job, TrainingSlot, train
 from tests.tiny import load_tiny
 from tests.train.test_loop import ADAMW, train_all, work
 
-RUN = replace(ADAMW, train=replace(ADAMW.train, max_norm=None, epochs=1, steps_per_concept=8, batch_size=5))
+RUN = replace(ADAMW, train=replace(ADAMW.train, scale_weight_norms=None, epochs=1, images_per_concept=8, batch_size=5))
 
 
 @pytest.fixture(scope="module")

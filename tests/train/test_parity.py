@@ -23,7 +23,7 @@ from tests.train.test_families import RUN, folder, run_of, work  # noqa: F401 - 
 PIPELINE: Any = DiffusionPipeline
 DDPM: Any = DDPMScheduler
 FLOW: Any = FlowMatchEulerDiscreteScheduler
-PLAIN = replace(RUN, train=replace(RUN.train, min_snr_gamma=None, preserve_share=0.0, batch_size=3))
+PLAIN = replace(RUN, train=replace(RUN.train, min_snr_gamma=None, prior_preservation_ratio=0.0, batch_size=3))
 
 
 @dataclass(frozen=True)

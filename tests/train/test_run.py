@@ -28,37 +28,47 @@ def two_outfits() -> Dataset:
 
 
 def steps(**settings: object) -> tuple[int, ...]:
-    return Run("test", train=TrainSettings(**settings)).steps_of(two_outfits())  # type: ignore[arg-type]
+    return Run("test", train=TrainSettings(**settings)).images_by_concept(two_outfits())  # type: ignore[arg-type]
 
 
 def test_steps_are_per_concept_or_as_the_folders_say() -> None:
-    assert steps(steps_per_concept=100) == (100, 100)
-    assert steps(steps_per_concept=None) == (20, 3)
-    assert steps(steps_per_concept=100, steps_main=300) == (150, 150)
+    assert steps(images_per_concept=100) == (100, 100)
+    assert steps(images_per_concept=None) == (20, 3)
+    assert steps(images_per_concept=100, min_character_images=300) == (150, 150)
 
 
 def test_single_concepts_have_steps_of_their_own_by_name_or_trigger() -> None:
-    assert steps(steps_per_concept=100, steps_of={"suit": 7}) == (100, 7)
-    assert steps(steps_per_concept=100, steps_of={"mona_dress": 9, "Suit": 7}, steps_main=300) == (9, 7)
-    with pytest.raises(ConfigError, match=r"train\.steps_of\.hat: .* it has mona_dress, dress, mona_suit, suit"):
-        steps(steps_of={"hat": 5})
+    assert steps(images_per_concept=100, concept_images={"suit": 7}) == (100, 7)
+    assert steps(images_per_concept=100, concept_images={"mona_dress": 9, "Suit": 7}, min_character_images=300) == (
+        9,
+        7,
+    )
+    with pytest.raises(ConfigError, match=r"train\.concept_images\.hat: .* it has mona_dress, dress, mona_suit, suit"):
+        steps(concept_images={"hat": 5})
 
 
 def test_what_is_shown_beside_follows_the_concepts() -> None:
-    run = Run("test", train=TrainSettings(steps_per_concept=100, preserve_share=0.5, regularization_share=0.25))
-    assert run.steps_beside(two_outfits()) == {"class pictures": 80, "without triggers": 20, "regularization": 50}
-    assert run.steps_per_epoch(two_outfits()) == 350
+    run = Run("test", train=TrainSettings(images_per_concept=100, prior_preservation_ratio=0.5, reg_ratio=0.25))
+    assert run.class_images_per_epoch(two_outfits()) == {
+        "class pictures": 80,
+        "without triggers": 20,
+        "regularization": 50,
+    }
+    assert run.images_per_epoch(two_outfits()) == 350
     assert run.optimizer_steps(two_outfits()) == 8 * 88
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps_of": {"suit": 0}}, r"train\.steps_of\.suit must be a whole number of at least 1, got 0"),
-        ({"steps_of": {"suit": "many"}}, r"got 'many'"),
-        ({"regularization_share": 5.0}, r"train\.regularization_share must be from 0"),
+        ({"concept_images": {"suit": 0}}, r"train\.concept_images\.suit must be a whole number of at least 1, got 0"),
+        ({"concept_images": {"suit": "many"}}, r"got 'many'"),
+        ({"reg_ratio": 5.0}, r"train\.reg_ratio must be from 0"),
         ({"class_pictures": 0}, r"train\.class_pictures must be at least 1"),
-        ({"unmasked_weight": 1.5, "tag_dropout": 1.0}, r"unmasked_weight must be .*; train\.tag_dropout must be"),
+        (
+            {"unmasked_weight": 1.5, "caption_tag_dropout_rate": 1.0},
+            r"unmasked_weight must be .*; train\.caption_tag_dropout_rate must be",
+        ),
     ],
 )
 def test_mistakes_are_named(settings: dict[str, object], message: str) -> None:

@@ -22,7 +22,7 @@ from autolora.train.run import Run, TrainSettings
 from tests.train.test_loop import folder, train_all, work  # noqa: F401 - a fixture among them
 from tests.train.test_stream import masked, mixed  # noqa: F401 - a fixture among them
 
-BOTH = Run("both", LoRA(dim=2, alpha=1, text_encoder=True), train=TrainSettings(steps_per_concept=20, batch_size=4))
+BOTH = Run("both", LoRA(dim=2, alpha=1, text_encoder=True), train=TrainSettings(images_per_concept=20, batch_size=4))
 DYLORA = DyLoRA(dim=8, alpha=4, unit=2)
 
 
@@ -72,7 +72,7 @@ def test_every_cut_of_a_dylora_has_learnt(
     tmp_path: Path,
 ) -> None:
     """Each of its ranks, cut out, knows more than the base model does."""
-    settings = TrainSettings(epochs=1, steps_per_concept=120, batch_size=4)
+    settings = TrainSettings(epochs=1, images_per_concept=120, batch_size=4)
     run = Run("dylora", DYLORA, AdamW(lr=3e-3), Constant(), settings)
     bench = work(tiny_model, folder, tmp_path, run)
     assert run.optimizer_steps(bench.dataset) == 60

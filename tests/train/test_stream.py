@@ -25,7 +25,7 @@ from autolora.train.run import Run, TrainSettings
 from tests.data.folders import noise_image, write_zorak
 from tests.train.test_loop import work
 
-RUN = Run("test", train=TrainSettings(epochs=2, steps_per_concept=11, batch_size=4, shuffle_tags=False))
+RUN = Run("test", train=TrainSettings(epochs=2, images_per_concept=11, batch_size=4, shuffle_caption=False))
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def mixed(tmp_path: Path) -> Dataset:
     root = write_zorak(tmp_path / "zorak", 12)
     for number, path in enumerate(sorted(root.rglob("*.png"))):
         noise_image(number, [(48, 48), (32, 64), (64, 32)][number % 3]).save(path)
-    settings = DatasetSettings(str(root), buckets=BucketSettings(count=3, step=8))
+    settings = DatasetSettings(str(root), buckets=BucketSettings(count=3, bucket_reso_steps=8))
     return with_buckets(load_dataset(settings), settings, 32)
 
 
@@ -93,7 +93,7 @@ def test_mixed_frames_train_to_the_end_in_one_slot_and_in_two(
 def test_mirrored_pictures_have_latents_of_their_own(
     tiny_model: StableDiffusion, mixed: Dataset, tmp_path: Path
 ) -> None:
-    plain, flipped = RUN, replace(RUN, train=replace(RUN.train, flip=True))
+    plain, flipped = RUN, replace(RUN, train=replace(RUN.train, flip_aug=True))
     assert not any(flip for batch in shown(plain, mixed, tiny_model) for flip in batch.flips)
     flips = [flip for batch in shown(flipped, mixed, tiny_model) for flip in batch.flips]
     assert 0.25 < np.mean(flips) < 0.75
@@ -111,7 +111,7 @@ def masked(picture: Path, mixed: Dataset) -> Dataset:
     levels = np.zeros((height, width), np.uint8)
     levels[:, width // 2 :] = 255
     Image.fromarray(levels).save(picture.with_suffix(".mask.png"))
-    settings = DatasetSettings(str(mixed.root), buckets=BucketSettings(count=1, step=8))
+    settings = DatasetSettings(str(mixed.root), buckets=BucketSettings(count=1, bucket_reso_steps=8))
     return with_buckets(load_dataset(settings), settings, 32)
 
 
@@ -141,10 +141,10 @@ def test_a_mask_is_cut_as_its_picture_and_weighs_the_loss(
 def test_captions_are_edited_by_the_recipe_and_tags_dropped_from_own_pictures(
     tiny_model: StableDiffusion, mixed: Dataset
 ) -> None:
-    run = replace(RUN, captions=CaptionRecipe(drop=("beach",)))
+    run = replace(RUN, captions=CaptionRecipe(drop_tags=("beach",)))
     seen = {caption for batch in shown(run, mixed, tiny_model) for caption in batch.captions}
     assert seen and not any("beach" in caption for caption in seen)
-    dropped = replace(RUN, train=replace(RUN.train, tag_dropout=0.5, keep_tags=2))
+    dropped = replace(RUN, train=replace(RUN.train, caption_tag_dropout_rate=0.5, keep_tokens=2))
     captions = [caption for batch in shown(dropped, mixed, tiny_model) for caption in batch.captions]
     assert all(caption.startswith("1girl, zorak") for caption in captions)
     assert 0 < sum("fit_" in caption for caption in captions) < len(captions)
@@ -152,11 +152,11 @@ def test_captions_are_edited_by_the_recipe_and_tags_dropped_from_own_pictures(
 
 def test_the_ledger_counts_what_decoupling_leaves_of_the_trigger(tiny_model: StableDiffusion, mixed: Dataset) -> None:
     """Steps that are whole passes: what is expected is what is shown."""
-    recipe = CaptionRecipe(decouple_share=0.4, describe=("blue hair", "gold horns"))
+    recipe = CaptionRecipe(trigger_swap_rate=0.4, swap_tags=("blue hair", "gold horns"))
     each = len(mixed.concepts[0].pictures)
-    run = replace(RUN, train=replace(RUN.train, steps_per_concept=3 * each), captions=recipe)
+    run = replace(RUN, train=replace(RUN.train, images_per_concept=3 * each), captions=recipe)
     captions = [caption for batch in shown(run, mixed, tiny_model) for caption in batch.captions]
-    ledger = make_step_table(run.with_captions(mixed), run.steps_of(mixed), run.train.epochs)
+    ledger = make_step_table(run.with_captions(mixed), run.images_by_concept(mixed), run.train.epochs)
     coupled = sum("zorak" in caption for caption in captions)
     assert coupled == ledger.character.steps_total == len(captions) - sum("blue hair" in c for c in captions)
     assert ledger.character.overlap == pytest.approx(2 * (each - round(0.4 * each)) / each)
@@ -168,7 +168,7 @@ def test_the_ledger_counts_what_decoupling_leaves_of_the_trigger(tiny_model: Sta
 
 def test_regularization_pictures_are_trained_as_they_are(tiny_model: StableDiffusion, mixed: Dataset) -> None:
     others = tuple(replace(p, caption="1girl", concept="", sha256=str(i)) for i, p in enumerate(mixed.held_out))
-    run = replace(RUN, train=replace(RUN.train, regularization_share=0.5, class_pictures=2))
+    run = replace(RUN, train=replace(RUN.train, reg_ratio=0.5, num_class_images=2))
     batches = shown(run, mixed, tiny_model, others)
     drawn = Counter(p.sha256 for batch in batches for p in batch.pictures if not p.concept)
     assert set(drawn) == {"0", "1"} and sum(drawn.values()) == 22  # half as many as of the 44 others, of two

@@ -23,12 +23,12 @@ def average(record: TrialFolder, best: CheckpointResult, work: Session) -> tuple
     in the adapter where it is made; one made before is read back. None where no neighbour was worth a render.
     """
     own = _beside(record, "average")
-    if own.curve:
-        return own, own.curve[0]
+    if own.results:
+        return own, own.results[0]
     points, latest = record.around(best), record.latest()
     if len(points) < 2 or latest is None:
         return None
-    work.bench.adapter.load(mean_state([record.load(p) for p in points]))
+    work.context.adapter.load(mean_state([record.load(p) for p in points]))
     loss = sum(p.train_loss for p in points) / len(points)
     return _kept(own, replace(latest, step=best.step, train_loss=loss), work, averaged=[p.step for p in points])
 
@@ -42,13 +42,13 @@ def rescaled(
     adapter where it is made; one made before is read back. None where its trial has no checkpoint to continue from.
     """
     own = _beside(record, f"x{strength:g}")
-    if own.curve:
-        return own, own.curve[0]
+    if own.results:
+        return own, own.results[0]
     latest = record.latest()
     if latest is None:
         return None
-    work.bench.adapter.load(record.load(p))
-    work.bench.adapter.rescale(strength)
+    work.context.adapter.load(record.load(p))
+    work.context.adapter.rescale(strength)
     checkpoint = replace(latest, step=p.step, train_loss=p.train_loss)
     return _kept(own, checkpoint, work, averaged=p.averaged, strength=strength)
 
@@ -63,12 +63,12 @@ def mean_state(states: Sequence[State]) -> State:
 
 
 def _beside(record: TrialFolder, name: str) -> TrialFolder:
-    return TrialFolder.open(record.folder.with_name(f"{record.folder.name}-{name}"), record.run)
+    return TrialFolder.open(record.path.with_name(f"{record.path.name}-{name}"), record.run)
 
 
 def _kept(own: TrialFolder, checkpoint: Checkpoint, work: Session, **made: Any) -> tuple[TrialFolder, CheckpointResult]:
     """What lies in the adapter, as the one point of its record."""
-    bench = work.bench
+    bench = work.context
     checkpoint = replace(
         checkpoint,
         state=bench.adapter.state(),
@@ -76,5 +76,5 @@ def _kept(own: TrialFolder, checkpoint: Checkpoint, work: Session, **made: Any) 
         val_losses=validation_losses(bench.model, bench.dataset, bench.latents, bench.prompts, bench.adapter, 0),
         done=True,
     )
-    own.add(checkpoint, replace(from_losses(checkpoint, work.base_losses), **made))
-    return own, own.curve[0]
+    own.append(checkpoint, replace(from_losses(checkpoint, work.base_losses), **made))
+    return own, own.results[0]

@@ -77,7 +77,7 @@ def seed_verdict(retrained: dict[int, list[CheckpointResult]]) -> int | None:
 
 
 def _best(record: TrialFolder) -> CheckpointResult:
-    best = record.best()
+    best = record.best_result()
     assert best is not None
     return best
 

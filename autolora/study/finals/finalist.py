@@ -31,7 +31,9 @@ Candidate = tuple[
 def _name(asked: Candidate) -> str:
     """For a person."""
     source, _, before, seed = asked
-    return f"trial {source.number}" + (f", {before.place}" if seed is None else f" trained again with seed {seed}")
+    return f"trial {source.number}" + (
+        f", {before.describe_place}" if seed is None else f" trained again with seed {seed}"
+    )
 
 
 def _key(asked: Candidate) -> str:

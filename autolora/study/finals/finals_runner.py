@@ -44,7 +44,7 @@ class FinalsRunner:
         self.deciding = scorer.only(*DECIDING_GROUPS)
         self.training_seconds = 0.0
         self.study = optuna.create_study(
-            storage=open_storage(plan.storage, bars.say),
+            storage=open_storage(plan.storage, bars.log),
             study_name=f"{plan.settings.name}/finals",
             direction="maximize",
             load_if_exists=True,
@@ -82,7 +82,7 @@ class FinalsRunner:
         if seed is None:
             return record
         run = replace(record.run, train=replace(record.run.train, seed=record.run.train.seed + seed))
-        return TrialFolder.open(self.plan.files.fetch(f"{record.folder.name}-seed{run.train.seed}"), run)
+        return TrialFolder.open(self.plan.trial_files.fetch(f"{record.path.name}-seed{run.train.seed}"), run)
 
     def _has_time(self, asked: Candidate) -> bool:
         """Whether what is asked and the winner's last word fit into the time left, by what the finals took so far.
@@ -116,13 +116,13 @@ class FinalsRunner:
         for name, broken_by in (found.constraints if found else {"diverged": 1.0}).items():
             trial.set_constraint(name, broken_by)
         if found:
-            self.bars.say(f"finals: {_name(asked)}: {found.words}")
+            self.bars.log(f"finals: {_name(asked)}: {found.summary}")
             trial.set_user_attr("point", asdict(found))
         trial.set_user_attr(TOOK, time.perf_counter() - began)
         self.study.tell(trial, found.objective if found else DIVERGED)
 
     def _leave_out(self, trial: Trial, asked: Candidate, why: str) -> None:
-        self.bars.say(f"finals: {_name(asked)} is left out: {why}")
+        self.bars.log(f"finals: {_name(asked)} is left out: {why}")
         self.study.tell(trial, state=TrialState.FAIL)
 
     def _found(self, asked: Candidate) -> CheckpointResult | None:
@@ -133,7 +133,7 @@ class FinalsRunner:
         return self._train_again(self._record(asked), before.step, _name(asked))
 
     def _score(self, state: State, scorer: Scorer) -> Scorecard:
-        self.work.bench.adapter.load(state)
+        self.work.context.adapter.load(state)
         return self.work.score(scorer, self.bars)
 
     def too_large(self) -> str:
@@ -152,8 +152,8 @@ class FinalsRunner:
         if known is not None:
             return replace(one, point=CheckpointResult(**known))
         assert self.work.scorer is not None
-        state = as_in_file(one.record.load(one.point), self.work.bench.model, DTYPES[export])
-        self.work.bench.adapter.load(state)
+        state = as_in_file(one.record.load(one.point), self.work.context.model, DTYPES[export])
+        self.work.context.adapter.load(state)
         pictures = self.work.render(self.scorer, self.bars)
         point = with_scorecard(one.point, score(self.scorer, pictures))
         tags, tag_bleed = self.work.tag_bleed(self.scorer, pictures)
@@ -173,19 +173,19 @@ class FinalsRunner:
         def on_step(slot: TrainingSlot) -> None:
             self.bars.set(bar, slot.step)
 
-        for (slot,) in train(lambda: next(waiting, None), self.work.bench, on_step):
+        for (slot,) in train(lambda: next(waiting, None), self.work.context, on_step):
             checkpoint = slot.checkpoint
             assert checkpoint is not None
             if checkpoint.step < step and not checkpoint.diverged:
-                checkpoints.save(checkpoint, record.folder / "latest.pt")
+                checkpoints.save(checkpoint, record.path / "latest.pt")
                 continue
             self.training_seconds += slot.seconds - (latest.seconds if latest else 0.0)
             slot.stop()
             if checkpoint.diverged:
                 break
-            if not record.curve:
+            if not record.results:
                 blank = from_losses(checkpoint, self.work.base_losses)
-                record.add(checkpoint, with_scorecard(blank, self._score(checkpoint.state, self.deciding)))
-                self.plan.files.send(record.folder.name)
+                record.append(checkpoint, with_scorecard(blank, self._score(checkpoint.state, self.deciding)))
+                self.plan.trial_files.send(record.path.name)
         self.bars.remove(bar)
-        return record.best()
+        return record.best_result()

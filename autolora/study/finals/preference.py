@@ -33,7 +33,7 @@ PICTURE = "picture"  # user attribute: its artifact
 def apply_preference(plan: StudyDefinition, storage: BaseStorage, work: Session, bars: Bars, finals: Finals) -> Finals:
     """Show the finalists to a person, where that was asked for ever, and weigh what was chosen so far."""
     name = f"{plan.settings.name}-preference"
-    if not plan.preference and name not in optuna.get_all_study_names(storage):
+    if not plan.human_preference and name not in optuna.get_all_study_names(storage):
         return finals
     study = create_study(
         n_generate=len(finals.finalists), storage=storage, sampler=RandomSampler(), study_name=name, load_if_exists=True
@@ -59,7 +59,7 @@ def apply_preference(plan: StudyDefinition, storage: BaseStorage, work: Session,
 
 def _show(trial: Trial, one: Finalist, plan: StudyDefinition, work: Session, bars: Bars) -> None:
     """Give a trial of the preferential study its picture, and a note for whoever looks behind it."""
-    save_note(trial, f"trial {one.trial.number} ({one.record.run.name}), step {one.point.step}: {one.point.words}")
+    save_note(trial, f"trial {one.trial.number} ({one.record.run.name}), step {one.point.step}: {one.point.summary}")
     path = _grid(one, work, bars)
     picture = upload_artifact(artifact_store=plan.store, file_path=str(path), study_or_trial=trial)
     trial.set_user_attr(PICTURE, picture)
@@ -70,7 +70,7 @@ def _grid(one: Finalist, work: Session, bars: Bars) -> Path:
     path = one.record.samples / f"{one.point.step}.png"
     if not path.is_file():
         assert work.scorer is not None
-        work.bench.adapter.load(one.record.load(one.point))
+        work.context.adapter.load(one.record.load(one.point))
         save_grid(one.record.samples, one.point.step, work.scorer, work.render(work.scorer, bars))
     return path
 

@@ -58,11 +58,11 @@ def run_finals(
     """
     if not found:
         raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
-    ranked = sorted(found, key=lambda pair: pair[1].best_objective(), reverse=True)[: plan.settings.finalists]
-    if not plan.preference:  # a person has something to choose from in any case
+    ranked = sorted(found, key=lambda pair: pair[1].best_objective(), reverse=True)[: plan.settings.n_finalists]
+    if not plan.human_preference:  # a person has something to choose from in any case
         ranked = within_interval_of_best(ranked)
     if work.scorer is None:
-        choice = "nothing could be rendered that a person might choose by" if plan.preference else ""
+        choice = "nothing could be rendered that a person might choose by" if plan.human_preference else ""
         return Finals(None, [Finalist(trial, record, _best(record)) for trial, record in ranked], {}, [], choice=choice)
     searched = worked_seconds(trial for trial, _ in found)
     stage = FinalsRunner(
@@ -72,10 +72,10 @@ def run_finals(
     if not field:
         raise MemoryFull(f"the finals could judge no checkpoint: {stage.too_large()}")
     leaders = _by_trial(field)[:RETRAINED_RECIPES]
-    seeds = range(1, plan.settings.retrain_seeds + 1)
-    means = [(one.trial, average(one.record, one.point, work)) for one in leaders if plan.settings.average]
+    seeds = range(1, plan.settings.final_seeds + 1)
+    means = [(one.trial, average(one.record, one.point, work)) for one in leaders if plan.settings.average_checkpoints]
     field += stage.judge([(trial, *mean, None) for trial, mean in means if mean])
-    field += rescale_while_better(stage, _by_trial(field)[0], work) if plan.settings.rescale else []
+    field += rescale_while_better(stage, _by_trial(field)[0], work) if plan.settings.try_lora_scales else []
     again = stage.judge([(one.trial, one.record, one.point, seed) for seed in seeds for one in leaders])
     points: dict[int, list[CheckpointResult]] = {}
     for other in again:

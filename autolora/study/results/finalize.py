@@ -41,7 +41,7 @@ def finalize_study(plan: StudyDefinition, study: Study, work: Session, bars: Bar
     exported, twin, proof = export_proved(winner.record, winner.point, work, folder, name, finals.scorer, bars, score)
     page = report_study(plan, study, work, found, finals, exported.path, bars)
     result = _result(plan, study, found, finals, exported) | _files(twin, proof)
-    save_plots(study, plan.files, winner.point.sweep)
+    save_plots(study, plan.trial_files, winner.point.sweep)
     study.set_user_attr(WINNER, winner.trial.number)
     write_atomic(plan.folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return _summary(found, finals, exported, page) + (f"\n{twin_in_words(twin, proof)}" if twin else "")

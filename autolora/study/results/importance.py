@@ -30,7 +30,9 @@ def effects(space: Space, found: Found) -> tuple[Effect, ...]:
     """
     listed = []
     for recipe, keys in space.items():
-        own = [(t, r) for t, r in found if t.user_attrs["recipe"] == recipe and (best := r.best()) and best.score]
+        own = [
+            (t, r) for t, r in found if t.user_attrs["recipe"] == recipe and (best := r.best_result()) and best.score
+        ]
         names = [f"{recipe}/{key}" for key in keys]
         varied = [name for name in names if len({trial.params.get(name) for trial, _ in own}) > 1]
         weighed = _importances(own, varied)
@@ -39,7 +41,7 @@ def effects(space: Space, found: Found) -> tuple[Effect, ...]:
 
 
 def _effect(recipe: str, name: str, own: Found, importance: Estimate | None) -> Effect:
-    known = [(trial, best) for trial, r in own if name in trial.params and (best := r.best()) and best.score]
+    known = [(trial, best) for trial, r in own if name in trial.params and (best := r.best_result()) and best.score]
     kind = known[0][0].distributions[name]
     return Effect(
         recipe=recipe,

@@ -79,7 +79,7 @@ def study_progress(plan: StudyDefinition, study: Study) -> StudyProgress:
     found = [(trial, point) for trial in trials if (point := _best(plan, trial))]
     best, point = max(found, key=lambda pair: pair[1].objective, default=(None, None))
     ended = sum(trial.state in ENDED for trial in trials)
-    size = plan.settings.budget.trials
+    size = plan.settings.budget.n_trials
     left = _seconds_left(plan, trials, size - ended, spent_seconds(study) / ended) if ended else None
     whole = StudyProgress(plan.settings.name, ended, size, left)
     if best is None or point is None or point.score is None:
@@ -104,5 +104,5 @@ def _seconds_left(plan: StudyDefinition, trials: Sequence[FrozenTrial], more: in
 
 def _best(plan: StudyDefinition, trial: FrozenTrial) -> CheckpointResult | None:
     """A trial's best checkpoint, read without its weights; None where it has none that was scored."""
-    points = load_results(plan.files[trial.user_attrs.get("uid", "")])
+    points = load_results(plan.trial_files[trial.user_attrs.get("uid", "")])
     return max((p for p in points if p.score), key=lambda p: p.objective, default=None)

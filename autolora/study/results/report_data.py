@@ -48,7 +48,7 @@ def report_study(
 ) -> Path:
     """Write `report/index.html` of a finished study; without `export_path` nothing was exported now."""
     winner = finals.winner
-    best, dataset, run = winner.point, work.bench.dataset, winner.record.run
+    best, dataset, run = winner.point, work.context.dataset, winner.record.run
     shelf, exhibits = SampleRenderer.open(work, bars), exhibits_of(found, winner.record, best)
     notes = [
         finals.choice,
@@ -67,7 +67,9 @@ def report_study(
         gallery=pictures,
         pairs=pairs(shelf, exhibits),
         matrix=outfits,
-        ledger=make_step_table(captioned, run.steps_of(dataset), run.train.epochs, run.steps_beside(dataset)),
+        ledger=make_step_table(
+            captioned, run.images_by_concept(dataset), run.train.epochs, run.class_images_per_epoch(dataset)
+        ),
         costs=_costs(study, work, found, best.step),
         howto=_howto(plan, work, winner.trial, winner.record, best),
         best=winner.trial.number,
@@ -95,8 +97,8 @@ def _unfinished(
     plan: StudyDefinition, study: Study, work: Session, found: Found, judged: Mapping[int, CheckpointResult]
 ) -> Report:
     """What is known of a study at any time."""
-    dataset = work.bench.dataset
-    by_uid = {r.folder.name: r for _, r in found}
+    dataset = work.context.dataset
+    by_uid = {r.path.name: r for _, r in found}
     rows = tuple(
         _row(t, by_uid.get(t.user_attrs.get("uid", "")), judged.get(t.number))
         for t in study.trials
@@ -104,7 +106,7 @@ def _unfinished(
     )
     return Report(
         study=plan.settings.name,
-        verdict=_so_far(found, plan.settings.budget.trials),
+        verdict=_so_far(found, plan.settings.budget.n_trials),
         dataset=dataset.name,
         seconds=spent_seconds(study),
         trials=rows,
@@ -112,10 +114,10 @@ def _unfinished(
         costs=_costs(study, work, found, 0),
         baselines={t.user_attrs["baseline"]: t.number for t, _ in found if t.user_attrs.get("baseline")},
         command=plan.command,
-        model=work.bench.model.name,
+        model=work.context.model.name,
         activation_text=", ".join(dict.fromkeys([dataset.trigger, *(c.trigger for c in dataset.concepts)])),
         class_word=dataset.class_word,
-        bleed_limit=work.scoring.bleed_limit,
+        max_bleed=work.scoring.max_bleed,
         refresh_seconds=REFRESH_SECONDS,
     )
 
@@ -123,12 +125,12 @@ def _unfinished(
 def _so_far(found: Found, trials: int) -> str:
     """The verdict of a study that still runs."""
     best = max(found, key=lambda pair: pair[1].best_objective(), default=None)
-    point = best[1].best() if best else None
+    point = best[1].best_result() if best else None
     if best is None or point is None:
         return "No checkpoint is scored yet."
     return (
         f"Best so far of {len(found)} trials begun of {trials}: trial {best[0].number} ({best[1].run.name}) at step "
-        f"{point.step}, {point.words}."
+        f"{point.step}, {point.summary}."
     )
 
 
@@ -143,8 +145,8 @@ def exhibits_of(found: Found, winner: TrialFolder, best: CheckpointResult) -> li
 
 
 def _costs(study: Study, work: Session, found: Found, best_step: int) -> Costs:
-    dataset = work.bench.dataset
-    bakes = [r.run.steps_per_epoch(dataset) * r.run.train.epochs for t, r in found if t.user_attrs.get("baseline")]
+    dataset = work.context.dataset
+    bakes = [r.run.images_per_epoch(dataset) * r.run.train.epochs for t, r in found if t.user_attrs.get("baseline")]
     return Costs(
         training_seconds=training_seconds(study),
         scoring_seconds=spent_seconds(study) - training_seconds(study),
@@ -158,7 +160,7 @@ def _howto(
     plan: StudyDefinition, work: Session, trial: FrozenTrial, record: TrialFolder, best: CheckpointResult
 ) -> Reproduction:
     """The exported recipe as text, without any path of this machine."""
-    run, dataset, model = record.run, work.bench.dataset, work.bench.model
+    run, dataset, model = record.run, work.context.dataset, work.context.model
     recipe, values = sampled_values(trial)
     if run.train.seed:
         values["train.seed"] = run.train.seed
@@ -168,7 +170,7 @@ def _howto(
         "base model": f"{model.name}, weights {model.base_hash}",
         "pictures": f"{dataset.name}: {len(dataset.pictures)} trained on, {len(dataset.held_out)} held out",
         "recipe": f"{run.name}, fingerprint {run.fingerprint()}, training seed {run.train.seed}",
-        "checkpoint": f"{best.place}, at weight {best.weight:g}",
+        "checkpoint": f"{best.describe_place}, at weight {best.weight:g}",
         "search": f"study {plan.settings.name}, sampler seed {plan.settings.seed}",
         "software": ", ".join(filter(None, [came_from["commit"], came_from["versions"]])),
         "machine": came_from["machine"],
@@ -199,7 +201,7 @@ def _row(trial: FrozenTrial, record: TrialFolder | None, judged: CheckpointResul
     """A trial's row; a finalist's figures are those of the finals."""
     recipe, values = sampled_values(trial)
     baseline = trial.user_attrs.get("baseline")
-    best = judged or (record.best() if record else None)
+    best = judged or (record.best_result() if record else None)
     return TrialRow(
         number=trial.number,
         uid=trial.user_attrs["uid"],
@@ -211,6 +213,6 @@ def _row(trial: FrozenTrial, record: TrialFolder | None, judged: CheckpointResul
         terms={name: Estimate(**term) for name, term in best.terms.items()} if best else {},
         broken=tuple(best.broken) if best else (),
         reason=trial.user_attrs.get("reason", ""),
-        curve=tuple(_curve_point(p, record) for p in record.curve if p.score is not None) if record else (),
+        curve=tuple(_curve_point(p, record) for p in record.results if p.score is not None) if record else (),
         overcooked_step=record.overcooked_step() if record else None,
     )

@@ -80,10 +80,10 @@ def twin_in_words(twin: PlainLora, proof: RoundtripReport) -> str:
 
 def _fate(record: TrialFolder) -> str:
     """How an unchanged recipe ended, and what may help."""
-    last, step = record.curve[-1], record.overcooked_step()
+    last, step = record.results[-1], record.overcooked_step()
     said = f"at step {last.step} {last.verdict}"
-    if last.capture:
-        share = max(last.capture.values())
+    if last.bleed_rate:
+        share = max(last.bleed_rate.values())
         said = f"overcooked after step {step}" if step else "did not overcook"
         said += f": without the trigger, {share:.0%} of renders show the character at step {last.step}"
     advice = record.remedy(last)
@@ -95,7 +95,7 @@ def _summary(found: list[tuple[FrozenTrial, TrialFolder]], finals: Finals, expor
     lines = [_fate(record) for trial, record in found if trial.user_attrs.get("baseline")]
     winner, p = finals.winner, finals.winner.point
     name = f"trial {winner.trial.number} ({winner.record.run.name})"
-    lines.append(f"best: {name} at {p.place}: {p.words}")
+    lines.append(f"best: {name} at {p.describe_place}: {p.summary}")
     if finals.ties:
         lines.append(f"not to be told from it by score: trial {' and '.join(map(str, finals.ties))}")
     lines += [seeds_in_words(finals)] if finals.retrained else []

@@ -32,7 +32,7 @@ class TrialLeases:
         self, storage: BaseStorage, study_id: int, heartbeat: float, grace: float, say: Say, machine: str | None = None
     ) -> None:
         self.storage, self.study_id, self.say = storage, study_id, say
-        self.heartbeat_seconds, self.grace_seconds = heartbeat, grace
+        self.heartbeat_interval, self.grace_period = heartbeat, grace
         self.machine = machine or this_machine()
         self.worker = f"{self.machine}/{os.getpid()}/{psutil.Process().create_time():.2f}"
         self.held: dict[int, list[list[float]]] = {}  # by trial id: what it was worked on
@@ -55,7 +55,7 @@ class TrialLeases:
                     raise
                 self.say("the storage is away: the trial is taken over by another worker when it is back")
 
-    def take(self, trial: FrozenTrial) -> None:
+    def acquire(self, trial: FrozenTrial) -> None:
         """Make a running trial this worker's."""
         now = round(time.time(), 1)
         worked = [*trial.user_attrs.get(WORKED, []), [now, now]]
@@ -70,17 +70,17 @@ class TrialLeases:
         frozen = self.storage.get_trial(trial_id)
         if frozen.state is TrialState.RUNNING and frozen.user_attrs.get(OWNER) == self.worker:
             return True
-        self.drop(trial_id)
+        self.forget(trial_id)
         return False
 
-    def drop(self, trial_id: int) -> None:
+    def forget(self, trial_id: int) -> None:
         """Forget a trial that ended or that another has."""
         self.held.pop(trial_id, None)
 
     def end(self, trial_id: int) -> None:
         """Note until when a trial was worked on, and forget it."""
         self._note(self.storage, trial_id)
-        self.drop(trial_id)
+        self.forget(trial_id)
 
     def hand_back(self, trial_id: int) -> None:
         """Put this worker's trial back into the queue."""
@@ -117,11 +117,11 @@ class TrialLeases:
         if before != beat:
             since = time.monotonic()
             self._seen[trial._trial_id] = (beat, since)
-        return time.monotonic() - since >= self.grace_seconds
+        return time.monotonic() - since >= self.grace_period
 
     def _hand_back(self, storage: BaseStorage, trial_id: int, owner: str) -> None:
         """From RUNNING to WAITING, if still the owner's, whose name goes first: whoever has it next writes another."""
-        self.drop(trial_id)
+        self.forget(trial_id)
         frozen = storage.get_trial(trial_id)
         if frozen.state is TrialState.RUNNING and frozen.user_attrs.get(OWNER, "") == owner:
             try:
@@ -138,7 +138,7 @@ class TrialLeases:
     def _beat(self) -> None:
         """Heartbeats of all held trials, until the end; a database that is away is tried again at the next beat."""
         direct: BaseStorage = getattr(self.storage, "behind", self.storage)
-        while not self._over.wait(self.heartbeat_seconds):
+        while not self._over.wait(self.heartbeat_interval):
             for trial_id in list(self.held):
                 try:
                     if direct.get_trial(trial_id).user_attrs.get(OWNER) == self.worker and trial_id in self.held:

@@ -80,7 +80,7 @@ def worker_command(plan: StudyDefinition) -> list[str]:
 
 
 def _start(plan: StudyDefinition, number: int, added: dict[str, str]) -> subprocess.Popen[bytes]:
-    storage = {"AUTOLORA_STORAGE": plan.given_storage} if plan.given_storage else {}
+    storage = {"AUTOLORA_STORAGE": plan.storage_argument} if plan.storage_argument else {}
     log = plan.folder / "workers" / f"{number}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
@@ -98,4 +98,4 @@ def _gather(
             process.kill()
             code = process.wait()
         if code not in (0, 130):
-            bars.say(f"worker {number} ended with code {code}: {plan.folder / 'workers' / f'{number}.log'} says why")
+            bars.log(f"worker {number} ended with code {code}: {plan.folder / 'workers' / f'{number}.log'} says why")

@@ -17,7 +17,7 @@ from autolora.study.settings import StudySettings
 class Queue:
     """The study as a worker's source of trials.
 
-    A trial's number is its place in the study: no trial is ever copied, so that those below `budget.trials` are the
+    A trial's number is its place in the study: no trial is ever copied, so that those below `budget.n_trials` are the
     study's, whoever runs them and however often they are handed back. What two workers asked for at once beyond it
     waits there until the study is given more.
     """
@@ -31,12 +31,14 @@ class Queue:
         While only other workers have some it waits, as they may die.
         """
         while True:
-            trials = [t for t in self.study.get_trials(deepcopy=False) if t.number < self.settings.budget.trials]
+            trials = [t for t in self.study.get_trials(deepcopy=False) if t.number < self.settings.budget.n_trials]
             running = [t for t in trials if t.state is TrialState.RUNNING]
             for number in self.claims.reclaim(running):
-                self.bars.say(f"trial {number}: its worker is gone, it goes on elsewhere")
+                self.bars.log(f"trial {number}: its worker is gone, it goes on elsewhere")
             more = may_begin(trials, self.settings)
-            trial = self._waiting(more) or (self._new() if more and len(trials) < self.settings.budget.trials else None)
+            trial = self._waiting(more) or (
+                self._new() if more and len(trials) < self.settings.budget.n_trials else None
+            )
             if trial is not None:
                 return trial
             if not running or self.claims.held:
@@ -47,7 +49,7 @@ class Queue:
         """One that waits: first those that were begun, which are ended even if no `more` are to begin."""
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         for frozen in sorted(waiting, key=lambda t: (not _begun(t), t.number)):
-            if frozen.number < self.settings.budget.trials and (more or _begun(frozen)):
+            if frozen.number < self.settings.budget.n_trials and (more or _begun(frozen)):
                 try:
                     won = self.claims.storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
                 except UpdateFinishedTrialError:
@@ -59,20 +61,20 @@ class Queue:
     def _new(self) -> Trial | None:
         """A new one; None where another worker asked in the same moment and this one is one too many."""
         trial = self.study.ask()
-        if trial.number < self.settings.budget.trials:
-            self.claims.take(self.claims.storage.get_trial(trial._trial_id))
+        if trial.number < self.settings.budget.n_trials:
+            self.claims.acquire(self.claims.storage.get_trial(trial._trial_id))
             return trial
         self.claims.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
         return None
 
     def _claimed(self, trial_id: int) -> Trial:
-        self.claims.take(self.claims.storage.get_trial(trial_id))
+        self.claims.acquire(self.claims.storage.get_trial(trial_id))
         return Trial(self.study, trial_id)
 
     def _wait(self, running: list[FrozenTrial]) -> None:
         numbers = ", ".join(str(t.number) for t in running)
         with self.bars.task(f"waiting for trials of other workers ({numbers})", None):
-            time.sleep(min(5.0, self.settings.heartbeat_seconds))
+            time.sleep(min(5.0, self.settings.heartbeat_interval))
 
 
 def _begun(trial: FrozenTrial) -> bool:

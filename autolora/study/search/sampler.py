@@ -20,8 +20,8 @@ class PerTrialSeededTPE(BaseSampler):
     Priors are trials of earlier studies: known before the first trial, they count as older than it.
     """
 
-    def __init__(self, seed: int, startup_trials: int, priors: Sequence[FrozenTrial] = ()) -> None:
-        self.seed, self.startup_trials = seed, startup_trials
+    def __init__(self, seed: int, n_startup_trials: int, priors: Sequence[FrozenTrial] = ()) -> None:
+        self.seed, self.n_startup_trials = seed, n_startup_trials
         self.priors = [copy.copy(prior) for prior in priors]
         for place, prior in enumerate(self.priors):
             prior.number = place - len(priors)
@@ -33,7 +33,7 @@ class PerTrialSeededTPE(BaseSampler):
             multivariate=True,
             group=True,
             constant_liar=True,  # others are at work: stay away from where they are
-            n_startup_trials=self.startup_trials,
+            n_startup_trials=self.n_startup_trials,
             seed=int(seed),
         )
 

@@ -14,7 +14,7 @@ from autolora.study.artifacts import Store
 
 def note_text(record: TrialFolder, reason: str, picture: str | None) -> str:
     """A trial's note in Markdown: verdict, remedy, scorecard, and the picture by its path on the dashboard."""
-    best = record.best()
+    best = record.best_result()
     if best is None:
         return f"**{reason}**"
     lines = [f"**{best.verdict}**", "", f"Best checkpoint: step {best.step}, {reason}."]
@@ -35,7 +35,7 @@ def _row(best: CheckpointResult, name: str) -> str:
 
 def publish_trial_note(trial: Trial, record: TrialFolder, reason: str, store: Store) -> None:
     """Give the dashboard a trial's picture and note; to be called before the trial is told."""
-    best, link = record.best(), None
+    best, link = record.best_result(), None
     path = record.samples / f"{best.step if best else 0}.png"
     if path.is_file():
         known = [meta.artifact_id for meta in get_all_artifact_meta(trial) if meta.filename == path.name]

@@ -45,8 +45,8 @@ class TrialRunner:
         self.over = False  # nothing is left to do
         self.seen: dict[str, list[CheckpointResult]] = {}  # the points of trials that ended, by uid
         self.failed: set[int] = set()  # trials that failed here since one got on
-        self.study_bar = bars.add(f"study {plan.settings.name}", plan.settings.budget.trials, self._ended())
-        self.trial_bars = [bars.add("trial", None) for _ in range(work.bench.adapter.slots)]
+        self.study_bar = bars.add(f"study {plan.settings.name}", plan.settings.budget.n_trials, self._ended())
+        self.trial_bars = [bars.add("trial", None) for _ in range(work.context.adapter.slots)]
 
     def _ended(self) -> int:
         return len(self.study.get_trials(deepcopy=False, states=ENDED))
@@ -66,12 +66,12 @@ class TrialRunner:
             trial.set_user_attr("recipe", recipe)
             trial.set_user_attr("uid", uid)
         run = self.plan.run(recipe, values)
-        if self.packed > 1 and run.adapter.packs != (self.work.bench.adapter.slots > 1):
+        if self.packed > 1 and run.adapter.packs != (self.work.context.adapter.slots > 1):
             self.claims.hand_back(trial._trial_id)  # the first to be taken when those in training have ended
             self.others = True
             return None
-        remove_leftovers(self.plan.files[uid])
-        record = TrialFolder.open(self.plan.files.fetch(uid), run)
+        remove_leftovers(self.plan.trial_files[uid])
+        record = TrialFolder.open(self.plan.trial_files.fetch(uid), run)
         self.trials[uid] = (trial, record)
         self._learn()
         shown = ", ".join(
@@ -80,15 +80,15 @@ class TrialRunner:
         )
         kind = "unchanged" if trial.user_attrs.get("baseline") else shown
         kind += f"; as in {origin}" if (origin := trial.user_attrs.get(ORIGIN)) else ""
-        self.bars.say(f"trial {trial.number}: {recipe} ({kind})" + (", continued" if record.curve else ""))
-        return Job(run, record.latest() if record.curve else None, uid)
+        self.bars.log(f"trial {trial.number}: {recipe} ({kind})" + (", continued" if record.results else ""))
+        return Job(run, record.latest() if record.results else None, uid)
 
     def _learn(self) -> None:
         """Read the points of trials that ended since, here or elsewhere."""
         for trial in self.study.get_trials(deepcopy=False, states=ENDED):
             uid = trial.user_attrs.get("uid")
             if uid and uid not in self.seen:
-                self.seen[uid] = load_results(self.plan.files.fetch(uid, only="curve.json"))
+                self.seen[uid] = load_results(self.plan.trial_files.fetch(uid, only="curve.json"))
 
     def on_step(self, slot: TrainingSlot) -> None:
         """Move the bars."""
@@ -96,7 +96,7 @@ class TrialRunner:
         self.bars.total(bar, slot.total_steps)
         self.bars.set(bar, slot.step, f"trial {trial.number} ({slot.run.name})")
         if slot.relief:
-            self.bars.say(f"trial {trial.number}: {slot.relief}")
+            self.bars.log(f"trial {trial.number}: {slot.relief}")
             slot.relief = ""
 
     def judge(self, slot: TrainingSlot) -> None:
@@ -114,13 +114,13 @@ class TrialRunner:
             return self._finish(slot, TrialState.COMPLETE)
         if record.scored_step() != checkpoint.step and not self._score(slot, checkpoint):
             return self._give_up(slot)
-        best = record.best()
+        best = record.best_result()
         assert best is not None
-        number = len(record.curve)
+        number = len(record.results)
         if number not in self._storage.get_trial(trial._trial_id).intermediate_values:
             trial.report(best.objective, number)
         said = f"trial {trial.number}, " if len(self.trials) > 1 else "  "
-        self.bars.say(f"{said}step {checkpoint.step}: {record.curve[-1].words}")
+        self.bars.log(f"{said}step {checkpoint.step}: {record.results[-1].summary}")
         if record.should_stop_overcooked(self.plan.settings.patience) and not checkpoint.done:
             trial.set_user_attr("reason", f"overcooked after step {record.overcooked_step()}")
             self._finish(slot, TrialState.COMPLETE)
@@ -136,12 +136,12 @@ class TrialRunner:
         """Measure a checkpoint and keep it; False where the trial was lost meanwhile, and nothing is kept."""
         began, (trial, record) = time.perf_counter(), self.trials[slot.name]
         seen = [p for points in self.seen.values() for p in points]
-        with self.work.bench.adapter.only(slot.index):
-            new = self.work.measure(checkpoint, record.curve, [*seen, *record.curve], self.bars, record.samples)
+        with self.work.context.adapter.only(slot.index):
+            new = self.work.measure(checkpoint, record.results, [*seen, *record.results], self.bars, record.samples)
         if not self.claims.holds(trial._trial_id):
             return False
-        record.add(checkpoint, new)
-        self.plan.files.send(slot.name)
+        record.append(checkpoint, new)
+        self.plan.trial_files.send(slot.name)
         self.failed.clear()
         scoring = trial.user_attrs.get("scoring_seconds", 0.0) + time.perf_counter() - began
         trial.set_user_attr("scoring_seconds", scoring)
@@ -154,12 +154,12 @@ class TrialRunner:
 
     def _give_up(self, slot: TrainingSlot) -> None:
         trial, _ = self.trials.pop(slot.name)
-        self.bars.say(f"trial {trial.number}: another worker has taken it over, it is given up here")
+        self.bars.log(f"trial {trial.number}: another worker has taken it over, it is given up here")
         slot.stop()
 
     def _finish(self, slot: TrainingSlot, state: TrialState) -> None:
         trial, record = self.trials.pop(slot.name)
-        best = record.best()
+        best = record.best_result()
         trial.set_user_attr("training_seconds", slot.seconds)
         publish_trial_note(trial, record, trial.user_attrs["reason"], self.plan.store)
         keep_constraints(self._storage, trial, best.constraints if best else {"diverged": 1.0})
@@ -173,7 +173,7 @@ class TrialRunner:
         with suppress(UpdateFinishedTrialError):  # the database was lost right after it had kept this
             self.study.tell(trial, told, state=state, skip_if_finished=True)
         said = f"trial {trial.number}: " if self.trials else "  "
-        self.bars.say(said + trial.user_attrs["reason"])
+        self.bars.log(said + trial.user_attrs["reason"])
         self.bars.set(self.study_bar, self._ended())
 
     def fail(self, error: Exception) -> int:
@@ -191,8 +191,8 @@ class TrialRunner:
         together = len(self.trials)
         self.trials.clear()
         if together > 1:
-            fewer = self.work.bench.adapter.slots // 2 if isinstance(error, torch.OutOfMemoryError) else 1
-            self.bars.say(f"training failed ({type(error).__name__}: {error}): its trials go on {fewer} at a time")
+            fewer = self.work.context.adapter.slots // 2 if isinstance(error, torch.OutOfMemoryError) else 1
+            self.bars.log(f"training failed ({type(error).__name__}: {error}): its trials go on {fewer} at a time")
             for trial_id in list(self.claims.held):
                 self.claims.hand_back(trial_id)
             return fewer
@@ -203,9 +203,9 @@ class TrialRunner:
             trial.set_user_attr("failures", failures)
             what = "skipped: " if too_large else f"failed: {type(error).__name__}: "
             trial.set_user_attr("reason", f"{what}{memory_full(error) if too_large else error}")
-            folder = self.plan.files[trial.user_attrs.get("uid", f"number-{trial.number}")]
+            folder = self.plan.trial_files[trial.user_attrs.get("uid", f"number-{trial.number}")]
             write_atomic(folder / "failure.txt", "".join(traceback.format_exception(error)))
-            self.bars.say(f"trial {trial.number} failed ({folder / 'failure.txt'})")
+            self.bars.log(f"trial {trial.number} failed ({folder / 'failure.txt'})")
             if not too_large:
                 self.failed.add(trial.number)
             if failures < TRIES and not too_large:

@@ -43,25 +43,25 @@ def run_study(
         StudyError: trial after trial fails here.
     """
     settings, packed = plan.settings, auto_batch_trials(plan, work, bars)
-    beat, grace = settings.heartbeat_seconds, settings.grace_seconds
+    beat, grace = settings.heartbeat_interval, settings.grace_period
     slots = packed
-    with TrialLeases(study._storage, study._study_id, beat, grace, bars.say, machine) as claims:
+    with TrialLeases(study._storage, study._study_id, beat, grace, bars.log, machine) as claims:
         while slots:
             slots, packed = _sitting(plan, study, work, claims, bars, heard, slots, packed)
 
 
 def auto_batch_trials(plan: StudyDefinition, work: Session, bars: Bars) -> int:
-    """How many trials a worker trains at once, of those whose adapters share a set: `study.pack`.
+    """How many trials a worker trains at once, of those whose adapters share a set: `study.trials_per_device`.
 
     `auto` is the power of two that is fastest here, up to a fifth of the trials: the sampler learns nothing from those
     that train beside the one it draws.
     """
     settings = plan.settings
-    if not any(adapter.packs for adapter in work.bench.adapter.adapters):
+    if not any(adapter.packs for adapter in work.context.adapter.adapters):
         return 1
-    if isinstance(settings.pack, int):
-        return settings.pack
-    most = math.ceil(settings.budget.trials / 5)
+    if isinstance(settings.trials_per_device, int):
+        return settings.trials_per_device
+    most = math.ceil(settings.budget.n_trials / 5)
     if most == 1:
         return 1
     recipes = (plan.run(recipe, {}) for recipe in plan.space)
@@ -69,11 +69,11 @@ def auto_batch_trials(plan: StudyDefinition, work: Session, bars: Bars) -> int:
     if packing is None:
         return 1
     with bars.task("trying how many trials train fastest at once", None):
-        rates = packed_speeds(packing, work.bench, most)
+        rates = packed_speeds(packing, work.context, most)
     if not rates:  # another recipe may: each says itself what it lacks
         return 1
     best = max(rates, key=lambda count: rates[count])
-    bars.say(f"{best} trials at once" + (f": {rates[best] / rates[1]:.1f} times as fast as one" if best > 1 else ""))
+    bars.log(f"{best} trials at once" + (f": {rates[best] / rates[1]:.1f} times as fast as one" if best > 1 else ""))
     return best
 
 
@@ -92,13 +92,15 @@ def _sitting(
     Returns:
         How many at once to go on with, 0 where the study is over; and how many of those whose adapters share a set.
     """
-    adapter = work.bench.adapter
+    adapter = work.context.adapter
     with adapter.widened(slots) if slots > 1 else nullcontext(adapter) as wide:
-        driver = TrialRunner(plan, study, replace(work, bench=replace(work.bench, adapter=wide)), claims, bars, packed)
+        driver = TrialRunner(
+            plan, study, replace(work, context=replace(work.context, adapter=wide)), claims, bars, packed
+        )
         try:
             while not driver.over:
                 try:
-                    for ready in train(driver.next_run, driver.work.bench, driver.on_step):
+                    for ready in train(driver.next_run, driver.work.context, driver.on_step):
                         for slot in ready:
                             driver.judge(slot)
                             heard(slot.name not in driver.trials)

@@ -41,7 +41,7 @@ def test_the_interval_is_students_over_characters() -> None:
 @pytest.mark.parametrize("remedy", REMEDIES)
 def test_every_remedy_is_one_change(remedy: str) -> None:
     run, none = run_of(remedy, 3), run_of("none", 3)
-    assert run.train.seed == 3 and run.captions.prune == "all"
+    assert run.train.seed == 3 and run.captions.absorb_tags == "all"
     assert (run == none) == (remedy in ("none", "known word in the trigger"))
 
 

@@ -41,7 +41,7 @@ def baked(number: int, params: dict[str, object], likeness: float) -> Baked:
 def bank() -> Bank:
     pool = [baked(i, {"recipe": "a", "a/lr": lr, "a/dim": 8}, 0.2 + 0.1 * i) for i, lr in enumerate((1e-4, 1e-3, 1e-2))]
     pool.append(baked(3, {"recipe": "b", "b/lr": 0.5}, 0.9))
-    return Bank(pool, SPACE, [1.0], ScoringSettings(overrides=("hat", "glasses")), StudySettings("made-up", {}))
+    return Bank(pool, SPACE, [1.0], ScoringSettings(outfit_prompts=("hat", "glasses")), StudySettings("made-up", {}))
 
 
 def test_a_suggestion_is_the_nearest_recipe_of_its_kind_that_is_left() -> None:

@@ -27,7 +27,7 @@ def test_every_way_saves_what_it_should_and_nothing_else() -> None:
     finals, plain, packed, pruned, laddered, whole = map(spent, WAYS)
     images = sum(int(one.rows[-1]["step"]) for one in order)
     checkpoints = sum(len(one.rows) for one in order)
-    assert len(order) == bank.settings.budget.trials and len({id(one) for one in order}) == len(order)
+    assert len(order) == bank.settings.budget.n_trials and len({id(one) for one in order}) == len(order)
     assert plain.training == images * 0.5 and plain.rendering == checkpoints * renders["whole"] * 2.0
     assert (finals.training, finals.rendering) == (plain.training, plain.rendering * REPEATS)
     assert (packed.training, packed.rendering) == (plain.training / 4, plain.rendering)

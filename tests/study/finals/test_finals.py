@@ -275,5 +275,5 @@ def test_finals_that_find_no_memory_are_not_lost(stage: Callable[[float], Judgin
 def test_the_finals_have_what_the_search_left_of_the_time() -> None:
     night = StudySettings("night", {}, Budget(minutes=100))
     assert (night.search_minutes, night.finals_seconds(3000.0)) == (70, 3000.0)
-    assert replace(night, retrain_seeds=0).finals_seconds(6000.0) == math.inf
+    assert replace(night, final_seeds=0).finals_seconds(6000.0) == math.inf
     assert replace(night, budget=Budget()).finals_seconds(6000.0) == math.inf

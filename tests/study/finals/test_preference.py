@@ -72,7 +72,7 @@ Candidate = tuple[StudyDefinition, optuna.storages.BaseStorage, Finals]
 @pytest.fixture
 def asked(tmp_path: Path) -> Candidate:
     """A study with three finalists, of which the first two tie."""
-    plan, own = planned(tmp_path / "run", ADAMW, "preference=true")
+    plan, own = planned(tmp_path / "run", ADAMW, "human_preference=true")
     study, _ = start(plan, own)
     finals = finals_of(0.80, 0.75, 0.30)
     finalists = []
@@ -105,7 +105,7 @@ def test_the_dashboard_asks_and_its_answer_counts(asked: Candidate) -> None:
     finally:
         server.shutdown()
     after = apply_preference(
-        replace(plan, preference=False), storage, NOTHING, NOTHING, finals
+        replace(plan, human_preference=False), storage, NOTHING, NOTHING, finals
     )  # `export`, without asking
     assert after.winner.trial.number == 1 and "chosen by pictures among trials 0, 1" in after.choice
 
@@ -145,5 +145,5 @@ def test_what_was_trained_again_is_rendered_for_the_choice(asked: Candidate, mon
 
 def test_nobody_is_asked_who_did_not_want_it(asked: Candidate) -> None:
     plan, storage, finals = asked
-    assert apply_preference(replace(plan, preference=False), storage, NOTHING, NOTHING, finals) is finals
+    assert apply_preference(replace(plan, human_preference=False), storage, NOTHING, NOTHING, finals) is finals
     assert optuna.get_all_study_names(storage) == ["mona"]

@@ -62,14 +62,14 @@ def finish(trial: optuna.Trial, folder: Path, *points: CheckpointResult, store: 
     trial.suggest_float("doll-adamw/optimizer.lr", 1e-4, 1e-2, log=True)
     record = TrialFolder(folder / "trials" / f"uid{trial.number}", RUN)
     for one in points:
-        record.add(Checkpoint(RUN, one.step, 1.0, {}, {}, 0.1, (0.1,), None, 1.0, done=False, diverged=False), one)
+        record.append(Checkpoint(RUN, one.step, 1.0, {}, {}, 0.1, (0.1,), None, 1.0, done=False, diverged=False), one)
         trial.report(one.objective, one.step)
     rng = np.random.default_rng(trial.number)
     rows = [(name, rng.integers(0, 255, (4, 64, 64, 3), np.uint8)) for name in ("base: 1girl", "LoRA at 1: 1girl")]
     record.samples.mkdir()
     labelled(rows).save(record.samples / f"{points[-1].step}.png")
     publish_trial_note(trial, record, "trained to its end", store or local_store(folder))
-    best = record.best()
+    best = record.best_result()
     assert best is not None
     keep_constraints(trial.storage, trial, best.constraints)
     trial.study.tell(trial, best.objective, state=TrialState.COMPLETE)

@@ -73,7 +73,7 @@ def test_a_log_gets_one_line_and_quiet_none(capsys: pytest.CaptureFixture[str]) 
         bars.show("a table")
     assert capsys.readouterr().err.splitlines() == ["word " * 60]
     with Bars(quiet=True) as bars:
-        bars.say("nothing")
+        bars.log("nothing")
         bars.show("a table", "nothing")
     assert capsys.readouterr().err == ""
 
@@ -99,7 +99,7 @@ def test_the_page_of_a_running_study_looks_for_news(tmp_path: Path) -> None:
     plan, study = opened(tmp_path, TRIALS)
     dataset = SimpleNamespace(name="mona", trigger="mona", concepts=(), class_word="1girl")
     bench = SimpleNamespace(dataset=dataset, model=SimpleNamespace(name="base"))
-    work: Any = SimpleNamespace(bench=bench, scoring=SimpleNamespace(bleed_limit=0.15))
+    work: Any = SimpleNamespace(bench=bench, scoring=SimpleNamespace(max_bleed=0.15))
     page = report_progress(plan, study, work).read_text("utf-8")
     assert f'http-equiv="refresh" content="{REFRESH_SECONDS}"' in page
     assert "3 trials" in page

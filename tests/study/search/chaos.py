@@ -42,13 +42,13 @@ defaults: [override /model: paperdoll, override /scoring: paperdoll]
 budget: {{trials: {TRIALS}}}
 study:
   name: chaos
-  heartbeat_seconds: 0.5
-  grace_seconds: 5
+  heartbeat_interval: 0.5
+  grace_period: 5
   recipes:
     doll-adamw:
       optimizer.lr: {{log: [1.0e-4, 1.0e-2]}}
       adapter.dim: {{choice: [2, 4]}}
-train: {{epochs: {CHECKPOINTS}, steps_per_concept: 4, steps_main: 0, batch_size: 4, preserve_share: 0.0}}
+train: {{epochs: {CHECKPOINTS}, images_per_concept: 4, min_character_images: 0, batch_size: 4, prior_preservation_ratio: 0.0}}
 adapter: {{dim: 2, alpha: 2}}
 optimizer: {{lr: 1.0e-3}}
 """

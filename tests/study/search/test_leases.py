@@ -22,7 +22,9 @@ from autolora.study.settings import Budget, StudySettings
 from autolora.study.storage import open_storage, storage_url
 from autolora.study.trials import TOKEN, uid_of
 
-SETTINGS = StudySettings("mona", {"doll-adamw": {}}, budget=Budget(trials=3), heartbeat_seconds=0.05, grace_seconds=0.4)
+SETTINGS = StudySettings(
+    "mona", {"doll-adamw": {}}, budget=Budget(n_trials=3), heartbeat_interval=0.05, grace_period=0.4
+)
 
 
 def nothing(_: str) -> None: ...
@@ -40,7 +42,7 @@ def claims(study: optuna.Study, machine: str | None = None, heartbeat: float = 0
 def claimed(study: optuna.Study, by: TrialLeases) -> optuna.Trial:
     """A trial that a worker has begun."""
     trial = study.ask()
-    by.take(study._storage.get_trial(trial._trial_id))
+    by.acquire(study._storage.get_trial(trial._trial_id))
     trial.suggest_float("lr", 0, 1)
     trial.set_user_attr("uid", "abc")
     trial.report(0.5, 1)
@@ -125,7 +127,7 @@ def test_trials_beyond_the_size_wait_until_there_is_more(study: optuna.Study) ->
     for trial in (*taken, study.trials[2]):
         study._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.0])
     assert queue.next() is None
-    more = replace(SETTINGS, budget=Budget(trials=5))
+    more = replace(SETTINGS, budget=Budget(n_trials=5))
     numbers = [trial.number for trial in (Queue(study, more, me, Bars()).next() for _ in range(2)) if trial]
     assert numbers == [3, 4]
 

@@ -40,22 +40,22 @@ CONSTRAINTS = {
 }  # one seed: no spread
 ALONE = Path(__file__).parents[3] / "examples" / "diffusers_alone.py"
 SMALL = (
-    "budget.trials=3",
-    "study.retrain_seeds=1",
-    "study.finalists=2",
+    "budget.n_trials=3",
+    "study.final_seeds=1",
+    "study.n_finalists=2",
     "train.epochs=2",
-    "train.steps_per_concept=24",
-    "model.render.steps=2",
-    "scoring.class_seeds=1",
-    "scoring.contrast=48",
-    "scoring.class_alone=3",
-    "scoring.contexts=[smile]",
-    "scoring.overrides=[hat,glasses]",
-    "scoring.class_contexts=[smile]",
-    "scoring.unrelated=[city]",
-    "model.class_pictures=16",
-    "scoring.bootstrap=50",
-    "scoring.fidelity_limit=0",
+    "train.images_per_concept=24",
+    "model.render.num_inference_steps=2",
+    "scoring.seeds_per_class_prompt=1",
+    "scoring.num_negative_renders=48",
+    "scoring.num_class_renders=3",
+    "scoring.trigger_prompts=[smile]",
+    "scoring.outfit_prompts=[hat,glasses]",
+    "scoring.class_prompts=[smile]",
+    "scoring.unrelated_prompts=[city]",
+    "model.num_class_images=16",
+    "scoring.n_bootstrap=50",
+    "scoring.min_fidelity=0",
 )
 
 
@@ -67,8 +67,8 @@ def small_study(tmp_path: Path, name: str = "small") -> str:
         "# @package _global_\n"
         "defaults: [override /model: paperdoll, override /dataset: quickstart, override /scoring: paperdoll]\n"
         f"study:\n  name: {name}\n  recipes:\n    doll-adamw:\n"
-        "      train.steps_per_concept: {log_int: [4, 60]}\n      adapter.dim: {choice: [4, 16]}\n"
-        "      train.preserve_share: {choice: [0.0, 0.5]}\n"
+        "      train.images_per_concept: {log_int: [4, 60]}\n      adapter.dim: {choice: [4, 16]}\n"
+        "      train.prior_preservation_ratio: {choice: [0.0, 0.5]}\n"
     )
     return str(path)
 
@@ -221,7 +221,7 @@ def test_one_recipe_is_trained_and_exported(
 ) -> None:
     """A run killed before its export is proved is finished by the same command, and then left alone."""
     small = [s for s in SMALL if not s.startswith(("study.", "budget."))]
-    command = ["train", "dataset=quickstart", "train.steps_per_concept=8", f"cache={finished / 'cache'}", *small]
+    command = ["train", "dataset=quickstart", "train.images_per_concept=8", f"cache={finished / 'cache'}", *small]
     command += [f"out={tmp_path}", "export.diffusers=true", "export.dtype=bfloat16"]
 
     def killed(*_: object, **__: object) -> None:
@@ -257,7 +257,7 @@ def test_an_unmeasurable_study_chooses_by_validation_loss_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = f"dataset.path={ordinary_people(tmp_path / 'pictures')}"
-    assert main(tune(tmp_path, pictures, "budget.trials=2")) == 8
+    assert main(tune(tmp_path, pictures, "budget.n_trials=2")) == 8
     result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
     assert result["best"]["score"] is None and result["verdict"].startswith("unmeasured: validation loss")
     assert "unmeasurable" in result["best"]["unmeasurable"]["score"]
@@ -274,7 +274,7 @@ def test_an_unmeasurable_study_chooses_by_validation_loss_and_says_so(
 
 def test_a_study_starts_from_an_earlier_one(finished: Path, tmp_path: Path) -> None:
     """Its trials are its own; what was best in the earlier one is tried after the recipe as it is."""
-    more = ["budget.trials=2", "study.retrain_seeds=0", f"warm_start={finished / 'run'}"]
+    more = ["budget.n_trials=2", "study.final_seeds=0", f"warm_start={finished / 'run'}"]
     assert main([*tune(tmp_path, *more)[:-1], more[-1], f"cache={finished / 'cache'}"]) == 0
     study = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path / 'run' / 'study.db'}")
     assert [trial.state.is_finished() for trial in study.trials] == [True, True]
@@ -292,7 +292,7 @@ def test_other_commands_on_a_finished_study(command: str, finished: Path) -> Non
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM cannot be sent to a process on Windows")
 def test_a_killed_study_is_continued_by_the_same_command(tmp_path: Path, finished: Path) -> None:
     """SIGTERM after the first checkpoint; the same command finishes, and its trial is what it would have been."""
-    command = tune(tmp_path, "budget.trials=1", f"cache={finished / 'cache'}")
+    command = tune(tmp_path, "budget.n_trials=1", f"cache={finished / 'cache'}")
     command.remove(f"cache={tmp_path / 'cache'}")
     with subprocess.Popen(
         [sys.executable, "-m", "autolora.cli", *command],
@@ -329,7 +329,7 @@ def test_no_space_left_stops_cleanly(
         replace(source, target)
 
     monkeypatch.setattr(files.os, "replace", full)
-    command = [a for a in tune(tmp_path, "budget.trials=1") if not a.startswith("cache=")]
+    command = [a for a in tune(tmp_path, "budget.n_trials=1") if not a.startswith("cache=")]
     assert main([*command, f"cache={finished / 'cache'}"]) == 7
     assert "no space left" in capsys.readouterr().err
     assert not [p for p in (tmp_path / "run").rglob("*") if p.name.startswith(".")]
@@ -343,7 +343,7 @@ def test_a_study_killed_between_its_last_checkpoint_and_its_verdict(
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    command = [a for a in tune(tmp_path, "budget.trials=1") if not a.startswith("cache=")]
+    command = [a for a in tune(tmp_path, "budget.n_trials=1") if not a.startswith("cache=")]
     command.append(f"cache={finished / 'cache'}")
     monkeypatch.setattr(optuna.Study, "tell", killed)
     assert main(command) == 130
@@ -358,7 +358,7 @@ def test_a_study_killed_between_its_last_checkpoint_and_its_verdict(
 def test_two_workers_share_a_study_and_a_third_finds_nothing_left(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [a for a in tune(tmp_path, "budget.trials=4", "study.retrain_seeds=0") if not a.startswith("cache=")]
+    command = [a for a in tune(tmp_path, "budget.n_trials=4", "study.final_seeds=0") if not a.startswith("cache=")]
     command += [f"cache={finished / 'cache'}"]
     storage = f"storage=journal:///{tmp_path / 'shared.log'}"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -388,7 +388,7 @@ def test_a_trial_that_does_not_fit_into_memory_is_skipped_and_the_study_goes_on(
         advance(slot, *step)
 
     monkeypatch.setattr(TrainingSlot, "advance", full)
-    assert main(tune(tmp_path, "budget.trials=2", "study.retrain_seeds=0", "study.finalists=1")) == 0
+    assert main(tune(tmp_path, "budget.n_trials=2", "study.final_seeds=0", "study.n_finalists=1")) == 0
     said = capsys.readouterr().err
     assert first.count(first[0]) == 1 and "trial 0 failed" in said
     found = optuna.load_study(study_name="small", storage=open_storage(storage_url(None, tmp_path / "run"), print))

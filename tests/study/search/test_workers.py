@@ -102,8 +102,8 @@ def test_a_trial_that_fails_is_tried_again_and_then_left(begun: Begun) -> None:
 
 def test_trials_trained_at_once_end_as_alone(begun: Begun, shared: tuple[Session, str], tmp_path: Path) -> None:
     plan, packed, work, said = begun
-    run_study(replace(plan, settings=replace(plan.settings, pack=2)), packed, work, said)
-    assert work.bench.adapter.slots == 1 and work.bench.adapter.layers  # as it was, for the finals
+    run_study(replace(plan, settings=replace(plan.settings, trials_per_device=2)), packed, work, said)
+    assert work.context.adapter.slots == 1 and work.context.adapter.layers  # as it was, for the finals
     (tmp_path / "alone").mkdir()
     plan, alone = begin(tmp_path / "alone", shared[1])
     run_study(plan, alone, work, said)
@@ -126,10 +126,10 @@ def test_a_pack_takes_those_that_can_and_the_others_train_alone(
         made = original(self, recipe, values)
         return replace(made, adapter=LoHa(dim=2, alpha=2.0)) if values.get("optimizer.lr") == alone else made
 
-    mixed = replace(plan, settings=replace(plan.settings, pack=2))
+    mixed = replace(plan, settings=replace(plan.settings, trials_per_device=2))
     monkeypatch.setattr(StudyDefinition, "run", run)
     sets = []
-    with on_measure(lambda checkpoint: sets.append((type(checkpoint.run.adapter), work.bench.adapter.layers == {}))):
+    with on_measure(lambda checkpoint: sets.append((type(checkpoint.run.adapter), work.context.adapter.layers == {}))):
         run_study(mixed, study, work, said)
     assert states(study) == ["COMPLETE"] * TRIALS
     assert {widened for kind, widened in sets if kind is LoHa} == {False}
@@ -147,7 +147,7 @@ def test_a_pack_that_fails_goes_on_one_at_a_time(begun: Begun) -> None:
             raise RuntimeError("no such kernel")
 
     with on_measure(fail):
-        run_study(replace(plan, settings=replace(plan.settings, pack=2)), study, work, said)
+        run_study(replace(plan, settings=replace(plan.settings, trials_per_device=2)), study, work, said)
     assert states(study) == ["COMPLETE", "FAIL", "COMPLETE"]
     assert [trial.user_attrs.get("failures", 0) for trial in study.trials[:TRIALS]] == [0, TRIES, 0]
     assert "go on 1 at a time" in Path("said").read_text()
@@ -163,7 +163,7 @@ def test_a_pack_that_needs_too_much_memory_goes_on_half_as_wide(begun: Begun) ->
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with on_measure(fail):
-        run_study(replace(plan, settings=replace(plan.settings, pack=4)), study, work, said)
+        run_study(replace(plan, settings=replace(plan.settings, trials_per_device=4)), study, work, said)
     assert "its trials go on 2 at a time" in Path("said").read_text()
     assert states(study) == ["COMPLETE"] * TRIALS and not any("failures" in t.user_attrs for t in study.trials)
 
@@ -179,8 +179,8 @@ def test_auto_takes_what_is_fastest(
     plan, _, work, said = begun
     asked = []
     monkeypatch.setattr(sittings, "pack_speeds", lambda run, bench, most: asked.append((run.name, most)) or rates or {})
-    budget = replace(plan.settings.budget, trials=trials)
-    auto = replace(plan, settings=replace(plan.settings, pack="auto", budget=budget))
+    budget = replace(plan.settings.budget, n_trials=trials)
+    auto = replace(plan, settings=replace(plan.settings, trials_per_device="auto", budget=budget))
     assert sittings.at_once(auto, work, said) == expected
     assert asked == ([] if rates is None else [("doll-adamw", 4)])
 
@@ -190,13 +190,13 @@ def test_speeds_are_tried_until_they_rise_no_more_or_memory_is_out(
 ) -> None:
     plan, _, work, _ = begun
     run = plan.run("doll-adamw", {})
-    rates = speed.packed_speeds(run, work.bench, 3)
-    assert rates.keys() == {1, 2} and min(rates.values()) > 0 and work.bench.adapter.slots == 1
+    rates = speed.packed_speeds(run, work.context, 3)
+    assert rates.keys() == {1, 2} and min(rates.values()) > 0 and work.context.adapter.slots == 1
     full = [MemoryFull("too small"), torch.OutOfMemoryError()]
     few = [([1.0, error], [1]) for error in full] + [([error], []) for error in full]
     for given, tried in (([1.0, 2.0, 2.1, 9.0], [1, 2, 4]), *few):
         monkeypatch.setattr(speed, "_packed_speed", Mock(side_effect=given))
-        assert list(speed.packed_speeds(run, work.bench, 8)) == tried
+        assert list(speed.packed_speeds(run, work.context, 8)) == tried
 
 
 def test_a_worker_on_which_everything_fails_stops(begun: Begun) -> None:
