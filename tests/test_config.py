@@ -25,10 +25,10 @@ SCORINGS = sorted(p.stem for p in (config.ROOT / "conf" / "scoring").glob("*.yam
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_composes_and_its_recipes_lie_inside_their_ranges(study: str) -> None:
     composed = config.compose("tune", [], study)
-    plan, own = define_study(composed, study, [])
-    assert set(own) == set(plan.space)
+    definition, own = define_study(composed, study, [])
+    assert set(own) == set(definition.space)
     for recipe, values in own.items():
-        assert plan.run(recipe, values) == plan.run(recipe, {})
+        assert definition.run(recipe, values) == definition.run(recipe, {})
 
 
 LORA, LOCON = LoRA(dim=32, alpha=16), LoRA(dim=32, alpha=16, conv_dim=32, conv_alpha=16, targets=tuple(TARGETS))
@@ -48,10 +48,10 @@ PLAIN = ("paperdoll", "sd15", "sd2", "sdxl", "sd3", "flux", "z_image")  # preset
 @pytest.mark.parametrize("study", ["character", "outfits", "style", "object"])
 def test_studies_of_a_real_model_search_around_all_of_the_guide_and_run_on_the_embedded_world_too(study: str) -> None:
     """Every value of every range builds, and within the guide's limits, but where it is without a limit."""
-    plan, own = define_study(config.compose("tune", PAPERDOLL, study), study, PAPERDOLL)
+    definition, own = define_study(config.compose("tune", PAPERDOLL, study), study, PAPERDOLL)
     assert set(own) == set(GUIDE)
     assert config.model_settings(config.compose("tune", PAPERDOLL, study)).path == "paperdoll"
-    for run in plan.widest_runs():
+    for run in definition.widest_runs():
         said = [note for note in run.adapter.notes() if "neither rank" not in note]
         assert not said, (run.name, said)
     with pytest.raises(ConfigError, match=r"model\.path must be given"):
@@ -222,14 +222,14 @@ def test_steps_of_a_concept_and_captions_are_searched_like_any_key(tmp_path: Pat
         "# @package _global_\nstudy: {name: outfits, recipes: {doll-adamw: {train.concept_images.dress: {int: [100, 400]}, "
         "captions.absorb_tags: {choice: [none, marks, all]}, captions.trigger_swap_rate: {linear: [0, 0.5]}}}}\n"
     )
-    plan, own = define_study(config.compose("tune", [], str(study)), str(study), [])
+    definition, own = define_study(config.compose("tune", [], str(study)), str(study), [])
     assert own["doll-adamw"] == {
         "train.concept_images.dress": 200,
         "captions.absorb_tags": "none",
         "captions.trigger_swap_rate": 0.0,
     }
     drawn = {"train.concept_images.dress": 300, "captions.absorb_tags": "all", "captions.trigger_swap_rate": 0.25}
-    run = plan.run("doll-adamw", drawn)
+    run = definition.run("doll-adamw", drawn)
     assert run.train.concept_images == {"dress": 300}
     assert (run.captions.absorb_tags, run.captions.trigger_swap_rate) == ("all", 0.25)
     assert config.build_run(config.compose("train", ["train.concept_images.mona_dress=7"])).train.concept_images == {
@@ -244,8 +244,8 @@ def test_a_workbench_is_told_all_that_a_range_may_ask_of_it(tmp_path: Path) -> N
         "# @package _global_\nstudy: {name: text, recipes: {doll-adamw: {train.epochs: {int: [1, 9]}, "
         "adapter.text_encoder: {choice: [false, true]}, adapter.dim: {log_int: [4, 64]}}}}\n"
     )
-    plan, _ = define_study(config.compose("tune", [], str(study)), str(study), [])
-    adapters = [run.adapter for run in plan.widest_runs()]
+    definition, _ = define_study(config.compose("tune", [], str(study)), str(study), [])
+    adapters = [run.adapter for run in definition.widest_runs()]
     assert [(adapter.text_encoder, adapter.largest) for adapter in adapters] == [
         *((False, 16), (True, 16), (False, 4), (False, 64)),
         (True, 64),  # all at their largest, as a trial may be that takes the most memory

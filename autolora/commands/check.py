@@ -26,10 +26,10 @@ def check(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     """Show what would be trained and what it costs; `check.json` and a page go into the run's folder."""
     output, settings = Output.of(config), cfg.dataset_settings(config)
     dataset = load_dataset(settings)
-    plan = None
+    definition = None
     if study:
-        plan, own = define_study(config, study, arguments)
-        runs = [plan.run(recipe, values) for recipe, values in own.items()]
+        definition, own = define_study(config, study, arguments)
+        runs = [definition.run(recipe, values) for recipe, values in own.items()]
     else:
         runs = [cfg.build_run(config)]
     model = load_model(cfg.model_settings(config))
@@ -37,8 +37,8 @@ def check(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     sections = [*dataset_sections(dataset), *caption_sections(dataset, model)]
     sections += [*(recipe_section(run, dataset) for run in runs), schedule_section(runs, dataset)]
     with output.bars() as bars:
-        sections += measured_sections(config, runs, dataset, model, plan, bars)
-    folder = plan.folder if plan else cfg.run_folder(config, runs[0].name)
+        sections += measured_sections(config, runs, dataset, model, definition, bars)
+    folder = definition.folder if definition else cfg.run_folder(config, runs[0].name)
     facts = [f"{model.name} ({model.architecture}, {model.resolution} px, weights {model.base_hash})"]
     write_atomic(folder / "check.json", json.dumps(as_dict(sections), indent=2))
     page = write_page(dataset.name, facts, sections, folder / "check.html")

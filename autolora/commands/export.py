@@ -24,14 +24,14 @@ def export(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     output = Output.of(config)
     if config.save_recipe:
         assert study is not None
-        plan, _ = define_study(config, study, arguments)
-        path = save_recipe(plan, load_started_study(plan, print), str(config.save_recipe))
+        definition, _ = define_study(config, study, arguments)
+        path = save_recipe(definition, load_started_study(definition, print), str(config.save_recipe))
         output.last(f"{path}: take it by recipe={path.stem}, or name it in a study", {"recipe": path})
         return 0
-    plan, opened = existing_study(config, study, arguments)
+    definition, opened = existing_study(config, study, arguments)
     with output.bars() as bars:
-        own = [plan.run(recipe, {}) for recipe in plan.space]
-        work = open_session(config, [*own, *plan.widest_runs()], bars)
-        text = finalize_study(plan, opened, work, bars)
-    output.last(text, read_json(plan.folder / "result.json"))
-    return UNMEASURED_EXIT_CODE if work.unmeasured else 0
+        own = [definition.run(recipe, {}) for recipe in definition.space]
+        session = open_session(config, [*own, *definition.widest_runs()], bars)
+        text = finalize_study(definition, opened, session, bars)
+    output.last(text, read_json(definition.folder / "result.json"))
+    return UNMEASURED_EXIT_CODE if session.unmeasured else 0

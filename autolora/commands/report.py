@@ -13,10 +13,10 @@ from autolora.study.results.finalize import study_report
 def report(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     """Write a study's report again, from what its folder holds."""
     output = Output.of(config)
-    plan, opened = existing_study(config, study, arguments)
+    definition, opened = existing_study(config, study, arguments)
     with output.bars() as bars:
-        own = [plan.run(recipe, {}) for recipe in plan.space]
-        work = open_session(config, [*own, *plan.widest_runs()], bars)
-        path = study_report(plan, opened, work, bars)
+        own = [definition.run(recipe, {}) for recipe in definition.space]
+        session = open_session(config, [*own, *definition.widest_runs()], bars)
+        path = study_report(definition, opened, session, bars)
     output.last(f"report: {path}", {"report": path})
     return 0

@@ -62,21 +62,21 @@ def resize_file(config: DictConfig) -> int:
     resizer = Resizer(state, layer_weights(model.modules), unit_of(metadata))
     given = wanted_dims([config.dims] if isinstance(config.dims, int) else config.dims, resizer)
     with output.bars() as bars:
-        work = open_session(config, [Run(source.name, adapter=lora_of(state))], bars)
-        if work.scorer is None:
-            raise Unmeasurable(work.unmeasured)
-        scorer = final_scorer(work.scorer, work, bars)
-        whole = _scored(None, source, None, work, scorer, bars)
+        session = open_session(config, [Run(source.name, adapter=lora_of(state))], bars)
+        if session.scorer is None:
+            raise Unmeasurable(session.unmeasured)
+        scorer = final_scorer(session.scorer, session, bars)
+        whole = _scored(None, source, None, session, scorer, bars)
         found = []
 
         def keeps(dim: int) -> bool:
             smaller = resizer.to(dim)
             with atomic_files(folder) as hidden:
                 made = write_resized(
-                    smaller, dim, source, metadata, work.context.model, hidden, DTYPES[work.export.dtype]
+                    smaller, dim, source, metadata, session.context.model, hidden, DTYPES[session.export.dtype]
                 )
-                verify_deltas(smaller, made, work.context.model)
-            found.append(_scored(dim, folder / made.name, whole, work, scorer, bars))
+                verify_deltas(smaller, made, session.context.model)
+            found.append(_scored(dim, folder / made.name, whole, session, scorer, bars))
             bars.log(f"dim {dim}: {_in_words(found[-1].score)}")
             return found[-1].kept
 
@@ -126,10 +126,12 @@ def seek(keeps: Callable[[int], bool], most: int, first: int, unit: int) -> None
         kept, lost = (middle, lost) if keeps(middle) else (kept, middle)
 
 
-def _scored(dim: int | None, path: Path, whole: Resized | None, work: Session, scorer: Scorer, bars: Bars) -> Resized:
+def _scored(
+    dim: int | None, path: Path, whole: Resized | None, session: Session, scorer: Scorer, bars: Bars
+) -> Resized:
     """A file as it is read back, scored."""
-    work.context.adapter.load(read_lora(path, work.context.model))
-    card: Scorecard = work.score(scorer, bars)
+    session.context.adapter.load(read_lora(path, session.context.model))
+    card: Scorecard = session.score(scorer, bars)
     kept = whole is None or (card.score.value >= whole.score.low and set(card.broken) <= set(whole.broken))
     return Resized(dim, path, card.score, card.broken, kept)
 

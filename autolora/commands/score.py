@@ -112,18 +112,18 @@ def score_files(config: DictConfig, states: Mapping[Path, State], progress: Bars
     """Every file scored on one workbench, the best first; and the base model's row of the grid."""
     runs = [Run(path.name, adapter=lora_of(state)) for path, state in states.items()]
     with progress as bars:
-        work = open_session(config, runs, bars)
-        if work.scorer is None:
-            raise Unmeasurable(work.unmeasured)
+        session = open_session(config, runs, bars)
+        if session.scorer is None:
+            raise Unmeasurable(session.unmeasured)
         scorer = final_scorer(
-            work.scorer, work, bars
+            session.scorer, session, bars
         )  # as a study's last word, so that an export scores here as it did there
         shown = _shown(scorer)
         found = []
         for path, state in states.items():
-            work.context.adapter.load(state)
+            session.context.adapter.load(state)
             with bars.task(f"rendering {path.name}", scorer.renders) as advance:
-                pictures = render_probes(scorer, work.context.model, work.context.adapter, advance)
+                pictures = render_probes(scorer, session.context.model, session.context.adapter, advance)
             embedded = embed(scorer, pictures)
             card = score_renders(scorer, pictures, embedded)
             row = np.stack([pictures[probe, card.weight][0] for probe in shown])

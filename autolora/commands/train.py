@@ -34,8 +34,8 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     with output.bars() as bars:
         for note in adapter_notes([run]):
             bars.log(note)
-        work = open_session(config, [run], bars)
-        bar = bars.add(run.name, run.images_per_epoch(work.context.dataset) * run.train.epochs)
+        session = open_session(config, [run], bars)
+        bar = bars.add(run.name, run.images_per_epoch(session.context.dataset) * run.train.epochs)
 
         def on_step(slot: TrainingSlot) -> None:
             bars.set(bar, slot.step)
@@ -43,7 +43,7 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
                 bars.log(slot.relief)
                 slot.relief = ""
 
-        for ready in train_rounds(lambda: next(waiting, None), work.context, on_step):
+        for ready in train_rounds(lambda: next(waiting, None), session.context, on_step):
             checkpoint = ready[0].checkpoint
             assert checkpoint is not None
             if checkpoint.diverged:
@@ -52,17 +52,17 @@ def train(config: DictConfig, study: str | None, arguments: list[str]) -> int:
                 )
             if record.scored_step() != checkpoint.step:
                 record.append(
-                    checkpoint, work.measure(checkpoint, record.results, record.results, bars, record.samples)
+                    checkpoint, session.measure(checkpoint, record.results, record.results, bars, record.samples)
                 )
             bars.log(f"step {checkpoint.step}: {record.results[-1].summary}")
         best = record.best_result()
         assert best is not None
-        exported, twin, proof = export_proved(record, best, work, folder / "best", run.name, work.scorer, bars)
-        write_card_alone(work, record, best, exported.path, bars)
+        exported, twin, proof = export_proved(record, best, session, folder / "best", run.name, session.scorer, bars)
+        write_card_alone(session, record, best, exported.path, bars)
     found = record.summary() | ({"plain": twin_as_dict(twin, proof)} if twin else {})
     write_atomic(folder / "score.json", json.dumps(found, indent=2))
     words = f"best checkpoint: step {best.step}, {best.summary}\nLoRA: {exported.path}"
     words += f"\nfor diffusers: {exported.diffusers.parent}" if exported.diffusers else ""
     words += f"\n{twin_in_words(twin, proof)}" if twin else ""
     output.last(words, {**found, "export": exported.path})
-    return UNMEASURED_EXIT_CODE if work.unmeasured else 0
+    return UNMEASURED_EXIT_CODE if session.unmeasured else 0

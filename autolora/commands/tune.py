@@ -26,33 +26,37 @@ def tune(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     """Run or continue a study, export its best LoRA and write its report."""
     assert study is not None
     output = Output.of(config)
-    plan, own = define_study(config, study, arguments)
+    definition, own = define_study(config, study, arguments)
     workers = count_workers(config.workers)
     with output.bars() as bars:
-        runs = [plan.run(recipe, values) for recipe, values in own.items()]
-        for note in adapter_notes([*runs, *plan.widest_runs()]):
+        runs = [definition.run(recipe, values) for recipe, values in own.items()]
+        for note in adapter_notes([*runs, *definition.widest_runs()]):
             bars.log(note)
-        priors = gather_priors(plan, bars.log) if plan.warm_start and not is_started(plan, bars.log) else []
-        work = open_session(config, [*runs, *plan.widest_runs()], bars)
-        opened = open_study(plan, own, identity(config, work.context.model.base_hash), bars.log, priors)
-        bars.log(describe_plan(plan.settings, runs, work.context.dataset, workers))
-        with local_workers(plan, workers, bars):
-            run_study(plan, opened, work, bars, heard=_news(plan, opened, work, bars, output))
-        text = finalize_study(plan, opened, work, bars)
-    output.last(text, read_json(plan.folder / "result.json"))
-    return UNMEASURED_EXIT_CODE if work.unmeasured else 0
+        priors = (
+            gather_priors(definition, bars.log)
+            if definition.warm_start and not is_started(definition, bars.log)
+            else []
+        )
+        session = open_session(config, [*runs, *definition.widest_runs()], bars)
+        opened = open_study(definition, own, identity(config, session.context.model.base_hash), bars.log, priors)
+        bars.log(describe_plan(definition.settings, runs, session.context.dataset, workers))
+        with local_workers(definition, workers, bars):
+            run_study(definition, opened, session, bars, heard=_news(definition, opened, session, bars, output))
+        text = finalize_study(definition, opened, session, bars)
+    output.last(text, read_json(definition.folder / "result.json"))
+    return UNMEASURED_EXIT_CODE if session.unmeasured else 0
 
 
 def _news(
-    plan: StudyDefinition, study: optuna.Study, work: Session, bars: Bars, output: Output
+    definition: StudyDefinition, study: optuna.Study, session: Session, bars: Bars, output: Output
 ) -> Callable[[bool], None]:
     """What follows every checkpoint: the terminal's table; after a trial's last one also the page and a line."""
 
     def heard(ended: bool) -> None:
-        now = study_progress(plan, study)
+        now = study_progress(definition, study)
         bars.show(now.table(), now.line() if ended else None)
         if ended:
-            report_progress(plan, study, work)
+            report_progress(definition, study, session)
             output.event("trial", now.as_dict())
 
     return heard

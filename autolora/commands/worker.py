@@ -15,12 +15,17 @@ def worker(config: DictConfig, study: str | None, arguments: list[str]) -> int:
     """Join a study that `tune` started: run its trials until it is done."""
     assert study is not None
     output = Output.of(config)
-    plan, own = define_study(config, study, arguments)
-    load_started_study(plan, print)  # before anything is loaded
+    definition, own = define_study(config, study, arguments)
+    load_started_study(definition, print)  # before anything is loaded
     with output.bars() as bars:
-        runs = [plan.run(recipe, values) for recipe, values in own.items()]
-        work = open_session(config, [*runs, *plan.widest_runs()], bars)
-        run_study(plan, join_study(plan, identity(config, work.context.model.base_hash), bars.log), work, bars)
-    words = f"study {plan.settings.name}: no trial is left; `{plan.command}` ends it with its finals"
-    output.last(words, {"study": plan.settings.name})
+        runs = [definition.run(recipe, values) for recipe, values in own.items()]
+        session = open_session(config, [*runs, *definition.widest_runs()], bars)
+        run_study(
+            definition,
+            join_study(definition, identity(config, session.context.model.base_hash), bars.log),
+            session,
+            bars,
+        )
+    words = f"study {definition.settings.name}: no trial is left; `{definition.command}` ends it with its finals"
+    output.last(words, {"study": definition.settings.name})
     return 0

@@ -165,25 +165,25 @@ def open_session(config: DictConfig, runs: list[Run], bars: Bars) -> Session:
         encode(latents, shown[: max(one.num_class_images or len(shown) for one in beside)], flip, bars)
     adapter = attach(model.modules, *(run.adapter for run in runs))
     model.stay(*adapter.roots)
-    bench = TrainingContext(model, adapter, dataset, latents, PromptCache(model), shown)
-    losses = validation_losses(model, dataset, latents, bench.prompts, adapter)
+    context = TrainingContext(model, adapter, dataset, latents, PromptCache(model), shown)
+    losses = validation_losses(model, dataset, latents, context.prompts, adapter)
     probes = build_probes(dataset, scoring, ALL_GROUPS)
     export = cfg.export_settings(config)
-    return Session(bench, renders, settings.render, scoring, probes, scorer, unmeasured, losses, tagger, export)
+    return Session(context, renders, settings.render, scoring, probes, scorer, unmeasured, losses, tagger, export)
 
 
 REPEATS = 4  # seeds per prompt, as a multiple of the search's
 
 
-def final_scorer(search: Scorer, work: Session, bars: Bars) -> Scorer:
+def final_scorer(search: Scorer, session: Session, bars: Bars) -> Scorer:
     """The search's score with seeds of its own and more of them, all groups of probes and a second encoder."""
-    bench, second = work.context, search.settings.second_encoder
+    context, second = session.context, search.settings.second_encoder
     with bars.task("rendering the base model for the finals", None) as advance:
-        scorer = with_fresh_probes(search, bench.dataset, work.renders, bench.adapter, REPEATS, advance)
+        scorer = with_fresh_probes(search, context.dataset, session.renders, context.adapter, REPEATS, advance)
     if second is None:
         return scorer
     try:
-        return replace(scorer, second=with_encoder(scorer, load_second_encoder(second, bench.model)))
+        return replace(scorer, second=with_encoder(scorer, load_second_encoder(second, context.model)))
     except Unmeasurable as error:  # by that encoder; the first one knows what it sees
         bars.log(f"{error}; going on without a second opinion")
         return scorer

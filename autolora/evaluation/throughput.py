@@ -29,25 +29,25 @@ class Speed:
     memory_of: str  # GPU memory, or memory
 
 
-def measure_speed(run: Run, bench: TrainingContext, settings: RenderSettings) -> Speed:
+def measure_speed(run: Run, context: TrainingContext, settings: RenderSettings) -> Speed:
     """Train two steps of a run and render one batch; the first step of training is not timed.
 
     The adapter is left with a trained state: load another before it is used.
     """
-    slot = TrainingSlot(0, Job(run), bench)
+    slot = TrainingSlot(0, Job(run), context)
     for _ in range(2):
-        began, before = _now(bench.model), slot.step
-        train_step(bench, {0: slot})
-        training = (_now(bench.model) - began) / (slot.step - before)
+        began, before = _now(context.model), slot.step
+        train_step(context, {0: slot})
+        training = (_now(context.model) - began) / (slot.step - before)
     short = replace(settings, num_inference_steps=min(RENDERED_STEPS, settings.num_inference_steps))
-    shots = [RenderRequest(bench.dataset.class_word, seed, 1.0) for seed in range(settings.batch_size)]
-    began = _now(bench.model)
-    render(bench.model, shots, short, bench.adapter)
-    rendering = (_now(bench.model) - began) / len(shots) * settings.num_inference_steps / short.num_inference_steps
-    return Speed(training, rendering, *_memory(bench.model))
+    shots = [RenderRequest(context.dataset.class_word, seed, 1.0) for seed in range(settings.batch_size)]
+    began = _now(context.model)
+    render(context.model, shots, short, context.adapter)
+    rendering = (_now(context.model) - began) / len(shots) * settings.num_inference_steps / short.num_inference_steps
+    return Speed(training, rendering, *_memory(context.model))
 
 
-def packed_speeds(run: Run, bench: TrainingContext, most: int) -> dict[int, float]:
+def packed_speeds(run: Run, context: TrainingContext, most: int) -> dict[int, float]:
     """Optimizer steps a second of all together, by how many such runs train at once: 1, 2, 4 and so on up to `most`.
 
     It ends before twice as many may not fit the machine's memory, and at the first that does not fit the GPU's or gains
@@ -62,7 +62,7 @@ def packed_speeds(run: Run, bench: TrainingContext, most: int) -> dict[int, floa
     count = 1
     while count <= most:
         try:
-            rates[count] = _packed_speed(run, bench, count)
+            rates[count] = _packed_speed(run, context, count)
         except (torch.OutOfMemoryError, MemoryFull):
             torch.cuda.empty_cache()
             break
@@ -74,15 +74,15 @@ def packed_speeds(run: Run, bench: TrainingContext, most: int) -> dict[int, floa
     return rates
 
 
-def _packed_speed(run: Run, bench: TrainingContext, count: int) -> float:
-    with bench.adapter.widened(count) as wide:
-        packed = replace(bench, adapter=wide)
+def _packed_speed(run: Run, context: TrainingContext, count: int) -> float:
+    with context.adapter.widened(count) as wide:
+        packed = replace(context, adapter=wide)
         slots = {index: TrainingSlot(index, Job(run), packed) for index in range(count)}
         train_step(packed, slots)
-        began = _now(bench.model)
+        began = _now(context.model)
         for _ in range(PACKED_STEPS):
             train_step(packed, slots)
-        return PACKED_STEPS * count / (_now(bench.model) - began)
+        return PACKED_STEPS * count / (_now(context.model) - began)
 
 
 def _now(model: BaseModel) -> float:

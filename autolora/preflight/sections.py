@@ -148,7 +148,7 @@ def measured_sections(
     runs: Sequence[Run],
     dataset: Dataset,
     model: BaseModel,
-    plan: StudyDefinition | None,
+    definition: StudyDefinition | None,
     bars: Bars,
 ) -> list[Section]:
     """What only the base model can tell: what the triggers' words draw, and what training and rendering cost.
@@ -158,12 +158,12 @@ def measured_sections(
     settings, scoring = cfg.model_settings(config), cfg.scoring_settings(config)
     if not isinstance(config.probe_triggers, bool):
         raise ConfigError(f"probe_triggers must be true or false, got {config.probe_triggers}")
-    study = plan.settings if plan else None
+    study = definition.settings if definition else None
     at_once = (
         study.trials_per_device if study and isinstance(study.trials_per_device, int) else 1
     )  # auto takes what fits
     encoder = _loaded(load_encoder, scoring.encoder)
-    may_run = [*runs, *(plan.widest_runs() if plan else ())]  # what the workbench is opened for
+    may_run = [*runs, *(definition.widest_runs() if definition else ())]  # what the workbench is opened for
     memory = memory_section(may_run, dataset, model, at_once, encoder, bars)
     renders = count_renders(may_run, dataset, model, scoring)
     cache = Path(str(config.cache)).expanduser()
@@ -206,9 +206,9 @@ def measured_cost(
         model.stay(*adapter.roots)
         standing_in = dataset.regularization or dataset.pictures[:4]  # for class pictures: they cost the same
         latents = LatentCache(model, cache / "latents")
-        bench = TrainingContext(model, adapter, dataset, latents, PromptCache(model), standing_in)
+        context = TrainingContext(model, adapter, dataset, latents, PromptCache(model), standing_in)
         try:
-            speed = measure_speed(runs[0], bench, settings.render.search)
+            speed = measure_speed(runs[0], context, settings.render.search)
         finally:
             adapter.detach()
     return cost_section(runs, dataset, renders, speed, study)

@@ -38,7 +38,7 @@ class PlainLora:
 
 
 def export_best(
-    record: TrialFolder, best: CheckpointResult, work: Session, folder: Path, study: str
+    record: TrialFolder, best: CheckpointResult, session: Session, folder: Path, study: str
 ) -> tuple[Exported, PlainLora | None]:
     """Export a record's best checkpoint with its words, figures and a picture; it is left loaded in the adapter.
 
@@ -56,14 +56,14 @@ def export_best(
         ExportError: the weights cannot be written.
         StorageError: the folder cannot be written.
     """
-    dataset, model, adapter = work.context.dataset, work.context.model, work.context.adapter
+    dataset, model, adapter = session.context.dataset, session.context.model, session.context.adapter
     state = record.load(best)
     adapter.load(state)
     triggers = ", ".join(dict.fromkeys([dataset.class_word, dataset.trigger, *(c.trigger for c in dataset.concepts)]))
-    probe = work.of("trigger")[0]
-    preview = render(model, [RenderRequest(probe.prompt, probe.seeds[0], best.weight)], work.render_settings, adapter)[
-        0
-    ]
+    probe = session.of("trigger")[0]
+    preview = render(
+        model, [RenderRequest(probe.prompt, probe.seeds[0], best.weight)], session.render_settings, adapter
+    )[0]
     card = ExportFacts(
         activation_text=triggers,
         preferred_weight=best.weight,
@@ -71,10 +71,10 @@ def export_best(
         step=best.step,
         facts={"study": study, "score": best.summary, "checkpoint": best.describe_place, "base_hash": model.base_hash},
     )
-    picture, name, dtype = Image.fromarray(preview), dataset.trigger, DTYPES[work.export.dtype]
+    picture, name, dtype = Image.fromarray(preview), dataset.trigger, DTYPES[session.export.dtype]
     exported = export_lora(state, record.run, dataset, model, folder, name, card=card, preview=picture, dtype=dtype)
     if is_plain(state):
-        return _with_copy(exported, state, work.export), None
+        return _with_copy(exported, state, session.export), None
     kind = type(record.run.adapter).__name__
     twin, dim, apart = nearest_lora(state, layer_weights(model.modules))
     note = f"{card.description}; a plain LoRA of dim {dim} in the place of its {kind}"
@@ -84,7 +84,7 @@ def export_best(
         twin, run, dataset, model, folder, f"{name}{TWIN_SUFFIX}", card=plain, preview=picture, dtype=dtype
     )
     readable = state if has_format(state) else twin
-    return _with_copy(exported, readable, work.export), PlainLora(written.path, twin, dim, apart)
+    return _with_copy(exported, readable, session.export), PlainLora(written.path, twin, dim, apart)
 
 
 def _with_copy(exported: Exported, state: State, settings: ExportSettings) -> Exported:

@@ -50,15 +50,15 @@ class GalleryEntry:
 class SampleRenderer:
     """Finds the samples of checkpoints, and renders those that the search did not keep."""
 
-    work: Session
+    session: Session
     samples: tuple[Sample, ...]
     bars: Bars
 
     @classmethod
-    def open(cls, work: Session, bars: Bars) -> SampleRenderer:
+    def open(cls, session: Session, bars: Bars) -> SampleRenderer:
         """The samples of a study."""
-        probes = sample_probes(work.scorer.probes if work.scorer else work.probes)
-        return cls(work, tuple(map(Sample.of, probes)), bars)
+        probes = sample_probes(session.scorer.probes if session.scorer else session.probes)
+        return cls(session, tuple(map(Sample.of, probes)), bars)
 
     @property
     def triggerless(self) -> tuple[Sample, ...]:
@@ -68,17 +68,17 @@ class SampleRenderer:
     @property
     def render_settings(self) -> RenderSettings:
         """How the search rendered, so that all columns compare."""
-        return self.work.scorer.render_settings if self.work.scorer else self.work.render_settings
+        return self.session.scorer.render_settings if self.session.scorer else self.session.render_settings
 
     def base(self) -> Images:
         """The samples by the base model, without triggers."""
-        renders = BaseRenders(self.work.context.model, self.render_settings, self.work.renders.folder)
+        renders = BaseRenders(self.session.context.model, self.render_settings, self.session.renders.folder)
         shots = [(sample.base_prompt, sample.seed) for sample in self.samples]
-        return tuple(map(Image.fromarray, renders.render(shots, adapter=self.work.context.adapter)))
+        return tuple(map(Image.fromarray, renders.render(shots, adapter=self.session.context.adapter)))
 
     def at(self, one: GalleryEntry, weight: float) -> Images:
         """The samples by one checkpoint at one weight."""
-        if weight == max(self.work.scoring.weights) and (known := scored_by(one.record, one.step, self.samples)):
+        if weight == max(self.session.scoring.weights) and (known := scored_by(one.record, one.step, self.samples)):
             return known
         return self._rendered(one, weight, self.samples, one.record.samples)
 
@@ -90,7 +90,7 @@ class SampleRenderer:
         name = f"{one.step}@{weight:g}"
         if known := _of(read_samples(folder, name), samples):
             return known
-        model, adapter = self.work.context.model, self.work.context.adapter
+        model, adapter = self.session.context.model, self.session.context.adapter
         adapter.load(one.state)
         shots = [RenderRequest(sample.prompt, sample.seed, weight) for sample in samples]
         with self.bars.task(f"rendering the report: {one.name}, weight {weight:g}", len(shots)) as advance:
@@ -120,7 +120,7 @@ def _share(rate: Estimate) -> Estimate:
 
 def gallery(shelf: SampleRenderer, exhibits: Sequence[GalleryEntry]) -> Gallery:
     """A column for the base model, then one for each exhibit, by its checkpoints and by weight."""
-    best, searched = exhibits[-1], max(shelf.work.scoring.weights)
+    best, searched = exhibits[-1], max(shelf.session.scoring.weights)
     columns = [Column("base model", {0: shelf.base()})]
     for one in exhibits:
         by_weight = {weight: shelf.at(one, weight) for weight in sorted({*WEIGHTS, best.weight, searched})}
@@ -148,13 +148,13 @@ def pairs(shelf: SampleRenderer, exhibits: Sequence[GalleryEntry]) -> tuple[Pair
 
 def matrix(shelf: SampleRenderer, best: GalleryEntry) -> OutfitMatrix | None:
     """How often each outfit's renders pass for every outfit; None where there is one, or nothing can be measured."""
-    work = shelf.work
-    if work.scorer is None or len(work.context.dataset.concepts) < 2:
+    session = shelf.session
+    if session.scorer is None or len(session.context.dataset.concepts) < 2:
         return None
-    scorer = work.scorer.only("trigger").at(best.weight)
-    work.context.adapter.load(best.state)
+    scorer = session.scorer.only("trigger").at(best.weight)
+    session.context.adapter.load(best.state)
     with shelf.bars.task("rendering the outfits", scorer.renders) as advance:
-        pictures = render_probes(scorer, work.context.model, work.context.adapter, advance)
+        pictures = render_probes(scorer, session.context.model, session.context.adapter, advance)
     names = tuple(concept.name for concept in scorer.references.concepts)
     asked, _ = outfit_matrix(scorer, embed(scorer, pictures)[best.weight])
     shares, telling = [], []

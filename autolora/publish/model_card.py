@@ -31,30 +31,40 @@ TAGS = 12
 
 
 def write_card(
-    work: Session, record: TrialFolder, best: CheckpointResult, file: Path, shown: Gallery, mixed: OutfitMatrix | None
+    session: Session,
+    record: TrialFolder,
+    best: CheckpointResult,
+    file: Path,
+    shown: Gallery,
+    mixed: OutfitMatrix | None,
 ) -> None:
     """Write the model card beside an export, with what a report shows of it.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    write_model_card(model_card(work, record, best, file, shown, mixed), file.parent)
+    write_model_card(model_card(session, record, best, file, shown, mixed), file.parent)
 
 
-def write_card_alone(work: Session, record: TrialFolder, best: CheckpointResult, file: Path, bars: Bars) -> None:
+def write_card_alone(session: Session, record: TrialFolder, best: CheckpointResult, file: Path, bars: Bars) -> None:
     """The same where there is no report, which would have made the pictures."""
     shelf, one = (
-        SampleRenderer.open(work, bars),
+        SampleRenderer.open(session, bars),
         GalleryEntry("best", record, best.step, record.load(best), best.weight),
     )
-    write_card(work, record, best, file, gallery(shelf, [one]), matrix(shelf, one))
+    write_card(session, record, best, file, gallery(shelf, [one]), matrix(shelf, one))
 
 
 def model_card(
-    work: Session, record: TrialFolder, best: CheckpointResult, file: Path, shown: Gallery, mixed: OutfitMatrix | None
+    session: Session,
+    record: TrialFolder,
+    best: CheckpointResult,
+    file: Path,
+    shown: Gallery,
+    mixed: OutfitMatrix | None,
 ) -> ModelCard:
     """The card of an exported checkpoint."""
-    dataset, model, run = work.context.dataset, work.context.model, record.run
+    dataset, model, run = session.context.dataset, session.context.model, record.run
     captioned = run.with_captions(dataset)
     tags: dict[str, int] = {}
     for concept in captioned.concepts:
@@ -75,9 +85,9 @@ def model_card(
         samples=_samples(shown, best.weight),
         scorecard=tuple((_plain(n), Estimate(**terms[n]), words) for n, words in MEANINGS.items() if n in terms),
         by_weight={w: {n: Estimate(**term) for n, term in own.items()} for w, own in best.sweep.items()},
-        weaknesses=weaknesses(best, work.scoring.max_bleed, mixed),
+        weaknesses=weaknesses(best, session.scoring.max_bleed, mixed),
         asked="likeness, editability, bleed on the class word, copies, burnt colours",
-        concepts=tuple(CardConcept(c.name, c.trigger, len(c.pictures), round(n * _epochs(record, best, work)))
+        concepts=tuple(CardConcept(c.name, c.trigger, len(c.pictures), round(n * _epochs(record, best, session)))
                        for c, n in steps),
         held_out=len(dataset.held_out),
         resolution=model.resolution,
@@ -111,8 +121,8 @@ def _plain(name: str) -> str:
     return {"bleed_class": "bleed"}.get(name, name.replace("_", " "))
 
 
-def _epochs(record: TrialFolder, best: CheckpointResult, work: Session) -> float:
-    return best.step / record.run.images_per_epoch(work.context.dataset)
+def _epochs(record: TrialFolder, best: CheckpointResult, session: Session) -> float:
+    return best.step / record.run.images_per_epoch(session.context.dataset)
 
 
 def _samples(gallery: Gallery, weight: float) -> tuple[CardSample, ...]:

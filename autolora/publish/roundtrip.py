@@ -38,7 +38,7 @@ class RoundtripReport:
 def export_proved(
     record: TrialFolder,
     best: CheckpointResult,
-    work: Session,
+    session: Session,
     folder: Path,
     study: str,
     scorer: Scorer | None,
@@ -63,9 +63,9 @@ def export_proved(
     """
     remove_leftovers(folder)
     with atomic_files(folder) as hidden:
-        exported, twin = export_best(record, best, work, hidden, study)
+        exported, twin = export_best(record, best, session, hidden, study)
         try:
-            proof = prove(work, record.load(best), exported, twin, scorer, bars, score)
+            proof = prove(session, record.load(best), exported, twin, scorer, bars, score)
         except ExportError as error:
             words = str(error).replace(str(hidden), str(folder))
             raise ExportError(f"{words}; nothing was exported, {folder} stays as it was") from error
@@ -76,7 +76,7 @@ def export_proved(
 
 
 def prove(
-    work: Session,
+    session: Session,
     state: State,
     exported: Exported,
     twin: PlainLora | None,
@@ -98,51 +98,51 @@ def prove(
     Raises:
         ExportError: changes of weights, score or pictures differ.
     """
-    bench = work.context
-    found = verify_deltas(state, exported.path, bench.model)
-    held = read_lora(exported.path, bench.model)
-    bench.adapter.load(held)
+    context = session.context
+    found = verify_deltas(state, exported.path, context.model)
+    held = read_lora(exported.path, context.model)
+    context.adapter.load(held)
     if scorer is not None and score is not None:
-        check_score(work, state, exported.path, scorer, bars, score)
+        check_score(session, state, exported.path, scorer, bars, score)
     plain, path, twin_score = state, exported.path, None
     if twin is not None:
         plain, path = twin.state, twin.path
-        verify_deltas(plain, path, bench.model)
-        held = read_lora(path, bench.model)
-        bench.adapter.load(held)
-        twin_score = work.score(scorer, bars).score if scorer is not None else None
-    source = bench.model.source
+        verify_deltas(plain, path, context.model)
+        held = read_lora(path, context.model)
+        context.adapter.load(held)
+        twin_score = session.score(scorer, bars).score if scorer is not None else None
+    source = context.model.source
     if source is not None:
-        loaded = DiffusersReference(path, source, bench.model)
+        loaded = DiffusersReference(path, source, context.model)
         loaded.verify_deltas(plain)
         if loaded.draws:
-            check_pictures(work, held, loaded)
+            check_pictures(session, held, loaded)
         if exported.diffusers is not None:
             copied = state if has_format(state) else plain
-            DiffusersReference(exported.diffusers, source, bench.model).verify_deltas(copied)
+            DiffusersReference(exported.diffusers, source, context.model).verify_deltas(copied)
     return RoundtripReport(
         (*found.read_by, "diffusers") if twin is None and source is not None else found.read_by, twin_score
     )
 
 
-def check_pictures(work: Session, held: State, loaded: DiffusersReference) -> None:
+def check_pictures(session: Session, held: State, loaded: DiffusersReference) -> None:
     """A file, which holds this state, must draw in diffusers what it draws here, at every weight.
 
     Raises:
         ExportError: it does not.
     """
-    model, adapter, probe = work.context.model, work.context.adapter, work.of("trigger")[0]
-    shots = [RenderRequest(probe.prompt, probe.seeds[0], weight) for weight in work.scoring.weights]
+    model, adapter, probe = session.context.model, session.context.adapter, session.of("trigger")[0]
+    shots = [RenderRequest(probe.prompt, probe.seeds[0], weight) for weight in session.scoring.weights]
 
     def drawn(state: State) -> Images:
         adapter.load(state)
-        return render(model, shots, work.render_settings, adapter)
+        return render(model, shots, session.render_settings, adapter)
 
-    theirs = loaded.render(shots, work.render_settings)
+    theirs = loaded.render(shots, session.render_settings)
     compare_pictures(drawn(held), theirs, jittered=lambda: drawn(jitter(held)))
 
 
-def check_score(work: Session, state: State, path: Path, scorer: Scorer, bars: Bars, score: float) -> None:
+def check_score(session: Session, state: State, path: Path, scorer: Scorer, bars: Bars, score: float) -> None:
     """A file, which is in the adapter now, must score what the adapter did.
 
     A score of another machine, whose renders are not quite the same, is asked for again here.
@@ -150,10 +150,10 @@ def check_score(work: Session, state: State, path: Path, scorer: Scorer, bars: B
     Raises:
         ExportError: it does not.
     """
-    after, expected = work.score(scorer, bars).score.value, score
+    after, expected = session.score(scorer, bars).score.value, score
     if abs(after - expected) > SCORE_NOISE:
-        work.context.adapter.load(as_in_file(state, work.context.model, DTYPES[work.export.dtype]))
-        expected = work.score(scorer, bars).score.value
+        session.context.adapter.load(as_in_file(state, session.context.model, DTYPES[session.export.dtype]))
+        expected = session.score(scorer, bars).score.value
     if abs(after - expected) > SCORE_NOISE:
         raise ExportError(
             f"{path} scores {after:.5f} after reloading, the trial {expected:.5f}; "

@@ -121,7 +121,7 @@ def define_study(
     settings = study_settings(config)
     space = parse_space(settings.recipes)
     folder = cfg.run_folder(config, settings.name)
-    plan = StudyDefinition(
+    definition = StudyDefinition(
         settings,
         space,
         folder,
@@ -135,7 +135,7 @@ def define_study(
     own, mistakes = {}, []
     for recipe, keys in space.items():
         try:
-            own[recipe] = plan.default_values(recipe)
+            own[recipe] = definition.default_values(recipe)
         except ConfigError as error:
             mistakes.append(str(error))
             continue
@@ -146,4 +146,4 @@ def define_study(
                 )
     if mistakes:
         raise ConfigError("; ".join(mistakes))
-    return plan, own
+    return definition, own

@@ -25,16 +25,16 @@ from autolora.study.trials import ORIGIN, TOKEN
 from autolora.study.warm_start import Priors, keep_priors, known_priors, warm_start_trials
 
 
-def is_started(plan: StudyDefinition, say: Say) -> bool:
+def is_started(definition: StudyDefinition, say: Say) -> bool:
     """Whether `autolora tune` has started the study before."""
     try:
-        return bool(load_started_study(plan, say))
+        return bool(load_started_study(definition, say))
     except StudyError:
         return False
 
 
 def open_study(
-    plan: StudyDefinition, own: dict[str, dict[str, Any]], identity: dict[str, str], say: Say, priors: Priors = ()
+    definition: StudyDefinition, own: dict[str, dict[str, Any]], identity: dict[str, str], say: Say, priors: Priors = ()
 ) -> optuna.Study:
     """Create the study, or continue it where its space, dataset and model are unchanged.
 
@@ -48,26 +48,26 @@ def open_study(
     Raises:
         StudyError: what changed, and what to do; or the storage does not answer.
     """
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    definition.folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = open_storage(plan.storage, say)
+    storage = open_storage(definition.storage, say)
     study = optuna.create_study(
-        storage=storage, study_name=plan.settings.name, direction="maximize", load_if_exists=True
+        storage=storage, study_name=definition.settings.name, direction="maximize", load_if_exists=True
     )
     if study.user_attrs.get("space") is None:
-        _begin(plan, study, own, priors)
-        study.set_user_attr("space", {**as_text(plan.space), **identity})  # last: now others may join
-    elif plan.warm_start and list(plan.warm_start) != study.user_attrs.get("warm_start"):
+        _begin(definition, study, own, priors)
+        study.set_user_attr("space", {**as_text(definition.space), **identity})  # last: now others may join
+    elif definition.warm_start and list(definition.warm_start) != study.user_attrs.get("warm_start"):
         say("warm_start changes nothing now: this study has begun already; start another with out=OTHER_FOLDER")
-    _refuse_changes(plan, study, identity)
+    _refuse_changes(definition, study, identity)
     return optuna.load_study(
         storage=storage,
-        study_name=plan.settings.name,
-        **make_sampler_and_pruner(plan.settings, known_priors(plan, storage)),
+        study_name=definition.settings.name,
+        **make_sampler_and_pruner(definition.settings, known_priors(definition, storage)),
     )
 
 
-def _begin(plan: StudyDefinition, study: optuna.Study, own: dict[str, dict[str, Any]], priors: Priors) -> None:
+def _begin(definition: StudyDefinition, study: optuna.Study, own: dict[str, dict[str, Any]], priors: Priors) -> None:
     """Fill the queue: the recipes as they are, then the best of earlier studies; what is there already stays."""
     if TOKEN not in study.user_attrs:
         study.set_user_attr(TOKEN, uuid.uuid4().hex)
@@ -77,26 +77,26 @@ def _begin(plan: StudyDefinition, study: optuna.Study, own: dict[str, dict[str, 
         if recipe not in begun:
             study.enqueue_trial({"recipe": recipe, **named}, user_attrs={"baseline": recipe})
     if priors:
-        keep_priors(priors, plan, study._storage)
-    for prior in warm_start_trials(priors, plan, own):
+        keep_priors(priors, definition, study._storage)
+    for prior in warm_start_trials(priors, definition, own):
         if prior.origin not in begun:
             study.enqueue_trial(prior.params(), user_attrs={ORIGIN: prior.origin})
-    study.set_user_attr("warm_start", list(plan.warm_start))
-    study.set_user_attr("command", {"study": plan.study_name, "arguments": list(plan.arguments)})
+    study.set_user_attr("warm_start", list(definition.warm_start))
+    study.set_user_attr("command", {"study": definition.study_name, "arguments": list(definition.arguments)})
 
 
-def join_study(plan: StudyDefinition, identity: dict[str, str], say: Say) -> optuna.Study:
+def join_study(definition: StudyDefinition, identity: dict[str, str], say: Say) -> optuna.Study:
     """The study as `autolora tune` started it.
 
     Raises:
         StudyError: it was not started, or otherwise than this worker would go on with it.
     """
-    study = load_started_study(plan, say)
-    _refuse_changes(plan, study, identity)
+    study = load_started_study(definition, say)
+    _refuse_changes(definition, study, identity)
     return study
 
 
-def load_started_study(plan: StudyDefinition, say: Say) -> optuna.Study:
+def load_started_study(definition: StudyDefinition, say: Say) -> optuna.Study:
     """The study as it is, whatever is different now.
 
     Raises:
@@ -104,26 +104,26 @@ def load_started_study(plan: StudyDefinition, say: Say) -> optuna.Study:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = None
-    if not _missing(plan):
+    if not _missing(definition):
         with suppress(KeyError):
-            storage = open_storage(plan.storage, say)
+            storage = open_storage(definition.storage, say)
             study = optuna.load_study(
                 storage=storage,
-                study_name=plan.settings.name,
-                **make_sampler_and_pruner(plan.settings, known_priors(plan, storage)),
+                study_name=definition.settings.name,
+                **make_sampler_and_pruner(definition.settings, known_priors(definition, storage)),
             )
     if study is None or study.user_attrs.get("space") is None:
-        where = redact_url(plan.storage_argument) if plan.storage_argument else str(plan.folder)
+        where = redact_url(definition.storage_argument) if definition.storage_argument else str(definition.folder)
         raise StudyError(
-            f"no study {plan.settings.name} in {where}; run `autolora tune {plan.study_name}` first, or name its "
+            f"no study {definition.settings.name} in {where}; run `autolora tune {definition.study_name}` first, or name its "
             "folder with out=FOLDER or its database with storage=URL"
         )
     return study
 
 
-def _missing(plan: StudyDefinition) -> bool:
+def _missing(definition: StudyDefinition) -> bool:
     """Whether there is no database in the study's folder; one that is merely asked after is not created."""
-    return plan.storage_argument is None and not (plan.folder / "study.db").is_file()
+    return definition.storage_argument is None and not (definition.folder / "study.db").is_file()
 
 
 def resolve_study(storage: str | None, arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -161,11 +161,11 @@ def make_sampler_and_pruner(settings: StudySettings, priors: Sequence[FrozenTria
     }
 
 
-def _refuse_changes(plan: StudyDefinition, study: optuna.Study, identity: dict[str, str]) -> None:
-    old, new = study.user_attrs["space"], {**as_text(plan.space), **identity}
+def _refuse_changes(definition: StudyDefinition, study: optuna.Study, identity: dict[str, str]) -> None:
+    old, new = study.user_attrs["space"], {**as_text(definition.space), **identity}
     if old != new:
         changed = "; ".join(difference(old, new))
-        raise StudyError(f"study {plan.settings.name} in {plan.folder} was started differently ({changed}); "
+        raise StudyError(f"study {definition.settings.name} in {definition.folder} was started differently ({changed}); "
                          "undo the change, or start another with out=OTHER_FOLDER (and study.name=ANOTHER in a shared "
                          "storage)")  # fmt: skip
 
@@ -178,7 +178,7 @@ def identity(config: DictConfig, base_hash: str) -> dict[str, str]:
 
 def existing_study(config: DictConfig, study: str | None, arguments: list[str]) -> tuple[StudyDefinition, optuna.Study]:
     assert study is not None
-    plan, _ = define_study(config, study, arguments)
-    load_started_study(plan, print)  # before anything is loaded
+    definition, _ = define_study(config, study, arguments)
+    load_started_study(definition, print)  # before anything is loaded
     model = load_model(cfg.model_settings(config))
-    return plan, join_study(plan, identity(config, model.base_hash), print)
+    return definition, join_study(definition, identity(config, model.base_hash), print)

@@ -17,7 +17,7 @@ from autolora.study.space import sampled_values
 from autolora.study.trials import WINNER
 
 
-def save_recipe(plan: StudyDefinition, study: optuna.Study, name: str) -> Path:
+def save_recipe(definition: StudyDefinition, study: optuna.Study, name: str) -> Path:
     """Write the recipe that a study exported as `conf/recipe/NAME.yaml` of the working directory.
 
     Raises:
@@ -29,15 +29,18 @@ def save_recipe(plan: StudyDefinition, study: optuna.Study, name: str) -> Path:
         raise ConfigError(f"save_recipe={name} is no name for a recipe: use letters, digits, - and _")
     number = study.user_attrs.get(WINNER)
     if number is None:
-        raise StudyError(f"study {plan.settings.name} has exported nothing yet; `{plan.command}` runs it to its end")
+        raise StudyError(
+            f"study {definition.settings.name} has exported nothing yet; `{definition.command}` runs it to its end"
+        )
     trial = study.trials[number]
     best = max(
-        load_results(plan.trial_files.fetch(trial.user_attrs["uid"], only="curve.json")), key=lambda p: p.objective
+        load_results(definition.trial_files.fetch(trial.user_attrs["uid"], only="curve.json")),
+        key=lambda p: p.objective,
     )
     about = ", ".join(study.user_attrs["space"][key] for key in ("dataset", "base model"))
-    came_from = f"trial {number} of study {plan.settings.name} ({about}), step {best.step}"
+    came_from = f"trial {number} of study {definition.settings.name} ({about}), step {best.step}"
     comment = f"# {came_from}, by its search {best.summary}\n"
-    content = recipe_yaml(plan.run(*sampled_values(trial)), name) + comment
+    content = recipe_yaml(definition.run(*sampled_values(trial)), name) + comment
     path = RECIPES / f"{name}.yaml"
     for known in (path, ROOT / "conf" / "recipe" / path.name):
         if known.is_file() and known.read_text("utf-8") != content:

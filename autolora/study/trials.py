@@ -25,16 +25,18 @@ def keep_constraints(storage: BaseStorage, trial: Trial, constraints: dict[str, 
     storage.set_trial_system_attr(trial._trial_id, "constraints", [float(v) for v in constraints.values()])
 
 
-def load_trials(plan: StudyDefinition, study: optuna.Study) -> list[tuple[FrozenTrial, TrialFolder]]:
+def load_trials(definition: StudyDefinition, study: optuna.Study) -> list[tuple[FrozenTrial, TrialFolder]]:
     """Every trial that has a scored checkpoint, with its record."""
     found = []
     for trial in study.get_trials(deepcopy=False):
         uid = trial.user_attrs.get("uid")
         if not uid:
             continue
-        folder = plan.trial_files.fetch(uid, ended=True) if trial.state.is_finished() else plan.trial_files[uid]
+        folder = (
+            definition.trial_files.fetch(uid, ended=True) if trial.state.is_finished() else definition.trial_files[uid]
+        )
         if (folder / "curve.json").is_file():
-            found.append((trial, TrialFolder.open(folder, plan.run(*sampled_values(trial)))))
+            found.append((trial, TrialFolder.open(folder, definition.run(*sampled_values(trial)))))
     return [(trial, record) for trial, record in found if record.results]
 
 

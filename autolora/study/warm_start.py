@@ -51,7 +51,7 @@ class IncompatibleTrial(Exception):
     """Why a trial cannot be one of this study."""
 
 
-def gather_priors(plan: StudyDefinition, say: Say) -> list[list[Prior]]:
+def gather_priors(definition: StudyDefinition, say: Say) -> list[list[Prior]]:
     """The trials of the earlier studies that fit into this one's space, the best of each study first.
 
     Args:
@@ -63,22 +63,22 @@ def gather_priors(plan: StudyDefinition, say: Say) -> list[list[Prior]]:
         StudyError: an earlier study has nothing to give, or nothing of any fits.
     """
     found, left_out = [], Counter[str]()
-    here = functools.cache(plan.config)
-    for name in plan.warm_start:
-        study, fitting, misfits = _open_earlier(name, plan, say), list[Prior](), Counter[str]()
+    here = functools.cache(definition.config)
+    for name in definition.warm_start:
+        study, fitting, misfits = _open_earlier(name, definition, say), list[Prior](), Counter[str]()
         there = _configs_of(study)
         for trial in _ranked(study, name):
             try:
-                fitting.append(_fit(trial, name, plan, here, there))
+                fitting.append(_fit(trial, name, definition, here, there))
             except IncompatibleTrial as reason:
                 misfits[str(reason)] += 1
         others = f"; left out: {_in_words(misfits)}" if misfits else ""
         say(f"warm start from {name}: {len(fitting)} trials inform the search{others}")
         found.append(fitting)
         left_out += misfits
-    if plan.warm_start and not any(found):
+    if definition.warm_start and not any(found):
         raise StudyError(
-            f"warm_start: no trial of {', '.join(plan.warm_start)} fits into this study ({_in_words(left_out)}); "
+            f"warm_start: no trial of {', '.join(definition.warm_start)} fits into this study ({_in_words(left_out)}); "
             "widen study.recipes, or leave warm_start out"
         )
     return found
@@ -88,13 +88,13 @@ def _in_words(misfits: Counter[str]) -> str:
     return ", ".join(f"{count} as {reason}" for reason, count in misfits.most_common())
 
 
-def _open_earlier(name: str, plan: StudyDefinition, say: Say) -> optuna.Study:
+def _open_earlier(name: str, definition: StudyDefinition, say: Say) -> optuna.Study:
     folder, study = Path(name).expanduser(), None
     if holds_study(folder):
         study = load_study_from_folder(folder)
-    elif plan.storage_argument:
+    elif definition.storage_argument:
         with suppress(KeyError):
-            study = optuna.load_study(study_name=name, storage=open_storage(plan.storage, say))
+            study = optuna.load_study(study_name=name, storage=open_storage(definition.storage, say))
     if study is None:
         raise ConfigError(
             f"warm_start={name} is no earlier study: give the folder of one (with a study.db or study.log), or the "
@@ -142,15 +142,15 @@ def _configs_of(study: optuna.Study) -> Callable[[str], DictConfig]:
 def _fit(
     trial: FrozenTrial,
     name: str,
-    plan: StudyDefinition,
+    definition: StudyDefinition,
     here: Callable[[str], DictConfig],
     there: Callable[[str], DictConfig],
 ) -> Prior:
     """The trial as one of this study; a key that only one of the two varies counts as it was fixed in the other."""
     recipe, varied = sampled_values(trial)
-    if recipe not in plan.space:
+    if recipe not in definition.space:
         raise IncompatibleTrial(f"recipe {recipe} is not in this study")
-    ranges = plan.space[recipe]
+    ranges = definition.space[recipe]
     values = {key: varied[key] if key in varied else _known(there(recipe), recipe, key) for key in ranges}
     for key, value in values.items():
         if value not in ranges[key]:
@@ -169,7 +169,7 @@ def _known(config: DictConfig, recipe: str, key: str) -> Any:
         raise IncompatibleTrial(str(error)) from error
 
 
-def warm_start_trials(priors: Priors, plan: StudyDefinition, own: Mapping[str, Mapping[str, Any]]) -> list[Prior]:
+def warm_start_trials(priors: Priors, definition: StudyDefinition, own: Mapping[str, Mapping[str, Any]]) -> list[Prior]:
     """What is tried after the recipes as they are: the best of each earlier study, then the second, and so on.
 
     As many as `study.n_finalists`, or one of each where these are more; none twice.
@@ -182,37 +182,37 @@ def warm_start_trials(priors: Priors, plan: StudyDefinition, own: Mapping[str, M
         if (values := dict(prior.values, recipe=prior.recipe)) not in known:
             known.append(values)
             chosen.append(prior)
-    most = min(max(plan.settings.n_finalists, len(priors)), plan.settings.budget.n_trials - len(own))
+    most = min(max(definition.settings.n_finalists, len(priors)), definition.settings.budget.n_trials - len(own))
     return chosen[: max(0, most)]
 
 
-def keep_priors(priors: Priors, plan: StudyDefinition, storage: BaseStorage) -> None:
+def keep_priors(priors: Priors, definition: StudyDefinition, storage: BaseStorage) -> None:
     """Write what informs the sampler; what was written before an interruption is not written twice."""
-    study = _prior_study(plan, storage) or optuna.create_study(
-        study_name=f"{plan.settings.name}/priors", storage=storage, direction="maximize"
+    study = _prior_study(definition, storage) or optuna.create_study(
+        study_name=f"{definition.settings.name}/priors", storage=storage, direction="maximize"
     )
     known = {trial.user_attrs[ORIGIN] for trial in study.get_trials(deepcopy=False)}
     for prior in itertools.chain.from_iterable(priors):
         if prior.origin not in known:
-            study.add_trial(_as_trial(prior, plan))
+            study.add_trial(_as_trial(prior, definition))
 
 
-def known_priors(plan: StudyDefinition, storage: BaseStorage) -> list[FrozenTrial]:
+def known_priors(definition: StudyDefinition, storage: BaseStorage) -> list[FrozenTrial]:
     """What informs the sampler besides the study's own trials."""
-    study = _prior_study(plan, storage)
+    study = _prior_study(definition, storage)
     return study.get_trials() if study else []
 
 
-def _prior_study(plan: StudyDefinition, storage: BaseStorage) -> optuna.Study | None:
+def _prior_study(definition: StudyDefinition, storage: BaseStorage) -> optuna.Study | None:
     with suppress(KeyError):
-        return optuna.load_study(study_name=f"{plan.settings.name}/priors", storage=storage)
+        return optuna.load_study(study_name=f"{definition.settings.name}/priors", storage=storage)
     return None
 
 
-def _as_trial(prior: Prior, plan: StudyDefinition) -> FrozenTrial:
+def _as_trial(prior: Prior, definition: StudyDefinition) -> FrozenTrial:
     """As Optuna keeps a trial that ended, within the ranges of this study."""
     fixed = FixedTrial(prior.params())
-    suggest(fixed, plan.space)
+    suggest(fixed, definition.space)
     return create_trial(
         value=prior.objective,
         params=fixed.params,

@@ -38,13 +38,13 @@ class Job:
 class TrainingSlot:
     """One run in training: its position, its optimizer and its latest checkpoint."""
 
-    def __init__(self, index: int, assignment: Job, bench: TrainingContext) -> None:
-        self.index, self.run, self.name, self.bench = index, assignment.run, assignment.name, bench
-        self.stream = Stream(self.run, bench.dataset, bench.model, bench.class_pictures)
-        bench.adapter.start(index, self.run.adapter, self.stream.generators["adapter"])
+    def __init__(self, index: int, assignment: Job, context: TrainingContext) -> None:
+        self.index, self.run, self.name, self.context = index, assignment.run, assignment.name, context
+        self.stream = Stream(self.run, context.dataset, context.model, context.class_pictures)
+        context.adapter.start(index, self.run.adapter, self.stream.generators["adapter"])
         if self.run.init_lora and not assignment.resume:
-            bench.adapter.load(starting_state(self.run, bench.adapter.state(index), bench.model), index)
-        self.optimizers = _optimizers(self.run, bench.adapter, index)
+            context.adapter.load(starting_state(self.run, context.adapter.state(index), context.model), index)
+        self.optimizers = _optimizers(self.run, context.adapter, index)
         self.base_rates = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
         self.step, self.optimizer_step, self.seconds = 0, 0, 0.0
         self.norms: NormStats | None = None
@@ -52,7 +52,7 @@ class TrainingSlot:
         self.relief = ""  # what was done since the last step to fit into the GPU's memory
         self.stopped = False
         self.losses: list[Tensor] = []
-        self.epoch_steps = self.run.images_per_epoch(bench.dataset)
+        self.epoch_steps = self.run.images_per_epoch(context.dataset)
         self.total_steps = self.epoch_steps * self.run.train.epochs
         self.total_optimizer_steps = self.stream.optimizer_steps()
         per_epoch = self.run.train.checkpoints_per_epoch
@@ -67,7 +67,7 @@ class TrainingSlot:
         self.stopped = True
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        self.bench.adapter.load(checkpoint.state, self.index)
+        self.context.adapter.load(checkpoint.state, self.index)
         for optimizer, state in zip(self.optimizers, checkpoint.resume["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self.stream.restore(checkpoint.resume["stream"])
@@ -82,7 +82,7 @@ class TrainingSlot:
                 group["lr"] = rate * factor
             optimizer.step()
         if self.run.train.scale_weight_norms is not None:
-            self.norms = self.bench.adapter.apply_max_norm(self.index, self.run.train.scale_weight_norms)
+            self.norms = self.context.adapter.apply_max_norm(self.index, self.run.train.scale_weight_norms)
         self.losses.append(loss)
         self.step += shown
         self.optimizer_step += 1
@@ -101,11 +101,11 @@ class TrainingSlot:
 
     def take(self) -> Checkpoint:
         """Make the checkpoint of this moment."""
-        bench = self.bench
+        context = self.context
         self.turn("eval")
         train_loss = float(torch.stack(self.losses).mean())
         val_losses = validation_losses(
-            bench.model, bench.dataset, bench.latents, bench.prompts, bench.adapter, self.index
+            context.model, context.dataset, context.latents, context.prompts, context.adapter, self.index
         )
         self.losses = []
         diverged = not (math.isfinite(train_loss) and math.isfinite(sum(val_losses)))
@@ -113,7 +113,7 @@ class TrainingSlot:
             run=self.run,
             step=self.step,
             epoch=self.step / self.epoch_steps,
-            state=bench.adapter.state(self.index),
+            state=context.adapter.state(self.index),
             resume={
                 "optimizers": [copy.deepcopy(one.state_dict()) for one in self.optimizers],  # they go on changing
                 "stream": self.stream.state(),
@@ -151,7 +151,7 @@ class TrainingContext:
 
 def train(
     next_run: Callable[[], Job | None],
-    bench: TrainingContext,
+    context: TrainingContext,
     on_step: Callable[[TrainingSlot], None] | None = None,
 ) -> Iterator[list[TrainingSlot]]:
     """Train runs in every slot of the bench's adapter and yield a round whenever some reached a checkpoint.
@@ -162,12 +162,12 @@ def train(
     active: dict[int, TrainingSlot] = {}
     exhausted = False
     while True:
-        for index in range(bench.adapter.slots):
+        for index in range(context.adapter.slots):
             if index not in active and not exhausted:
                 assignment = next_run()
                 exhausted = assignment is None
                 if assignment is not None:
-                    active[index] = TrainingSlot(index, assignment, bench)
+                    active[index] = TrainingSlot(index, assignment, context)
                     if assignment.resume:
                         yield [active[index]]
         active = {index: slot for index, slot in active.items() if not slot.stopped}
@@ -177,7 +177,7 @@ def train(
             continue
         stop.check()
         began = time.perf_counter()
-        train_step(bench, active)
+        train_step(context, active)
         for slot in active.values():
             slot.seconds += (time.perf_counter() - began) / len(active)
             if on_step:
@@ -190,15 +190,15 @@ def train(
             active = {index: slot for index, slot in active.items() if not slot.stopped}
 
 
-def train_one(run: Run, bench: TrainingContext) -> Iterator[Checkpoint]:
+def train_one(run: Run, context: TrainingContext) -> Iterator[Checkpoint]:
     """One run's checkpoints from its start to its end, on a bench of one slot."""
     waiting = iter([Job(run)])
-    for (slot,) in train(lambda: next(waiting, None), bench):
+    for (slot,) in train(lambda: next(waiting, None), context):
         assert slot.checkpoint is not None
         yield slot.checkpoint
 
 
-def train_step(bench: TrainingContext, active: dict[int, TrainingSlot]) -> None:
+def train_step(context: TrainingContext, active: dict[int, TrainingSlot]) -> None:
     """A forward and backward of the base for all slots, then each slot's own optimizer step.
 
     Where the GPU's memory is too small for a slot that is alone it is tried again in less of it.
@@ -209,42 +209,42 @@ def train_step(bench: TrainingContext, active: dict[int, TrainingSlot]) -> None:
     batches = {index: active[index].stream.next_batch() for index in sorted(active)}
     for index, slot in active.items():
         slot.turn("train")
-        bench.adapter.draw_rank(index, slot.stream.generators["adapter"])
-    while (losses := _try(bench, active, batches)) is None:
+        context.adapter.draw_rank(index, slot.stream.generators["adapter"])
+    while (losses := _try(context, active, batches)) is None:
         ((index, slot),) = active.items()
-        room = reduce_memory_use(bench.model, min(slot.at_once, len(batches[index].pictures)))
+        room = reduce_memory_use(context.model, min(slot.at_once, len(batches[index].pictures)))
         if room is None:
             raise MemoryFull(
                 f"a step of {slot.run.name} does not fit into the GPU's memory, one picture at a time and with its "
-                f"layers computed again: set {' or '.join(memory_suggestions(slot.run, bench.model))}"
+                f"layers computed again: set {' or '.join(memory_suggestions(slot.run, context.model))}"
             )
         slot.at_once, slot.relief = room
-    bench.adapter.gather_grads(bench.model.loss_scale)
+    context.adapter.gather_grads(context.model.loss_scale)
     for index, slot in active.items():
         slot.advance(len(batches[index].pictures), losses[index])
-    bench.adapter.clear_grads()  # what follows may be a render, which needs their memory
+    context.adapter.clear_grads()  # what follows may be a render, which needs their memory
 
 
 def _try(
-    bench: TrainingContext, active: dict[int, TrainingSlot], batches: dict[int, Batch]
+    context: TrainingContext, active: dict[int, TrainingSlot], batches: dict[int, Batch]
 ) -> dict[int, Tensor] | None:
     """The losses by slot, after their backward passes; None where the GPU's memory was full and one slot trains alone.
 
     Slots whose batches have different frames take one after the other.
     """
-    bench.adapter.clear_grads()
+    context.adapter.clear_grads()
     losses: dict[int, Tensor] = {}
     try:
         for frame in dict.fromkeys(batch.pictures[0].frame for batch in batches.values()):
             together = {index: batch for index, batch in batches.items() if batch.pictures[0].frame == frame}
             settings = {index: active[index].run.train for index in together}
             if len(active) > 1:
-                losses |= _backward(bench, together, settings)
+                losses |= _backward(context, together, settings)
                 continue
             ((index, batch),) = together.items()
             for part in in_parts(batch, active[index].at_once):
                 share = len(part.pictures) / len(batch.pictures)
-                loss = _backward(bench, {index: part}, settings, share)[index]
+                loss = _backward(context, {index: part}, settings, share)[index]
                 losses[index] = losses[index] + loss if index in losses else loss
     except torch.OutOfMemoryError:
         if len(active) > 1:
@@ -254,7 +254,7 @@ def _try(
 
 
 def _backward(
-    bench: TrainingContext, batches: dict[int, Batch], settings: dict[int, TrainSettings], share: float = 1.0
+    context: TrainingContext, batches: dict[int, Batch], settings: dict[int, TrainSettings], share: float = 1.0
 ) -> dict[int, Tensor]:
     """The losses of batches of one frame by slot, after their backward pass; `share` is what they count.
 
@@ -266,29 +266,29 @@ def _backward(
     flips = [flip for segment in segments for flip in segment.flips]
     captions = [caption for segment in segments for caption in segment.captions]
     preserved = [i for i, flag in enumerate(flag for segment in segments for flag in segment.preserved) if flag]
-    device = bench.model.device
-    clean = bench.latents.latents(pictures, flips)
-    masks = bench.latents.masks(pictures, flips)
+    device = context.model.device
+    clean = context.latents.latents(pictures, flips)
+    masks = context.latents.masks(pictures, flips)
     noise = _sent(torch.cat([segment.noise for segment in segments]), device)
     timesteps = _sent(torch.cat([segment.timesteps for segment in segments]), device)
-    noisy = bench.model.add_noise(clean, noise, timesteps)
-    sizes = bench.latents.sizes(pictures, flips)
-    target = bench.model.target(clean, noise, timesteps)
+    noisy = context.model.add_noise(clean, noise, timesteps)
+    sizes = context.latents.sizes(pictures, flips)
+    target = context.model.target(clean, noise, timesteps)
     if preserved:
         shown = [captions[i] for i in preserved]
-        own = base_prediction(bench, noisy[preserved], timesteps[preserved], shown, sizes[preserved])
+        own = base_prediction(context, noisy[preserved], timesteps[preserved], shown, sizes[preserved])
         target = target.index_copy(0, torch.tensor(preserved, device=device), own)
     losses: dict[int, Tensor] = {}
-    with bench.adapter.only(*batches), bench.adapter.weighted(torch.cat([segment.weights for segment in segments])):
-        context = replace(bench.prompts.contexts(captions, bench.adapter.touches_text_encoder), sizes=sizes)
-        predicted = bench.model.predict(noisy, timesteps, context)
+    with context.adapter.only(*batches), context.adapter.weighted(torch.cat([segment.weights for segment in segments])):
+        conditioning = replace(context.prompts.contexts(captions, context.adapter.touches_text_encoder), sizes=sizes)
+        predicted = context.model.predict(noisy, timesteps, conditioning)
         for place, (index, recipe) in enumerate(settings.items()):
             part = slice(place * longest, place * longest + len(batches[index].pictures))
             weights = None if masks is None else masks[part] + (1 - masks[part]) * recipe.unmasked_weight
-            each = diffusion_loss(bench.model, predicted[part], target[part], timesteps[part], recipe, weights)
+            each = diffusion_loss(context.model, predicted[part], target[part], timesteps[part], recipe, weights)
             losses[index] = each.mean() * share
         # Still at these weights: with gradient checkpointing, layers are computed once more on the way back.
-        whole = torch.stack(list(losses.values())).sum() * bench.model.loss_scale
+        whole = torch.stack(list(losses.values())).sum() * context.model.loss_scale
         whole.backward()  # type: ignore[no-untyped-call]
     return {index: loss.detach() for index, loss in losses.items()}
 
@@ -300,13 +300,13 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def base_prediction(
-    bench: TrainingContext, noisy: Tensor, timesteps: Tensor, captions: Sequence[str], sizes: Tensor
+    context: TrainingContext, noisy: Tensor, timesteps: Tensor, captions: Sequence[str], sizes: Tensor
 ) -> Tensor:
     """What the base model alone answers, of `noisy`'s shape: the target where it must stay as it is.
 
     Prior preservation (Ruiz et al. 2023) on the model's own answers instead of its pictures' noise, as Learning without
     Forgetting (Li and Hoiem 2016) has it.
     """
-    with bench.adapter.disabled():
-        context = replace(bench.prompts.contexts(captions, bench.adapter.touches_text_encoder), sizes=sizes)
-        return bench.model.predict(noisy, timesteps, context)
+    with context.adapter.disabled():
+        conditioning = replace(context.prompts.contexts(captions, context.adapter.touches_text_encoder), sizes=sizes)
+        return context.model.predict(noisy, timesteps, conditioning)

@@ -55,13 +55,13 @@ def collect(study_name: str, overrides: Sequence[str]) -> tuple[list[str], list[
     """The prompt of each row, the three columns, and the limit of class bleed, of a study that has ended."""
     arguments = tuple(overrides)
     config = cfg.compose("tune", list(arguments), study_name)
-    plan, own = define_study(config, study_name, arguments)
-    study = load_started_study(plan, print)
+    definition, own = define_study(config, study_name, arguments)
+    study = load_started_study(definition, print)
     with Bars() as bars:
-        work = open_session(config, [plan.run(recipe, values) for recipe, values in own.items()], bars)
-        found = load_trials(plan, study)
-        finals = run_finals(plan, found, work, bars)
-        shelf = SampleRenderer.open(work, bars)
+        session = open_session(config, [definition.run(recipe, values) for recipe, values in own.items()], bars)
+        found = load_trials(definition, study)
+        finals = run_finals(definition, found, session, bars)
+        shelf = SampleRenderer.open(session, bars)
         chosen = exhibits_of(found, finals.winner.record, finals.winner.point)
         groups = [sample.group for sample in shelf.samples]
         places = [groups.index(group) for group, *_ in ROWS]
@@ -69,7 +69,7 @@ def collect(study_name: str, overrides: Sequence[str]) -> tuple[list[str], list[
         points = (chosen[0].record.results[-1], finals.winner.point)
         for name, one, point in zip(("guide's recipe", "exported"), (chosen[0], chosen[-1]), points, strict=True):
             columns.append(Shown(name, [shelf.at(one, 1.0)[i] for i in places], point))
-    return [shelf.samples[i].prompt for i in places], columns, work.scoring.max_bleed
+    return [shelf.samples[i].prompt for i in places], columns, session.scoring.max_bleed
 
 
 def draw(prompts: Sequence[str], columns: Sequence[Shown], limit: float) -> str:

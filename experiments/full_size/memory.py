@@ -64,14 +64,14 @@ def of_presets(presets: Sequence[str]) -> None:
     for preset in presets:
         arguments = [f"model={preset}", "model.path=none", "dataset.path=none", "model.offload=true"]
         config = cfg.compose("tune", arguments, "character")
-        plan, own = define_study(config, "character", arguments)
+        definition, own = define_study(config, "character", arguments)
         settings = cfg.model_settings(config)
         model = random_model(settings.family, settings.resolution, settings.dtype, META, empty_weights)
         model.settings = settings
         if settings.gradient_checkpointing:
             model.checkpoint_gradients()
         found = {}
-        for run in largest([*(plan.run(*one) for one in own.items()), *plan.widest_runs()]):
+        for run in largest([*(definition.run(*one) for one in own.items()), *definition.widest_runs()]):
             if only in (None, describe_memory(run)):
                 with tempfile.TemporaryDirectory() as folder:
                     dataset = pictures(Path(folder) / "set", settings.resolution, run.train.batch_size)

@@ -163,7 +163,7 @@ def trained(
     steps = (args.steps + WARM_UP) * args.batch
     settings = TrainSettings(epochs=1, images_per_concept=steps, batch_size=args.batch)
     run = Run(f"{case.adapter}-{case.optimizer}", spec, OPTIMIZERS[case.optimizer](), Constant(), settings)
-    bench = TrainingContext(model, attach(model.modules, spec), dataset, latents, prompts)
+    context = TrainingContext(model, attach(model.modules, spec), dataset, latents, prompts)
     ends: list[float] = []
     peaks: list[float] = []
 
@@ -175,13 +175,13 @@ def trained(
 
     waiting = iter([Job(run)])
     try:
-        ((slot,),) = train(lambda: next(waiting, None), bench, on_step)
+        ((slot,),) = train(lambda: next(waiting, None), context, on_step)
         assert slot.checkpoint is not None
         done = slot.checkpoint
         found: Row = {
             "steps_per_second": args.steps / (ends[-1] - ends[WARM_UP - 1]),
             "peak_gb": peaks[0],
-            "trained_parameters": sum(p.numel() for p in bench.adapter.parameters(0)),
+            "trained_parameters": sum(p.numel() for p in context.adapter.parameters(0)),
             "train_loss": done.train_loss,
             "checkpoint_seconds": time.perf_counter() - ends[-1],
         }
@@ -198,7 +198,7 @@ def trained(
         found |= {"proof_seconds": time.perf_counter() - began, "read_by": verified.read_by}
         return found | {"layers": verified.layers, "delta_error": verified.delta_error}
     finally:
-        bench.adapter.detach()
+        context.adapter.detach()
 
 
 def rendered(model: StableDiffusion, steps: int = 8) -> Row:

@@ -50,11 +50,11 @@ Figures = Mapping[str, Any]
 def picks(arguments: tuple[str, ...]) -> Iterator[tuple[int, State]]:
     """After each trial that made its pick a better one: images shown in all, and the pick."""
     config = cfg.compose("tune", list(arguments), SPACE)
-    plan, _ = define_study(config, SPACE, arguments)
-    study = load_started_study(plan, print)
+    definition, _ = define_study(config, SPACE, arguments)
+    study = load_started_study(definition, print)
     best: float | None = None
     shown = 0
-    for trial, record in sorted(load_trials(plan, study), key=lambda pair: pair[0].datetime_complete):
+    for trial, record in sorted(load_trials(definition, study), key=lambda pair: pair[0].datetime_complete):
         shown += trial.user_attrs[STEP]
         point = record.best_result()
         if point is not None and (best is None or point.objective > best):

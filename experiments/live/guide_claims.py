@@ -172,9 +172,11 @@ def train_arm(name: str, seed: int, out: Path, model: BaseModel) -> None:
     run = arm.run()
     adapter = attach(model.modules, run.adapter)
     judge = Judge(model, adapter, novel_character(seed, OUTFITS))
-    bench = TrainingContext(model, adapter, dataset, LatentCache(model, out / "cache" / "latents"), PromptCache(model))
+    context = TrainingContext(
+        model, adapter, dataset, LatentCache(model, out / "cache" / "latents"), PromptCache(model)
+    )
     curve = []
-    for checkpoint in train_one(run, bench):
+    for checkpoint in train_one(run, context):
         told = {"step": float(checkpoint.step), "diverged": float(checkpoint.diverged)}
         curve.append(told | figures(judge, dataset.trigger))
     adapter.detach()

@@ -79,11 +79,11 @@ class Judged:
         return bool({*self.broken} & {*self.meant}) and self.objective < good.objective
 
 
-def train_run(work: Session, run: Run, path: Path, dataset: Dataset | None = None) -> State:
+def train_run(session: Session, run: Run, path: Path, dataset: Dataset | None = None) -> State:
     """The state at the end of a run, trained once and kept."""
     if not path.is_file():
-        bench = replace(work.context, dataset=dataset or work.context.dataset)
-        *_, last = train_one(run, bench)
+        context = replace(session.context, dataset=dataset or session.context.dataset)
+        *_, last = train_one(run, context)
         with atomic_path(path) as temporary:
             save_file({key: value.contiguous() for key, value in last.state.items()}, temporary)
     return load_file(path)
@@ -116,10 +116,10 @@ def scrambled(state: State) -> State:
     }
 
 
-def rendered(work: Session, scorer: Scorer, state: State) -> Rendered:
+def rendered(session: Session, scorer: Scorer, state: State) -> Rendered:
     """The suite as a LoRA draws it."""
-    work.context.adapter.load(state)
-    return render_probes(scorer, work.context.model, work.context.adapter)
+    session.context.adapter.load(state)
+    return render_probes(scorer, session.context.model, session.context.adapter)
 
 
 def saturated(pictures: Rendered) -> Rendered:
@@ -144,13 +144,13 @@ def copied(scorer: Scorer, pictures: Rendered) -> Rendered:
     return {key: copies(key[0], own) for key, own in pictures.items()}
 
 
-def drawn(work: Session, scorer: Scorer, character: Character, moved: bool) -> Rendered:
+def drawn(session: Session, scorer: Scorer, character: Character, moved: bool) -> Rendered:
     """What a LoRA without any fault would draw: the world's own pictures, and the base model's without the trigger.
 
     `moved` puts what fidelity is measured on before another background.
     """
     outfits = {outfit.trigger: outfit for outfit in character.outfits}
-    triggers = {concept.name: concept.trigger for concept in work.context.dataset.concepts}
+    triggers = {concept.name: concept.trigger for concept in session.context.dataset.concepts}
 
     def real(probe: EvalPrompt) -> Images:
         outfit = outfits.get(triggers.get(probe.concept, ""), character.outfits[0])
@@ -161,33 +161,33 @@ def drawn(work: Session, scorer: Scorer, character: Character, moved: bool) -> R
             if moved and probe.group == "trigger":
                 places = GROUPS["background"]
                 values["background"] = places[(places.index(values["background"]) + 1) % len(places)]
-            pictures.append(draw(replace(look, values=values), random.Random(seed), work.context.model.resolution))
-        return through_vae(work, np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+            pictures.append(draw(replace(look, values=values), random.Random(seed), session.context.model.resolution))
+        return through_vae(session, np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
 
     asked = {probe: real(probe) for probe in scorer.of("trigger", "novel", "style", "people")}
     return {(p, w): asked.get(p, scorer.base_pictures[p]) for p in scorer.probes for w in scorer.settings.weights}
 
 
 @torch.inference_mode()
-def through_vae(work: Session, pictures: Images) -> Images:
+def through_vae(session: Session, pictures: Images) -> Images:
     """Pictures as the base model's autoencoder keeps them."""
-    model = work.context.model
+    model = session.context.model
     pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     return to_uint8(model.decode_latents(model.encode_images(pixels.to(model.device))))
 
 
-def cases(work: Session, scorer: Scorer, character: Character, folder: Path) -> Iterator[Case]:
+def cases(session: Session, scorer: Scorer, character: Character, folder: Path) -> Iterator[Case]:
     """The good LoRA first, then its spoiled twins, then the world's own pictures."""
-    dataset, several = work.context.dataset, len(work.context.dataset.concepts) > 1
-    good = train_run(work, run_of("good", *GOOD), folder / "good.safetensors")
-    shown = rendered(work, scorer, good)
+    dataset, several = session.context.dataset, len(session.context.dataset.concepts) > 1
+    good = train_run(session, run_of("good", *GOOD), folder / "good.safetensors")
+    shown = rendered(session, scorer, good)
 
     def of(state: State) -> Callable[[], Rendered]:
-        return lambda: rendered(work, scorer, state)
+        return lambda: rendered(session, scorer, state)
 
     def trained(name: str, arguments: tuple[str, ...], data: Dataset | None = None) -> Callable[[], Rendered]:
         return lambda: rendered(
-            work, scorer, train_run(work, run_of(name, *arguments), folder / f"{name}.safetensors", data)
+            session, scorer, train_run(session, run_of(name, *arguments), folder / f"{name}.safetensors", data)
         )
 
     yield Case("good LoRA", (), lambda: shown)
@@ -204,17 +204,17 @@ def cases(work: Session, scorer: Scorer, character: Character, folder: Path) -> 
     yield Case("saturation x 1.5", ("burn",), lambda: saturated(shown))
     yield Case("learning rate x 10", ("burn", "spread", "undercooked"), trained("rate", TEN_TIMES))
     yield Case("weight 1.5", ("too_strong", "burn", "editability"), of(scaled(good, 1.5)))
-    yield Case("the world's own pictures", (), lambda: drawn(work, scorer, character, False))
-    yield Case("on other backgrounds", (), lambda: drawn(work, scorer, character, True))
+    yield Case("the world's own pictures", (), lambda: drawn(session, scorer, character, False))
+    yield Case("on other backgrounds", (), lambda: drawn(session, scorer, character, True))
 
 
 def judge_character(seed: int, out: Path) -> dict[str, Judged]:
     """Every case's score, terms and broken constraints; a sheet of pictures beside the table."""
-    work = open_character(seed, out, [run_of("good", *GOOD), Run("largest", LoRA(dim=16))])
-    work.context.adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
-    scorer = whole_suite(work, work.render_settings.search)
+    session = open_character(seed, out, [run_of("good", *GOOD), Run("largest", LoRA(dim=16))])
+    session.context.adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
+    scorer = whole_suite(session, session.render_settings.search)
     found, rows = {}, []
-    for case in cases(work, scorer, character_of(seed), out / str(seed)):
+    for case in cases(session, scorer, character_of(seed), out / str(seed)):
         pictures = case.pictures()
         card = score(scorer, pictures)
         found[case.name] = Judged.of(case.meant, card)

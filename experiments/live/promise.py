@@ -63,8 +63,8 @@ def studied(seed: int, folder: Path, out: Path, model: BaseModel) -> Made:
     if code := autolora(["tune", OURS, *arguments]):
         raise StudyError(f"the study of {name} ended with exit code {code}")
     result = json.loads((out / name / "result.json").read_text("utf-8"))
-    plan, _ = define_study(cfg.compose("tune", list(arguments), OURS), OURS, arguments)
-    images = sum(trial.user_attrs[STEP] for trial in load_started_study(plan, print).trials)
+    definition, _ = define_study(cfg.compose("tune", list(arguments), OURS), OURS, arguments)
+    images = sum(trial.user_attrs[STEP] for trial in load_started_study(definition, print).trials)
     state = read_lora(Path(result["export"]), model)
     return Made(state, result["best"]["recipe"], images, result["training_seconds"], 0)
 

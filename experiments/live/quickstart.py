@@ -104,8 +104,8 @@ def train_to_end(run: Run, folder: Path, out: Path, model: BaseModel) -> Iterato
     """A recipe to its very end, without a score; every checkpoint."""
     dataset = load_dataset(DatasetSettings(path=str(folder)))
     adapter = attach(model.modules, run.adapter)
-    bench = TrainingContext(model, adapter, dataset, LatentCache(model, out / "latents"), PromptCache(model))
-    yield from train_one(run, bench)
+    context = TrainingContext(model, adapter, dataset, LatentCache(model, out / "latents"), PromptCache(model))
+    yield from train_one(run, context)
     adapter.detach()
 
 

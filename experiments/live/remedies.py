@@ -111,7 +111,7 @@ def judge_character(seed: int, out: Path) -> None:
     shown = class_pictures(prompts, BaseRenders(model, settings.render, cache / "renders"), FIRST_SEED)
     adapter = attach(model.modules, run_of("none", 0).adapter)
     judge = Judge(model, adapter, novel_character(seed, OUTFITS))
-    bench = TrainingContext(model, adapter, dataset, LatentCache(model, cache / "latents"), PromptCache(model), shown)
+    context = TrainingContext(model, adapter, dataset, LatentCache(model, cache / "latents"), PromptCache(model), shown)
     for remedy in REMEDIES:
         for training_seed in TRAINING_SEEDS:
             name = f"{seed}-{remedy.replace(' ', '-')}-{training_seed}"
@@ -119,7 +119,7 @@ def judge_character(seed: int, out: Path) -> None:
                 continue
             own = with_known_word(dataset, seed) if remedy == "known word in the trigger" else dataset
             curve = []
-            for checkpoint in train_one(run_of(remedy, training_seed), replace(bench, dataset=own)):
+            for checkpoint in train_one(run_of(remedy, training_seed), replace(context, dataset=own)):
                 curve.append({"step": checkpoint.step} | judge.rates(own.trigger))
             keep(RESULTS / "bakes", name, {"character": seed, "remedy": remedy, "seed": training_seed, "curve": curve})
             print(name, curve[-1], flush=True)

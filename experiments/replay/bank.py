@@ -69,14 +69,14 @@ class Recipe:
 
 def recipes(count: int, arguments: tuple[str, ...]) -> list[Recipe]:
     """The recipes of the bank's space as they are, then random draws from it; the same for every character."""
-    plan, own = define_study(cfg.compose("tune", list(arguments), SPACE), SPACE, arguments)
+    definition, own = define_study(cfg.compose("tune", list(arguments), SPACE), SPACE, arguments)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for recipe, values in own.items():
         study.enqueue_trial({"recipe": recipe, **{f"{recipe}/{key}": value for key, value in values.items()}})
     found = []
     for number in range(count):
-        recipe, values = suggest(study.ask(), plan.space)
-        found.append(Recipe(number, {"recipe": recipe, **values}, spread(plan.run, recipe, values)))
+        recipe, values = suggest(study.ask(), definition.space)
+        found.append(Recipe(number, {"recipe": recipe, **values}, spread(definition.run, recipe, values)))
     return found
 
 
@@ -114,35 +114,35 @@ def fill_character(seed: int, out: Path, count: int, renders: int, part: tuple[i
     """Train every recipe of this process's part that is not there yet, and judge it; `facts.json` is written last."""
     refuse_development(seed)
     chosen = recipes(count, arguments_of(seed, out))
-    work = open_character(seed, out, [recipe.run for recipe in chosen])
-    suite = kept_suite(work)
-    judge = Judge(work.context.model, work.context.adapter, AttributeClassifier(), character_of(seed), renders)
+    session = open_character(seed, out, [recipe.run for recipe in chosen])
+    suite = kept_suite(session)
+    judge = Judge(session.context.model, session.context.adapter, AttributeClassifier(), character_of(seed), renders)
     known = {int(row["number"]) for row in rows_of(seed)}
     for recipe in chosen[part[0] - 1 :: part[1]]:
         folder = out / str(seed) / f"{recipe.number:02d}"
         if recipe.number not in known and not (folder / "facts.json").is_file():
-            facts = trained(recipe, work, folder)
+            facts = trained(recipe, session, folder)
             for fact in facts if judging else ():
                 if not fact["diverged"]:
-                    judge_checkpoint(folder / str(fact["step"]), work, suite, judge)
+                    judge_checkpoint(folder / str(fact["step"]), session, suite, judge)
             if judging:
                 content = {"values": recipe.values, "checkpoints": facts}
                 write_atomic(folder / "facts.json", json.dumps(content, indent=1))
             print(f"character {seed}, recipe {recipe.number}: {facts[-1]['step']} images", flush=True)
 
 
-def trained(recipe: Recipe, work: Session, folder: Path) -> list[dict[str, Any]]:
+def trained(recipe: Recipe, session: Session, folder: Path) -> list[dict[str, Any]]:
     """A recipe's training figures, of now or of before."""
     path = folder / "trained.json"
     if not path.is_file():
-        write_atomic(path, json.dumps(list(train_recipe(recipe, work, folder))))
+        write_atomic(path, json.dumps(list(train_recipe(recipe, session, folder))))
     found: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))
     return found
 
 
-def train_recipe(recipe: Recipe, work: Session, folder: Path) -> Iterator[dict[str, Any]]:
+def train_recipe(recipe: Recipe, session: Session, folder: Path) -> Iterator[dict[str, Any]]:
     """Train a recipe to its end, keep every checkpoint, and give its training figures."""
-    for checkpoint in train_one(recipe.run, work.context):
+    for checkpoint in train_one(recipe.run, session.context):
         half = {k: v.half() if v.dim() else v.float() for k, v in checkpoint.state.items()}
         with atomic_path(folder / f"{checkpoint.step}.safetensors") as temporary:
             save_file(half, temporary)
@@ -153,20 +153,20 @@ def train_recipe(recipe: Recipe, work: Session, folder: Path) -> Iterator[dict[s
             "val_loss": checkpoint.val_loss,
             "val_losses": checkpoint.val_losses,
             "diverged": checkpoint.diverged,
-            "device": work.context.model.device.type,
+            "device": session.context.model.device.type,
         }
 
 
-def judge_checkpoint(path: Path, work: Session, suite: Scorer, judge: Judge) -> None:
+def judge_checkpoint(path: Path, session: Session, suite: Scorer, judge: Judge) -> None:
     """Keep a checkpoint's pictures of the suite, and what the oracle says of it."""
-    adapter = work.context.adapter
+    adapter = session.context.adapter
     adapter.load(load_file(path.with_suffix(".safetensors")))
-    pictures = render_probes(suite, work.context.model, adapter)
+    pictures = render_probes(suite, session.context.model, adapter)
     with atomic_path(path.with_suffix(".npz")) as temporary:
         np.savez_compressed(temporary, pictures=np.concatenate(list(pictures.values())))
     figures: dict[str, float] = {}
     for weight in suite.settings.weights:
-        found = oracle_figures(judge, work.scoring.outfit_prompts, work.render_settings.search, weight)
+        found = oracle_figures(judge, session.scoring.outfit_prompts, session.render_settings.search, weight)
         figures |= {f"{name}@{weight:g}": value for name, value in found.items()}
     write_atomic(path.with_suffix(".json"), json.dumps(figures))
 
@@ -197,17 +197,17 @@ def oracle_figures(
     return found
 
 
-def whole_suite(work: Session, steps: RenderSettings) -> Scorer:
+def whole_suite(session: Session, steps: RenderSettings) -> Scorer:
     """Every group of probes at every weight, with seeds that no study uses."""
-    assert work.scorer is not None, work.unmeasured
-    bench = work.context
-    renders = BaseRenders(bench.model, steps, work.renders.folder)
-    return with_fresh_probes(work.scorer, bench.dataset, renders, bench.adapter, 1)
+    assert session.scorer is not None, session.unmeasured
+    context = session.context
+    renders = BaseRenders(context.model, steps, session.renders.folder)
+    return with_fresh_probes(session.scorer, context.dataset, renders, context.adapter, 1)
 
 
-def kept_suite(work: Session) -> Scorer:
+def kept_suite(session: Session) -> Scorer:
     """What the bank keeps pictures of: all that counts in the score, in the search's steps."""
-    return whole_suite(work, work.render_settings.search).only(*DECIDING_GROUPS)
+    return whole_suite(session, session.render_settings.search).only(*DECIDING_GROUPS)
 
 
 def checkpoints_of(seed: int, out: Path) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any]]]:
@@ -256,8 +256,8 @@ def rung_name(weights: Sequence[float]) -> str:
 
 def measure_character(seed: int, out: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Every checkpoint's row, and what is the same for all of them: renders asked for, the base model's losses."""
-    work = open_character(seed, out, [Run("bank", LoRA(dim=16))])
-    suite = kept_suite(work)
+    session = open_character(seed, out, [Run("bank", LoRA(dim=16))])
+    suite = kept_suite(session)
     rows = []
     for path, recipe, fact in checkpoints_of(seed, out):
         figures = json.loads(path.with_suffix(".json").read_text("utf-8"))
@@ -268,9 +268,9 @@ def measure_character(seed: int, out: Path) -> tuple[list[dict[str, Any]], dict[
             usual = standard_metrics(suite, pictures, embedded, weight)
             row |= {f"{name}@{weight:g}": value for name, value in usual.items()}
         rows.append(row | rungs(suite, pictures) | figures)
-    whole = whole_suite(work, work.render_settings.search)
+    whole = whole_suite(session, session.render_settings.search)
     renders = {"search": suite.only(*SEARCH_GROUPS).at(1.0).renders, "deciding": suite.renders, "whole": whole.renders}
-    return rows, {"renders": renders, "base_losses": work.base_losses}
+    return rows, {"renders": renders, "base_losses": session.base_losses}
 
 
 def rows_of(seed: int) -> list[dict[str, str]]:

@@ -57,19 +57,19 @@ def distinct(rng: random.Random, count: int, dressed: bool) -> tuple[str, ...]:
     return tuple(found)
 
 
-def pool_scorer(work: Session) -> Scorer:
+def pool_scorer(session: Session) -> Scorer:
     """The search's score with ten times the prompts; without those of held-out captions, of which there are few."""
-    assert work.scorer is not None, work.unmeasured
-    bench, rng, old = work.context, random.Random(0), work.scoring
+    assert session.scorer is not None, session.unmeasured
+    context, rng, old = session.context, random.Random(0), session.scoring
     settings = replace(
         old,
         trigger_prompts=distinct(rng, TIMES * (len(old.trigger_prompts) + 1) - 1, False),
         outfit_prompts=distinct(rng, TIMES * len(old.outfit_prompts), True),
         num_class_renders=TIMES * old.num_class_renders,
     )
-    renders = BaseRenders(bench.model, work.render_settings.search, work.renders.folder)
-    plain = replace(bench.dataset, held_out=())
-    pool = with_fresh_probes(replace(work.scorer, settings=settings), plain, renders, bench.adapter, 1)
+    renders = BaseRenders(context.model, session.render_settings.search, session.renders.folder)
+    plain = replace(context.dataset, held_out=())
+    pool = with_fresh_probes(replace(session.scorer, settings=settings), plain, renders, context.adapter, 1)
     return pool.only(*SEARCH_GROUPS)
 
 
@@ -100,9 +100,9 @@ def estimates(card: Scorecard) -> dict[str, Estimate]:
     return {"score": card.score} | {name: card.by_weight["1"][name] for name in TERMS}
 
 
-def chosen_checkpoints(seed: int, out: Path, work: Session) -> list[Path]:
+def chosen_checkpoints(seed: int, out: Path, session: Session) -> list[Path]:
     """The checkpoints at some ranks of the bank's score."""
-    suite = kept_suite(work)
+    suite = kept_suite(session)
     found = [path for path, _, _ in checkpoints_of(seed, out)]
     ranked = sorted(found, key=lambda path: score(suite, load_pictures(suite, path)).score.value)
     return [ranked[round(rank * (len(ranked) - 1))] for rank in RANKS]
@@ -110,14 +110,14 @@ def chosen_checkpoints(seed: int, out: Path, work: Session) -> list[Path]:
 
 def judge_character(seed: int, out: Path, count: int) -> dict[str, dict[str, float]]:
     """Coverage by checkpoint."""
-    work = open_character(seed, out, [Run("coverage", LoRA(dim=16))])
-    bench, pool = work.context, pool_scorer(work)
-    bench.adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
+    session = open_character(seed, out, [Run("coverage", LoRA(dim=16))])
+    context, pool = session.context, pool_scorer(session)
+    context.adapter.start(0, LoRA(dim=16), torch.Generator().manual_seed(0))
     found = {}
-    for path in chosen_checkpoints(seed, out, work):
-        bench.adapter.load(load_file(path.with_suffix(".safetensors")))
+    for path in chosen_checkpoints(seed, out, session):
+        context.adapter.load(load_file(path.with_suffix(".safetensors")))
         name = f"{seed}, recipe {path.parent.name}, step {path.name}"
-        found[name] = held(pool, render_probes(pool, bench.model, bench.adapter), count)
+        found[name] = held(pool, render_probes(pool, context.model, context.adapter), count)
         print(name, found[name], flush=True)
     return found
 

@@ -114,11 +114,11 @@ def measured(threads: int, most: int) -> tuple[float, float, int]:
     model, dataset = load_model(settings), load_dataset(cfg.dataset_settings(config))
     cache = Path(str(config.cache)).expanduser() / "latents"
     adapter = attach(model.modules, run.adapter)
-    bench = TrainingContext(
+    context = TrainingContext(
         model, adapter, dataset, LatentCache(model, cache), PromptCache(model), dataset.pictures[:4]
     )
-    renders = [measure_speed(run, bench, settings.render.search).seconds_per_render for _ in range(ROUNDS)]
-    rounds = [packed_speeds(run, bench, most) for _ in range(ROUNDS)]
+    renders = [measure_speed(run, context, settings.render.search).seconds_per_render for _ in range(ROUNDS)]
+    rounds = [packed_speeds(run, context, most) for _ in range(ROUNDS)]
     rates = {count: median(one[count] for one in rounds if count in one) for count in rounds[0]}
     best = max(rates, key=lambda count: rates[count])
     return 1 / (rates[best] * run.train.batch_size), median(renders), best

@@ -57,9 +57,9 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     characters = read_rows()
     recipe, values, tied = best_of(characters)
-    plan, _ = define_study(cfg.compose("tune", [], SPACE), SPACE, ())
+    definition, _ = define_study(cfg.compose("tune", [], SPACE), SPACE, ())
     drawn = json.loads(recipe)
-    run = spread(plan.run, drawn.pop("recipe"), drawn)
+    run = spread(definition.run, drawn.pop("recipe"), drawn)
     names = ", ".join(f"{name} ({len(character_of(int(name)).outfits)})" for name in characters)
     shares = ", ".join(f"{value:.0%}" for value in values)
     comment = (

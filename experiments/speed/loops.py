@@ -97,12 +97,12 @@ def our_loop(model: BaseModel, cache: Path, dim: int, batch_size: int, slots: in
     model, dataset, adapter = copy.deepcopy(model), quickstart(), LoRA(dim=dim, alpha=dim / 2)
     settings = TrainSettings(batch_size=batch_size, shuffle_caption=False, min_snr_gamma=None)
     attached = attach(model.modules, adapter, slots=slots)
-    bench = TrainingContext(model, attached, dataset, LatentCache(model, cache), PromptCache(model))
+    context = TrainingContext(model, attached, dataset, LatentCache(model, cache), PromptCache(model))
     recipes = [Run(f"speed {k}", adapter, AdamW(), train=replace(settings, seed=k)) for k in range(slots)]
-    active = {k: TrainingSlot(k, Job(recipe), bench) for k, recipe in enumerate(recipes)}
+    active = {k: TrainingSlot(k, Job(recipe), context) for k, recipe in enumerate(recipes)}
 
     def steps(count: int) -> None:
         for _ in range(count):
-            train_step(bench, active)
+            train_step(context, active)
 
     return steps

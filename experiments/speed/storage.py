@@ -81,8 +81,8 @@ def work(url: str, name: str, trials: int, delay: float, gate: Any, seconds: Any
     took = []
     with TrialLeases(
         study._storage, study._study_id, settings.heartbeat_interval, settings.grace_period, print
-    ) as claims:
-        queue = Queue(study, settings, claims, Bars())
+    ) as leases:
+        queue = Queue(study, settings, leases, Bars())
         study.get_trials()  # the first look at a study reads all of it, once in a worker's life
         gate.wait()
         time.sleep(delay)
@@ -94,12 +94,12 @@ def work(url: str, name: str, trials: int, delay: float, gate: Any, seconds: Any
             trial.set_user_attr("uid", str(trial.number))
             for step in range(1, CHECKPOINTS + 1):
                 time.sleep(ASLEEP)
-                assert claims.holds(trial._trial_id) and claims.holds(trial._trial_id)
+                assert leases.holds(trial._trial_id) and leases.holds(trial._trial_id)
                 trial.set_user_attr("scoring_seconds", 1.0)
                 trial.report(score, step)
                 trial.should_prune()
             keep_constraints(study._storage, trial, dict.fromkeys("abcdef", 0.0))
-            claims.end(trial._trial_id)
+            leases.end(trial._trial_id)
             study.tell(trial, score, state=TrialState.COMPLETE)
             took.append((time.perf_counter() - began - CHECKPOINTS * ASLEEP, time.process_time() - computed))
     seconds.put(took)

@@ -50,8 +50,8 @@ def test_a_launched_worker_runs_a_study_to_its_end(tmp_path: Path) -> None:
     places = [f"out={tmp_path}/run", f"dataset.path={tmp_path}/doll", f"model.path={model}"]
     config = cfg.compose("tune", places, str(study))
     config.storage = f"sqlite:///{tmp_path}/hush.db"
-    plan, own = define_study(config, str(study), places)
-    begun = open_study(plan, own, identity(config, load_model(cfg.model_settings(config)).base_hash), print)
+    definition, own = define_study(config, str(study), places)
+    begun = open_study(definition, own, identity(config, load_model(cfg.model_settings(config)).base_hash), print)
     done = launched(tmp_path, 1, "study=chaos", *places, "hydra/launcher=joblib")
     assert done.returncode == 0, done.stderr
     assert [trial.state for trial in begun.trials] == [TrialState.COMPLETE] * 3

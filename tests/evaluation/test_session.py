@@ -41,12 +41,12 @@ def test_nothing_is_encoded_while_something_trains(
     config = cfg.compose("train", [*places, *SMALL])
     run = cfg.build_run(config)
     run = replace(run, train=replace(run.train, flip_aug=True, num_class_images=pictures))
-    work = open_session(config, [run], Bars(quiet=True))
+    session = open_session(config, [run], Bars(quiet=True))
     encoded = len(list((tmp_path / "cache" / "latents").glob("*.npy")))
     assert encoded == 2 * (6 + (pictures or 6))  # mirrored, too
 
     def refuse(_: Tensor) -> Tensor:
         raise AssertionError("a picture is encoded")
 
-    monkeypatch.setattr(work.context.model, "encode_images", refuse)
-    assert [checkpoint.done for checkpoint in train_one(run, work.context)] == [True]
+    monkeypatch.setattr(session.context.model, "encode_images", refuse)
+    assert [checkpoint.done for checkpoint in train_one(run, session.context)] == [True]

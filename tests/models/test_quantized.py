@@ -92,11 +92,11 @@ def test_every_kind_trains_on_it_and_its_export_is_proved(
     write_dataset(tmp_path / "doll", seed=1, outfits=1, images_per_outfit=6, size=32)
     dataset = load_dataset(DatasetSettings(path=str(tmp_path / "doll")))
     run = Run("small", adapter, train=TrainSettings(epochs=1, images_per_concept=8, scale_weight_norms=0.5))
-    bench = TrainingContext(
+    context = TrainingContext(
         model, attach(model.modules, adapter), dataset, LatentCache(model, tmp_path / "cache"), PromptCache(model)
     )
-    (done,) = train_one(run, bench)
-    bench.adapter.detach()
+    (done,) = train_one(run, context)
+    context.adapter.detach()
     trained = [tensor for name, tensor in done.state.items() if not name.endswith(("alpha", "on_input", "down.weight"))]
     assert done.train_loss < 10 and any(tensor.abs().sum() > 0 for tensor in trained)
     written = export_lora(

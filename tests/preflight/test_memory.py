@@ -67,20 +67,20 @@ def taken(run: Run, dataset: Dataset, model: BaseModel, cache: Path) -> MemoryEs
         model.encode_images(torch.zeros(1, 3, model.resolution, model.resolution))
     preparing = meter.peak
     prompts = PromptCache(model, size=1)  # what it may keep of others is bounded, and small beside a real model
-    bench = TrainingContext(model, attach(model.modules, run.adapter), dataset, latents, prompts)
+    context = TrainingContext(model, attach(model.modules, run.adapter), dataset, latents, prompts)
     with meter:
-        slot = TrainingSlot(0, Job(run), bench)
-        train_step(bench, {0: slot})  # from here on the optimizer has its state
-        bench.adapter.clear_grads()
+        slot = TrainingSlot(0, Job(run), context)
+        train_step(context, {0: slot})  # from here on the optimizer has its state
+        context.adapter.clear_grads()
         meter.peak = meter.now
-        train_step(bench, {0: slot})
-        assert all(parameter.grad is None for parameter in bench.adapter.parameters(0))  # a render comes next
+        train_step(context, {0: slot})
+        assert all(parameter.grad is None for parameter in context.adapter.parameters(0))  # a render comes next
         training, meter.peak, held = meter.peak, 0, meter.now - prompts._bytes
         shots = [RenderRequest("1girl", seed, 1.0) for seed in range(model.settings.render.batch_size)]
         model.vae.enable_slicing()  # as on a GPU
-        render(model, shots, model.settings.render, bench.adapter)
+        render(model, shots, model.settings.render, context.adapter)
     model.vae.disable_slicing()
-    bench.adapter.detach()
+    context.adapter.detach()
     return MemoryEstimate(training, meter.peak, held + LOOKING, preparing)
 
 

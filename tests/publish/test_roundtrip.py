@@ -38,9 +38,9 @@ SETTINGS = [s for s in SMALL if not s.startswith(("study.", "budget."))]
 def scripted(*scores: float) -> Any:
     """A workbench whose adapter scores these, one after the other."""
     turns = iter(scores)
-    bench = SimpleNamespace(adapter=SimpleNamespace(load=lambda state: None), model=None)
+    context = SimpleNamespace(adapter=SimpleNamespace(load=lambda state: None), model=None)
     return SimpleNamespace(
-        bench=bench,
+        context=context,
         export=ExportSettings(),
         score=lambda *_: SimpleNamespace(score=Estimate(next(turns), 0.0, 1.0)),
         left=lambda: len(list(turns)),
@@ -57,9 +57,9 @@ def scripted(*scores: float) -> Any:
 def test_the_file_scores_what_was_judged(scores: list[float], said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proof, "as_in_file", lambda *_: {})
     heard: list[str] = []
-    work, bars = scripted(*scores), SimpleNamespace(say=heard.append)
-    proof.check_score(work, {}, Path("a"), None, bars, 0.7)  # type: ignore[arg-type]
-    assert heard == said and work.left() == 0
+    session, bars = scripted(*scores), SimpleNamespace(say=heard.append)
+    proof.check_score(session, {}, Path("a"), None, bars, 0.7)  # type: ignore[arg-type]
+    assert heard == said and session.left() == 0
 
 
 def test_a_file_that_scores_otherwise_here_too_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,8 +85,8 @@ def test_the_last_word_is_about_that(tiny_model: StableDiffusion) -> None:
     state, _ = trained(tiny_model, "lora")
     loaded: list[State] = []
     stage = object.__new__(FinalsRunner)
-    bench = SimpleNamespace(adapter=SimpleNamespace(load=loaded.append), model=tiny_model)
-    stage.work = SimpleNamespace(bench=bench, export=ExportSettings("bfloat16"), scorer=True)  # type: ignore[assignment]
+    context = SimpleNamespace(adapter=SimpleNamespace(load=loaded.append), model=tiny_model)
+    stage.session = SimpleNamespace(context=context, export=ExportSettings("bfloat16"), scorer=True)  # type: ignore[assignment]
     stage.study = SimpleNamespace(user_attrs={"last word on a@1": {}, "last word on a@1 in float16": {}})  # type: ignore[assignment]
     record = SimpleNamespace(key=lambda _: "a@1", load=lambda _: state)
     with pytest.raises(AttributeError, match="render"):  # as soon as it wants to

@@ -166,8 +166,8 @@ def test_a_trial_goes_on_on_a_machine_that_has_only_database_and_bucket(
     for name in ("here", "alone"):
         (tmp_path / name).mkdir()
     work = chaos.workbench(chaos.Settings(str(tmp_path / "here"), str(tmp_path / "doll"), None, 1, 0, 0, []))
-    plan, study = begin(tmp_path / "here", str(tmp_path / "doll"))
-    here = replace(plan, bucket=opened())
+    definition, study = begin(tmp_path / "here", str(tmp_path / "doll"))
+    here = replace(definition, bucket=opened())
     there = replace(here, folder=tmp_path / "there", storage_argument=here.storage, bucket=opened())
     before, alone = begin(tmp_path / "alone", str(tmp_path / "doll"))
     run_study(before, alone, work, chaos.Said())
@@ -207,6 +207,6 @@ def test_a_recipe_trained_again_is_found_elsewhere(s3: Any, tmp_path: Path) -> N
     write(here["uid-seed1"], curve="[]")
     here.send("uid-seed1")
     stage: Any = FinalsRunner.__new__(FinalsRunner)
-    stage.plan = type("Plan", (), {"files": there})
+    stage.definition = type("Plan", (), {"files": there})
     found = stage._record((None, TrialFolder(there["uid"], RUN), None, 1))
     assert (found.folder / "curve").read_text() == "[]"

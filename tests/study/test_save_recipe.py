@@ -24,41 +24,41 @@ from tests.study.test_warm_start import ADAMW, near, planned, run, start
 def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[StudyDefinition, optuna.Study]:
     """A study whose third trial was exported."""
     monkeypatch.chdir(tmp_path)
-    plan, own = planned(tmp_path / "run", ADAMW, "train.epochs=3")
-    run(start(plan, own)[0], plan, near(2e-4), trials=3)
-    study = load_started_study(plan, print)
+    definition, own = planned(tmp_path / "run", ADAMW, "train.epochs=3")
+    run(start(definition, own)[0], definition, near(2e-4), trials=3)
+    study = load_started_study(definition, print)
     study.set_user_attr(WINNER, 2)
     curve = tmp_path / "run" / "trials" / "uid2" / "curve.json"
     curve.parent.mkdir(parents=True)
     curve.write_text(json.dumps([asdict(replace(point(0.7), verdict="good"))]))
-    return plan, study
+    return definition, study
 
 
 def test_a_later_study_takes_it_by_its_name(ended: tuple[StudyDefinition, optuna.Study], tmp_path: Path) -> None:
-    plan, study = ended
-    path = save_recipe(plan, study, "mona-best")
+    definition, study = ended
+    path = save_recipe(definition, study, "mona-best")
     assert path == Path("conf/recipe/mona-best.yaml")
     assert "trial 2 of study mona (doll, tiny), step 100, by its search score 0.700" in path.read_text("utf-8")
-    then = replace(plan.run(*sampled_values(study.trials[2])), name="mona-best")
+    then = replace(definition.run(*sampled_values(study.trials[2])), name="mona-best")
     assert cfg.build_run(cfg.compose("train", ["recipe=mona-best"])) == then
     later, _ = planned(tmp_path / "later", "mona-best: {adapter.dim: {choice: [8, 16]}}")
     assert later.run("mona-best", {}) == then
-    assert save_recipe(plan, study, "mona-best") == path  # the same once more
+    assert save_recipe(definition, study, "mona-best") == path  # the same once more
 
 
 def test_no_other_recipe_is_overwritten(ended: tuple[StudyDefinition, optuna.Study]) -> None:
-    plan, study = ended
+    definition, study = ended
     for name, message in (("doll-adamw", "there is another recipe of this name"), ("a/b", "no name for a recipe")):
         with pytest.raises(ConfigError, match=message):
-            save_recipe(plan, study, name)
-    save_recipe(plan, study, "mine")
+            save_recipe(definition, study, name)
+    save_recipe(definition, study, "mine")
     study.set_user_attr(WINNER, 0)
-    (plan.folder / "trials" / "uid2").rename(plan.folder / "trials" / "uid0")
+    (definition.folder / "trials" / "uid2").rename(definition.folder / "trials" / "uid0")
     with pytest.raises(ConfigError, match="another recipe"):
-        save_recipe(plan, study, "mine")
+        save_recipe(definition, study, "mine")
 
 
 def test_a_study_that_has_not_ended_has_none(tmp_path: Path) -> None:
-    plan, own = planned(tmp_path / "run", ADAMW)
+    definition, own = planned(tmp_path / "run", ADAMW)
     with pytest.raises(StudyError, match="has exported nothing yet"):
-        save_recipe(plan, start(plan, own)[0], "mine")
+        save_recipe(definition, start(definition, own)[0], "mine")

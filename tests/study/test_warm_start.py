@@ -40,19 +40,19 @@ def planned(
     return define_study(config, str(file), arguments)
 
 
-def start(plan: StudyDefinition, own: dict[str, dict[str, Any]]) -> tuple[optuna.Study, str]:
+def start(definition: StudyDefinition, own: dict[str, dict[str, Any]]) -> tuple[optuna.Study, str]:
     """As `autolora tune` does; the study and what was said."""
     said: list[str] = []
-    priors = gather_priors(plan, said.append) if not is_started(plan, said.append) else []
-    return open_study(plan, own, IDENTITY, said.append, priors), "\n".join(said)
+    priors = gather_priors(definition, said.append) if not is_started(definition, said.append) else []
+    return open_study(definition, own, IDENTITY, said.append, priors), "\n".join(said)
 
 
 def run(
-    study: optuna.Study, plan: StudyDefinition, score: Callable[[Mapping[str, Any]], float], trials: int = 8
+    study: optuna.Study, definition: StudyDefinition, score: Callable[[Mapping[str, Any]], float], trials: int = 8
 ) -> None:
     for _ in range(trials):
         trial = study.ask()
-        recipe, values = suggest(trial, plan.space)
+        recipe, values = suggest(trial, definition.space)
         trial.set_user_attr("recipe", recipe)
         trial.set_user_attr("uid", f"uid{trial.number}")
         study.tell(trial, score(values))
@@ -66,9 +66,9 @@ def near(best: float) -> Callable[[Mapping[str, Any]], float]:
 @pytest.fixture
 def earlier(tmp_path: Path) -> Path:
     """A study whose best learning rate was near 2e-4."""
-    plan, own = planned(tmp_path / "earlier", ADAMW)
-    run(start(plan, own)[0], plan, near(2e-4))
-    return plan.folder
+    definition, own = planned(tmp_path / "earlier", ADAMW)
+    run(start(definition, own)[0], definition, near(2e-4))
+    return definition.folder
 
 
 def best_of(folder: Path) -> list[Mapping[str, Any]]:
@@ -77,15 +77,15 @@ def best_of(folder: Path) -> list[Mapping[str, Any]]:
 
 
 def test_the_best_are_tried_first_and_all_inform(earlier: Path, tmp_path: Path) -> None:
-    plan, own = planned(tmp_path / "new", ADAMW, f"warm_start={earlier}")
-    study, said = start(plan, own)
+    definition, own = planned(tmp_path / "new", ADAMW, f"warm_start={earlier}")
+    study, said = start(definition, own)
     assert f"warm start from {earlier}: 8 trials inform the search" in said
     waiting = [trial.system_attrs["fixed_params"] for trial in study.trials]
     assert waiting[0][LR] == own["doll-adamw"]["optimizer.lr"]
     unlike = [params for params in best_of(earlier) if params[LR] != waiting[0][LR]]
     assert [{k: v for k, v in params.items() if k != "recipe"} for params in waiting[1:]] == unlike[:3]
-    assert len(known_priors(plan, study._storage)) == 8
-    run(study, plan, near(2e-4))
+    assert len(known_priors(definition, study._storage)) == 8
+    run(study, definition, near(2e-4))
     assert len(study.trials) == 8 and all(t.state is TrialState.COMPLETE for t in study.trials)  # its own alone
 
 
@@ -94,9 +94,9 @@ def test_the_sampler_draws_where_earlier_studies_were_good(tmp_path: Path) -> No
     run(start(known, own)[0], known, near(2e-4), trials=40)
 
     def distance(name: str, *more: str) -> float:
-        plan, own = planned(tmp_path / name, ADAMW, *more)
-        start(plan, own)
-        study = join_study(plan, IDENTITY, print)
+        definition, own = planned(tmp_path / name, ADAMW, *more)
+        start(definition, own)
+        study = join_study(definition, IDENTITY, print)
         drawn = []
         for _ in range(24):
             trial = study.ask()
@@ -109,7 +109,7 @@ def test_the_sampler_draws_where_earlier_studies_were_good(tmp_path: Path) -> No
 
 def test_nothing_is_imported_twice(earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by a second `tune`, by no worker, nor after an interruption in the midst of it."""
-    plan, own = planned(tmp_path / "new", ADAMW, f"warm_start={earlier}")
+    definition, own = planned(tmp_path / "new", ADAMW, f"warm_start={earlier}")
     enqueue, calls = optuna.Study.enqueue_trial, []
 
     def interrupted(self: optuna.Study, *args: Any, **kwargs: Any) -> None:
@@ -120,14 +120,14 @@ def test_nothing_is_imported_twice(earlier: Path, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(optuna.Study, "enqueue_trial", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        start(plan, own)
+        start(definition, own)
     monkeypatch.undo()
     for _ in range(2):
-        study, _ = start(plan, own)
-        joined = join_study(plan, IDENTITY, print)
+        study, _ = start(definition, own)
+        joined = join_study(definition, IDENTITY, print)
         assert len(study.trials) == len(joined.trials) == 4
         assert len({trial.user_attrs.get(ORIGIN) for trial in study.trials}) == 4
-        assert len(known_priors(plan, study._storage)) == len(joined.sampler.priors) == 8
+        assert len(known_priors(definition, study._storage)) == len(joined.sampler.priors) == 8
 
 
 def test_a_study_that_has_begun_says_that_it_is_too_late(earlier: Path, tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_what_was_exported_is_tried_before_what_merely_scored_high(earlier: Path
     finals = optuna.create_study(study_name="mona/finals", storage=study_storage(earlier), direction="maximize")
     finals.enqueue_trial({}, user_attrs={"key": f"{judged.user_attrs['uid']}@100"})
     finals.tell(finals.ask(), 0.1)
-    plan, own = planned(tmp_path / "new", ADAMW, f"warm_start={earlier}")
-    tried = [trial.user_attrs.get(ORIGIN) for trial in start(plan, own)[0].trials]
+    definition, own = planned(tmp_path / "new", ADAMW, f"warm_start={earlier}")
+    tried = [trial.user_attrs.get(ORIGIN) for trial in start(definition, own)[0].trials]
     assert [f"{earlier}, trial {one.number}" for one in (exported, judged)] == tried[1:3]
 
 
@@ -153,21 +153,23 @@ def test_several_studies_give_in_turn_and_a_diverged_trial_is_not_tried(earlier:
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     other, own = planned(tmp_path / "other", ADAMW, f"storage={url}", name="zorak")
     run(start(other, own)[0], other, lambda values: 0.5 if values["optimizer.lr"] == 3e-3 else DIVERGED, trials=3)
-    plan, own = planned(tmp_path / "new", ADAMW, f"storage={url}", f"warm_start=[{earlier},zorak]")
-    study, _ = start(plan, own)
+    definition, own = planned(tmp_path / "new", ADAMW, f"storage={url}", f"warm_start=[{earlier},zorak]")
+    study, _ = start(definition, own)
     names = [str(trial.user_attrs.get(ORIGIN)).partition(",")[0] for trial in study.trials]
     assert names.count(str(earlier)) == 3 and "zorak" not in names[2:]
-    assert len(known_priors(plan, study._storage)) == 11  # the sampler learns to stay away
+    assert len(known_priors(definition, study._storage)) == 11  # the sampler learns to stay away
 
 
 def test_keys_that_only_one_of_the_studies_varies(tmp_path: Path) -> None:
     """What was fixed then is known by what it was started with; what is fixed now must have been so."""
     then = "doll-adamw: {optimizer.lr: {log: [1.0e-4, 1.0e-2]}, train.scale_weight_norms: {choice: [null, 1.0]}}"
-    plan, own = planned(tmp_path / "earlier", then, "adapter.dim=16")
-    run(start(plan, own)[0], plan, near(2e-3))
-    unlimited = [params for params in best_of(plan.folder) if params["doll-adamw/train.scale_weight_norms"] is None]
+    definition, own = planned(tmp_path / "earlier", then, "adapter.dim=16")
+    run(start(definition, own)[0], definition, near(2e-3))
+    unlimited = [
+        params for params in best_of(definition.folder) if params["doll-adamw/train.scale_weight_norms"] is None
+    ]
     assert 0 < len(unlimited) < 8
-    new, own = planned(tmp_path / "new", ADAMW, f"warm_start={plan.folder}")
+    new, own = planned(tmp_path / "new", ADAMW, f"warm_start={definition.folder}")
     study, said = start(new, own)
     priors = known_priors(new, study._storage)
     assert {p.params["doll-adamw/adapter.dim"] for p in priors} == {16} and len(priors) == len(unlimited)
@@ -176,10 +178,10 @@ def test_keys_that_only_one_of_the_studies_varies(tmp_path: Path) -> None:
 
 def test_what_lies_outside_the_ranges_is_left_out(earlier: Path, tmp_path: Path) -> None:
     narrow = "doll-adamw: {optimizer.lr: {log: [1.0e-3, 1.0e-2]}, adapter.dim: {choice: [8, 16]}}"
-    plan, own = planned(tmp_path / "new", narrow, f"warm_start={earlier}")
-    study, said = start(plan, own)
+    definition, own = planned(tmp_path / "new", narrow, f"warm_start={earlier}")
+    study, said = start(definition, own)
     inside = [params for params in best_of(earlier) if params[LR] >= 1e-3]
-    assert len(known_priors(plan, study._storage)) == len(inside) > 0
+    assert len(known_priors(definition, study._storage)) == len(inside) > 0
     assert f"{8 - len(inside)} as doll-adamw/optimizer.lr was outside log: [0.001, 0.01]" in said
 
 
@@ -200,8 +202,8 @@ def test_what_cannot_be_started_from_is_explained(
 ) -> None:
     folders = {name: tmp_path / name for name in ("begun", "empty", "minimized", "foreign", "prodigy")}
     start(*planned(folders["begun"], ADAMW))
-    plan, own = planned(folders["prodigy"], "doll-prodigy: {optimizer.d_coef: {linear: [1.0, 4.0]}}")
-    run(start(plan, own)[0], plan, lambda _: 0.5)
+    definition, own = planned(folders["prodigy"], "doll-prodigy: {optimizer.d_coef: {linear: [1.0, 4.0]}}")
+    run(start(definition, own)[0], definition, lambda _: 0.5)
     for name, direction in (("empty", "maximize"), ("minimized", "minimize"), ("foreign", "maximize")):
         study = optuna.create_study(
             study_name=name, storage=open_storage(storage_url(None, folders[name]), print), direction=direction

@@ -66,14 +66,17 @@ def work(model: BaseModel, folder: Path, cache: Path) -> TrainingContext:
     )
 
 
-def train_all(bench: TrainingContext, assignment: Job) -> list[Checkpoint]:
+def train_all(context: TrainingContext, assignment: Job) -> list[Checkpoint]:
     waiting = iter([assignment])
     try:
         return [
-            slot.checkpoint for ready in train(lambda: next(waiting, None), bench) for slot in ready if slot.checkpoint
+            slot.checkpoint
+            for ready in train(lambda: next(waiting, None), context)
+            for slot in ready
+            if slot.checkpoint
         ]
     finally:
-        bench.adapter.detach()
+        context.adapter.detach()
 
 
 @pytest.fixture(params=["sd1", "sd2", "sdxl", *tiny_flow.FAMILIES])
@@ -133,9 +136,9 @@ def test_the_model_is_told_how_each_picture_was_cropped(
         return predict(noisy, timesteps, context)
 
     monkeypatch.setattr(tiny_xl, "predict", watched)
-    bench = work(tiny_xl, folder, tmp_path)
-    expected = {size_ids(picture) for picture in (*bench.dataset.pictures, *bench.dataset.held_out)}
-    train_all(bench, Job(RUN))
+    context = work(tiny_xl, folder, tmp_path)
+    expected = {size_ids(picture) for picture in (*context.dataset.pictures, *context.dataset.held_out)}
+    train_all(context, Job(RUN))
     assert {tuple(row) for sizes, _ in told for row in sizes.tolist()} == expected
     for sizes, (height, width) in told:
         assert {tuple(row[4:]) for row in sizes.tolist()} == {(4 * height, 4 * width)}

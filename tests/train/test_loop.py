@@ -87,13 +87,13 @@ def work(model: StableDiffusion, folder: Path, cache: Path, run: Run = ADAMW, sl
     return TrainingContext(model, adapter, dataset, LatentCache(model, cache), PromptCache(model))
 
 
-def train_all(bench: TrainingContext, *waiting: Job) -> list[Checkpoint]:
+def train_all(context: TrainingContext, *waiting: Job) -> list[Checkpoint]:
     queue, taken = iter(waiting), []
     try:
-        for ready in train(lambda: next(queue, None), bench):
+        for ready in train(lambda: next(queue, None), context):
             taken += [slot.checkpoint for slot in ready if slot.checkpoint]
     finally:
-        bench.adapter.detach()
+        context.adapter.detach()
     return taken
 
 
@@ -138,14 +138,14 @@ def test_training_starts_from_a_file(tiny_model: StableDiffusion, folder: Path, 
     """Before the first step the model is what the file makes of it; what is trained and resumed goes on from there."""
     run, noisy = starting(init), torch.randn(1, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
     steps, context = torch.tensor([500]), tiny_model.encode_prompts(["1girl"])
-    bench = work(tiny_model, folder, tmp_path, run)
+    context = work(tiny_model, folder, tmp_path, run)
     with torch.no_grad():
         base = tiny_model.predict(noisy, steps, context)
-        bench.adapter.load(read_lora(init, tiny_model))
+        context.adapter.load(read_lora(init, tiny_model))
         expected = tiny_model.predict(noisy, steps, context)
-        TrainingSlot(0, Job(run), bench)
+        TrainingSlot(0, Job(run), context)
         found = tiny_model.predict(noisy, steps, context)
-    bench.adapter.detach()
+    context.adapter.detach()
     assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(found, base, atol=1e-3)
     whole = train_all(work(tiny_model, folder, tmp_path, run), Job(run))
     plain = train_all(work(tiny_model, folder, tmp_path), Job(ADAMW))
@@ -214,12 +214,12 @@ def test_a_slot_filled_again_midway_trains_as_a_run_alone(
     last = replace(preserving(0.5), optimizer=optimizer)
     last = replace(last, train=replace(last.train, min_lora_multiplier=0.7, caption_dropout_rate=0.2))
 
-    def bench(slots: int) -> TrainingContext:
+    def context(slots: int) -> TrainingContext:
         made = work(tiny_model, folder, tmp_path, slots=slots)
         return replace(made, class_pictures=class_pictures_of(made))
 
-    alone = train_all(bench(1), Job(last))
-    packed = train_all(bench(2), Job(short), Job(beside), Job(last))
+    alone = train_all(context(1), Job(last))
+    packed = train_all(context(2), Job(short), Job(beside), Job(last))
     for one, other in zip(alone, [c for c in packed if c.run == last], strict=True):
         assert one.val_loss == pytest.approx(other.val_loss, rel=1e-5)
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
@@ -227,41 +227,41 @@ def test_a_slot_filled_again_midway_trains_as_a_run_alone(
 
 def test_a_stopped_slot_takes_the_next_run(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
     queue = iter([Job(ADAMW), Job(PRODIGY)])
-    bench, seen = work(tiny_model, folder, tmp_path), []
-    for ready in train(lambda: next(queue, None), bench):
+    context, seen = work(tiny_model, folder, tmp_path), []
+    for ready in train(lambda: next(queue, None), context):
         seen.append((ready[0].run.name, ready[0].step))
         if ready[0].run is ADAMW:
             ready[0].stop()
-    bench.adapter.detach()
+    context.adapter.detach()
     assert seen == [("adamw", 10), ("prodigy", 10), ("prodigy", 20), ("prodigy", 30)]
 
 
 def test_the_ledger_is_what_is_shown(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
-    bench = work(tiny_model, folder, tmp_path)
-    bench.adapter.detach()
-    stream, shown = Stream(ADAMW, bench.dataset, tiny_model), Counter[str]()
-    for _ in range(ADAMW.optimizer_steps(bench.dataset)):
+    context = work(tiny_model, folder, tmp_path)
+    context.adapter.detach()
+    stream, shown = Stream(ADAMW, context.dataset, tiny_model), Counter[str]()
+    for _ in range(ADAMW.optimizer_steps(context.dataset)):
         shown.update(picture.concept for picture in stream.next_batch().pictures)
-    ledger = make_step_table(bench.dataset, ADAMW.images_by_concept(bench.dataset), ADAMW.train.epochs)
+    ledger = make_step_table(context.dataset, ADAMW.images_by_concept(context.dataset), ADAMW.train.epochs)
     assert shown == {row.concept: row.steps_total for row in ledger.concepts}
     assert sum(shown.values()) == ledger.steps_total
 
 
 def test_divergence_ends_the_run_and_says_so(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:
-    bench = work(tiny_model, folder, tmp_path)
+    context = work(tiny_model, folder, tmp_path)
     wild = replace(
         ADAMW,
         optimizer=AdamW(lr=0.99, weight_decay=0.0),
         train=replace(ADAMW.train, scale_weight_norms=None, epochs=40),
     )
     queue, last = iter([Job(wild)]), None
-    for ready in train(lambda: next(queue, None), bench):
+    for ready in train(lambda: next(queue, None), context):
         with torch.no_grad():
-            bench.adapter.updates[0].up.fill_(float("nan"))
+            context.adapter.updates[0].up.fill_(float("nan"))
         last = ready[0].checkpoint
         if last and last.step > 60:
             break
-    bench.adapter.detach()
+    context.adapter.detach()
     assert last is not None and last.diverged and last.done and last.step == 20
 
 
@@ -323,22 +323,22 @@ def preserving(share: float) -> Run:
     )
 
 
-def class_pictures_of(bench: TrainingContext) -> tuple[Picture, ...]:
-    return tuple(replace(p, caption="1girl", concept="") for p in bench.dataset.held_out)
+def class_pictures_of(context: TrainingContext) -> tuple[Picture, ...]:
+    return tuple(replace(p, caption="1girl", concept="") for p in context.dataset.held_out)
 
 
 def test_what_is_preserved_is_shown_as_often_as_the_share_says(
     tiny_model: StableDiffusion, folder: Path, tmp_path: Path
 ) -> None:
-    bench = work(tiny_model, folder, tmp_path)
-    bench.adapter.detach()
-    run, trigger = preserving(0.5), bench.dataset.trigger
-    stream = Stream(run, bench.dataset, tiny_model, class_pictures_of(bench))
-    shown = [stream.next_batch() for _ in range(run.optimizer_steps(bench.dataset))]
+    context = work(tiny_model, folder, tmp_path)
+    context.adapter.detach()
+    run, trigger = preserving(0.5), context.dataset.trigger
+    stream = Stream(run, context.dataset, tiny_model, class_pictures_of(context))
+    shown = [stream.next_batch() for _ in range(run.optimizer_steps(context.dataset))]
     flagged = [(c, p) for batch in shown for c, p in zip(batch.captions, batch.preserved, strict=True)]
     kept, own = [c for c, flag in flagged if flag], [c for c, flag in flagged if not flag]
     plain = [c for c in kept if c in ("1girl", "")]
-    ledger = make_step_table(bench.dataset, (5, 5), 3, run.class_images_per_epoch(bench.dataset))
+    ledger = make_step_table(context.dataset, (5, 5), 3, run.class_images_per_epoch(context.dataset))
     assert ledger.beside == {"class pictures": 4, "without triggers": 1, "regularization": 0}
     assert len(flagged) == ledger.steps_total == 3 * (10 + 5)
     assert len(plain) == 3 * 4 and 0 < plain.count("") < len(plain)  # class pictures lose their caption as own ones do
@@ -346,33 +346,33 @@ def test_what_is_preserved_is_shown_as_often_as_the_share_says(
     assert not any(trigger in caption for caption in kept)
     assert 0 < own.count("") < len(own) and all(trigger in caption for caption in own if caption)
     with pytest.raises(ValueError, match="no class pictures"):
-        Stream(run, bench.dataset, tiny_model)
+        Stream(run, context.dataset, tiny_model)
 
 
 @pytest.mark.parametrize(("min_character_images", "each"), [(0, 5), (10, 5), (15, 8)])
 def test_few_concepts_are_shown_oftener_for_the_sake_of_the_main_one(
     min_character_images: int, each: int, tiny_model: StableDiffusion, folder: Path, tmp_path: Path
 ) -> None:
-    bench = work(tiny_model, folder, tmp_path)
-    bench.adapter.detach()
+    context = work(tiny_model, folder, tmp_path)
+    context.adapter.detach()
     run = replace(ADAMW, train=replace(preserving(0.5).train, min_character_images=min_character_images, epochs=1))
-    stream = Stream(run, bench.dataset, tiny_model, class_pictures_of(bench))
-    shown = [stream.next_batch() for _ in range(run.optimizer_steps(bench.dataset))]
+    stream = Stream(run, context.dataset, tiny_model, class_pictures_of(context))
+    shown = [stream.next_batch() for _ in range(run.optimizer_steps(context.dataset))]
     drawn = Counter(
         picture.concept for b in shown for picture, kept in zip(b.pictures, b.preserved, strict=True) if not kept
     )
-    assert drawn == {concept.name: each for concept in bench.dataset.concepts}
-    assert sum(run.class_images_per_epoch(bench.dataset).values()) == round(each * 2 * 0.5)
+    assert drawn == {concept.name: each for concept in context.dataset.concepts}
+    assert sum(run.class_images_per_epoch(context.dataset).values()) == round(each * 2 * 0.5)
 
 
 def test_half_of_the_pictures_are_trained_at_the_lower_weight_and_preserved_at_full_weight(
     tiny_model: StableDiffusion, folder: Path, tmp_path: Path
 ) -> None:
-    bench = work(tiny_model, folder, tmp_path)
-    bench.adapter.detach()
+    context = work(tiny_model, folder, tmp_path)
+    context.adapter.detach()
     run = replace(ADAMW, train=replace(preserving(0.5).train, min_lora_multiplier=0.7))
-    stream = Stream(run, bench.dataset, tiny_model, class_pictures_of(bench))
-    shown = [stream.next_batch() for _ in range(run.optimizer_steps(bench.dataset))]
+    stream = Stream(run, context.dataset, tiny_model, class_pictures_of(context))
+    shown = [stream.next_batch() for _ in range(run.optimizer_steps(context.dataset))]
     drawn = Counter((flag, round(float(w), 4)) for b in shown for flag, w in zip(b.preserved, b.weights, strict=True))
     assert set(drawn) == {(False, 0.7), (False, 1.0), (True, 1.0)}
     assert min(drawn[False, 0.7], drawn[False, 1.0]) > 0.25 * 30
@@ -407,19 +407,19 @@ def test_what_is_preserved_pulls_back_to_the_base_model(
     tiny_model: StableDiffusion, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The base model's own answer as the target: no loss before the first step, and a loss after it strays."""
-    bench = work(tiny_model, folder, tmp_path)
-    bench = replace(bench, class_pictures=class_pictures_of(bench))
-    slot = TrainingSlot(0, Job(preserving(0.5)), bench)
+    context = work(tiny_model, folder, tmp_path)
+    context = replace(context, class_pictures=class_pictures_of(context))
+    slot = TrainingSlot(0, Job(preserving(0.5)), context)
     whole = Stream.next_batch
     monkeypatch.setattr(
         Stream, "next_batch", lambda self: replace(b := whole(self), preserved=(True,) * len(b.pictures))
     )
-    train_step(bench, {0: slot})
+    train_step(context, {0: slot})
     with torch.no_grad():
-        for layer in bench.adapter.updates:
+        for layer in context.adapter.updates:
             layer.up.normal_(generator=torch.Generator().manual_seed(0))
-    train_step(bench, {0: slot})
-    bench.adapter.detach()
+    train_step(context, {0: slot})
+    context.adapter.detach()
     assert float(slot.losses[0]) == 0.0
     assert float(slot.losses[1]) > 1e-4
 
@@ -427,12 +427,12 @@ def test_what_is_preserved_pulls_back_to_the_base_model(
 def test_a_resumed_run_that_preserves_equals_the_uninterrupted(
     tiny_model: StableDiffusion, folder: Path, tmp_path: Path
 ) -> None:
-    def bench() -> TrainingContext:
+    def context() -> TrainingContext:
         made = work(tiny_model, folder, tmp_path)
         return replace(made, class_pictures=class_pictures_of(made))
 
-    whole = train_all(bench(), Job(preserving(0.5)))
-    resumed = train_all(bench(), Job(preserving(0.5), whole[0]))
+    whole = train_all(context(), Job(preserving(0.5)))
+    resumed = train_all(context(), Job(preserving(0.5), whole[0]))
     assert [c.step for c in resumed] == [15, 30, 45]
     assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
 
@@ -453,12 +453,12 @@ def test_what_is_judged_of_a_schedule_free_run_is_its_average(
     tiny_model: StableDiffusion, folder: Path, tmp_path: Path
 ) -> None:
     """While a checkpoint is judged the adapter holds what the checkpoint saved, not what the next step starts from."""
-    bench, queue = work(tiny_model, folder, tmp_path, RUNS["schedule-free"]), iter([Job(RUNS["schedule-free"])])
-    for (slot,) in train(lambda: next(queue, None), bench):
+    context, queue = work(tiny_model, folder, tmp_path, RUNS["schedule-free"]), iter([Job(RUNS["schedule-free"])])
+    for (slot,) in train(lambda: next(queue, None), context):
         assert slot.checkpoint is not None
-        held = bench.adapter.state(0)
+        held = context.adapter.state(0)
         assert all(torch.equal(held[key], tensor) for key, tensor in slot.checkpoint.state.items())
         slot.turn("train")
-        stepping = bench.adapter.state(0)
+        stepping = context.adapter.state(0)
         assert slot.step == 10 or any(not torch.allclose(stepping[k], t, rtol=1e-5) for k, t in held.items())
-    bench.adapter.detach()
+    context.adapter.detach()

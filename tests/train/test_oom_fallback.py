@@ -75,15 +75,15 @@ def test_batches_are_divided_with_the_same_result(
 ) -> None:
     wanted = trained(model, folder, tmp_path)
     card = SmallCard(model, 0, 2, monkeypatch)
-    bench, said = work(model, folder, tmp_path, RUN), []
+    context, said = work(model, folder, tmp_path, RUN), []
 
     def on_step(slot: TrainingSlot) -> None:
         said.append(slot.relief)
         slot.relief = ""
 
     waiting = iter([Job(RUN)])
-    ((slot,),) = train(lambda: next(waiting, None), bench, on_step)
-    bench.adapter.detach()
+    ((slot,),) = train(lambda: next(waiting, None), context, on_step)
+    context.adapter.detach()
     assert slot.checkpoint is not None
     assert_near(slot.checkpoint, wanted)
     assert set(card.passes) == {1, 2} and card.passes[:3] == [2, 2, 1]

@@ -63,20 +63,20 @@ def load(kind: Kind, path: Path) -> StableDiffusion:
 
 def test_the_loss_is_that_of_diffusers(kind: Kind, folder: Path, tmp_path: Path) -> None:  # noqa: F811
     path = saved(kind, tmp_path / "model")
-    bench = work(load(kind, path), folder, tmp_path)
+    context = work(load(kind, path), folder, tmp_path)
     try:
-        slot = TrainingSlot(0, Job(PLAIN), bench)
-        train_step(bench, {0: slot})
+        slot = TrainingSlot(0, Job(PLAIN), context)
+        train_step(context, {0: slot})
     finally:
-        bench.adapter.detach()
-    batch = Stream(PLAIN, bench.dataset, bench.model).next_batch()
+        context.adapter.detach()
+    batch = Stream(PLAIN, context.dataset, context.model).next_batch()
     assert len(batch.pictures) > 1
 
     pipeline = PIPELINE.from_pretrained(path, torch_dtype=torch.float32)
     scheduler = DDPM.from_config(
         pipeline.scheduler.config, prediction_type=kind.prediction, rescale_betas_zero_snr=kind.terminal
     )
-    clean = bench.latents.latents(batch.pictures, batch.flips)
+    clean = context.latents.latents(batch.pictures, batch.flips)
     noisy = scheduler.add_noise(clean, batch.noise, batch.timesteps)
     prompts, more = list(batch.captions), {}
     if kind.family == "sdxl":
@@ -102,17 +102,17 @@ def test_the_loss_of_flow_matching_is_that_of_diffusers(
 ) -> None:
     model = tiny_flows[family]
     run = replace(run_of(model), train=PLAIN.train)
-    bench = work(model, folder, tmp_path)
+    context = work(model, folder, tmp_path)
     try:
-        slot = TrainingSlot(0, Job(run), bench)
-        train_step(bench, {0: slot})
+        slot = TrainingSlot(0, Job(run), context)
+        train_step(context, {0: slot})
     finally:
-        bench.adapter.detach()
-    batch = Stream(run, bench.dataset, model).next_batch()
+        context.adapter.detach()
+    batch = Stream(run, context.dataset, model).next_batch()
     assert len(batch.pictures) > 1
 
     pipeline = PIPELINE.from_pretrained(model.source, torch_dtype=torch.float32)
-    clean, times = bench.latents.latents(batch.pictures, batch.flips), batch.timesteps
+    clean, times = context.latents.latents(batch.pictures, batch.flips), batch.timesteps
     scheduler = FLOW()
     scheduler.set_timesteps(timesteps=times.tolist(), sigmas=(times / 1000).tolist())
     noisy, prompts = scheduler.scale_noise(clean, times, batch.noise), list(batch.captions)

@@ -44,18 +44,18 @@ def test_the_text_encoder_has_an_optimizer_of_its_own(
     tmp_path: Path,
 ) -> None:
     run = replace(BOTH, optimizer=optimizer, schedule=Constant())
-    bench = work(tiny_model, folder, tmp_path, run)
-    slot = TrainingSlot(0, Job(run), bench)
+    context = work(tiny_model, folder, tmp_path, run)
+    slot = TrainingSlot(0, Job(run), context)
     try:
         for _ in range(15):
-            train_step(bench, {0: slot})
-        updates = {path: layer.update for path, layer in bench.adapter.layers.items() if layer.update}
+            train_step(context, {0: slot})
+        updates = {path: layer.update for path, layer in context.adapter.layers.items() if layer.update}
         parts = [
             {id(p) for path, update in updates.items() if in_text_encoder(path) == own for p in update.parameters(0)}
             for own in (False, True)
         ]
     finally:
-        bench.adapter.detach()
+        context.adapter.detach()
     assert len(slot.optimizers) == 2
     groups = [one.param_groups for one in slot.optimizers]
     assert [{id(p) for group in own for p in group["params"]} for own in groups] == parts
@@ -74,13 +74,15 @@ def test_every_cut_of_a_dylora_has_learnt(
     """Each of its ranks, cut out, knows more than the base model does."""
     settings = TrainSettings(epochs=1, images_per_concept=120, batch_size=4)
     run = Run("dylora", DYLORA, AdamW(lr=3e-3), Constant(), settings)
-    bench = work(tiny_model, folder, tmp_path, run)
-    assert run.optimizer_steps(bench.dataset) == 60
+    context = work(tiny_model, folder, tmp_path, run)
+    assert run.optimizer_steps(context.dataset) == 60
 
-    def loss(bench: TrainingContext, slot: int | None) -> float:
-        return sum(validation_losses(tiny_model, bench.dataset, bench.latents, bench.prompts, bench.adapter, slot))
+    def loss(context: TrainingContext, slot: int | None) -> float:
+        return sum(
+            validation_losses(tiny_model, context.dataset, context.latents, context.prompts, context.adapter, slot)
+        )
 
-    state = train_all(bench, Job(run))[-1].state
+    state = train_all(context, Job(run))[-1].state
     fresh = work(tiny_model, folder, tmp_path, run)
     try:
         base = loss(fresh, None)
@@ -105,7 +107,7 @@ def test_what_a_mask_leaves_out_counts_as_much_as_the_recipe_says(
     assert [picture.mask is not None for picture in pictures] == [True, False]
     run = Run("masked", LoRA(dim=2), train=TrainSettings(unmasked_weight=0.3, min_snr_gamma=None, batch_size=2))
     plain = work(tiny_model, mixed.root, tmp_path, run)
-    bench = replace(plain, dataset=dataset, latents=LatentCache(tiny_model, tmp_path / "l"))
+    context = replace(plain, dataset=dataset, latents=LatentCache(tiny_model, tmp_path / "l"))
     try:
         batch = Stream(run, dataset, tiny_model).next_batch()
         generator = torch.Generator().manual_seed(0)
@@ -119,17 +121,17 @@ def test_what_a_mask_leaves_out_counts_as_much_as_the_recipe_says(
             weights=torch.ones(2),
             flips=(False, False),
         )
-        bench.adapter.start(0, run.adapter, generator)  # a change of zero: the base model's own errors
-        loss = float(_backward(bench, {0: batch}, {0: run.train})[0])
+        context.adapter.start(0, run.adapter, generator)  # a change of zero: the base model's own errors
+        loss = float(_backward(context, {0: batch}, {0: run.train})[0])
     finally:
-        bench.adapter.detach()
-    clean = bench.latents.latents(pictures, batch.flips)
+        context.adapter.detach()
+    clean = context.latents.latents(pictures, batch.flips)
     noisy = tiny_model.add_noise(clean, batch.noise, batch.timesteps)
     context = PromptCache(tiny_model).contexts(batch.captions, False)
     with torch.no_grad():
         predicted = tiny_model.predict(noisy, batch.timesteps, context)
     errors = (predicted - tiny_model.target(clean, batch.noise, batch.timesteps)).numpy().astype(float) ** 2
-    masks = bench.latents.masks(pictures, batch.flips)
+    masks = context.latents.masks(pictures, batch.flips)
     assert masks is not None and 0.4 < float(masks[0].mean()) < 0.6
 
     def by_hand(unmasked: float) -> float:

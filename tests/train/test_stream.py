@@ -75,13 +75,13 @@ def test_mixed_frames_train_to_the_end_in_one_slot_and_in_two(
     other = replace(RUN, name="other", train=replace(RUN.train, seed=5))
 
     def trained(*runs: Run) -> dict[str, dict[str, torch.Tensor]]:
-        bench = replace(work(tiny_model, mixed.root, tmp_path, RUN, slots=len(runs)), dataset=mixed)
+        context = replace(work(tiny_model, mixed.root, tmp_path, RUN, slots=len(runs)), dataset=mixed)
         queue, found = iter([Job(run) for run in runs]), {}
         try:
-            for ready in train(lambda: next(queue, None), bench):
+            for ready in train(lambda: next(queue, None), context):
                 found |= {slot.run.name: slot.checkpoint.state for slot in ready if slot.checkpoint}
         finally:
-            bench.adapter.detach()
+            context.adapter.detach()
         return found
 
     together = trained(RUN, other)

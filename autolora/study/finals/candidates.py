@@ -16,7 +16,9 @@ from autolora.train.checkpoint import Checkpoint
 from autolora.train.loss import validation_losses
 
 
-def average(record: TrialFolder, best: CheckpointResult, work: Session) -> tuple[TrialFolder, CheckpointResult] | None:
+def average(
+    record: TrialFolder, best: CheckpointResult, session: Session
+) -> tuple[TrialFolder, CheckpointResult] | None:
     """The mean weights of the best checkpoint and those beside it on its curve, as a record beside the trial's.
 
     Weights averaged along a run often lie flatter, and do better, than each (Izmailov et al. 2018). It is left loaded
@@ -28,13 +30,13 @@ def average(record: TrialFolder, best: CheckpointResult, work: Session) -> tuple
     points, latest = record.around(best), record.latest()
     if len(points) < 2 or latest is None:
         return None
-    work.context.adapter.load(mean_state([record.load(p) for p in points]))
+    session.context.adapter.load(mean_state([record.load(p) for p in points]))
     loss = sum(p.train_loss for p in points) / len(points)
-    return _kept(own, replace(latest, step=best.step, train_loss=loss), work, averaged=[p.step for p in points])
+    return _kept(own, replace(latest, step=best.step, train_loss=loss), session, averaged=[p.step for p in points])
 
 
 def rescaled(
-    record: TrialFolder, p: CheckpointResult, strength: float, work: Session
+    record: TrialFolder, p: CheckpointResult, strength: float, session: Session
 ) -> tuple[TrialFolder, CheckpointResult] | None:
     """A checkpoint whose change of the base model is multiplied by `strength`, as a record beside its own.
 
@@ -47,10 +49,10 @@ def rescaled(
     latest = record.latest()
     if latest is None:
         return None
-    work.context.adapter.load(record.load(p))
-    work.context.adapter.rescale(strength)
+    session.context.adapter.load(record.load(p))
+    session.context.adapter.rescale(strength)
     checkpoint = replace(latest, step=p.step, train_loss=p.train_loss)
-    return _kept(own, checkpoint, work, averaged=p.averaged, strength=strength)
+    return _kept(own, checkpoint, session, averaged=p.averaged, strength=strength)
 
 
 def mean_state(states: Sequence[State]) -> State:
@@ -66,15 +68,19 @@ def _beside(record: TrialFolder, name: str) -> TrialFolder:
     return TrialFolder.open(record.path.with_name(f"{record.path.name}-{name}"), record.run)
 
 
-def _kept(own: TrialFolder, checkpoint: Checkpoint, work: Session, **made: Any) -> tuple[TrialFolder, CheckpointResult]:
+def _kept(
+    own: TrialFolder, checkpoint: Checkpoint, session: Session, **made: Any
+) -> tuple[TrialFolder, CheckpointResult]:
     """What lies in the adapter, as the one point of its record."""
-    bench = work.context
+    context = session.context
     checkpoint = replace(
         checkpoint,
-        state=bench.adapter.state(),
+        state=context.adapter.state(),
         resume={},
-        val_losses=validation_losses(bench.model, bench.dataset, bench.latents, bench.prompts, bench.adapter, 0),
+        val_losses=validation_losses(
+            context.model, context.dataset, context.latents, context.prompts, context.adapter, 0
+        ),
         done=True,
     )
-    own.append(checkpoint, replace(from_losses(checkpoint, work.base_losses), **made))
+    own.append(checkpoint, replace(from_losses(checkpoint, session.base_losses), **made))
     return own, own.results[0]

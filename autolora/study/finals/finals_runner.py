@@ -37,15 +37,15 @@ class FinalsRunner:
     """Works off the trials of the study `<study>/finals`, and continues what was interrupted."""
 
     def __init__(
-        self, plan: StudyDefinition, work: Session, scorer: Scorer, bars: Bars, seconds: float = math.inf
+        self, definition: StudyDefinition, session: Session, scorer: Scorer, bars: Bars, seconds: float = math.inf
     ) -> None:
-        self.plan, self.work, self.scorer, self.bars = plan, work, scorer, bars
+        self.definition, self.session, self.scorer, self.bars = definition, session, scorer, bars
         self.seconds = seconds  # that it may take in all
         self.deciding = scorer.only(*DECIDING_GROUPS)
         self.training_seconds = 0.0
         self.study = optuna.create_study(
-            storage=open_storage(plan.storage, bars.log),
-            study_name=f"{plan.settings.name}/finals",
+            storage=open_storage(definition.storage, bars.log),
+            study_name=f"{definition.settings.name}/finals",
             direction="maximize",
             load_if_exists=True,
         )
@@ -82,7 +82,7 @@ class FinalsRunner:
         if seed is None:
             return record
         run = replace(record.run, train=replace(record.run.train, seed=record.run.train.seed + seed))
-        return TrialFolder.open(self.plan.trial_files.fetch(f"{record.path.name}-seed{run.train.seed}"), run)
+        return TrialFolder.open(self.definition.trial_files.fetch(f"{record.path.name}-seed{run.train.seed}"), run)
 
     def _has_time(self, asked: Candidate) -> bool:
         """Whether what is asked and the winner's last word fit into the time left, by what the finals took so far.
@@ -101,8 +101,8 @@ class FinalsRunner:
 
     def _last_renders(self) -> int:
         """Of the winner's last word: all groups of probes, and more weights."""
-        assert self.work.scorer is not None
-        return self.scorer.renders + self.work.scorer.at(*SWEEP_WEIGHTS).renders
+        assert self.session.scorer is not None
+        return self.scorer.renders + self.session.scorer.at(*SWEEP_WEIGHTS).renders
 
     def _work_off(self, trial: Trial, asked: Candidate) -> None:
         began = time.perf_counter()
@@ -133,8 +133,8 @@ class FinalsRunner:
         return self._train_again(self._record(asked), before.step, _name(asked))
 
     def _score(self, state: State, scorer: Scorer) -> Scorecard:
-        self.work.context.adapter.load(state)
-        return self.work.score(scorer, self.bars)
+        self.session.context.adapter.load(state)
+        return self.session.score(scorer, self.bars)
 
     def too_large(self) -> str:
         """Why the last checkpoint that found no memory found none."""
@@ -146,18 +146,18 @@ class FinalsRunner:
 
         It is about the adapter as its file will hold it, rounded.
         """
-        export = self.work.export.dtype
+        export = self.session.export.dtype
         key = f"last word on {one.record.key(one.point)} in {export}"
         known = self.study.user_attrs.get(key)
         if known is not None:
             return replace(one, point=CheckpointResult(**known))
-        assert self.work.scorer is not None
-        state = as_in_file(one.record.load(one.point), self.work.context.model, DTYPES[export])
-        self.work.context.adapter.load(state)
-        pictures = self.work.render(self.scorer, self.bars)
+        assert self.session.scorer is not None
+        state = as_in_file(one.record.load(one.point), self.session.context.model, DTYPES[export])
+        self.session.context.adapter.load(state)
+        pictures = self.session.render(self.scorer, self.bars)
         point = with_scorecard(one.point, score(self.scorer, pictures))
-        tags, tag_bleed = self.work.tag_bleed(self.scorer, pictures)
-        swept = self._score(state, self.work.scorer.at(*SWEEP_WEIGHTS)).by_weight
+        tags, tag_bleed = self.session.tag_bleed(self.scorer, pictures)
+        swept = self._score(state, self.session.scorer.at(*SWEEP_WEIGHTS)).by_weight
         weight = recommended_weight(swept, self.scorer.settings)
         sweep = {w: {name: term.as_dict() for name, term in terms.items()} for w, terms in swept.items()}
         point = replace(point, weight=weight, sweep=sweep, tags=tags, tag_bleed=tag_bleed)
@@ -173,7 +173,7 @@ class FinalsRunner:
         def on_step(slot: TrainingSlot) -> None:
             self.bars.set(bar, slot.step)
 
-        for (slot,) in train(lambda: next(waiting, None), self.work.context, on_step):
+        for (slot,) in train(lambda: next(waiting, None), self.session.context, on_step):
             checkpoint = slot.checkpoint
             assert checkpoint is not None
             if checkpoint.step < step and not checkpoint.diverged:
@@ -184,8 +184,8 @@ class FinalsRunner:
             if checkpoint.diverged:
                 break
             if not record.results:
-                blank = from_losses(checkpoint, self.work.base_losses)
+                blank = from_losses(checkpoint, self.session.base_losses)
                 record.append(checkpoint, with_scorecard(blank, self._score(checkpoint.state, self.deciding)))
-                self.plan.trial_files.send(record.path.name)
+                self.definition.trial_files.send(record.path.name)
         self.bars.remove(bar)
         return record.best_result()

@@ -30,10 +30,12 @@ KEY = "key"  # user attribute: the checkpoint that a trial of the preferential s
 PICTURE = "picture"  # user attribute: its artifact
 
 
-def apply_preference(plan: StudyDefinition, storage: BaseStorage, work: Session, bars: Bars, finals: Finals) -> Finals:
+def apply_preference(
+    definition: StudyDefinition, storage: BaseStorage, session: Session, bars: Bars, finals: Finals
+) -> Finals:
     """Show the finalists to a person, where that was asked for ever, and weigh what was chosen so far."""
-    name = f"{plan.settings.name}-preference"
-    if not plan.human_preference and name not in optuna.get_all_study_names(storage):
+    name = f"{definition.settings.name}-preference"
+    if not definition.human_preference and name not in optuna.get_all_study_names(storage):
         return finals
     study = create_study(
         n_generate=len(finals.finalists), storage=storage, sampler=RandomSampler(), study_name=name, load_if_exists=True
@@ -46,32 +48,32 @@ def apply_preference(plan: StudyDefinition, storage: BaseStorage, work: Session,
         study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={KEY: key}))
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         if PICTURE not in trial.user_attrs and trial.user_attrs[KEY] in finalists:
-            _show(Trial(study._study, trial._trial_id), finalists[trial.user_attrs[KEY]], plan, work, bars)
+            _show(Trial(study._study, trial._trial_id), finalists[trial.user_attrs[KEY]], definition, session, bars)
     pairs = [(better.user_attrs[KEY], worse.user_attrs[KEY]) for better, worse in study.preferences]
     weighed = combine_with_preference(
         finals, [(numbers[a], numbers[b]) for a, b in pairs if a in numbers and b in numbers]
     )
     if weighed.choice:
         return weighed
-    command = plan.command.replace("autolora tune", "autolora dashboard", 1)
+    command = definition.command.replace("autolora tune", "autolora dashboard", 1)
     return replace(finals, choice=f"choose by pictures: `{command}` shows {name}; then run the same command again")
 
 
-def _show(trial: Trial, one: Finalist, plan: StudyDefinition, work: Session, bars: Bars) -> None:
+def _show(trial: Trial, one: Finalist, definition: StudyDefinition, session: Session, bars: Bars) -> None:
     """Give a trial of the preferential study its picture, and a note for whoever looks behind it."""
     save_note(trial, f"trial {one.trial.number} ({one.record.run.name}), step {one.point.step}: {one.point.summary}")
-    path = _grid(one, work, bars)
-    picture = upload_artifact(artifact_store=plan.store, file_path=str(path), study_or_trial=trial)
+    path = _grid(one, session, bars)
+    picture = upload_artifact(artifact_store=definition.store, file_path=str(path), study_or_trial=trial)
     trial.set_user_attr(PICTURE, picture)
 
 
-def _grid(one: Finalist, work: Session, bars: Bars) -> Path:
+def _grid(one: Finalist, session: Session, bars: Bars) -> Path:
     """The pictures that the search scored a checkpoint by; one of a recipe that was trained again has none yet."""
     path = one.record.samples / f"{one.point.step}.png"
     if not path.is_file():
-        assert work.scorer is not None
-        work.context.adapter.load(one.record.load(one.point))
-        save_grid(one.record.samples, one.point.step, work.scorer, work.render(work.scorer, bars))
+        assert session.scorer is not None
+        session.context.adapter.load(one.record.load(one.point))
+        save_grid(one.record.samples, one.point.step, session.scorer, session.render(session.scorer, bars))
     return path
 
 

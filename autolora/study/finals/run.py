@@ -34,9 +34,9 @@ from autolora.study.settings import RETRAINED_RECIPES, STRONGER, WEAKER
 
 
 def run_finals(
-    plan: StudyDefinition,
+    definition: StudyDefinition,
     found: Sequence[tuple[FrozenTrial, TrialFolder]],
-    work: Session,
+    session: Session,
     bars: Bars,
     weigh: Callable[[Finals], Finals] = lambda finals: finals,
 ) -> Finals:
@@ -58,24 +58,32 @@ def run_finals(
     """
     if not found:
         raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
-    ranked = sorted(found, key=lambda pair: pair[1].best_objective(), reverse=True)[: plan.settings.n_finalists]
-    if not plan.human_preference:  # a person has something to choose from in any case
+    ranked = sorted(found, key=lambda pair: pair[1].best_objective(), reverse=True)[: definition.settings.n_finalists]
+    if not definition.human_preference:  # a person has something to choose from in any case
         ranked = within_interval_of_best(ranked)
-    if work.scorer is None:
-        choice = "nothing could be rendered that a person might choose by" if plan.human_preference else ""
+    if session.scorer is None:
+        choice = "nothing could be rendered that a person might choose by" if definition.human_preference else ""
         return Finals(None, [Finalist(trial, record, _best(record)) for trial, record in ranked], {}, [], choice=choice)
     searched = worked_seconds(trial for trial, _ in found)
     stage = FinalsRunner(
-        plan, work, final_scorer(work.scorer, work, bars), bars, plan.settings.finals_seconds(searched)
+        definition,
+        session,
+        final_scorer(session.scorer, session, bars),
+        bars,
+        definition.settings.finals_seconds(searched),
     )
     field = stage.judge([(trial, record, p, None) for trial, record in ranked for p in checkpoints_to_score(record)])
     if not field:
         raise MemoryFull(f"the finals could judge no checkpoint: {stage.too_large()}")
     leaders = _by_trial(field)[:RETRAINED_RECIPES]
-    seeds = range(1, plan.settings.final_seeds + 1)
-    means = [(one.trial, average(one.record, one.point, work)) for one in leaders if plan.settings.average_checkpoints]
+    seeds = range(1, definition.settings.final_seeds + 1)
+    means = [
+        (one.trial, average(one.record, one.point, session))
+        for one in leaders
+        if definition.settings.average_checkpoints
+    ]
     field += stage.judge([(trial, *mean, None) for trial, mean in means if mean])
-    field += rescale_while_better(stage, _by_trial(field)[0], work) if plan.settings.try_lora_scales else []
+    field += rescale_while_better(stage, _by_trial(field)[0], session) if definition.settings.try_lora_scales else []
     again = stage.judge([(one.trial, one.record, one.point, seed) for seed in seeds for one in leaders])
     points: dict[int, list[CheckpointResult]] = {}
     for other in again:
@@ -86,14 +94,14 @@ def run_finals(
     return replace(finals, finalists=[winner, *finals.finalists[1:]], training_seconds=stage.training_seconds)
 
 
-def rescale_while_better(stage: FinalsRunner, leader: Finalist, work: Session) -> list[Finalist]:
+def rescale_while_better(stage: FinalsRunner, leader: Finalist, session: Session) -> list[Finalist]:
     """The best one with its strength multiplied: down if too strong, or shown but bleeding or stiff; else up."""
     best, found = leader.point, []
     too_strong = "too_strong" in best.broken or (
         "undercooked" not in best.broken and bool({"bleed_class", "editability"} & set(best.broken))
     )
     for strength in WEAKER if too_strong else STRONGER:
-        copy = rescaled(leader.record, leader.point, strength, work)
+        copy = rescaled(leader.record, leader.point, strength, session)
         judged = stage.judge([(leader.trial, *copy, None)]) if copy else []
         found += judged
         if not judged or judged[0].point.objective <= best.objective:

@@ -31,34 +31,40 @@ from autolora.study.results.summary import _summary, twin_as_dict, twin_in_words
 from autolora.study.trials import WINNER, load_trials
 
 
-def finalize_study(plan: StudyDefinition, study: Study, work: Session, bars: Bars) -> str:
+def finalize_study(definition: StudyDefinition, study: Study, session: Session, bars: Bars) -> str:
     """Choose, export, prove the file, write report and result; returns the summary for a person."""
-    found = load_trials(plan, study)
-    finals = _finals(plan, study, found, work, bars)
+    found = load_trials(definition, study)
+    finals = _finals(definition, study, found, session, bars)
     winner = finals.winner
     score = winner.point.score["value"] if winner.point.score else None
-    folder, name = plan.folder / "best", plan.settings.name
-    exported, twin, proof = export_proved(winner.record, winner.point, work, folder, name, finals.scorer, bars, score)
-    page = report_study(plan, study, work, found, finals, exported.path, bars)
-    result = _result(plan, study, found, finals, exported) | _files(twin, proof)
-    save_plots(study, plan.trial_files, winner.point.sweep)
+    folder, name = definition.folder / "best", definition.settings.name
+    exported, twin, proof = export_proved(
+        winner.record, winner.point, session, folder, name, finals.scorer, bars, score
+    )
+    page = report_study(definition, study, session, found, finals, exported.path, bars)
+    result = _result(definition, study, found, finals, exported) | _files(twin, proof)
+    save_plots(study, definition.trial_files, winner.point.sweep)
     study.set_user_attr(WINNER, winner.trial.number)
-    write_atomic(plan.folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(definition.folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return _summary(found, finals, exported, page) + (f"\n{twin_in_words(twin, proof)}" if twin else "")
 
 
-def study_report(plan: StudyDefinition, study: Study, work: Session, bars: Bars) -> Path:
+def study_report(definition: StudyDefinition, study: Study, session: Session, bars: Bars) -> Path:
     """Write `report/index.html` from what the study's folder holds, and the card of what it exported."""
-    found = load_trials(plan, study)
-    finals = _finals(plan, study, found, work, bars)
-    result = plan.folder / "result.json"
+    found = load_trials(definition, study)
+    finals = _finals(definition, study, found, session, bars)
+    result = definition.folder / "result.json"
     exported = Path(json.loads(result.read_text("utf-8"))["export"]) if result.is_file() else None
     still = exported if exported and exported.is_file() else None
-    return report_study(plan, study, work, found, finals, still, bars)
+    return report_study(definition, study, session, found, finals, still, bars)
 
 
 def _finals(
-    plan: StudyDefinition, study: Study, found: list[tuple[FrozenTrial, TrialFolder]], work: Session, bars: Bars
+    definition: StudyDefinition,
+    study: Study,
+    found: list[tuple[FrozenTrial, TrialFolder]],
+    session: Session,
+    bars: Bars,
 ) -> Finals:
     """The finals; what they took is added to the study's seconds.
 
@@ -70,13 +76,15 @@ def _finals(
         why = f"the last trial {reasons[-1]}" if reasons else "run it longer"
         raise StudyError(f"no trial of this study has a scored checkpoint yet; {why}")
     began = time.perf_counter()
-    finals = run_finals(plan, found, work, bars, partial(apply_preference, plan, study._storage, work, bars))
+    finals = run_finals(
+        definition, found, session, bars, partial(apply_preference, definition, study._storage, session, bars)
+    )
     add_seconds(study, finals.training_seconds, time.perf_counter() - began - finals.training_seconds)
     return finals
 
 
 def _result(
-    plan: StudyDefinition,
+    definition: StudyDefinition,
     study: Study,
     found: list[tuple[FrozenTrial, TrialFolder]],
     finals: Finals,
@@ -86,7 +94,7 @@ def _result(
     winner = finals.winner
     states = Counter(trial.state.name for trial in study.trials)
     return {
-        "study": plan.settings.name,
+        "study": definition.settings.name,
         "seconds": round(spent_seconds(study), 1),
         "training_seconds": round(training_seconds(study), 1),
         "trials": {"complete": states["COMPLETE"], "pruned": states["PRUNED"], "failed": states["FAIL"]},

@@ -73,15 +73,15 @@ class StudyProgress:
         return table
 
 
-def study_progress(plan: StudyDefinition, study: Study) -> StudyProgress:
+def study_progress(definition: StudyDefinition, study: Study) -> StudyProgress:
     """How a study stands, by what its trials have written."""
     trials = study.get_trials(deepcopy=False)
-    found = [(trial, point) for trial in trials if (point := _best(plan, trial))]
+    found = [(trial, point) for trial in trials if (point := _best(definition, trial))]
     best, point = max(found, key=lambda pair: pair[1].objective, default=(None, None))
     ended = sum(trial.state in ENDED for trial in trials)
-    size = plan.settings.budget.n_trials
-    left = _seconds_left(plan, trials, size - ended, spent_seconds(study) / ended) if ended else None
-    whole = StudyProgress(plan.settings.name, ended, size, left)
+    size = definition.settings.budget.n_trials
+    left = _seconds_left(definition, trials, size - ended, spent_seconds(study) / ended) if ended else None
+    whole = StudyProgress(definition.settings.name, ended, size, left)
     if best is None or point is None or point.score is None:
         return whole
     return replace(
@@ -96,13 +96,13 @@ def study_progress(plan: StudyDefinition, study: Study) -> StudyProgress:
     )
 
 
-def _seconds_left(plan: StudyDefinition, trials: Sequence[FrozenTrial], more: int, each: float) -> float:
+def _seconds_left(definition: StudyDefinition, trials: Sequence[FrozenTrial], more: int, each: float) -> float:
     """Until so many more trials have ended, or the last one that begins in time, where each takes so many seconds."""
-    until_late = 60 * plan.settings.search_minutes - worked_seconds(trials)
+    until_late = 60 * definition.settings.search_minutes - worked_seconds(trials)
     return min(more * each, until_late + each if until_late > 0 else 0.0)
 
 
-def _best(plan: StudyDefinition, trial: FrozenTrial) -> CheckpointResult | None:
+def _best(definition: StudyDefinition, trial: FrozenTrial) -> CheckpointResult | None:
     """A trial's best checkpoint, read without its weights; None where it has none that was scored."""
-    points = load_results(plan.trial_files[trial.user_attrs.get("uid", "")])
+    points = load_results(definition.trial_files[trial.user_attrs.get("uid", "")])
     return max((p for p in points if p.score), key=lambda p: p.objective, default=None)

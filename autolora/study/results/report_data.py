@@ -38,9 +38,9 @@ SERIES = ("fidelity", "editability", "bleed_class")
 
 
 def report_study(
-    plan: StudyDefinition,
+    definition: StudyDefinition,
     study: Study,
-    work: Session,
+    session: Session,
     found: Found,
     finals: Finals,
     export_path: Path | None,
@@ -48,21 +48,21 @@ def report_study(
 ) -> Path:
     """Write `report/index.html` of a finished study; without `export_path` nothing was exported now."""
     winner = finals.winner
-    best, dataset, run = winner.point, work.context.dataset, winner.record.run
-    shelf, exhibits = SampleRenderer.open(work, bars), exhibits_of(found, winner.record, best)
+    best, dataset, run = winner.point, session.context.dataset, winner.record.run
+    shelf, exhibits = SampleRenderer.open(session, bars), exhibits_of(found, winner.record, best)
     notes = [
         finals.choice,
         seeds_in_words(finals),
-        disagreement(finals, work.scoring.second_encoder),
+        disagreement(finals, session.scoring.second_encoder),
         tags_in_words(best, dataset.class_word),
     ]
     judged = {one.trial.number: one.point for one in finals.finalists}
     captioned = run.with_captions(dataset)
     pictures, outfits = gallery(shelf, exhibits), matrix(shelf, exhibits[-1])
     if export_path:
-        write_card(work, winner.record, best, export_path, pictures, outfits)
+        write_card(session, winner.record, best, export_path, pictures, outfits)
     whole = replace(
-        _unfinished(plan, study, work, found, judged),
+        _unfinished(definition, study, session, found, judged),
         verdict=best.verdict,
         gallery=pictures,
         pairs=pairs(shelf, exhibits),
@@ -70,8 +70,8 @@ def report_study(
         ledger=make_step_table(
             captioned, run.images_by_concept(dataset), run.train.epochs, run.class_images_per_epoch(dataset)
         ),
-        costs=_costs(study, work, found, best.step),
-        howto=_howto(plan, work, winner.trial, winner.record, best),
+        costs=_costs(study, session, found, best.step),
+        howto=_howto(definition, session, winner.trial, winner.record, best),
         best=winner.trial.number,
         export_path=export_path,
         weight=best.weight,
@@ -79,25 +79,25 @@ def report_study(
         notes=tuple(note for note in notes if note),
         refresh_seconds=None,
     )
-    return write_report(whole, report_path(plan))
+    return write_report(whole, report_path(definition))
 
 
-def report_progress(plan: StudyDefinition, study: Study, work: Session) -> Path:
+def report_progress(definition: StudyDefinition, study: Study, session: Session) -> Path:
     """Write the page of a study that still runs, from what is on disk; it asks for no render."""
-    found = load_trials(plan, study)
-    return write_report(_unfinished(plan, study, work, found, {}), report_path(plan))
+    found = load_trials(definition, study)
+    return write_report(_unfinished(definition, study, session, found, {}), report_path(definition))
 
 
-def report_path(plan: StudyDefinition) -> Path:
+def report_path(definition: StudyDefinition) -> Path:
     """Where a study's page lies."""
-    return plan.folder / "report" / "index.html"
+    return definition.folder / "report" / "index.html"
 
 
 def _unfinished(
-    plan: StudyDefinition, study: Study, work: Session, found: Found, judged: Mapping[int, CheckpointResult]
+    definition: StudyDefinition, study: Study, session: Session, found: Found, judged: Mapping[int, CheckpointResult]
 ) -> Report:
     """What is known of a study at any time."""
-    dataset = work.context.dataset
+    dataset = session.context.dataset
     by_uid = {r.path.name: r for _, r in found}
     rows = tuple(
         _row(t, by_uid.get(t.user_attrs.get("uid", "")), judged.get(t.number))
@@ -105,19 +105,19 @@ def _unfinished(
         if t.user_attrs.get("uid")
     )
     return Report(
-        study=plan.settings.name,
-        verdict=_so_far(found, plan.settings.budget.n_trials),
+        study=definition.settings.name,
+        verdict=_so_far(found, definition.settings.budget.n_trials),
         dataset=dataset.name,
         seconds=spent_seconds(study),
         trials=rows,
-        effects=effects(plan.space, found),
-        costs=_costs(study, work, found, 0),
+        effects=effects(definition.space, found),
+        costs=_costs(study, session, found, 0),
         baselines={t.user_attrs["baseline"]: t.number for t, _ in found if t.user_attrs.get("baseline")},
-        command=plan.command,
-        model=work.context.model.name,
+        command=definition.command,
+        model=session.context.model.name,
         activation_text=", ".join(dict.fromkeys([dataset.trigger, *(c.trigger for c in dataset.concepts)])),
         class_word=dataset.class_word,
-        max_bleed=work.scoring.max_bleed,
+        max_bleed=session.scoring.max_bleed,
         refresh_seconds=REFRESH_SECONDS,
     )
 
@@ -144,8 +144,8 @@ def exhibits_of(found: Found, winner: TrialFolder, best: CheckpointResult) -> li
     return [*shown, GalleryEntry("best", winner, best.step, winner.load(best), best.weight)]
 
 
-def _costs(study: Study, work: Session, found: Found, best_step: int) -> Costs:
-    dataset = work.context.dataset
+def _costs(study: Study, session: Session, found: Found, best_step: int) -> Costs:
+    dataset = session.context.dataset
     bakes = [r.run.images_per_epoch(dataset) * r.run.train.epochs for t, r in found if t.user_attrs.get("baseline")]
     return Costs(
         training_seconds=training_seconds(study),
@@ -157,10 +157,10 @@ def _costs(study: Study, work: Session, found: Found, best_step: int) -> Costs:
 
 
 def _howto(
-    plan: StudyDefinition, work: Session, trial: FrozenTrial, record: TrialFolder, best: CheckpointResult
+    definition: StudyDefinition, session: Session, trial: FrozenTrial, record: TrialFolder, best: CheckpointResult
 ) -> Reproduction:
     """The exported recipe as text, without any path of this machine."""
-    run, dataset, model = record.run, work.context.dataset, work.context.model
+    run, dataset, model = record.run, session.context.dataset, session.context.model
     recipe, values = sampled_values(trial)
     if run.train.seed:
         values["train.seed"] = run.train.seed
@@ -171,11 +171,11 @@ def _howto(
         "pictures": f"{dataset.name}: {len(dataset.pictures)} trained on, {len(dataset.held_out)} held out",
         "recipe": f"{run.name}, fingerprint {run.fingerprint()}, training seed {run.train.seed}",
         "checkpoint": f"{best.describe_place}, at weight {best.weight:g}",
-        "search": f"study {plan.settings.name}, sampler seed {plan.settings.seed}",
+        "search": f"study {definition.settings.name}, sampler seed {definition.settings.seed}",
         "software": ", ".join(filter(None, [came_from["commit"], came_from["versions"]])),
         "machine": came_from["machine"],
     }
-    yaml = recipe_yaml(run, f"{plan.settings.name}-best")
+    yaml = recipe_yaml(run, f"{definition.settings.name}-best")
     return Reproduction(yaml, train_command(recipe, values, dataset.name), kohya.text, kohya.notes, facts)
 
 

@@ -55,12 +55,12 @@ def environments(count: int) -> list[dict[str, str]]:
 
 
 @contextmanager
-def local_workers(plan: StudyDefinition, count: int, bars: Bars) -> Iterator[None]:
+def local_workers(definition: StudyDefinition, count: int, bars: Bars) -> Iterator[None]:
     """`count` workers, this process the first of them; the others are told to stop when the block ends in an error."""
     first, *others = environments(count)
     if count > 1 and "OMP_NUM_THREADS" in first and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(int(first["OMP_NUM_THREADS"]))
-    processes = [_start(plan, number, added) for number, added in enumerate(others, 2)]
+    processes = [_start(definition, number, added) for number, added in enumerate(others, 2)]
     patience = None  # a study that is done ends all of them
     try:
         yield
@@ -70,26 +70,26 @@ def local_workers(plan: StudyDefinition, count: int, bars: Bars) -> Iterator[Non
             process.terminate()
         raise
     finally:
-        _gather(processes, patience, plan, bars)
+        _gather(processes, patience, definition, bars)
 
 
-def worker_command(plan: StudyDefinition) -> list[str]:
+def worker_command(definition: StudyDefinition) -> list[str]:
     """The command line that joins a study from the same folder; its storage goes by the environment."""
-    arguments = [argument for argument in plan.arguments if not argument.startswith("workers=")]
-    return [sys.executable, "-m", "autolora.cli", "worker", plan.study_name, *arguments]
+    arguments = [argument for argument in definition.arguments if not argument.startswith("workers=")]
+    return [sys.executable, "-m", "autolora.cli", "worker", definition.study_name, *arguments]
 
 
-def _start(plan: StudyDefinition, number: int, added: dict[str, str]) -> subprocess.Popen[bytes]:
-    storage = {"AUTOLORA_STORAGE": plan.storage_argument} if plan.storage_argument else {}
-    log = plan.folder / "workers" / f"{number}.log"
+def _start(definition: StudyDefinition, number: int, added: dict[str, str]) -> subprocess.Popen[bytes]:
+    storage = {"AUTOLORA_STORAGE": definition.storage_argument} if definition.storage_argument else {}
+    log = definition.folder / "workers" / f"{number}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
         environment = {**os.environ, **added, **storage}
-        return subprocess.Popen(worker_command(plan), env=environment, stdout=out, stderr=out)
+        return subprocess.Popen(worker_command(definition), env=environment, stdout=out, stderr=out)
 
 
 def _gather(
-    processes: Sequence[subprocess.Popen[bytes]], patience: float | None, plan: StudyDefinition, bars: Bars
+    processes: Sequence[subprocess.Popen[bytes]], patience: float | None, definition: StudyDefinition, bars: Bars
 ) -> None:
     for number, process in enumerate(processes, 2):
         try:
@@ -98,4 +98,6 @@ def _gather(
             process.kill()
             code = process.wait()
         if code not in (0, 130):
-            bars.log(f"worker {number} ended with code {code}: {plan.folder / 'workers' / f'{number}.log'} says why")
+            bars.log(
+                f"worker {number} ended with code {code}: {definition.folder / 'workers' / f'{number}.log'} says why"
+            )

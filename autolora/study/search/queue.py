@@ -22,8 +22,8 @@ class Queue:
     waits there until the study is given more.
     """
 
-    def __init__(self, study: optuna.Study, settings: StudySettings, claims: TrialLeases, bars: Bars) -> None:
-        self.study, self.settings, self.claims, self.bars = study, settings, claims, bars
+    def __init__(self, study: optuna.Study, settings: StudySettings, leases: TrialLeases, bars: Bars) -> None:
+        self.study, self.settings, self.leases, self.bars = study, settings, leases, bars
 
     def next(self) -> Trial | None:
         """The next trial, claimed; None where there is none, at least while this worker has others.
@@ -33,7 +33,7 @@ class Queue:
         while True:
             trials = [t for t in self.study.get_trials(deepcopy=False) if t.number < self.settings.budget.n_trials]
             running = [t for t in trials if t.state is TrialState.RUNNING]
-            for number in self.claims.reclaim(running):
+            for number in self.leases.reclaim(running):
                 self.bars.log(f"trial {number}: its worker is gone, it goes on elsewhere")
             more = may_begin(trials, self.settings)
             trial = self._waiting(more) or (
@@ -41,7 +41,7 @@ class Queue:
             )
             if trial is not None:
                 return trial
-            if not running or self.claims.held:
+            if not running or self.leases.held:
                 return None
             self._wait(running)
 
@@ -51,7 +51,7 @@ class Queue:
         for frozen in sorted(waiting, key=lambda t: (not _begun(t), t.number)):
             if frozen.number < self.settings.budget.n_trials and (more or _begun(frozen)):
                 try:
-                    won = self.claims.storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
+                    won = self.leases.storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
                 except UpdateFinishedTrialError:
                     continue
                 if won:
@@ -62,13 +62,13 @@ class Queue:
         """A new one; None where another worker asked in the same moment and this one is one too many."""
         trial = self.study.ask()
         if trial.number < self.settings.budget.n_trials:
-            self.claims.acquire(self.claims.storage.get_trial(trial._trial_id))
+            self.leases.acquire(self.leases.storage.get_trial(trial._trial_id))
             return trial
-        self.claims.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        self.leases.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
         return None
 
     def _claimed(self, trial_id: int) -> Trial:
-        self.claims.acquire(self.claims.storage.get_trial(trial_id))
+        self.leases.acquire(self.leases.storage.get_trial(trial_id))
         return Trial(self.study, trial_id)
 
     def _wait(self, running: list[FrozenTrial]) -> None:

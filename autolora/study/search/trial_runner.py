@@ -35,18 +35,26 @@ class TrialRunner:
     """Feeds the training loop with trials and judges every checkpoint it yields."""
 
     def __init__(
-        self, plan: StudyDefinition, study: optuna.Study, work: Session, claims: TrialLeases, bars: Bars, packed: int
+        self,
+        definition: StudyDefinition,
+        study: optuna.Study,
+        session: Session,
+        leases: TrialLeases,
+        bars: Bars,
+        packed: int,
     ) -> None:
-        self.plan, self.study, self.work, self.claims, self.bars = plan, study, work, claims, bars
+        self.definition, self.study, self.session, self.leases, self.bars = definition, study, session, leases, bars
         self.packed = packed  # trials at once, of adapters that share a set
         self.others = False  # the next trial's adapter wants another set: alone, or with others
-        self.queue = Queue(study, plan.settings, claims, bars)
+        self.queue = Queue(study, definition.settings, leases, bars)
         self.trials: dict[str, tuple[Trial, TrialFolder]] = {}  # by uid
         self.over = False  # nothing is left to do
         self.seen: dict[str, list[CheckpointResult]] = {}  # the points of trials that ended, by uid
         self.failed: set[int] = set()  # trials that failed here since one got on
-        self.study_bar = bars.add(f"study {plan.settings.name}", plan.settings.budget.n_trials, self._ended())
-        self.trial_bars = [bars.add("trial", None) for _ in range(work.context.adapter.slots)]
+        self.study_bar = bars.add(
+            f"study {definition.settings.name}", definition.settings.budget.n_trials, self._ended()
+        )
+        self.trial_bars = [bars.add("trial", None) for _ in range(session.context.adapter.slots)]
 
     def _ended(self) -> int:
         return len(self.study.get_trials(deepcopy=False, states=ENDED))
@@ -59,19 +67,19 @@ class TrialRunner:
         return self._assign(trial) if trial else None
 
     def _assign(self, trial: Trial) -> Job | None:
-        recipe, values = suggest(trial, self.plan.space)
+        recipe, values = suggest(trial, self.definition.space)
         uid = trial.user_attrs.get("uid")
         if uid is None:
             uid = uid_of(self.study, trial.number)
             trial.set_user_attr("recipe", recipe)
             trial.set_user_attr("uid", uid)
-        run = self.plan.run(recipe, values)
-        if self.packed > 1 and run.adapter.packs != (self.work.context.adapter.slots > 1):
-            self.claims.hand_back(trial._trial_id)  # the first to be taken when those in training have ended
+        run = self.definition.run(recipe, values)
+        if self.packed > 1 and run.adapter.packs != (self.session.context.adapter.slots > 1):
+            self.leases.hand_back(trial._trial_id)  # the first to be taken when those in training have ended
             self.others = True
             return None
-        remove_leftovers(self.plan.trial_files[uid])
-        record = TrialFolder.open(self.plan.trial_files.fetch(uid), run)
+        remove_leftovers(self.definition.trial_files[uid])
+        record = TrialFolder.open(self.definition.trial_files.fetch(uid), run)
         self.trials[uid] = (trial, record)
         self._learn()
         shown = ", ".join(
@@ -88,7 +96,7 @@ class TrialRunner:
         for trial in self.study.get_trials(deepcopy=False, states=ENDED):
             uid = trial.user_attrs.get("uid")
             if uid and uid not in self.seen:
-                self.seen[uid] = load_results(self.plan.trial_files.fetch(uid, only="curve.json"))
+                self.seen[uid] = load_results(self.definition.trial_files.fetch(uid, only="curve.json"))
 
     def on_step(self, slot: TrainingSlot) -> None:
         """Move the bars."""
@@ -107,7 +115,7 @@ class TrialRunner:
         trial, record = self.trials[slot.name]
         checkpoint = slot.checkpoint
         assert checkpoint is not None
-        if not self.claims.holds(trial._trial_id):
+        if not self.leases.holds(trial._trial_id):
             return self._give_up(slot)
         if checkpoint.diverged:
             trial.set_user_attr("reason", f"diverged at step {checkpoint.step}: the loss is no longer a number")
@@ -121,7 +129,7 @@ class TrialRunner:
             trial.report(best.objective, number)
         said = f"trial {trial.number}, " if len(self.trials) > 1 else "  "
         self.bars.log(f"{said}step {checkpoint.step}: {record.results[-1].summary}")
-        if record.should_stop_overcooked(self.plan.settings.patience) and not checkpoint.done:
+        if record.should_stop_overcooked(self.definition.settings.patience) and not checkpoint.done:
             trial.set_user_attr("reason", f"overcooked after step {record.overcooked_step()}")
             self._finish(slot, TrialState.COMPLETE)
         elif checkpoint.done:
@@ -136,12 +144,12 @@ class TrialRunner:
         """Measure a checkpoint and keep it; False where the trial was lost meanwhile, and nothing is kept."""
         began, (trial, record) = time.perf_counter(), self.trials[slot.name]
         seen = [p for points in self.seen.values() for p in points]
-        with self.work.context.adapter.only(slot.index):
-            new = self.work.measure(checkpoint, record.results, [*seen, *record.results], self.bars, record.samples)
-        if not self.claims.holds(trial._trial_id):
+        with self.session.context.adapter.only(slot.index):
+            new = self.session.measure(checkpoint, record.results, [*seen, *record.results], self.bars, record.samples)
+        if not self.leases.holds(trial._trial_id):
             return False
         record.append(checkpoint, new)
-        self.plan.trial_files.send(slot.name)
+        self.definition.trial_files.send(slot.name)
         self.failed.clear()
         scoring = trial.user_attrs.get("scoring_seconds", 0.0) + time.perf_counter() - began
         trial.set_user_attr("scoring_seconds", scoring)
@@ -150,7 +158,7 @@ class TrialRunner:
 
     @property
     def _storage(self) -> BaseStorage:
-        return self.claims.storage
+        return self.leases.storage
 
     def _give_up(self, slot: TrainingSlot) -> None:
         trial, _ = self.trials.pop(slot.name)
@@ -161,14 +169,14 @@ class TrialRunner:
         trial, record = self.trials.pop(slot.name)
         best = record.best_result()
         trial.set_user_attr("training_seconds", slot.seconds)
-        publish_trial_note(trial, record, trial.user_attrs["reason"], self.plan.store)
+        publish_trial_note(trial, record, trial.user_attrs["reason"], self.definition.store)
         keep_constraints(self._storage, trial, best.constraints if best else {"diverged": 1.0})
         self._tell(trial, state, best.objective if best else DIVERGED)
         slot.stop()
 
     def _tell(self, trial: Trial, state: TrialState, value: float) -> None:
         """End a trial for good."""
-        self.claims.end(trial._trial_id)
+        self.leases.end(trial._trial_id)
         told = value if state is TrialState.COMPLETE else None
         with suppress(UpdateFinishedTrialError):  # the database was lost right after it had kept this
             self.study.tell(trial, told, state=state, skip_if_finished=True)
@@ -191,25 +199,25 @@ class TrialRunner:
         together = len(self.trials)
         self.trials.clear()
         if together > 1:
-            fewer = self.work.context.adapter.slots // 2 if isinstance(error, torch.OutOfMemoryError) else 1
+            fewer = self.session.context.adapter.slots // 2 if isinstance(error, torch.OutOfMemoryError) else 1
             self.bars.log(f"training failed ({type(error).__name__}: {error}): its trials go on {fewer} at a time")
-            for trial_id in list(self.claims.held):
-                self.claims.hand_back(trial_id)
+            for trial_id in list(self.leases.held):
+                self.leases.hand_back(trial_id)
             return fewer
         too_large = isinstance(error, MemoryFull | torch.OutOfMemoryError)
-        for trial_id in [held for held in list(self.claims.held) if self.claims.holds(held)]:
+        for trial_id in [held for held in list(self.leases.held) if self.leases.holds(held)]:
             trial = Trial(self.study, trial_id)
             failures = trial.user_attrs.get("failures", 0) + 1
             trial.set_user_attr("failures", failures)
             what = "skipped: " if too_large else f"failed: {type(error).__name__}: "
             trial.set_user_attr("reason", f"{what}{memory_full(error) if too_large else error}")
-            folder = self.plan.trial_files[trial.user_attrs.get("uid", f"number-{trial.number}")]
+            folder = self.definition.trial_files[trial.user_attrs.get("uid", f"number-{trial.number}")]
             write_atomic(folder / "failure.txt", "".join(traceback.format_exception(error)))
             self.bars.log(f"trial {trial.number} failed ({folder / 'failure.txt'})")
             if not too_large:
                 self.failed.add(trial.number)
             if failures < TRIES and not too_large:
-                self.claims.hand_back(trial_id)
+                self.leases.hand_back(trial_id)
             else:
                 self._tell(trial, TrialState.FAIL, DIVERGED)
         if len(self.failed) >= TRIES:

@@ -21,9 +21,9 @@ from autolora.train.loop import train
 
 
 def run_study(
-    plan: StudyDefinition,
+    definition: StudyDefinition,
     study: optuna.Study,
-    work: Session,
+    session: Session,
     bars: Bars,
     machine: str | None = None,
     heard: Callable[[bool], None] = lambda ended: None,
@@ -42,34 +42,34 @@ def run_study(
         StorageError: a disk is full.
         StudyError: trial after trial fails here.
     """
-    settings, packed = plan.settings, auto_batch_trials(plan, work, bars)
+    settings, packed = definition.settings, auto_batch_trials(definition, session, bars)
     beat, grace = settings.heartbeat_interval, settings.grace_period
     slots = packed
-    with TrialLeases(study._storage, study._study_id, beat, grace, bars.log, machine) as claims:
+    with TrialLeases(study._storage, study._study_id, beat, grace, bars.log, machine) as leases:
         while slots:
-            slots, packed = _sitting(plan, study, work, claims, bars, heard, slots, packed)
+            slots, packed = _sitting(definition, study, session, leases, bars, heard, slots, packed)
 
 
-def auto_batch_trials(plan: StudyDefinition, work: Session, bars: Bars) -> int:
+def auto_batch_trials(definition: StudyDefinition, session: Session, bars: Bars) -> int:
     """How many trials a worker trains at once, of those whose adapters share a set: `study.trials_per_device`.
 
     `auto` is the power of two that is fastest here, up to a fifth of the trials: the sampler learns nothing from those
     that train beside the one it draws.
     """
-    settings = plan.settings
-    if not any(adapter.packs for adapter in work.context.adapter.adapters):
+    settings = definition.settings
+    if not any(adapter.packs for adapter in session.context.adapter.adapters):
         return 1
     if isinstance(settings.trials_per_device, int):
         return settings.trials_per_device
     most = math.ceil(settings.budget.n_trials / 5)
     if most == 1:
         return 1
-    recipes = (plan.run(recipe, {}) for recipe in plan.space)
+    recipes = (definition.run(recipe, {}) for recipe in definition.space)
     packing = next((run for run in recipes if run.adapter.packs), None)
     if packing is None:
         return 1
     with bars.task("trying how many trials train fastest at once", None):
-        rates = packed_speeds(packing, work.context, most)
+        rates = packed_speeds(packing, session.context, most)
     if not rates:  # another recipe may: each says itself what it lacks
         return 1
     best = max(rates, key=lambda count: rates[count])
@@ -78,10 +78,10 @@ def auto_batch_trials(plan: StudyDefinition, work: Session, bars: Bars) -> int:
 
 
 def _sitting(
-    plan: StudyDefinition,
+    definition: StudyDefinition,
     study: optuna.Study,
-    work: Session,
-    claims: TrialLeases,
+    session: Session,
+    leases: TrialLeases,
     bars: Bars,
     heard: Callable[[bool], None],
     slots: int,
@@ -92,15 +92,15 @@ def _sitting(
     Returns:
         How many at once to go on with, 0 where the study is over; and how many of those whose adapters share a set.
     """
-    adapter = work.context.adapter
+    adapter = session.context.adapter
     with adapter.widened(slots) if slots > 1 else nullcontext(adapter) as wide:
         driver = TrialRunner(
-            plan, study, replace(work, context=replace(work.context, adapter=wide)), claims, bars, packed
+            definition, study, replace(session, context=replace(session.context, adapter=wide)), leases, bars, packed
         )
         try:
             while not driver.over:
                 try:
-                    for ready in train(driver.next_run, driver.work.context, driver.on_step):
+                    for ready in train(driver.next_run, driver.session.context, driver.on_step):
                         for slot in ready:
                             driver.judge(slot)
                             heard(slot.name not in driver.trials)
@@ -109,7 +109,7 @@ def _sitting(
                 except Exception as error:
                     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                         raise StorageError(f"the disk is full ({error}); free some space and go on") from error
-                    if not claims.held:
+                    if not leases.held:
                         raise
                     if fewer := driver.fail(error):
                         return fewer, fewer

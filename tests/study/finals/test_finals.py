@@ -145,7 +145,7 @@ def tried(leader: Finalist, objectives: dict[float, float], monkeypatch: pytest.
 
     strengths: list[float] = []
 
-    def copy(record: Any, p: CheckpointResult, strength: float, work: Any) -> tuple[Any, CheckpointResult]:
+    def copy(record: Any, p: CheckpointResult, strength: float, session: Any) -> tuple[Any, CheckpointResult]:
         strengths.append(strength)
         return record, replace(p, strength=strength)
 
@@ -190,7 +190,7 @@ def test_without_a_second_encoder_nothing_disagrees() -> None:
 
 def test_a_second_encoder_that_cannot_tell_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     first = SimpleNamespace(settings=SimpleNamespace(second_encoder="vae"))
-    bench = SimpleNamespace(dataset=None, adapter=None, model=None)
+    context = SimpleNamespace(dataset=None, adapter=None, model=None)
     said: list[str] = []
     bars = SimpleNamespace(task=lambda *_: nullcontext(lambda count: None), say=said.append)
 
@@ -200,8 +200,8 @@ def test_a_second_encoder_that_cannot_tell_is_not_asked(monkeypatch: pytest.Monk
     monkeypatch.setattr(finals, "with_fresh_probes", lambda *_: first)
     monkeypatch.setattr(finals, "load_second_encoder", lambda *_: None)
     monkeypatch.setattr(finals, "with_encoder", cannot)
-    work = SimpleNamespace(bench=bench, renders=None)
-    assert finals.final_scorer(first, work, bars) is first  # type: ignore[arg-type]
+    session = SimpleNamespace(context=context, renders=None)
+    assert finals.final_scorer(first, session, bars) is first  # type: ignore[arg-type]
     assert said == ["unmeasurable: vae tells nothing apart; going on without a second opinion"]
 
 
@@ -222,16 +222,18 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], 
     monkeypatch.setattr(
         "autolora.study.finals.finals_runner.time", SimpleNamespace(perf_counter=lambda: float(next(ticks)))
     )
-    plan: Any = SimpleNamespace(storage=f"sqlite:///{tmp_path / 'study.db'}", settings=SimpleNamespace(name="night"))
+    definition: Any = SimpleNamespace(
+        storage=f"sqlite:///{tmp_path / 'study.db'}", settings=SimpleNamespace(name="night")
+    )
     files = {"fetch": lambda name: tmp_path / name}
     search = SimpleNamespace(at=lambda *_: SimpleNamespace(renders=5))
-    work: Any = SimpleNamespace(scorer=search)  # a last word takes half as many renders, five seconds
+    session: Any = SimpleNamespace(scorer=search)  # a last word takes half as many renders, five seconds
     scorer: Any = SimpleNamespace(only=lambda *_: SimpleNamespace(renders=20), renders=5)
     said: list[str] = []
 
     def made(seconds: float) -> Judging:
-        found = Judging(plan, work, scorer, cast(Any, SimpleNamespace(say=said.append)), seconds)
-        found.plan.files, found.said = SimpleNamespace(**files), said  # type: ignore[attr-defined, misc]
+        found = Judging(definition, session, scorer, cast(Any, SimpleNamespace(say=said.append)), seconds)
+        found.definition.files, found.said = SimpleNamespace(**files), said  # type: ignore[attr-defined, misc]
         monkeypatch.setattr(found, "_record", lambda asked: asked[1])
         return found
 

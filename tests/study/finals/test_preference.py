@@ -72,31 +72,31 @@ Candidate = tuple[StudyDefinition, optuna.storages.BaseStorage, Finals]
 @pytest.fixture
 def asked(tmp_path: Path) -> Candidate:
     """A study with three finalists, of which the first two tie."""
-    plan, own = planned(tmp_path / "run", ADAMW, "human_preference=true")
-    study, _ = start(plan, own)
+    definition, own = planned(tmp_path / "run", ADAMW, "human_preference=true")
+    study, _ = start(definition, own)
     finals = finals_of(0.80, 0.75, 0.30)
     finalists = []
     for number, one in enumerate(finals.finalists):
-        record = TrialFolder(plan.folder / "trials" / f"uid{number}", RUN)
+        record = TrialFolder(definition.folder / "trials" / f"uid{number}", RUN)
         record.samples.mkdir(parents=True)
         Image.new("RGB", (8, 8), (80 * number, 0, 0)).save(record.samples / "100.png")
         finalists.append(replace(one, record=record))
-    return plan, study._storage, replace(finals, finalists=finalists)
+    return definition, study._storage, replace(finals, finalists=finalists)
 
 
 def test_the_dashboard_asks_and_its_answer_counts(asked: Candidate) -> None:
-    plan, storage, finals = asked
-    before = apply_preference(plan, storage, NOTHING, NOTHING, finals)
+    definition, storage, finals = asked
+    before = apply_preference(definition, storage, NOTHING, NOTHING, finals)
     assert before.winner.trial.number == 0 and "autolora dashboard" in before.choice
     study = shown(storage)
     place = {trial.user_attrs[KEY]: trial.number for trial in study.trials}
-    server = make_server("127.0.0.1", 0, wsgi(storage, plan.store), WSGIServer, Quiet)
+    server = make_server("127.0.0.1", 0, wsgi(storage, definition.store), WSGIServer, Quiet)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address, number = f"http://127.0.0.1:{server.server_port}", study._study._study_id
     try:
         for trial in study.trials:
             picture = f"{address}/artifacts/{number}/{trial._trial_id}/{trial.user_attrs[PICTURE]}"
-            own = plan.folder / "trials" / trial.user_attrs[KEY].partition("@")[0] / "samples" / "100.png"
+            own = definition.folder / "trials" / trial.user_attrs[KEY].partition("@")[0] / "samples" / "100.png"
             assert urlopen(picture).read() == own.read_bytes()
         clicked = {"mode": "ChooseWorst", "candidates": sorted(place.values()), "clicked": place["uid0@100"]}
         body = json.dumps(clicked).encode()
@@ -105,30 +105,30 @@ def test_the_dashboard_asks_and_its_answer_counts(asked: Candidate) -> None:
     finally:
         server.shutdown()
     after = apply_preference(
-        replace(plan, human_preference=False), storage, NOTHING, NOTHING, finals
+        replace(definition, human_preference=False), storage, NOTHING, NOTHING, finals
     )  # `export`, without asking
     assert after.winner.trial.number == 1 and "chosen by pictures among trials 0, 1" in after.choice
 
 
 def test_asking_again_shows_what_is_new_and_nothing_twice(asked: Candidate, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, storage, finals = asked
+    definition, storage, finals = asked
     fewer = replace(finals, finalists=finals.finalists[:2])
     monkeypatch.setattr("autolora.study.finals.preference.upload_artifact", lambda **_: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # killed before the first picture was there
-        apply_preference(plan, storage, NOTHING, NOTHING, fewer)
+        apply_preference(definition, storage, NOTHING, NOTHING, fewer)
     monkeypatch.undo()
     for each in (fewer, finals, finals):
-        apply_preference(plan, storage, NOTHING, NOTHING, each)
+        apply_preference(definition, storage, NOTHING, NOTHING, each)
     study = shown(storage)
     assert sorted(t.user_attrs[KEY] for t in study.trials) == ["uid0@100", "uid1@100", "uid2@100"]
     assert all(PICTURE in trial.user_attrs for trial in study.trials)
     study.report_preference(study.trials[1], study.trials[0])
-    weighed = apply_preference(plan, storage, NOTHING, NOTHING, replace(finals, finalists=finals.finalists[2:]))
+    weighed = apply_preference(definition, storage, NOTHING, NOTHING, replace(finals, finalists=finals.finalists[2:]))
     assert weighed.winner.trial.number == 2 and "chosen" not in weighed.choice  # of others that are no finalists now
 
 
 def test_what_was_trained_again_is_rendered_for_the_choice(asked: Candidate, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, storage, finals = asked
+    definition, storage, finals = asked
     (finals.finalists[0].record.samples / "100.png").unlink()
     monkeypatch.setattr(TrialFolder, "load", lambda *_: {"of": "the checkpoint"})
     loaded = []
@@ -137,13 +137,13 @@ def test_what_was_trained_again_is_rendered_for_the_choice(asked: Candidate, mon
         Image.new("RGB", (4, 4)).save(folder / f"{step}.png")
 
     monkeypatch.setattr("autolora.study.finals.preference.save_grid", keep)
-    bench = SimpleNamespace(adapter=SimpleNamespace(load=loaded.append))
-    work: Any = SimpleNamespace(scorer="scorer", bench=bench, render=lambda *_: {})
-    apply_preference(plan, storage, work, Bars(quiet=True), finals)
+    context = SimpleNamespace(adapter=SimpleNamespace(load=loaded.append))
+    session: Any = SimpleNamespace(scorer="scorer", context=context, render=lambda *_: {})
+    apply_preference(definition, storage, session, Bars(quiet=True), finals)
     assert loaded == [{"of": "the checkpoint"}]
 
 
 def test_nobody_is_asked_who_did_not_want_it(asked: Candidate) -> None:
-    plan, storage, finals = asked
-    assert apply_preference(replace(plan, human_preference=False), storage, NOTHING, NOTHING, finals) is finals
+    definition, storage, finals = asked
+    assert apply_preference(replace(definition, human_preference=False), storage, NOTHING, NOTHING, finals) is finals
     assert optuna.get_all_study_names(storage) == ["mona"]

@@ -34,10 +34,10 @@ def opened(
     study.set_user_attr("training_seconds", 30.0 * len(trials))
     settings = StudySettings("made-up", {"a": {}}, Budget(10, minutes))
     command = StudyDefinition(settings, {}, folder, "mine", ("json=true",)).command
-    plan = SimpleNamespace(settings=settings, folder=folder, space={"a": {}}, study_name="mine", command=command)
-    plan.files = TrialFiles(folder / "trials")
-    plan.run = lambda recipe, values: SimpleNamespace(name=recipe)
-    return plan, study
+    definition = SimpleNamespace(settings=settings, folder=folder, space={"a": {}}, study_name="mine", command=command)
+    definition.files = TrialFiles(folder / "trials")
+    definition.run = lambda recipe, values: SimpleNamespace(name=recipe)
+    return definition, study
 
 
 TRIALS = [("a", True, point(0.9, bleed_class=0.1)), ("a", False, point(0.4, 300)), ("a", False, point(0.3))]
@@ -52,12 +52,14 @@ def test_the_best_breaks_nothing_and_time_is_left(tmp_path: Path) -> None:
 
 
 def test_minutes_end_a_study_sooner(tmp_path: Path) -> None:
-    plan, study = opened(tmp_path, TRIALS, minutes=3)
-    search_seconds, trial = 60 * plan.settings.search_minutes, study.ask()
+    definition, study = opened(tmp_path, TRIALS, minutes=3)
+    search_seconds, trial = 60 * definition.settings.search_minutes, study.ask()
     trial.set_user_attr(WORKED, [[0.0, 100.0]])
-    assert study_progress(plan, study).seconds_left == pytest.approx(search_seconds - 100 + 30)  # the last one is ended
+    assert study_progress(definition, study).seconds_left == pytest.approx(
+        search_seconds - 100 + 30
+    )  # the last one is ended
     trial.set_user_attr(WORKED, [[0.0, search_seconds + 1]])
-    assert study_progress(plan, study).seconds_left == 0
+    assert study_progress(definition, study).seconds_left == 0
 
 
 def test_before_the_first_checkpoint(tmp_path: Path) -> None:
@@ -96,11 +98,11 @@ def test_quiet_must_be_true_or_false() -> None:
 
 
 def test_the_page_of_a_running_study_looks_for_news(tmp_path: Path) -> None:
-    plan, study = opened(tmp_path, TRIALS)
+    definition, study = opened(tmp_path, TRIALS)
     dataset = SimpleNamespace(name="mona", trigger="mona", concepts=(), class_word="1girl")
-    bench = SimpleNamespace(dataset=dataset, model=SimpleNamespace(name="base"))
-    work: Any = SimpleNamespace(bench=bench, scoring=SimpleNamespace(max_bleed=0.15))
-    page = report_progress(plan, study, work).read_text("utf-8")
+    context = SimpleNamespace(dataset=dataset, model=SimpleNamespace(name="base"))
+    session: Any = SimpleNamespace(context=context, scoring=SimpleNamespace(max_bleed=0.15))
+    page = report_progress(definition, study, session).read_text("utf-8")
     assert f'http-equiv="refresh" content="{REFRESH_SECONDS}"' in page
     assert "3 trials" in page
     assert "autolora tune mine</code>" in page

@@ -106,22 +106,22 @@ def workbench(settings: Settings) -> Session:
     model = tiny.load_tiny(tiny.save_tiny(Path(settings.folder) / "model"))
     dataset = load_dataset(DatasetSettings(path=settings.pictures))
     adapter = attach(model.modules, LoRA(dim=4, alpha=2))
-    bench = TrainingContext(
+    context = TrainingContext(
         model, adapter, dataset, LatentCache(model, Path(settings.folder) / "cache"), PromptCache(model)
     )
-    losses = validation_losses(model, dataset, bench.latents, bench.prompts, adapter)
+    losses = validation_losses(model, dataset, context.latents, context.prompts, adapter)
     nothing: Any = None
-    return ScoredByLoss(bench, nothing, nothing, nothing, (), None, "by validation loss alone", losses)
+    return ScoredByLoss(context, nothing, nothing, nothing, (), None, "by validation loss alone", losses)
 
 
-def forked(work: Callable[[], None]) -> int:
+def forked(session: Callable[[], None]) -> int:
     """Run in a child process; its id."""
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        work()
+        session()
         code = 0
     except BaseException:
         note(Path("said"), f"{os.getpid()} {traceback.format_exc()}")
@@ -129,9 +129,9 @@ def forked(work: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def start(plan: StudyDefinition, own: dict[str, dict[str, Any]]) -> None:
+def start(definition: StudyDefinition, own: dict[str, dict[str, Any]]) -> None:
     """What `autolora tune` does first, and the recipes of this study, all of them known."""
-    study = open_study(plan, own, IDENTITY, print)
+    study = open_study(definition, own, IDENTITY, print)
     rng = random.Random(0)
     for _ in range(TRIALS - 1):
         values = {"optimizer.lr": 10 ** rng.uniform(-4, -2), "adapter.dim": rng.choice([2, 4])}
@@ -147,9 +147,9 @@ def lines(path: Path) -> int:
 def main(settings: Settings) -> None:
     """Start, kill, start again, wait for the end."""
     os.chdir(settings.folder)
-    plan, own = planned(settings)
-    work = workbench(settings)
-    assert os.waitstatus_to_exitcode(os.waitpid(forked(lambda: start(plan, own)), 0)[1]) == 0
+    definition, own = planned(settings)
+    session = workbench(settings)
+    assert os.waitstatus_to_exitcode(os.waitpid(forked(lambda: start(definition, own)), 0)[1]) == 0
     rng, born = random.Random(settings.seed), 0
 
     def worker() -> int:
@@ -157,7 +157,7 @@ def main(settings: Settings) -> None:
         born += 1
         machine = f"elsewhere-{born}" if born % 2 else None  # half of them can only be missed by their heartbeats
         bars = Said()
-        return forked(lambda: run_study(plan, join_study(plan, IDENTITY, bars.say), work, bars, machine))
+        return forked(lambda: run_study(definition, join_study(definition, IDENTITY, bars.say), session, bars, machine))
 
     alive = [worker() for _ in range(settings.workers)]
     for kill in range(settings.kills):

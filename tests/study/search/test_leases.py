@@ -35,7 +35,7 @@ def study(request: pytest.FixtureRequest, tmp_path: Path) -> optuna.Study:
     return optuna.create_study(storage=open_storage(storage_url(request.param, tmp_path), nothing), study_name="mona")
 
 
-def claims(study: optuna.Study, machine: str | None = None, heartbeat: float = 0.05) -> TrialLeases:
+def leases(study: optuna.Study, machine: str | None = None, heartbeat: float = 0.05) -> TrialLeases:
     return TrialLeases(study._storage, study._study_id, heartbeat, 0.4, nothing, machine)
 
 
@@ -51,7 +51,7 @@ def claimed(study: optuna.Study, by: TrialLeases) -> optuna.Trial:
 
 def test_a_dead_process_loses_its_trial_and_the_trial_nothing(study: optuna.Study) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        dead, me = claims(study), claims(study)
+        dead, me = leases(study), leases(study)
         dead.worker = f"{this_machine()}/{process.pid}/{psutil.Process(process.pid).create_time():.2f}"
         claimed(study, dead)
         (before,) = study.trials
@@ -67,14 +67,14 @@ def test_a_dead_process_loses_its_trial_and_the_trial_nothing(study: optuna.Stud
 
 
 def test_one_on_another_machine_is_dead_when_its_heartbeat_stands_still(study: optuna.Study) -> None:
-    me, other = claims(study), claims(study, "elsewhere")
+    me, other = leases(study), leases(study, "elsewhere")
     with other:
         claimed(study, other)
         for _ in range(8):
             assert me.reclaim(study.trials) == []
             time.sleep(0.1)
     assert study.trials[0].state is TrialState.WAITING  # it left, and handed back
-    silent = claims(study, "elsewhere")
+    silent = leases(study, "elsewhere")
     claimed(study, silent)
     assert me.reclaim(study.trials) == []  # seen for the first time: no clock of its own is believed
     time.sleep(0.5)
@@ -82,7 +82,7 @@ def test_one_on_another_machine_is_dead_when_its_heartbeat_stands_still(study: o
 
 
 def test_a_worker_that_was_silent_for_too_long_is_told(study: optuna.Study) -> None:
-    zombie, heir = claims(study, "elsewhere"), claims(study)
+    zombie, heir = leases(study, "elsewhere"), leases(study)
     trial = claimed(study, zombie)
     assert zombie.holds(trial._trial_id)
     heir.reclaim(study.trials)
@@ -100,7 +100,7 @@ def test_a_worker_that_was_silent_for_too_long_is_told(study: optuna.Study) -> N
 def test_a_trial_without_an_owner_is_found(study: optuna.Study) -> None:
     """Its worker died between taking it from the queue and writing its name."""
     study.ask()
-    me = claims(study)
+    me = leases(study)
     assert me.reclaim(study.trials) == []
     time.sleep(0.5)
     assert me.reclaim(study.trials) == [0]
@@ -108,7 +108,7 @@ def test_a_trial_without_an_owner_is_found(study: optuna.Study) -> None:
 
 def test_what_is_left_when_a_worker_stops_goes_back(study: optuna.Study) -> None:
     def interrupted() -> None:
-        with claims(study) as me:
+        with leases(study) as me:
             claimed(study, me)
             raise KeyboardInterrupt
 
@@ -118,7 +118,7 @@ def test_what_is_left_when_a_worker_stops_goes_back(study: optuna.Study) -> None
 
 
 def test_trials_beyond_the_size_wait_until_there_is_more(study: optuna.Study) -> None:
-    me = claims(study)
+    me = leases(study)
     queue = Queue(study, SETTINGS, me, Bars())
     taken = [queue.next() for _ in range(2)]
     study.ask()  # another worker's, in the same moment
@@ -144,7 +144,7 @@ def test_a_trial_is_called_the_same_by_whoever_takes_it_and_otherwise_in_another
 
 
 def test_begun_trials_come_first_and_are_ended_when_time_is_up(study: optuna.Study) -> None:
-    me = claims(study)
+    me = leases(study)
     study.enqueue_trial({})
     trial = claimed(study, me)
     study.enqueue_trial({})

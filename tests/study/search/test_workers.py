@@ -52,15 +52,15 @@ Begun = tuple[StudyDefinition, optuna.Study, Session, chaos.Said]
 def begun(shared: tuple[Session, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begun:
     """A study of three trials in a folder of its own, not yet run."""
     monkeypatch.chdir(tmp_path)
-    work, pictures = shared
-    return *begin(tmp_path, pictures), work, chaos.Said()
+    session, pictures = shared
+    return *begin(tmp_path, pictures), session, chaos.Said()
 
 
 def begin(folder: Path, pictures: str) -> tuple[StudyDefinition, optuna.Study]:
-    plan, own = chaos.planned(chaos.Settings(str(folder), pictures, None, 1, 0, 0, []))
-    plan = replace(plan, settings=replace(plan.settings, budget=Budget(TRIALS)))
-    chaos.start(plan, own)
-    return plan, join_study(plan, chaos.IDENTITY, print)
+    definition, own = chaos.planned(chaos.Settings(str(folder), pictures, None, 1, 0, 0, []))
+    definition = replace(definition, settings=replace(definition.settings, budget=Budget(TRIALS)))
+    chaos.start(definition, own)
+    return definition, join_study(definition, chaos.IDENTITY, print)
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def states(study: optuna.Study) -> list[str]:
 
 
 def test_a_trial_that_fails_is_tried_again_and_then_left(begun: Begun) -> None:
-    plan, study, work, said = begun
+    definition, study, session, said = begun
     bad = study.trials[1].system_attrs["fixed_params"]["doll-adamw/optimizer.lr"]
     tried = []
 
@@ -92,21 +92,21 @@ def test_a_trial_that_fails_is_tried_again_and_then_left(begun: Begun) -> None:
             raise RuntimeError("CUDA out of memory")
 
     with on_measure(fail):
-        run_study(plan, study, work, said)
+        run_study(definition, study, session, said)
     assert states(study) == ["COMPLETE", "FAIL", "COMPLETE"] and len(tried) == TRIES
     failed = study.trials[1]
     assert "CUDA out of memory" in failed.user_attrs["reason"]
-    assert "RuntimeError" in (plan.folder / "trials" / failed.user_attrs["uid"] / "failure.txt").read_text()
+    assert "RuntimeError" in (definition.folder / "trials" / failed.user_attrs["uid"] / "failure.txt").read_text()
     assert len(study.trials) == chaos.TRIALS  # no copies
 
 
 def test_trials_trained_at_once_end_as_alone(begun: Begun, shared: tuple[Session, str], tmp_path: Path) -> None:
-    plan, packed, work, said = begun
-    run_study(replace(plan, settings=replace(plan.settings, trials_per_device=2)), packed, work, said)
-    assert work.context.adapter.slots == 1 and work.context.adapter.layers  # as it was, for the finals
+    definition, packed, session, said = begun
+    run_study(replace(definition, settings=replace(definition.settings, trials_per_device=2)), packed, session, said)
+    assert session.context.adapter.slots == 1 and session.context.adapter.layers  # as it was, for the finals
     (tmp_path / "alone").mkdir()
-    plan, alone = begin(tmp_path / "alone", shared[1])
-    run_study(plan, alone, work, said)
+    definition, alone = begin(tmp_path / "alone", shared[1])
+    run_study(definition, alone, session, said)
     assert states(packed) == states(alone) == ["COMPLETE"] * TRIALS
     for one, other in zip(packed.trials[:TRIALS], alone.trials[:TRIALS], strict=True):
         assert one.params == other.params and one.user_attrs["reason"] == other.user_attrs["reason"]
@@ -117,7 +117,7 @@ def test_a_pack_takes_those_that_can_and_the_others_train_alone(
     begun: Begun, shared: tuple[Session, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second of three trials has an adapter that trains alone: the third takes its turn after it, in a pack."""
-    plan, study, work, said = begun
+    definition, study, session, said = begun
     alone = study.trials[1].system_attrs["fixed_params"]["doll-adamw/optimizer.lr"]
 
     original = StudyDefinition.run
@@ -126,11 +126,13 @@ def test_a_pack_takes_those_that_can_and_the_others_train_alone(
         made = original(self, recipe, values)
         return replace(made, adapter=LoHa(dim=2, alpha=2.0)) if values.get("optimizer.lr") == alone else made
 
-    mixed = replace(plan, settings=replace(plan.settings, trials_per_device=2))
+    mixed = replace(definition, settings=replace(definition.settings, trials_per_device=2))
     monkeypatch.setattr(StudyDefinition, "run", run)
     sets = []
-    with on_measure(lambda checkpoint: sets.append((type(checkpoint.run.adapter), work.context.adapter.layers == {}))):
-        run_study(mixed, study, work, said)
+    with on_measure(
+        lambda checkpoint: sets.append((type(checkpoint.run.adapter), session.context.adapter.layers == {}))
+    ):
+        run_study(mixed, study, session, said)
     assert states(study) == ["COMPLETE"] * TRIALS
     assert {widened for kind, widened in sets if kind is LoHa} == {False}
     assert {widened for kind, widened in sets if kind is LoRA} == {True}
@@ -139,7 +141,7 @@ def test_a_pack_takes_those_that_can_and_the_others_train_alone(
 
 def test_a_pack_that_fails_goes_on_one_at_a_time(begun: Begun) -> None:
     """Of several trials at once none can be blamed."""
-    plan, study, work, said = begun
+    definition, study, session, said = begun
     bad = study.trials[1].system_attrs["fixed_params"]["doll-adamw/optimizer.lr"]
 
     def fail(checkpoint: Any) -> None:
@@ -147,14 +149,14 @@ def test_a_pack_that_fails_goes_on_one_at_a_time(begun: Begun) -> None:
             raise RuntimeError("no such kernel")
 
     with on_measure(fail):
-        run_study(replace(plan, settings=replace(plan.settings, trials_per_device=2)), study, work, said)
+        run_study(replace(definition, settings=replace(definition.settings, trials_per_device=2)), study, session, said)
     assert states(study) == ["COMPLETE", "FAIL", "COMPLETE"]
     assert [trial.user_attrs.get("failures", 0) for trial in study.trials[:TRIALS]] == [0, TRIES, 0]
     assert "go on 1 at a time" in Path("said").read_text()
 
 
 def test_a_pack_that_needs_too_much_memory_goes_on_half_as_wide(begun: Begun) -> None:
-    plan, study, work, said = begun
+    definition, study, session, said = begun
     failed = []
 
     def fail(_: Any) -> None:
@@ -163,7 +165,7 @@ def test_a_pack_that_needs_too_much_memory_goes_on_half_as_wide(begun: Begun) ->
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with on_measure(fail):
-        run_study(replace(plan, settings=replace(plan.settings, trials_per_device=4)), study, work, said)
+        run_study(replace(definition, settings=replace(definition.settings, trials_per_device=4)), study, session, said)
     assert "its trials go on 2 at a time" in Path("said").read_text()
     assert states(study) == ["COMPLETE"] * TRIALS and not any("failures" in t.user_attrs for t in study.trials)
 
@@ -176,38 +178,40 @@ def test_auto_takes_what_is_fastest(
     begun: Begun, monkeypatch: pytest.MonkeyPatch, rates: dict[int, float] | None, trials: int, expected: int
 ) -> None:
     """And does not even try where a fifth of the trials is one; one at a time where not even one fits."""
-    plan, _, work, said = begun
+    definition, _, session, said = begun
     asked = []
-    monkeypatch.setattr(sittings, "pack_speeds", lambda run, bench, most: asked.append((run.name, most)) or rates or {})
-    budget = replace(plan.settings.budget, n_trials=trials)
-    auto = replace(plan, settings=replace(plan.settings, trials_per_device="auto", budget=budget))
-    assert sittings.at_once(auto, work, said) == expected
+    monkeypatch.setattr(
+        sittings, "pack_speeds", lambda run, context, most: asked.append((run.name, most)) or rates or {}
+    )
+    budget = replace(definition.settings.budget, n_trials=trials)
+    auto = replace(definition, settings=replace(definition.settings, trials_per_device="auto", budget=budget))
+    assert sittings.at_once(auto, session, said) == expected
     assert asked == ([] if rates is None else [("doll-adamw", 4)])
 
 
 def test_speeds_are_tried_until_they_rise_no_more_or_memory_is_out(
     begun: Begun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, _, work, _ = begun
-    run = plan.run("doll-adamw", {})
-    rates = speed.packed_speeds(run, work.context, 3)
-    assert rates.keys() == {1, 2} and min(rates.values()) > 0 and work.context.adapter.slots == 1
+    definition, _, session, _ = begun
+    run = definition.run("doll-adamw", {})
+    rates = speed.packed_speeds(run, session.context, 3)
+    assert rates.keys() == {1, 2} and min(rates.values()) > 0 and session.context.adapter.slots == 1
     full = [MemoryFull("too small"), torch.OutOfMemoryError()]
     few = [([1.0, error], [1]) for error in full] + [([error], []) for error in full]
     for given, tried in (([1.0, 2.0, 2.1, 9.0], [1, 2, 4]), *few):
         monkeypatch.setattr(speed, "_packed_speed", Mock(side_effect=given))
-        assert list(speed.packed_speeds(run, work.context, 8)) == tried
+        assert list(speed.packed_speeds(run, session.context, 8)) == tried
 
 
 def test_a_worker_on_which_everything_fails_stops(begun: Begun) -> None:
     def fail(_: Any) -> None:
         raise RuntimeError("no such device")
 
-    plan, study, work, said = begun
+    definition, study, session, said = begun
     with on_measure(fail), pytest.raises(StudyError, match=r"in a row failed here.*no such device"):
-        run_study(plan, study, work, said)
+        run_study(definition, study, session, said)
     assert states(study)[2] == "WAITING"  # another worker may do better
-    run_study(plan, study, work, said)
+    run_study(definition, study, session, said)
     assert states(study)[2] == "COMPLETE"
 
 
@@ -215,16 +219,16 @@ def test_a_full_disk_hands_the_trial_back(begun: Begun) -> None:
     def full(_: Any) -> None:
         raise StorageError("no space left")
 
-    plan, study, work, said = begun
+    definition, study, session, said = begun
     with on_measure(full), pytest.raises(StorageError):
-        run_study(plan, study, work, said)
+        run_study(definition, study, session, said)
     assert states(study) == ["WAITING"] * TRIALS
     assert all("failures" not in trial.user_attrs for trial in study.trials)
 
 
 def test_a_zombie_keeps_nothing(begun: Begun) -> None:
     """While a checkpoint is measured another worker takes the trial over, and ends it."""
-    plan, study, work, said = begun
+    definition, study, session, said = begun
     lost = []
 
     def lose(checkpoint: Any) -> None:
@@ -235,10 +239,10 @@ def test_a_zombie_keeps_nothing(begun: Begun) -> None:
             study._storage.set_trial_state_values(running[0]._trial_id, TrialState.COMPLETE, [0.5])
 
     with on_measure(lose):
-        run_study(plan, study, work, said)
+        run_study(definition, study, session, said)
     assert lost == [0] and states(study) == ["COMPLETE"] * TRIALS
     assert study.trials[0].value == 0.5 and "another worker has taken it over" in Path("said").read_text()
-    kept = (plan.folder / "trials" / study.trials[0].user_attrs["uid"] / "curve.json").read_text()
+    kept = (definition.folder / "trials" / study.trials[0].user_attrs["uid"] / "curve.json").read_text()
     assert kept.count('"step"') == 1
 
 
@@ -247,11 +251,11 @@ def test_a_signal_hands_the_trial_back(begun: Begun) -> None:
         if checkpoint.step == 8:
             raise Stopped
 
-    plan, study, work, said = begun
+    definition, study, session, said = begun
     with on_measure(stop), pytest.raises(Stopped):
-        run_study(plan, study, work, said)
+        run_study(definition, study, session, said)
     assert states(study) == ["WAITING"] * TRIALS and study.trials[0].user_attrs[OWNER] == ""
-    run_study(plan, study, work, said)
+    run_study(definition, study, session, said)
     assert states(study) == ["COMPLETE"] * TRIALS
     measured = Path("measured").read_text().splitlines()
     assert len(measured) == len(set(measured)) == TRIALS * chaos.CHECKPOINTS
@@ -275,19 +279,19 @@ def test_a_signal_that_arrives_in_a_destructor_stops_at_the_next_step(
         if checkpoint.step == 8:
             Signalled()
 
-    plan, study, work, said = begun
+    definition, study, session, said = begun
     with listening(), on_measure(lose), pytest.raises(Stopped):
-        run_study(plan, study, work, said)
+        run_study(definition, study, session, said)
     assert states(study) == ["WAITING"] * TRIALS and study.trials[0].user_attrs[OWNER] == ""
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_trial_draws_the_same_in_whatever_worker(begun: Begun) -> None:
-    plan, *_ = begun
+    definition, *_ = begun
     uniform = optuna.distributions.FloatDistribution(0, 1)
 
     def draw(number: int) -> float:
-        study = join_study(plan, chaos.IDENTITY, print)
+        study = join_study(definition, chaos.IDENTITY, print)
         return float(study.sampler.sample_independent(study, study.trials[number], "lr", uniform))
 
     assert draw(2) == draw(2) != draw(1)
