@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from autolora import config as cfg
 from autolora.adapters.adapter_set import attach
-from autolora.data.concepts import load_dataset, with_buckets
+from autolora.data.concepts import Dataset, with_buckets
 from autolora.data.sources import Picture
 from autolora.errors import Unmeasurable
 from autolora.evaluation.multi_fidelity import evaluate_progressively
 from autolora.evaluation.result import CheckpointResult, from_losses, unmeasured_result
 from autolora.evaluation.samples import save_grid, save_samples
-from autolora.export.write import ExportSettings
+from autolora.export.settings import ExportSettings
 from autolora.models import load_model
 from autolora.models.base import RenderSettings
 from autolora.prepare.regularization import class_pictures, class_prompts
@@ -30,6 +27,7 @@ from autolora.scoring.probes import ALL_GROUPS, EvalPrompt, build_probes, of_gro
 from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
 from autolora.scoring.scorer import Scorer, build_scorer, with_encoder, with_fresh_probes
 from autolora.scoring.settings import ScoringSettings
+from autolora.settings import Settings
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.init_from_lora import check_start
@@ -116,60 +114,79 @@ class Session:
 
 
 def encode(latents: LatentCache, pictures: Sequence[Picture], flip: bool, bars: Bars) -> None:
-    """Encode pictures, and mirrored ones where a run shows them, before there is anything to train.
+    """Encode images, and mirrored ones where a run shows them, before there is anything to train.
 
-    A picture of 1024 px takes 3 GB, more than fit beside a trial on small cards, and tiles or 16 bits would change it.
+    Encoding an image of 1024 px takes 3 GB. That does not fit beside a trial on small cards; tiles or 16 bits would
+    change the latents.
     """
     ways = (False, True) if flip else (False,)
-    with bars.task("encoding pictures", len(ways) * len(pictures)) as advance, latents.model.using("vae"):
+    with bars.task("encoding images", len(ways) * len(pictures)) as advance, latents.model.using("vae"):
         for picture in pictures:
             for way in ways:
                 latents.latents([picture], [way], advance)
 
 
-def open_session(config: DictConfig, runs: list[Run], bars: Bars) -> Session:
-    """Load model and pictures, encode, render and embed what is not cached yet."""
-    source = cfg.dataset_settings(config)
-    dataset = load_dataset(source)
+def open_session(settings: Settings, dataset: Dataset, runs: Sequence[Run], bars: Bars) -> Session:
+    """Load the model; encode, render and embed what is not cached yet.
+
+    Args:
+        settings: model, scoring, export and cache folder.
+        dataset: the images, as `load_dataset` read them.
+        runs: all that may train in the session: what they need is prepared.
+        bars: where progress is shown.
+
+    Raises:
+        ConfigError: an encoder or a tagger that is missing, or a run that cannot train on this dataset.
+        ModelError: the base model cannot be loaded.
+    """
     for run in runs:
-        run.images_by_concept(run.with_captions(dataset))  # what cannot be is refused before anything loads
-    scoring, settings = cfg.scoring_settings(config), cfg.model_settings(config)
+        run.images_by_concept(run.with_captions(dataset))  # a run that cannot train is refused before anything loads
+    scoring, render = settings.scoring, settings.model.render
     encoder, tagger = load_encoder(scoring.encoder), load_tagger(scoring.tagger) if scoring.tagger else None
-    model = load_model(settings)
+    model = load_model(settings.model)
     if scoring.second_encoder:
-        load_second_encoder(scoring.second_encoder, model)  # what is missing is said now, not hours later in the finals
+        load_second_encoder(scoring.second_encoder, model)  # a missing one is told now, not hours later in the finals
     for run in runs:
         check_start(run, model)
         run.optimizer.check(model.device)
-    dataset = with_buckets(dataset, source, model.resolution)
-    cache = Path(str(config.cache)).expanduser()
-    latents, renders = LatentCache(model, cache / "latents"), BaseRenders(model, settings.render, cache / "renders")
-    flip = any(run.train.flip_aug for run in runs)
-    encode(latents, [*dataset.pictures, *dataset.held_out], flip, bars)
+    dataset = with_buckets(dataset, settings.dataset, model.resolution)
+    latents = LatentCache(model, settings.cache / "latents")
+    renders = BaseRenders(model, render, settings.cache / "renders")
+    encode(latents, [*dataset.pictures, *dataset.held_out], any(run.train.flip_aug for run in runs), bars)
+    search = BaseRenders(model, render.search, settings.cache / "renders")
+    scorer, unmeasured = None, ""
     with bars.task("rendering the base model", None) as advance:
-        search = BaseRenders(model, settings.render.search, cache / "renders")
-        scorer, unmeasured = None, ""
         try:
             scorer = build_scorer(model, dataset, scoring, encoder, search, latents, advance)
         except Unmeasurable as error:
             unmeasured = str(error)
             bars.log(f"{unmeasured}; going on by validation loss alone")
-    shown = dataset.regularization
-    beside = [run.train for run in runs if run.train.shows_class_pictures]
-    if not shown and beside:
-        with bars.task("rendering class pictures", settings.num_class_images) as advance:
-            prompts = class_prompts(dataset, settings.class_tags, settings.num_class_images)
-            trained_on = BaseRenders(model, replace(settings.render, size=None), renders.folder)
-            shown = class_pictures(prompts, trained_on, scoring.seed, advance)
-    if beside:
-        encode(latents, shown[: max(one.num_class_images or len(shown) for one in beside)], flip, bars)
+    class_images = _class_images(settings, dataset, runs, latents, bars)
     adapter = attach(model.modules, *(run.adapter for run in runs))
     model.stay(*adapter.roots)
-    context = TrainingContext(model, adapter, dataset, latents, PromptCache(model), shown)
+    context = TrainingContext(model, adapter, dataset, latents, PromptCache(model), class_images)
     losses = validation_losses(model, dataset, latents, context.prompts, adapter)
     probes = build_probes(dataset, scoring, ALL_GROUPS)
-    export = cfg.export_settings(config)
-    return Session(context, renders, settings.render, scoring, probes, scorer, unmeasured, losses, tagger, export)
+    return Session(context, renders, render, scoring, probes, scorer, unmeasured, losses, tagger, settings.export)
+
+
+def _class_images(
+    settings: Settings, dataset: Dataset, runs: Sequence[Run], latents: LatentCache, bars: Bars
+) -> Sequence[Picture]:
+    """The class images that some runs show beside the dataset's: the user's, or rendered by the base model."""
+    model, showing = latents.model, [run.train for run in runs if run.train.shows_class_pictures]
+    images: Sequence[Picture] = dataset.regularization
+    if not images and showing:
+        count = settings.model.num_class_images
+        with bars.task("rendering class images", count) as advance:
+            prompts = class_prompts(dataset, settings.model.class_tags, count)
+            full_size = replace(settings.model.render, size=None)
+            renders = BaseRenders(model, full_size, settings.cache / "renders")
+            images = class_pictures(prompts, renders, settings.scoring.seed, advance)
+    if showing:
+        shown = images[: max(train.num_class_images or len(images) for train in showing)]
+        encode(latents, shown, any(run.train.flip_aug for run in runs), bars)
+    return images
 
 
 REPEATS = 4  # seeds per prompt, as a multiple of the search's

@@ -17,30 +17,17 @@ from autolora.adapters.base import State
 from autolora.adapters.formats import layer_paths
 from autolora.adapters.read import as_state
 from autolora.data.concepts import Dataset
-from autolora.errors import ConfigError, ExportError
+from autolora.errors import ExportError
 from autolora.export.key_names import file_tensors
 from autolora.export.metadata import ExportFacts, build_metadata, family_of, hashes, thumbnail
+from autolora.export.settings import DTYPE_NAMES
 from autolora.files import atomic_path, write_atomic
 from autolora.models.base import BaseModel
 from autolora.train.run import Run
 
 # Forbidden in file names on some system, or of a meaning of their own in `<lora:name:0.8>` prompts.
 _UNSAFE = re.compile(r'[<>:"/\\|?*,\x00-\x1f]+')
-
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """How an export is written."""
-
-    dtype: str = "float16"
-    diffusers: bool = False  # a copy as diffusers and peft save one
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"export.dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 @dataclass(frozen=True)

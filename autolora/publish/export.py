@@ -19,7 +19,8 @@ from autolora.evaluation.trial_folder import TrialFolder
 from autolora.export.diffusers_copy import FOLDER, write_diffusers
 from autolora.export.key_names import has_format
 from autolora.export.metadata import ExportFacts
-from autolora.export.write import DTYPES, Exported, ExportSettings, export_lora
+from autolora.export.settings import ExportSettings
+from autolora.export.write import DTYPES, Exported, export_lora
 from autolora.sampling import RenderRequest, render
 
 TWIN_SUFFIX = "-lora"  # of its name

@@ -20,7 +20,8 @@ from autolora.cli import main
 from autolora.config import compose, model_settings
 from autolora.errors import ExportError
 from autolora.export.diffusers_copy import FOLDER, NAME
-from autolora.export.write import ExportSettings, as_in_file, export_lora
+from autolora.export.settings import ExportSettings
+from autolora.export.write import as_in_file, export_lora
 from autolora.models import StableDiffusion, load_model
 from autolora.publish import export as export_best
 from autolora.publish import roundtrip as proof
