@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
-import torch
-
 _ESCAPED = re.compile(r"\\([()\[\]{}])")
 _BRACKET = re.compile(r"(?<!\\)([()])")
 _ARTICLES = frozenset(("a", "an", "the"))
@@ -79,28 +77,6 @@ def spell_tags(captions: Iterable[str]) -> dict[str, str]:
 def has_tag(caption: str, tag: str) -> bool:
     """Whether a caption carries a tag, in any of its spellings."""
     return tag_key(tag) in {tag_key(t) for t in split_tags(caption)}
-
-
-def shuffle_tags(caption: str, keep: int, generator: torch.Generator) -> str:
-    """The caption with its tags in a random order, the first `keep` left where they are."""
-    tags = split_tags(caption)
-    fixed, rest = tags[:keep], tags[keep:]
-    order: list[int] = torch.randperm(len(rest), generator=generator).tolist()
-    return join_tags([*fixed, *(rest[i] for i in order)])
-
-
-def drop_tags(caption: str, keep: int, share: float, generator: torch.Generator) -> str:
-    """The caption without a random share of its tags, each dropped on its own; the first `keep` always stay.
-
-    Raises:
-        ValueError: `share` is not between 0 and 1.
-    """
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"the share of tags to drop must be between 0 and 1, got {share}")
-    tags = split_tags(caption)
-    fixed, rest = tags[:keep], tags[keep:]
-    draws: list[float] = torch.rand(len(rest), generator=generator, dtype=torch.float64).tolist()  # in [0, 1)
-    return join_tags([*fixed, *(tag for tag, draw in zip(rest, draws, strict=True) if draw >= share)])
 
 
 def replace_tag(caption: str, old: str, new: str) -> str:

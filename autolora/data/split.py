@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from autolora.data.images import difference_hash, load_image
 from autolora.data.sources import Picture, list_problems
@@ -88,6 +86,9 @@ def _groups(hashes: NDArray[np.bool_], files: Sequence[str], bits: NDArray[np.in
 
     The same file twice is always one group. Rows of distances are met in blocks, never as a whole (n, n) matrix.
     """
+    from scipy.sparse import coo_array  # imported here because it takes a quarter of a second
+    from scipy.sparse.csgraph import connected_components
+
     labels = np.unique(files, return_inverse=True)[1]
     signs = np.where(hashes, np.float32(1), np.float32(-1))  # product of two: equal bits less different bits
     for start in range(0, len(signs), _BLOCK_ROWS):

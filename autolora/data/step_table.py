@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from autolora.data.captions import mentions
 from autolora.data.concepts import Dataset
 
@@ -100,19 +98,3 @@ def make_step_table(
     total, repeats = round(steps * epochs), steps / max(1, images)
     rows.append(StepTableRow(dataset.trigger, images, repeats, round(steps), total, steps / meant))
     return StepTable(tuple(rows), epochs, beside or {})
-
-
-def epoch_order(images: int, steps: int, generator: torch.Generator) -> list[int]:
-    """Which of a concept's pictures each step of an epoch shows: whole shuffled passes, then a part of one.
-
-    So no picture is shown more than once more often than another.
-
-    Raises:
-        ValueError: no images, or a negative number of steps.
-    """
-    if images < 1 or steps < 0:
-        raise ValueError(f"need at least one image and no negative steps, got {images} and {steps}")
-    order: list[int] = []
-    while len(order) < steps:
-        order += torch.randperm(images, generator=generator).tolist()
-    return order[:steps]

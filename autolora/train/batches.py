@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autolora.data.buckets import load_cropped, load_mask, size_ids
-from autolora.data.captions import drop_tags, shuffle_tags
 from autolora.data.concepts import Dataset, without_triggers
+from autolora.data.random_draws import drop_tags, epoch_order, shuffle_tags
 from autolora.data.sources import Picture
-from autolora.data.step_table import epoch_order
 from autolora.errors import ConfigError
 from autolora.files import atomic_path
 from autolora.models.base import BaseModel, Context, stack_contexts

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autolora.data.captions import (
     booru_key,
     count_tags,
-    drop_tags,
     escape_tag,
     has_tag,
     is_sentence,
@@ -18,7 +16,6 @@ from autolora.data.captions import (
     mentions,
     replace_tag,
     replace_trigger,
-    shuffle_tags,
     spell_tags,
     split_tags,
     strip_tag,
@@ -30,10 +27,6 @@ CAPTIONS = st.text(st.sampled_from("ab Z_,\\()\t\n é日"), max_size=40)
 quick = settings(max_examples=60, deadline=None)
 
 
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 @quick
 @given(CAPTIONS)
 def test_split_and_join_are_inverse(caption: str) -> None:
@@ -41,41 +34,6 @@ def test_split_and_join_are_inverse(caption: str) -> None:
     assert split_tags(join_tags(tags)) == tags
     assert all(tag and tag == tag.strip() and "," not in tag for tag in tags)
     assert "".join("".join(tags).split()) == "".join(caption.replace(",", "").split())
-
-
-@quick
-@given(CAPTIONS, st.integers(0, 5), st.integers(0, 99))
-def test_shuffle_keeps_every_tag_and_the_first(caption: str, keep: int, seed: int) -> None:
-    tags, shuffled = split_tags(caption), split_tags(shuffle_tags(caption, keep, generator(seed)))
-    assert sorted(shuffled) == sorted(tags)
-    assert shuffled[:keep] == tags[:keep]
-    assert shuffle_tags(caption, keep, generator(seed)) == join_tags(shuffled)
-
-
-def test_shuffle_reaches_every_order() -> None:
-    draws = generator(0)
-    orders = {shuffle_tags("z, a, b, c", 1, draws) for _ in range(100)}
-    assert len(orders) == 6
-    assert all(order.startswith("z, ") for order in orders)
-
-
-@quick
-@given(CAPTIONS, st.integers(0, 5), st.floats(0, 1), st.integers(0, 99))
-def test_drop_keeps_order_and_the_first(caption: str, keep: int, share: float, seed: int) -> None:
-    tags = split_tags(caption)
-    left = split_tags(drop_tags(caption, keep, share, generator(seed)))
-    assert left[: min(keep, len(tags))] == tags[:keep]
-    rest = iter(tags)
-    assert all(tag in rest for tag in left)  # a subsequence
-    assert split_tags(drop_tags(caption, keep, 0.0, generator(seed))) == tags
-    assert split_tags(drop_tags(caption, keep, 1.0, generator(seed))) == tags[:keep]
-
-
-def test_drop_takes_its_share_and_refuses_others() -> None:
-    caption = join_tags(str(i) for i in range(2000))
-    assert 1400 < len(split_tags(drop_tags(caption, 0, 0.25, generator(1)))) < 1600
-    with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
-        drop_tags("a", 0, 1.5, generator(0))
 
 
 def test_replace_and_strip_know_every_spelling_and_double_nothing() -> None:

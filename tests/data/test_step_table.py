@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autolora.data.concepts import Concept, Dataset
-from autolora.data.step_table import epoch_order, make_step_table
+from autolora.data.random_draws import epoch_order
+from autolora.data.step_table import make_step_table
 from tests.data.folders import pictures_of
 
 
@@ -72,16 +73,3 @@ def test_ledger_and_epoch_order_agree(sizes: list[int], steps: int, epochs: int)
             assert set(order) <= set(range(row.images))
     assert shown == ledger.steps_total == ledger.character.steps_total
     assert ledger.character.overlap == pytest.approx(len(sizes))
-
-
-def test_epoch_order_is_seeded_shuffled_and_checked() -> None:
-    def order(seed: int) -> list[int]:
-        return epoch_order(10, 25, torch.Generator().manual_seed(seed))
-
-    assert order(1) == order(1) != order(2)
-    assert order(1)[:10] != order(1)[10:20]
-    assert sorted(order(1)[:10]) == sorted(order(1)[10:20]) == list(range(10))
-    for images, steps in ((0, 3), (3, -1)):
-        with pytest.raises(ValueError, match="at least one image"):
-            epoch_order(images, steps, torch.Generator())
-    assert epoch_order(3, 0, torch.Generator()) == []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from autolora.data.captions import booru_key, split_tags
 from autolora.data.concepts import Dataset
-from autolora.data.step_table import epoch_order
+from autolora.data.random_draws import epoch_order
 from autolora.data.tag_report import RISKS, TagSteps, images_by_tag, suggest_pruning, tag_rows
 from autolora.errors import ConfigError
 from tests.data.test_caption_recipe import dataset_of, outfits
