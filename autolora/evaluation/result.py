@@ -1,4 +1,4 @@
-"""One scored checkpoint of a trial."""
+"""The scored checkpoints of a trial, without their weights; nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from autolora.scoring.scorecard import BELOW, Scorecard
-from autolora.train.checkpoint import Checkpoint
+from autolora.scoring.settings import BELOW
+
+if TYPE_CHECKING:  # these modules import torch
+    from autolora.scoring.scorecard import Scorecard
+    from autolora.train.checkpoint import Checkpoint
 
 RISEN = 1.05  # how far a validation loss must have risen to be told from noise
 DIVERGED = -10.0  # a finite objective below any score, so that the sampler learns to stay away
@@ -49,10 +53,10 @@ class CheckpointResult:
 
     @property
     def describe_place(self) -> str:
-        """Where on its trial's curve it lies, in words."""
-        made = [f"average of {', '.join(map(str, self.averaged))}"] if self.averaged else []
-        made += [f"times {self.strength:g}"] if self.strength != 1 else []
-        return f"step {self.step}" + (f" ({', '.join(made)})" if made else "")
+        """The checkpoint in words: the images shown up to it, and how it was changed after training."""
+        changes = [f"average of {', '.join(map(str, self.averaged))}"] if self.averaged else []
+        changes += [f"times {self.strength:g}"] if self.strength != 1 else []
+        return f"{self.step} images" + (f" ({', '.join(changes)})" if changes else "")
 
     @property
     def summary(self) -> str:
@@ -65,6 +69,42 @@ class CheckpointResult:
     def broken(self) -> list[str]:
         """Names of the broken constraints."""
         return [name for name, value in self.constraints.items() if value > 0]
+
+
+class TrialResults:
+    """The scored checkpoints of one trial in the order of training, and the folder that they lie in."""
+
+    path: Path
+    results: list[CheckpointResult]
+
+    def __init__(self, path: Path, results: list[CheckpointResult]) -> None:
+        self.path, self.results = path, results
+
+    @property
+    def samples(self) -> Path:
+        """The folder of the renders that were kept for the report."""
+        return self.path / "samples"
+
+    def best_result(self) -> CheckpointResult | None:
+        """The checkpoint of the highest objective, the earliest of equals; None before the first one."""
+        return max(self.results, key=lambda p: p.objective, default=None)
+
+    def best_objective(self) -> float:
+        """The highest objective; that of a diverged trial before the first checkpoint."""
+        return max((p.objective for p in self.results), default=DIVERGED)
+
+    def scored_step(self) -> int:
+        """Images shown up to the last scored checkpoint; 0 before the first one."""
+        return self.results[-1].step if self.results else 0
+
+    def overcooked_step(self) -> int | None:
+        """Images shown up to the first checkpoint from which on every checkpoint is overcooked."""
+        step = None
+        for p in reversed(self.results):
+            if not overcooked(p):
+                break
+            step = p.step
+        return step
 
 
 def from_losses(checkpoint: Checkpoint, base_losses: Sequence[float]) -> CheckpointResult:

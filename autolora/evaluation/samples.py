@@ -6,15 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from autolora.files import atomic_path, write_atomic
-from autolora.sampling import Images
 from autolora.scoring.probes import EvalPrompt, of_groups
-from autolora.scoring.scorecard import Rendered
-from autolora.scoring.scorer import Scorer
+
+if TYPE_CHECKING:  # these modules import torch, which a report does without
+    from autolora.sampling import Images
+    from autolora.scoring.scorecard import Rendered
+    from autolora.scoring.scorer import Scorer
 
 LOSSLESS_UP_TO = 128  # pixels; larger ones are kept as lossy WebP of at most SIDE
 SIDE = 320

@@ -13,13 +13,12 @@ from safetensors.torch import load_file, save_file
 from autolora.adapters.base import State
 from autolora.errors import StudyError
 from autolora.evaluation.result import (
-    DIVERGED,
     CheckpointResult,
+    TrialResults,
     _bleed,
     _bleed_limit,
     certainly_overcooked,
     load_results,
-    overcooked,
 )
 from autolora.files import atomic_path, write_atomic
 from autolora.prepare.regularization import suggest_regularization
@@ -30,7 +29,7 @@ from autolora.train.run import Run
 
 
 @dataclass
-class TrialFolder:
+class TrialFolder(TrialResults):
     """A trial's files: `curve.json`, `latest.pt` to continue from, `checkpoints/STEP.safetensors` to export from."""
 
     path: Path
@@ -46,27 +45,10 @@ class TrialFolder:
             record.results = [p for p in load_results(folder) if p.step <= latest.step]
         return record
 
-    @property
-    def samples(self) -> Path:
-        """The folder of what some of its renders looked like."""
-        return self.path / "samples"
-
     def latest(self) -> Checkpoint | None:
         """The checkpoint to continue from."""
         path = self.path / "latest.pt"
         return checkpoints.load(path, self.run) if path.is_file() else None
-
-    def best_result(self) -> CheckpointResult | None:
-        """The best point so far; the earliest of equals."""
-        return max(self.results, key=lambda p: p.objective, default=None)
-
-    def best_objective(self) -> float:
-        """The best point's objective; that of a diverged trial before the first point."""
-        return max((p.objective for p in self.results), default=DIVERGED)
-
-    def scored_step(self) -> int:
-        """The step of the last scored checkpoint; 0 before the first."""
-        return self.results[-1].step if self.results else 0
 
     def load(self, p: CheckpointResult) -> State:
         """The adapter of a kept point.
@@ -109,15 +91,6 @@ class TrialFolder:
     def _file(self, p: CheckpointResult) -> Path:
         return self.path / "checkpoints" / f"{p.step}.safetensors"
 
-    def overcooked_step(self) -> int | None:
-        """The first step from which every later checkpoint is overcooked."""
-        step = None
-        for p in reversed(self.results):
-            if not overcooked(p):
-                break
-            step = p.step
-        return step
-
     def should_stop_overcooked(self, patience: int) -> bool:
         """Whether at the last `patience` checkpoints bleed is surely above its limit, and does not fall."""
         last = self.results[-patience:]
@@ -148,7 +121,7 @@ class TrialFolder:
         own = self.scored_step() / (1 + trained.prior_preservation_ratio + trained.reg_ratio)
         options = []
         if p.bleed_by_prompt:
-            options.append(suggest_regularization(p.bleed_by_prompt, trained.reg_ratio, round(own)).words)
+            options.append(suggest_regularization(p.bleed_by_prompt, trained.reg_ratio, round(own)).summary)
         options.append(f"train.prior_preservation_ratio={max(0.4, 2 * trained.prior_preservation_ratio):g}")
         calm = [float(w) for w, terms in p.by_weight.items() if terms["bleed_class"]["high"] <= _bleed_limit(p)]
         before = [one.step for one in self.results if one.step < (self.overcooked_step() or 0)]

@@ -16,9 +16,7 @@ from autolora.scoring.intervals import Array, Estimate, estimate
 from autolora.scoring.metrics import BootstrapEstimate, MetricSet, measure, measure_likeness
 from autolora.scoring.probes import EvalPrompt
 from autolora.scoring.scorer import Scorer, views_of
-from autolora.scoring.settings import ScoringSettings
-
-BELOW = 2.0  # how far a broken constraint puts a score down: scores lie between -1 and 1
+from autolora.scoring.settings import BELOW, ScoringSettings
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from autolora.errors import ConfigError
 
+BELOW = 2.0  # a broken constraint lowers the objective by this much: scores lie between -1 and 1
+
 
 @dataclass(frozen=True)
 class ScoringSettings:

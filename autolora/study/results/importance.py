@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import optuna
@@ -10,22 +10,21 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, create_trial
 
-from autolora.evaluation.trial_folder import TrialFolder
+from autolora.evaluation.result import TrialResults
 from autolora.report.schema import Effect
 from autolora.scoring.intervals import Estimate
-from autolora.study.space import Space
 
 FEWEST = 10  # trials of a recipe before its parameters are weighed: the better half of fewer says nothing
 RESAMPLES = 60
 
-Found = Sequence[tuple[FrozenTrial, TrialFolder]]
+Found = Sequence[tuple[FrozenTrial, TrialResults]]
 
 
-def effects(space: Space, found: Found) -> tuple[Effect, ...]:
+def effects(space: Mapping[str, Iterable[str]], found: Found) -> tuple[Effect, ...]:
     """Every parameter that took at least two values, recipe by recipe.
 
     Args:
-        space: the study's ranges.
+        space: the keys that are searched, by recipe.
         found: its trials that have a scored checkpoint.
     """
     listed = []
