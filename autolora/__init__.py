@@ -1,3 +1,36 @@
-"""autolora: an overfitting-aware auto-tuning LoRA trainer."""
+"""autolora: an overfitting-aware auto-tuning LoRA trainer.
+
+The public API is described in `autolora.api`; its names are here too: `autolora.recipe`, `autolora.train` ...
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autolora.api import (
+        configure as configure,
+    )
 
 __version__ = "0.1.0"
+__all__ = [
+    "__version__",
+    "configure",
+    "export",
+    "load_dataset",
+    "load_model",
+    "open_session",
+    "recipe",
+    "run_study",
+    "score",
+    "train",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The names of the public API; `autolora.api` is imported when one is asked for first, so that import is quick."""
+    if name in __all__:
+        return getattr(import_module("autolora.api"), name)
+    raise AttributeError(f"module 'autolora' has no attribute '{name}'")

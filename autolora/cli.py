@@ -1,8 +1,7 @@
-"""The command line: `autolora COMMAND [study] [key=value ...]`."""
+"""The command line: `autolora COMMAND [STUDY or FILE] [key=value ...]`."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import logging
 import os
@@ -14,42 +13,45 @@ from autolora import __version__, stop
 from autolora.errors import AutoloraError, ConfigError, MemoryFull, memory_full
 
 COMMANDS = {
-    "check": "show what would be trained and its cost: problems, concepts, ledger, buckets, captions, triggers",
-    "tag": "caption pictures that have no caption: dataset.path=FOLDER tagger.path=FOLDER tagger.prefix=[1girl, mona]",
+    "check": "show what would be trained and what it costs: problems, concepts, captions, triggers, GPU memory",
+    "tag": "caption images that have no caption: dataset.path=FOLDER tagger.path=FOLDER tagger.prefix=[1girl,mona]",
     "captions": "show how captions are edited (captions.absorb_tags=all ...); out=FOLDER writes an edited copy",
     "train": "train one recipe, score every checkpoint and export the best",
     "tune": "run a study: many recipes, each checkpoint scored, the best LoRA exported with a report",
     "worker": "join a study from another process or machine: worker study=NAME storage=URL out=FOLDER",
-    "score": "score LoRA files made anywhere: lora=FILE, or lora=FOLDER to rank them",
-    "report": "write a study's report again; report FOLDER FOLDER ... compares studies: which recipe wins how often",
-    "export": "export a study's best LoRA again; save_recipe=NAME: its recipe into conf/recipe; verify=FILE: who reads a "
-    "file; resize=FILE: a smaller rank as good",
+    "score": "score LoRA files of any trainer: score FILE, or score FOLDER to rank them",
+    "verify": "show which programs read a LoRA file, and whether all of them read the same: verify FILE",
+    "resize": "make a LoRA file smaller as long as its score stays within its interval: resize FILE dims=[16,8]",
+    "report": "write a study's report again, without a model",
+    "compare": "compare studies: which recipe wins how often: compare FOLDER FOLDER ... out=FOLDER",
+    "export": "export a study's best LoRA again; save_recipe=NAME keeps its recipe in conf/recipe",
     "dashboard": "open a study in the Optuna dashboard on this machine",
-    "paperdoll": "draw a dataset of the embedded world: paperdoll dataset OUT --seed N --outfits K",
+    "paperdoll": "draw a dataset of the synthetic test world: paperdoll dataset OUT --seed N --outfits K",
 }
 TAKES_STUDY = ("tune", "worker", "report", "export", "dashboard", "check")
-OF_A_FILE = ("verify=", "resize=")  # what `export` does with a file instead of a study
+TAKES_FILE = ("score", "verify", "resize")
+READS_IMAGES = ("check", "captions", "train", "tune", "worker", "score", "resize", "export")
 USAGE = """autolora {version}: an overfitting-aware auto-tuning LoRA trainer
 
-usage: autolora COMMAND [STUDY] [key=value ...]
+usage: autolora COMMAND [STUDY or FILE] [key=value ...]
 
 commands
 {commands}
 
 examples
-  autolora tune quickstart                                    the embedded world; needs no download
+  autolora tune quickstart                                    the synthetic test world; needs no download
   autolora check quickstart dataset.path=~/mona               what would be trained, before training
-  autolora tune quickstart dataset.path=~/mona out=runs/mona  your own pictures
+  autolora tune quickstart dataset.path=~/mona out=runs/mona  your own images
   autolora tune quickstart workers=auto                       one worker per visible GPU, or per core
   autolora train recipe=doll-prodigy dataset.path=~/mona
-  autolora score lora=mona.safetensors dataset.path=~/mona
-  autolora export verify=mona.safetensors model=sd15 model.path=~/models/sd15
-  autolora export resize=mona.safetensors dataset.path=~/mona
-  autolora report runs/mona runs/zorak out=runs/both          which recipe wins how often
+  autolora score mona.safetensors dataset.path=~/mona
+  autolora verify mona.safetensors model=sd15 model.path=~/models/sd15
+  autolora resize mona.safetensors dataset.path=~/mona
+  autolora compare runs/mona runs/zorak out=runs/both         which recipe wins how often
   autolora tune quickstart --cfg job                          the resolved config
 
 STUDY is a name in studies/ or the path of your own .yaml file. Every key of the config can be set.
-Ctrl-C stops; the same command continues. Exit codes: 0 done, 2 configuration, 3 pictures, 4 model,
+Ctrl-C stops; the same command continues. Exit codes: 0 done, 2 configuration, 3 dataset, 4 model,
 5 study, 6 LoRA file, 7 disk, 8 done but unmeasured, 9 GPU memory, 130 or 143 interrupted.
 """
 
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # imported by peft, it tells of missing kernels
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it warns of missing kernels
     try:
         code = run(arguments)
         sys.stdout.flush()
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AutoloraError as error:
         print(f"autolora: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # whoever reads the output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as interrupt:
@@ -81,7 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """Dispatch a command."""
+    """Dispatch a command.
+
+    Raises:
+        AutoloraError: a user's mistake, or what a command could not do.
+    """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         listed = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
         print(USAGE.format(version=__version__, commands=listed))
@@ -93,107 +99,112 @@ def run(arguments: list[str]) -> int:
     if command not in COMMANDS:
         raise ConfigError(f"unknown command `{command}`; expected one of {', '.join(COMMANDS)}")
     if command == "paperdoll":
-        return _paperdoll(rest)
+        from autolora.commands.paperdoll import paperdoll
+
+        return paperdoll(rest)
     if "-h" in rest or "--help" in rest:
-        study = " [STUDY]" if command in TAKES_STUDY else ""
-        print(f"autolora {command}{study} [key=value ...] [--cfg job]\n\n{COMMANDS[command]}\n\n"
+        takes = " [STUDY]" if command in TAKES_STUDY else " FILE" if command in TAKES_FILE else ""
+        print(f"autolora {command}{takes} [key=value ...] [--cfg job]\n\n{COMMANDS[command]}\n\n"
               f"`autolora {command} --cfg job` prints every key with its value.")  # fmt: skip
         return 0
     return _configured(command, rest)
 
 
 def _configured(command: str, rest: list[str]) -> int:
+    """Compose the config, build the settings and run the command; torch is imported only after that."""
     show = "--cfg" in rest
     if show:
         at = rest.index("--cfg")
         del rest[at : at + (2 if rest[at + 1 : at + 2] == ["job"] else 1)]
     storage, rest = _storage(command, rest)
-    study = None
-    if command == "report" and sum("=" not in argument and not argument.startswith("-") for argument in rest) > 1:
-        return _compare(rest)
-    if rest and "=" not in rest[0] and command in TAKES_STUDY:
-        study = rest.pop(0)
-    flags = [argument for argument in rest if argument.startswith("-")]
-    if flags:
-        raise ConfigError(
-            f"unknown option {flags[0]}; settings are written key=value, `autolora --help` shows examples"
-        )
+    places, overrides = _split(command, rest)
+    if command == "compare":
+        _refuse_all_but(overrides, ("out", "quiet", "json"))
     from autolora import config
 
-    if command == "worker" and study is None:
+    source = places[0] if command in TAKES_STUDY and places else None
+    if command == "worker" and source is None:
         from autolora.study.lifecycle import resolve_study
 
-        study, rest = resolve_study(storage, rest)
-    of_a_file = command == "export" and any(argument.startswith(OF_A_FILE) for argument in rest)
-    if command in TAKES_STUDY and command != "check" and study is None and not of_a_file:
-        study = "quickstart"
-    primary = "tune" if study else "train"
-    composed = config.compose(primary, rest, study)
-    if storage and command in TAKES_STUDY and study:
+        source, overrides = resolve_study(storage, overrides)
+    if command in TAKES_STUDY and command != "check" and source is None:
+        source = "quickstart"
+    if command in TAKES_FILE and places:
+        overrides.append(f"lora={places[0]}")
+    composed = config.compose("tune" if source else "train", overrides, source)
+    if storage and source:
         composed.storage = storage
     if show:
-        from omegaconf import OmegaConf
+        return _print_config(composed)
+    from autolora.commands.request import Request
+    from autolora.settings import build_settings
 
-        from autolora.study.storage import redact_url
+    request = Request(build_settings(composed, source, overrides), tuple(places))
+    if command in READS_IMAGES:
+        request.dataset  # noqa: B018  a mistake in the dataset is told before torch is imported, which takes seconds
+    return _run(command, request)
 
-        if composed.get("storage"):
-            composed.storage = redact_url(composed.storage)
-        print(OmegaConf.to_yaml(composed), end="")
-        return 0
+
+def _run(command: str, request: object) -> int:
     import torch
 
-    action: Callable[..., int] = getattr(importlib.import_module(f"autolora.commands.{command}"), command)
+    action: Callable[[object], int] = getattr(importlib.import_module(f"autolora.commands.{command}"), command)
     try:
-        return action(composed, study, rest)
+        return action(request)
     except torch.OutOfMemoryError as error:
         raise MemoryFull(memory_full(error)) from error
 
 
-def _compare(rest: list[str]) -> int:
-    """`autolora report FOLDER FOLDER ...`."""
-    from autolora import config
-    from autolora.commands.compare import compare
+def _split(command: str, rest: list[str]) -> tuple[list[str], list[str]]:
+    """The study, file or folders that a command was given, and the overrides.
 
-    given = [argument for argument in rest if "=" in argument]
-    folders = [argument for argument in rest if "=" not in argument]
-    unknown = [argument for argument in given if argument.partition("=")[0] not in ("out", "quiet", "json")]
-    if unknown or any(folder.startswith("-") for folder in folders):
-        raise ConfigError("comparing studies takes their folders and out=FOLDER, quiet=true or json=true; "
-                          f"got {' '.join(rest)}")  # fmt: skip
-    return compare(config.compose("train", given), folders)
+    Raises:
+        ConfigError: an unknown option, or another number of files or studies than the command takes.
+    """
+    options = [argument for argument in rest if argument.startswith("-")]
+    if options:
+        raise ConfigError(
+            f"unknown option {options[0]}; settings are written key=value, `autolora --help` shows examples"
+        )
+    places = [argument for argument in rest if "=" not in argument and not argument.startswith("~")]
+    overrides = [argument for argument in rest if argument not in places]
+    if command == "report" and len(places) > 1:
+        raise ConfigError(f"studies are compared by `autolora compare {' '.join(places)}`")
+    most = {**dict.fromkeys(TAKES_STUDY, 1), **dict.fromkeys(TAKES_FILE, 1), "compare": len(places)}.get(command, 0)
+    if len(places) > most:
+        raise ConfigError(f"`{places[most]}` is not understood; overrides are written key=value")
+    if command == "compare" and not places:
+        raise ConfigError("no studies given: autolora compare FOLDER FOLDER ...")
+    return places, overrides
+
+
+def _refuse_all_but(overrides: list[str], keys: Sequence[str]) -> None:
+    unknown = [argument for argument in overrides if argument.partition("=")[0] not in keys]
+    if unknown:
+        raise ConfigError(f"comparing studies takes their folders and out=FOLDER, quiet=true or json=true; "
+                          f"got {' '.join(unknown)}")  # fmt: skip
+
+
+def _print_config(composed: object) -> int:
+    """Print a composed config as YAML, without the storage's password."""
+    from omegaconf import DictConfig, OmegaConf
+
+    assert isinstance(composed, DictConfig)
+    if composed.get("storage"):
+        from autolora.study.storage import redact_url
+
+        composed.storage = redact_url(composed.storage)
+    print(OmegaConf.to_yaml(composed), end="")
+    return 0
 
 
 def _storage(command: str, rest: list[str]) -> tuple[str | None, list[str]]:
-    """The storage, and the other arguments: it may hold a password, which no config, report or message is to show."""
-    given = [argument for argument in rest if argument.startswith("storage=")]
-    if given and command not in TAKES_STUDY:
+    """The storage, and the other arguments: it may hold a password, which no config, report or message may show."""
+    storages = [argument for argument in rest if argument.startswith("storage=")]
+    if storages and command not in TAKES_STUDY:
         raise ConfigError(f"`autolora {command}` has no storage; {', '.join(TAKES_STUDY)} have")
-    url = given[-1].removeprefix("storage=") if given else os.environ.get("AUTOLORA_STORAGE")
-    return url or None, [argument for argument in rest if argument not in given]
-
-
-def _paperdoll(rest: list[str]) -> int:
-    """`autolora paperdoll dataset OUT`."""
-    from pathlib import Path
-
-    parser = argparse.ArgumentParser(prog="autolora paperdoll", description=COMMANDS["paperdoll"])
-    actions = parser.add_subparsers(dest="action", required=True)
-    dataset = actions.add_parser("dataset", help="write a kohya-style folder of a novel character")
-    dataset.add_argument("out", type=Path)
-    dataset.add_argument("--seed", type=int, default=0, help="0-99 for development, 100 and up for evaluation")
-    dataset.add_argument("--outfits", type=int, default=2, help="1 to 4")
-    dataset.add_argument("--images", type=int, default=14, help="pictures of each outfit")
-    dataset.add_argument("--full", action="store_true", help="captions with everything that is seen, as by a tagger")
-    try:
-        given = parser.parse_args(rest)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    from autolora.paperdoll.world import write_dataset
-
-    character = write_dataset(given.out.expanduser(), given.seed, given.outfits, given.images, full=given.full)
-    outfits = ", ".join(outfit.trigger for outfit in character.outfits)
-    print(f"wrote {given.out}: character `{character.trigger}`, outfits {outfits}")
-    return 0
+    url = storages[-1].removeprefix("storage=") if storages else os.environ.get("AUTOLORA_STORAGE")
+    return url or None, [argument for argument in rest if argument not in storages]
 
 
 if __name__ == "__main__":

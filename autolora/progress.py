@@ -1,9 +1,11 @@
-"""Progress bars with time left, one set for a whole command."""
+"""Progress bars with time left, one set for a whole command; a program that uses autolora gets calls instead."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -17,26 +19,43 @@ from rich.progress import (
 )
 
 
+LOGGER = logging.getLogger("autolora")
+
+
+@dataclass(frozen=True)
+class ProgressUpdate:
+    """How far one task is; `total` is None while it is unknown."""
+
+    task: str
+    completed: float
+    total: float | None
+
+
 class _Headed(Progress):
-    """Bars below something else."""
+    """Bars below a table or another header."""
 
     head: RenderableType = ""
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """What is drawn: the head, then the bars."""
+        """The header, then the bars."""
         if self.head:
             yield self.head
         yield from super().get_renderables()
 
 
 class Bars:
-    """Nested progress bars on standard error; finished ones go away. Without a terminal only lines are written.
+    """Nested progress bars on standard error; finished bars are removed. Without a terminal only lines are written.
 
-    `quiet` shows nothing at all.
+    Lines also go to the logger `autolora`.
+
+    Args:
+        quiet: draw and print nothing.
+        on_progress: is called whenever a task has moved.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, on_progress: Callable[[ProgressUpdate], None] | None = None) -> None:
         self.console = Console(stderr=True, quiet=quiet)
+        self._on_progress = on_progress
         self._progress = _Headed(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -63,30 +82,42 @@ class Bars:
     def set(self, task: TaskID, completed: float, description: str | None = None) -> None:
         """Move a bar."""
         self._progress.update(task, completed=completed, description=description)
+        self._report(task)
 
     def total(self, task: TaskID, total: float) -> None:
-        """Say how far a bar goes."""
+        """Set the end of a bar."""
         self._progress.update(task, total=total)
 
     def remove(self, task: TaskID) -> None:
-        """Take a bar away."""
+        """Remove a bar."""
         self._progress.remove_task(task)
 
     @contextmanager
     def task(self, description: str, total: float | None) -> Iterator[Callable[[int], None]]:
-        """A bar for one block; yields what moves it on."""
+        """A bar for one block; yields a function that advances it."""
         task = self.add(description, total)
+
+        def advance(count: int) -> None:
+            self._progress.advance(task, count)
+            self._report(task)
+
         try:
-            yield lambda count: self._progress.advance(task, count)
+            yield advance
         finally:
             self.remove(task)
 
+    def _report(self, task: TaskID) -> None:
+        if self._on_progress:
+            state = next(one for one in self._progress.tasks if one.id == task)
+            self._on_progress(ProgressUpdate(state.description, state.completed, state.total))
+
     def log(self, line: str) -> None:
-        """Print a line above the bars; where there is no terminal it stays one line, however long."""
+        """Print a line above the bars; without a terminal it is not wrapped, however long it is."""
+        LOGGER.info(line)
         self.console.print(line, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
     def show(self, head: RenderableType, line: str | None = None) -> None:
-        """Keep something in view above the bars; where there is no terminal a line, if there is one, says it."""
+        """Keep a header in view above the bars; without a terminal print `line` instead, if there is one."""
         if self.console.is_terminal:
             self._progress.head = head
             self._progress.refresh()

@@ -1,33 +1,33 @@
-"""`autolora compare`."""
+"""`autolora compare`: several studies side by side."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import optuna
-from omegaconf import DictConfig
 
 from autolora.commands.output import Output
+from autolora.commands.request import Request
 from autolora.report.tables import as_dict, print_sections, write_page
 from autolora.study.results.comparison import compare_sections, read_study, write_comparison
 
 
-def compare(config: DictConfig, folders: list[str]) -> int:
+def compare(request: Request) -> int:
     """Compare several studies; a page, `comparison.csv` and `comparison.json` go into `out`."""
-    output = Output.of(config)
+    output = Output.of(request.settings)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    paths = list(dict.fromkeys(Path(folder).expanduser() for folder in folders))
-    entries = [entry for path in paths for entry in read_study(path)]
-    sections = compare_sections(entries)
-    out = Path(str(config.out)).expanduser() if config.out else Path("runs") / "comparison"
-    written = write_comparison(entries, sections, out)
-    facts = [f"{len(paths)} studies", f"{len({entry.recipe for entry in entries})} recipes"]
+    folders = list(dict.fromkeys(Path(place).expanduser() for place in request.places))
+    rows = [row for folder in folders for row in read_study(folder)]
+    sections = compare_sections(rows)
+    out = request.settings.out or Path("runs") / "comparison"
+    files = write_comparison(rows, sections, out)
+    facts = [f"{len(folders)} studies", f"{len({row.recipe for row in rows})} recipes"]
     page = write_page("Studies compared", facts, sections, out / "index.html")
 
     def show() -> None:
         if not output.quiet:
             print_sections(sections)
-        print("\n" + "\n".join(map(str, [*written, page])))
+        print("\n" + "\n".join(map(str, [*files, page])))
 
-    output.last(show, {**as_dict(sections[:2]), "files": [*written, page]})
+    output.last(show, {**as_dict(sections[:2]), "files": [*files, page]})
     return 0

@@ -1,4 +1,4 @@
-"""What a command says: to a person, or to a script as JSON lines on standard output."""
+"""What a command prints: text for a person, or JSON lines on standard output for a script."""
 
 from __future__ import annotations
 
@@ -8,39 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
-from autolora.config import flag
 from autolora.progress import Bars
+from autolora.settings import Settings
 
 
 @dataclass(frozen=True)
 class Output:
-    """How much is said: `quiet` leaves only the last words, `json` turns these into JSON lines."""
+    """How much is printed: `quiet` leaves only the result, `json` prints JSON lines instead of text."""
 
     quiet: bool = False
     json: bool = False
 
     @classmethod
-    def of(cls, config: DictConfig) -> Output:
-        """As the config asks.
-
-        Raises:
-            ConfigError: `quiet` or `json` is neither true nor false.
-        """
-        return cls(flag(config.quiet, "quiet"), flag(config.json, "json"))
+    def of(cls, settings: Settings) -> Output:
+        """The output that the settings ask for."""
+        return cls(settings.quiet, settings.json)
 
     def bars(self) -> Bars:
-        """What shows progress, on standard error."""
+        """Progress bars on standard error."""
         return Bars(self.quiet)
 
     def event(self, name: str, content: dict[str, Any]) -> None:
-        """Tell a script that something happened; a person sees it elsewhere."""
+        """Print an event as a JSON line, for a script only."""
         if self.json:
             print(json.dumps({"event": name, **content}, ensure_ascii=False, default=str), flush=True)
 
     def last(self, words: str | Callable[[], None], content: dict[str, Any]) -> None:
-        """The last words, or what shows them; for a script the `result`."""
+        """Print the result: text, or a function that prints it; for a script the event `result`."""
         if self.json:
             self.event("result", content)
         elif callable(words):
@@ -50,6 +44,6 @@ class Output:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that was written a moment ago."""
+    """Read a JSON object that was written a moment ago."""
     content: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return content

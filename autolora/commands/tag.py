@@ -1,27 +1,25 @@
-"""`autolora tag`."""
+"""`autolora tag`: captions for images that have none."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from autolora import config as cfg
 from autolora.commands.output import Output
+from autolora.commands.request import Request
 from autolora.errors import DatasetError
 from autolora.prepare.tag_folder import tag_folder, untagged
 from autolora.prepare.tagger import load_tagger
 
 
-def tag(config: DictConfig, study: str | None, arguments: list[str]) -> int:
-    """Write a caption beside every picture that has none; captions that are there stay as they are."""
-    settings, path = cfg.tagger_settings(config), cfg.dataset_settings(config).path
+def tag(request: Request) -> int:
+    """Write a caption beside every image that has none; existing captions stay as they are."""
+    tagger_settings, path = request.settings.tagger, request.settings.dataset.path
     if not path.strip():
-        raise DatasetError("no pictures given: add dataset.path=FOLDER")
+        raise DatasetError("no images given: add dataset.path=FOLDER")
     paths = untagged(Path(path).expanduser())
-    tagger = load_tagger(settings.path) if paths else None
-    with Output.of(config).bars() as bars, bars.task("tagging", len(paths)) as advance:
+    tagger = load_tagger(tagger_settings.path) if paths else None
+    with Output.of(request.settings).bars() as bars, bars.task("tagging", len(paths)) as advance:
         if tagger:
-            tag_folder(paths, tagger, settings, advance)
+            tag_folder(paths, tagger, tagger_settings, advance)
     print(f"wrote {len(paths)} captions; `autolora check dataset.path={path}` shows what they say")
     return 0

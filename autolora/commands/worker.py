@@ -1,31 +1,24 @@
-"""`autolora worker`."""
+"""`autolora worker`: runs trials of a study that `autolora tune` started."""
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
 from autolora.commands.output import Output
+from autolora.commands.request import Request
 from autolora.evaluation.session import open_session
 from autolora.study.definition import define_study
-from autolora.study.lifecycle import identity, join_study, load_started_study
+from autolora.study.lifecycle import join_study, load_started_study
+from autolora.study.running import RunningStudy
 from autolora.study.search.worker import run_study
 
 
-def worker(config: DictConfig, study: str | None, arguments: list[str]) -> int:
-    """Join a study that `tune` started: run its trials until it is done."""
-    assert study is not None
-    output = Output.of(config)
-    definition, own = define_study(config, study, arguments)
-    load_started_study(definition, print)  # before anything is loaded
+def worker(request: Request) -> int:
+    """Join a study: run its trials until none is left."""
+    output, definition = Output.of(request.settings), define_study(request.settings)
+    load_started_study(definition, print)  # a study that was not started is told before anything loads
     with output.bars() as bars:
-        runs = [definition.run(recipe, values) for recipe, values in own.items()]
-        session = open_session(config, [*runs, *definition.widest_runs()], bars)
-        run_study(
-            definition,
-            join_study(definition, identity(config, session.context.model.base_hash), bars.log),
-            session,
-            bars,
-        )
-    words = f"study {definition.settings.name}: no trial is left; `{definition.command}` ends it with its finals"
-    output.last(words, {"study": definition.settings.name})
+        session = open_session(request.settings, request.dataset, definition.session_runs, bars)
+        study = join_study(definition, session.context.model.base_hash, bars.log)
+        run_study(RunningStudy(definition, study, session, bars))
+    name = definition.settings.name
+    output.last(f"study {name}: no trial is left; `{definition.command}` ends it with its finals", {"study": name})
     return 0

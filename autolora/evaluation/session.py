@@ -14,8 +14,8 @@ from autolora.evaluation.multi_fidelity import evaluate_progressively
 from autolora.evaluation.result import CheckpointResult, from_losses, unmeasured_result
 from autolora.evaluation.samples import save_grid, save_samples
 from autolora.export.settings import ExportSettings
-from autolora.models import load_model
-from autolora.models.base import RenderSettings
+from autolora.models.load import load_model
+from autolora.models.settings import RenderSettings
 from autolora.prepare.regularization import class_pictures, class_prompts
 from autolora.prepare.tag_bleed import character_tags, tag_bleed
 from autolora.prepare.tagger import load_tagger
@@ -152,7 +152,7 @@ def open_session(settings: Settings, dataset: Dataset, runs: Sequence[Run], bars
     dataset = with_buckets(dataset, settings.dataset, model.resolution)
     latents = LatentCache(model, settings.cache / "latents")
     renders = BaseRenders(model, render, settings.cache / "renders")
-    encode(latents, [*dataset.pictures, *dataset.held_out], any(run.train.flip_aug for run in runs), bars)
+    encode(latents, [*dataset.pictures, *dataset.validation], any(run.train.flip_aug for run in runs), bars)
     search = BaseRenders(model, render.search, settings.cache / "renders")
     scorer, unmeasured = None, ""
     with bars.task("rendering the base model", None) as advance:
@@ -172,10 +172,10 @@ def open_session(settings: Settings, dataset: Dataset, runs: Sequence[Run], bars
 
 def _class_images(
     settings: Settings, dataset: Dataset, runs: Sequence[Run], latents: LatentCache, bars: Bars
-) -> Sequence[Picture]:
+) -> tuple[Picture, ...]:
     """The class images that some runs show beside the dataset's: the user's, or rendered by the base model."""
     model, showing = latents.model, [run.train for run in runs if run.train.shows_class_pictures]
-    images: Sequence[Picture] = dataset.regularization
+    images = dataset.regularization
     if not images and showing:
         count = settings.model.num_class_images
         with bars.task("rendering class images", count) as advance:

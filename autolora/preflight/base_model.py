@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from autolora.data.captions import split_tags
 from autolora.data.concepts import Dataset
-from autolora.data.tag_report import suggest_pruning
-from autolora.prepare.tag_knowledge import DRAWN, absorbed_tags, drawable_tags, suggest_level, tag_requests
+from autolora.data.tag_report import absorbed_by_level
+from autolora.prepare.tag_knowledge import TAG_AUDIT, absorbed_tags, drawable_tags, suggest_level, tag_requests
 from autolora.prepare.trigger_audit import (
     AuditSettings,
     TriggerAudit,
@@ -24,7 +24,7 @@ SUGGESTED = 3  # better triggers named where one is flagged
 
 def pruning_section(dataset: Dataset, renders: BaseRenders, encoder: Encoder | str, bars: Bars) -> Section:
     """Which of the tags that the triggers could absorb the base model can draw, and how far to prune for that."""
-    levels = suggest_pruning(dataset)
+    levels = absorbed_by_level(dataset)
     carried = {tag: (word, level) for level in reversed(levels) for word, tags in levels[level].items() for tag in tags}
     title, columns = "Pruning", ("tag", "trigger", "level", "response", "low", "high", "drawn")
     if isinstance(encoder, str) or not carried:
@@ -35,12 +35,13 @@ def pruning_section(dataset: Dataset, renders: BaseRenders, encoder: Encoder | s
     with bars.task("drawing what the triggers could absorb", len(shots)) as advance:
         found = drawable_tags(tags, renders, encoder, dataset.class_word, advance=advance)
     rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (*(one.tag, *carried[one.tag]), *one.response.as_dict().values(), "yes" if one.drawn else "no") for one in found
+        (*(one.tag, *carried[one.tag]), *one.response.as_dict().values(), "yes" if one.drawable else "no")
+        for one in found
     )
     level = suggest_level(levels, found)
     absorbed = absorbed_tags(levels, level)
-    price = [one.tag for one in found if one.drawn and one.tag in absorbed]
-    left = [one.tag for one in found if not one.drawn and one.tag not in absorbed]
+    price = [one.tag for one in found if one.drawable and one.tag in absorbed]
+    left = [one.tag for one in found if not one.drawable and one.tag not in absorbed]
     words = [
         f"suggested: captions.absorb_tags={level}: only a trigger can carry what the base model cannot draw by its tag"
     ]
@@ -48,7 +49,7 @@ def pruning_section(dataset: Dataset, renders: BaseRenders, encoder: Encoder | s
         words.append(f"captions.drop_tags=[{','.join(left)}] leaves the rest of that to the trigger too")
     if price:
         words.append(f"its price: the base model can draw {', '.join(price)}, which will be harder to change")
-    words.append(f"response: how far pictures follow the tag, 0 = not at all; from {DRAWN.limit:g} on it is drawn")
+    words.append(f"response: how far pictures follow the tag, 0 = not at all; from {TAG_AUDIT.limit:g} on it is drawn")
     return Section(title, columns, rows, tuple(words))
 
 
@@ -77,7 +78,7 @@ def trigger_section(
         audits = [look(trigger, advance) for trigger in triggers]
     rows = tuple(
         (
-            *(found.trigger, one.word, len(one.tokens), one.own.value, one.own.low, one.own.high),
+            *(found.trigger, one.word, len(one.tokens), one.effect.value, one.effect.low, one.effect.high),
             ", ".join(one.nearest if one.flagged else ()),
         )
         for found in audits

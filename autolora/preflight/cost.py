@@ -14,7 +14,7 @@ from autolora.report.formatting import counted
 from autolora.report.tables import Section
 from autolora.scoring.probes import ALL_GROUPS, DECIDING_GROUPS, SEARCH_GROUPS, build_probes, render_count
 from autolora.scoring.settings import ScoringSettings
-from autolora.study.settings import RETRAINED_RECIPES, STRONGER, SWEEP_WEIGHTS, StudySettings
+from autolora.settings import RETRAINED_RECIPES, STRONGER, SWEEP_WEIGHTS, StudySettings
 from autolora.train.run import Run
 
 
@@ -35,7 +35,7 @@ def count_renders(runs: Sequence[Run], dataset: Dataset, model: BaseModel, scori
         render_count(build_probes(dataset, scoring, groups)) for groups in (SEARCH_GROUPS, DECIDING_GROUPS, ALL_GROUPS)
     )
     slower = settings.num_inference_steps / settings.search.num_inference_steps
-    larger = (model.resolution / settings.side(model)) ** 2
+    larger = (model.resolution / settings.side(model.resolution)) ** 2
     drawn = not dataset.regularization and any(run.train.shows_class_pictures for run in runs)
     return Renders(
         before=search + scoring.num_negative_renders + drawn * slower * larger * model.settings.num_class_images,

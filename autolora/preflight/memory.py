@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from autolora.adapters.adapter_set import ADAPTERS, attach
 from autolora.adapters.lora import LoRA
 from autolora.data.concepts import Dataset
-from autolora.models.base import BaseModel, RenderSettings
+from autolora.models.base import BaseModel
 from autolora.models.meta_device import META, AutocastEmulator, MemoryCounter, backward, on_meta_device
 from autolora.models.offload import OffloadManager, offloads
+from autolora.models.settings import RenderSettings
 from autolora.optim.optimizers import AdamW8bit, Optimizer
 from autolora.progress import Bars
 from autolora.report.tables import Cell, Section
@@ -141,7 +142,7 @@ def _encode(dataset: Dataset, twin: Any, meter: MemoryCounter) -> int:
 
 def _largest_frame(dataset: Dataset) -> tuple[int, int] | None:
     pictures = [*dataset.pictures, *dataset.regularization]
-    return max((p.frame for p in pictures if p.frame), key=lambda sides: sides[0] * sides[1], default=None)
+    return max((p.bucket for p in pictures if p.bucket), key=lambda sides: sides[0] * sides[1], default=None)
 
 
 def _train(run: Run, dataset: Dataset, twin: Any, meter: MemoryCounter, slots: int, reads: bool) -> int:
@@ -176,7 +177,7 @@ def _render(settings: RenderSettings, twin: Any, meter: MemoryCounter) -> tuple[
     count = settings.batch_size * (1 if settings.guidance_scale == 1 or twin.tells_guidance else 2)
     context = twin.encode_prompts([settings.prompt("")] * count)
     done()
-    latents = torch.zeros(count, *latent_shape(twin, (settings.side(twin),) * 2), device=META)
+    latents = torch.zeros(count, *latent_shape(twin, (settings.side(twin.resolution),) * 2), device=META)
     with twin.fixed_context():
         drawn = twin.predict(latents, torch.zeros(count, dtype=torch.long, device=META), context)
         done()

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from omegaconf import DictConfig
 
-from autolora import config as cfg
 from autolora.adapters.adapter_set import attach
-from autolora.data.bucket_report import bucket_picture, bucket_table
+from autolora.data.bucket_report import bucket_sheet, bucket_table
 from autolora.data.caption_recipe import clean_report
 from autolora.data.concepts import Dataset
 from autolora.data.step_table import make_step_table
-from autolora.data.tag_report import RISKS, TagRow, images_by_tag, suggest_pruning, tag_rows
+from autolora.data.tag_report import RISKS, TagRow, absorbed_by_level, images_by_tag, tag_rows
 from autolora.errors import ConfigError, MemoryFull, memory_full
 from autolora.evaluation.throughput import measure_speed
 from autolora.models.base import BaseModel
@@ -30,8 +28,7 @@ from autolora.report.tables import Cell, Section
 from autolora.sampling import BaseRenders
 from autolora.scoring.encoders import Encoder, load_encoder, load_second_encoder
 from autolora.scoring.settings import ScoringSettings
-from autolora.study.definition import StudyDefinition
-from autolora.study.settings import StudySettings
+from autolora.settings import Settings, StudySettings
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import TrainingContext
 from autolora.train.run import Run
@@ -44,24 +41,24 @@ def dataset_sections(dataset: Dataset) -> list[Section]:
     """The pictures by concept, what is odd about them, and what is cut off in their buckets."""
     rows = []
     for concept in dataset.concepts:
-        held_out = [picture for picture in dataset.held_out if picture.concept == concept.name]
-        sizes = sorted({(p.width * p.height, f"{p.width}x{p.height}") for p in (*concept.pictures, *held_out)})
-        masks = sum(picture.mask is not None for picture in (*concept.pictures, *held_out))
+        validation = [picture for picture in dataset.validation if picture.concept == concept.name]
+        sizes = sorted({(p.width * p.height, f"{p.width}x{p.height}") for p in (*concept.pictures, *validation)})
+        masks = sum(picture.mask is not None for picture in (*concept.pictures, *validation))
         ends = " to ".join(dict.fromkeys([sizes[0][1], sizes[-1][1]]))
-        rows.append((concept.name, concept.trigger, len(concept.pictures), len(held_out), masks, ends))
+        rows.append((concept.name, concept.trigger, len(concept.pictures), len(validation), masks, ends))
     words = [f"trigger {dataset.trigger}, class word {dataset.class_word}", *dataset.notes]
     if dataset.regularization:
         words.append(f"{len(dataset.regularization)} regularization pictures of your own")
     columns = ("concept", "trigger", "training", "held out", "masks", "sizes")
     pictures = Section("Pictures", columns, tuple(rows), tuple(words))
-    everything = [*dataset.pictures, *dataset.held_out]
+    everything = [*dataset.pictures, *dataset.validation]
     buckets = tuple(
-        (f"{r.frame[0]}x{r.frame[1]}", r.pictures, r.mean_cropped, r.worst_cropped, r.mean_scale, r.worst_scale)
+        (f"{r.bucket[0]}x{r.bucket[1]}", r.pictures, r.mean_cropped, r.worst_cropped, r.mean_scale, r.worst_scale)
         for r in bucket_table(everything)
     )
     columns = ("bucket", "pictures", "share cut off", "worst share", "scale", "largest scale")
     lost = any(row[3] > 0.005 or row[5] > 1 for row in buckets)
-    sheet = bucket_picture(everything) if lost else None
+    sheet = bucket_sheet(everything) if lost else None
     said = "the pictures that lose most, with what is cut off dimmed" if lost else "nothing is cut off or enlarged"
     return [pictures, Section("Buckets", columns, buckets, (said,), sheet)]
 
@@ -77,14 +74,14 @@ def caption_sections(dataset: Dataset, model: BaseModel) -> list[Section]:
     )
     advice = tuple(
         f"captions.absorb_tags={level}: {trigger} absorbs {', '.join(tags)}"
-        for level, found in suggest_pruning(dataset).items()
+        for level, found in absorbed_by_level(dataset).items()
         for trigger, tags in found.items()
     )
     tags = Section("Tags", ("tag", "kind", "captions", *names, "always in"), rows, advice)
     room = model.most_tokens
     long = tuple(
         (picture.path.name, count, " ".join(model.tokens(picture.caption)[room:]))
-        for picture in (*dataset.pictures, *dataset.held_out)
+        for picture in (*dataset.pictures, *dataset.validation)
         if (count := len(model.tokens(picture.caption))) > room
     )
     said = f"{len(long) or 'no'} captions are longer than the {room} tokens that the text encoder is shown"
@@ -105,11 +102,13 @@ def recipe_section(run: Run, dataset: Dataset) -> Section:
         for row in ledger.rows
     ]
     rows += [
-        (kind, None, None, count, count * ledger.epochs, None, None) for kind, count in ledger.beside.items() if count
+        (kind, None, None, count, count * ledger.epochs, None, None)
+        for kind, count in ledger.class_images.items()
+        if count
     ]
     by_concept = {concept.name: count for concept, count in zip(dataset.concepts, steps, strict=True)}
     risks: dict[str, list[str]] = {}
-    kept = sum(ledger.beside.values()) > 0  # class pictures teach the class word something else
+    kept = sum(ledger.class_images.values()) > 0  # class pictures teach the class word something else
     for tag in images_by_tag(edited, by_concept, run.train.epochs):
         if tag.risk and not (kept and tag.risk == "capture"):
             risks.setdefault(tag.risk, []).append(f"{tag.tag} {tag.steps_total:.0f}")
@@ -144,37 +143,36 @@ def _sparkline(curve: Sequence[float], width: int = 16) -> str:
 
 
 def measured_sections(
-    config: DictConfig,
-    runs: Sequence[Run],
-    dataset: Dataset,
-    model: BaseModel,
-    definition: StudyDefinition | None,
-    bars: Bars,
+    settings: Settings, runs: Sequence[Run], session_runs: Sequence[Run], dataset: Dataset, model: BaseModel, bars: Bars
 ) -> list[Section]:
-    """What only the base model can tell: what the triggers' words draw, and what training and rendering cost.
+    """What only the base model can tell: what it draws for the triggers' words, and what training and rendering cost.
 
-    Where the GPU's memory is too small for one of them it says so instead: how much each recipe takes is told anyway.
+    Where the GPU's memory is too small for one of them, that section says so; the memory of each recipe is estimated
+    in any case.
+
+    Args:
+        settings: what the command was asked for.
+        runs: the recipes unchanged.
+        session_runs: all runs that a session of the study must be able to hold.
+        dataset: what they train on.
+        model: the base model.
+        bars: where progress is shown.
     """
-    settings, scoring = cfg.model_settings(config), cfg.scoring_settings(config)
-    if not isinstance(config.probe_triggers, bool):
-        raise ConfigError(f"probe_triggers must be true or false, got {config.probe_triggers}")
-    study = definition.settings if definition else None
-    at_once = (
-        study.trials_per_device if study and isinstance(study.trials_per_device, int) else 1
-    )  # auto takes what fits
+    scoring, study = settings.scoring, settings.study
+    trials_at_once = study.trials_per_device if study else 1
+    if not isinstance(trials_at_once, int):
+        trials_at_once = 1  # `auto` takes as many as fit
     encoder = _loaded(load_encoder, scoring.encoder)
-    may_run = [*runs, *(definition.widest_runs() if definition else ())]  # what the workbench is opened for
-    memory = memory_section(may_run, dataset, model, at_once, encoder, bars)
-    renders = count_renders(may_run, dataset, model, scoring)
-    cache = Path(str(config.cache)).expanduser()
-    base = BaseRenders(model, settings.render.search, cache / "renders")
-    eye = encoder if config.probe_triggers else "probe_triggers=false"
+    memory = memory_section(session_runs, dataset, model, trials_at_once, encoder, bars)
+    renders = count_renders(session_runs, dataset, model, scoring)
+    base = BaseRenders(model, settings.model.render.search, settings.cache / "renders")
+    probing_encoder = encoder if settings.probe_triggers else "probe_triggers=false"
     return [
-        _that_fits("Triggers", lambda: trigger_section(dataset, base, eye, scoring, bars)),
-        _that_fits("Pruning", lambda: pruning_section(dataset, base, eye, bars)),
+        _that_fits("Triggers", lambda: trigger_section(dataset, base, probing_encoder, scoring, bars)),
+        _that_fits("Pruning", lambda: pruning_section(dataset, base, probing_encoder, bars)),
         needs_section(scoring, model, encoder),
         memory,
-        _that_fits("Cost", lambda: measured_cost(runs, dataset, model, renders, study, cache, bars)),
+        _that_fits("Cost", lambda: measured_cost(runs, dataset, model, renders, study, settings.cache, bars)),
     ]
 
 

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autolora.data.concepts import Dataset
 from autolora.report.formatting import counted
-from autolora.study.settings import StudySettings
+from autolora.settings import StudySettings
 from autolora.train.run import Run
 
 STEP = "step"  # user attribute: images a trial was shown up to its last checkpoint

@@ -1,8 +1,8 @@
-"""A study before it runs: its recipes and ranges checked."""
+"""A study before it runs: its recipes and ranges, checked, and how each trial's run is composed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,36 +13,44 @@ from omegaconf import DictConfig
 from autolora import config as cfg
 from autolora.errors import ConfigError
 from autolora.renamed_keys import refuse_renamed
+from autolora.settings import Settings, StudySettings, build_run
 from autolora.study.artifacts import Store, TrialFiles, local_store, open_bucket
-from autolora.study.settings import StudySettings, study_settings
 from autolora.study.space import Space, highest, parse_space
 from autolora.study.storage import redact_url, storage_url
 from autolora.train.run import Run
 
+SESSION_KEYS = (  # a key whose value decides what a session must hold in memory
+    "adapter.",
+    "train.prior_preservation_ratio",
+    "train.reg_ratio",
+    "train.flip_aug",
+    "train.batch_size",
+)
+
 
 @dataclass(frozen=True)
 class StudyDefinition:
-    """A study's fixed parts: its settings, its space, its folder, its storage and how a trial's run is composed."""
+    """A study's fixed parts: its settings, its search space, its folder and the command that started it."""
 
     settings: StudySettings
     space: Space
     folder: Path
-    study_name: str
-    arguments: tuple[str, ...]  # without `storage`, which may hold a password
-    storage_argument: str | None = field(default=None, repr=False)
-    warm_start: tuple[str, ...] = ()  # earlier studies
-    human_preference: bool = False  # whether a person chooses between the finalists
-    bucket: Store | None = field(default=None, repr=False, compare=False)  # pictures and checkpoints go there too
+    source: str  # the study as it was named: one of `studies/`, or the path of a YAML file
+    arguments: tuple[str, ...]  # of the command line, without `storage`, which may hold a password
+    identity: Mapping[str, str] = field(default_factory=dict)  # what it is about: its dataset's name
+    default_values: dict[str, dict[str, Any]] = field(default_factory=dict)  # by recipe: its value of each searched key
+    bucket: Store | None = field(default=None, repr=False, compare=False)  # images and checkpoints are copied there
     _runs: dict[tuple[str, ...], Run] = field(init=False, default_factory=dict, repr=False, compare=False)
+    _configs: dict[str, DictConfig] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     @property
     def storage(self) -> str:
         """The URL of the storage, with its password."""
-        return storage_url(self.storage_argument, self.folder)
+        return storage_url(self.settings.storage, self.folder)
 
     @cached_property
     def store(self) -> Store:
-        """Where pictures lie that the dashboard shows."""
+        """The artifact store of the images that the dashboard shows."""
         return self.bucket or local_store(self.folder)
 
     @cached_property
@@ -52,56 +60,59 @@ class StudyDefinition:
 
     @property
     def command(self) -> str:
-        """What continues the study, without a password."""
+        """The command that continues the study, without a password."""
         lasting = [one for one in self.arguments if one.partition("=")[0] not in ("quiet", "json", "workers")]
-        words = ["autolora tune", self.study_name, *lasting]
-        return " ".join(words + ([f"storage={redact_url(self.storage_argument)}"] if self.storage_argument else []))
+        words = ["autolora tune", self.source, *lasting]
+        return " ".join(words + ([f"storage={redact_url(self.settings.storage)}"] if self.settings.storage else []))
 
-    def run(self, recipe: str, values: dict[str, Any]) -> Run:
-        """The run of a recipe with some keys set; composed once, as a page that fills asks for all of them again."""
-        overrides = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
-        key = (recipe, *overrides)
+    def run(self, recipe: str, values: Mapping[str, Any]) -> Run:
+        """The run of a recipe with some keys set; built once, as a report asks for the runs of all trials again."""
+        key = (recipe, *(f"{name}={value}" for name, value in values.items()))
         if key not in self._runs:
-            composed = cfg.compose("tune", [f"recipe={recipe}", *self.arguments, *overrides], self.study_name)
-            self._runs[key] = cfg.build_run(composed)
+            self._runs[key] = build_run(cfg.with_values(self.config(recipe), values))
         return self._runs[key]
 
+    @property
+    def baseline_runs(self) -> list[Run]:
+        """The runs of the recipes unchanged."""
+        return [self.run(recipe, {}) for recipe in self.space]
+
+    @property
+    def session_runs(self) -> list[Run]:
+        """The runs that a session of this study must be able to hold: the baselines and the widest runs."""
+        return [*self.baseline_runs, *self.widest_runs()]
+
     def widest_runs(self) -> list[Run]:
-        """Each recipe with every value of a key that decides what its workbench must hold, and all at their largest."""
-        needed = ("adapter.", "train.prior_preservation_ratio", "train.reg_ratio", "train.flip_aug", "train.batch_size")
+        """Each recipe with each value of a key of `SESSION_KEYS`, and with all of them at their largest."""
         runs = []
         for recipe, ranges in self.space.items():
-            found = {key: values.values for key, values in ranges.items() if key.startswith(needed)}
-            runs += [self.run(recipe, {key: value}) for key, values in found.items() for value in values]
-            runs.append(self.run(recipe, {key: highest(values) for key, values in found.items()}))
+            values = {key: values.values for key, values in ranges.items() if key.startswith(SESSION_KEYS)}
+            runs += [self.run(recipe, {key: value}) for key, choices in values.items() for value in choices]
+            runs.append(self.run(recipe, {key: highest(choices) for key, choices in values.items()}))
         return runs
 
-    def default_values(self, recipe: str) -> dict[str, Any]:
-        """A recipe's own value of every key that the study varies."""
-        composed = self.config(recipe)
-        return {key: value_of(composed, recipe, key) for key in self.space[recipe]}
-
     def config(self, recipe: str) -> DictConfig:
-        """A recipe as it is, composed."""
-        return cfg.compose("tune", [f"recipe={recipe}", *self.arguments], self.study_name)
+        """The composed config of a recipe unchanged."""
+        if recipe not in self._configs:
+            self._configs[recipe] = cfg.compose("tune", [f"recipe={recipe}", *self.arguments], self.source)
+        return self._configs[recipe]
 
 
 def adapter_notes(runs: Iterable[Run]) -> list[str]:
-    """What a person should know of the runs' adapters before training, a line each, no line twice."""
+    """What a person should know of the runs' adapters before training, a line each, without repeats."""
     return list(dict.fromkeys(f"{run.name}: {note}" for run in runs for note in run.adapter.notes()))
 
 
 def value_of(config: DictConfig, recipe: str, key: str) -> Any:
-    """A key's value in a recipe's config; the steps of a concept that has none of its own are those of each.
+    """A key's value in a recipe's config; a concept without an image count of its own has that of each concept.
 
     Raises:
         ConfigError: there is no such key.
     """
     refuse_renamed(key)
     if key.startswith("train.concept_images."):
-        return config.train.concept_images.get(
-            key.removeprefix("train.concept_images."), config.train.images_per_concept
-        )
+        name = key.removeprefix("train.concept_images.")
+        return config.train.concept_images.get(name, config.train.images_per_concept)
     node: Any = config
     for part in key.split("."):
         if not isinstance(node, DictConfig) or part not in node:
@@ -110,40 +121,38 @@ def value_of(config: DictConfig, recipe: str, key: str) -> Any:
     return node
 
 
-def define_study(
-    config: DictConfig, study_name: str, arguments: Sequence[str]
-) -> tuple[StudyDefinition, dict[str, dict[str, Any]]]:
-    """Check a study before anything loads; returns it with each recipe's own values.
+def define_study(settings: Settings) -> StudyDefinition:
+    """Check a study before anything loads.
 
     Raises:
         ConfigError: every range or recipe that cannot be, all at once.
     """
-    settings = study_settings(config)
-    space = parse_space(settings.recipes)
-    folder = cfg.run_folder(config, settings.name)
+    study = settings.study
+    if study is None or settings.source is None:
+        raise ConfigError("no study is named: name one of studies/, or the path of a .yaml file")
     definition = StudyDefinition(
-        settings,
-        space,
-        folder,
-        study_name,
-        tuple(arguments),
-        config.get("storage"),
-        warm_start=cfg.names(config.warm_start, "warm_start"),
-        human_preference=cfg.flag(config.human_preference, "human_preference"),
-        bucket=open_bucket(config.artifact_store),
+        study,
+        parse_space(study.recipes),
+        settings.folder,
+        settings.source,
+        settings.overrides,
+        identity={"dataset": Path(settings.dataset.path).expanduser().resolve().name},
+        bucket=open_bucket(study.artifact_store),
     )
-    own, mistakes = {}, []
-    for recipe, keys in space.items():
+    mistakes = []
+    for recipe, ranges in definition.space.items():
         try:
-            own[recipe] = definition.default_values(recipe)
+            config = definition.config(recipe)
+            defaults = {key: value_of(config, recipe, key) for key in ranges}
         except ConfigError as error:
             mistakes.append(str(error))
             continue
-        for key, values in keys.items():
-            if own[recipe][key] not in values:
-                mistakes.append(
-                    f"study.recipes.{recipe}.{key}: the recipe's own {own[recipe][key]} is outside {values.text()}"
-                )
+        definition.default_values[recipe] = defaults
+        mistakes += [
+            f"study.recipes.{recipe}.{key}: the recipe's own {defaults[key]} is outside {values.text()}"
+            for key, values in ranges.items()
+            if defaults[key] not in values
+        ]
     if mistakes:
         raise ConfigError("; ".join(mistakes))
-    return definition, own
+    return definition

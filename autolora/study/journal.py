@@ -9,6 +9,8 @@ from typing import Any
 from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+from autolora.study.optuna_internals import journal_path
+
 
 class JournalLock(JournalFileOpenLock):
     """A lock on a journal file that the operating system releases when its holder dies."""
@@ -32,7 +34,7 @@ class SafeJournalBackend(JournalFileBackend):
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append, or leave the file as it was."""
-        path = Path(self._file_path)
+        path = Path(journal_path(self))
         half = _half_line(path)
         if half:
             os.truncate(path, path.stat().st_size - half)

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import optuna
 from omegaconf import OmegaConf
 
 from autolora.adapters.adapter_set import ADAPTERS
-from autolora.config import quote
+from autolora.config import RECIPES, ROOT, quote
 from autolora.data.caption_recipe import CaptionRecipe
+from autolora.errors import ConfigError, StudyError
+from autolora.evaluation.result import load_results
+from autolora.files import write_atomic
 from autolora.optim.optimizers import OPTIMIZERS
 from autolora.optim.schedules import SCHEDULES
+from autolora.study.definition import StudyDefinition
+from autolora.study.space import sampled_values
+from autolora.study.trials import WINNER
 from autolora.train.run import Run
 
 
@@ -49,3 +58,35 @@ def _kind(table: Mapping[str, type[Any]], part: object) -> str:
 
 def _plain(part: Any) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(part).items()}
+
+
+def save_recipe(definition: StudyDefinition, study: optuna.Study, name: str) -> Path:
+    """Write the recipe that a study exported as `conf/recipe/NAME.yaml` of the working directory.
+
+    Raises:
+        ConfigError: the name is none for a file, or another recipe has it.
+        StudyError: the study has not ended yet.
+        StorageError: the folder cannot be written.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
+        raise ConfigError(f"save_recipe={name} is no name for a recipe: use letters, digits, - and _")
+    number = study.user_attrs.get(WINNER)
+    if number is None:
+        raise StudyError(
+            f"study {definition.settings.name} has exported nothing yet; `{definition.command}` runs it to its end"
+        )
+    trial = study.trials[number]
+    best = max(
+        load_results(definition.trial_files.fetch(trial.user_attrs["uid"], only="curve.json")),
+        key=lambda p: p.objective,
+    )
+    about = ", ".join(study.user_attrs["space"][key] for key in ("dataset", "base model"))
+    came_from = f"trial {number} of study {definition.settings.name} ({about}), step {best.step}"
+    comment = f"# {came_from}, by its search {best.summary}\n"
+    content = recipe_yaml(definition.run(*sampled_values(trial)), name) + comment
+    path = RECIPES / f"{name}.yaml"
+    for known in (path, ROOT / "conf" / "recipe" / path.name):
+        if known.is_file() and known.read_text("utf-8") != content:
+            raise ConfigError(f"save_recipe={name}: there is another recipe of this name ({known}); choose another")
+    write_atomic(path, content)
+    return path

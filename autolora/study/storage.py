@@ -21,7 +21,7 @@ from sqlalchemy.exc import (
 
 from autolora.errors import ConfigError, StudyError
 from autolora.study.journal import JournalLock, SafeJournalBackend
-from autolora.study.storage_retry import Say, _is_unreachable, _reason, retrying
+from autolora.study.storage_retry import Log, _is_unreachable, _reason, retrying
 
 EXAMPLES = "sqlite:///FILE.db, journal:///FILE.log, postgresql+psycopg://USER:PASSWORD@HOST/NAME or grpc://HOST:PORT"
 OPENINGS = 8  # tries to open a database that is starting, or whose tables another process is creating: 8 s
@@ -73,15 +73,15 @@ def _is_sql(url: str) -> bool:
     return not url.startswith(("journal:", "grpc:"))
 
 
-def open_storage(url: str, say: Say) -> BaseStorage:
-    """Open a storage by its URL; `say` is told while it is away.
+def open_storage(url: str, log: Log) -> BaseStorage:
+    """Open a storage by its URL; `log` is told while it is away.
 
     Raises:
         ConfigError: no such kind of storage, or the package for it is not installed.
         StudyError: nothing answers there.
     """
     try:
-        return retrying(_open(url, say), f"the storage {redact_url(url)}", say)
+        return retrying(_open(url, log), f"the storage {redact_url(url)}", log)
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise ConfigError(f"storage={redact_url(url)} is not understood; expected {EXAMPLES}") from error
     except ImportError as error:
@@ -94,7 +94,7 @@ def open_storage(url: str, say: Say) -> BaseStorage:
         raise StudyError(f"nothing can be opened at storage={redact_url(url)}: {_reason(error)}") from error
 
 
-def _open(url: str, say: Say) -> BaseStorage:
+def _open(url: str, log: Log) -> BaseStorage:
     kind, _, place = url.partition("://")
     if kind == "journal":
         path = Path(place.removeprefix("/"))  # as SQLAlchemy has it: three slashes and a path from here, or four
@@ -121,6 +121,6 @@ def _open(url: str, say: Say) -> BaseStorage:
             if tries == OPENINGS:
                 raise
             if tries == 1 and _is_unreachable(error):
-                say(f"the storage {redact_url(url)} is away ({_reason(error)}): trying again")
+                log(f"the storage {redact_url(url)} is away ({_reason(error)}): trying again")
             time.sleep(0.3 * tries)
     raise AssertionError("unreachable")

@@ -20,10 +20,10 @@ from autolora.errors import StorageError
 
 LONGEST_WAIT = 15.0  # seconds between two tries to reach a database that is away
 _FULL = ("disk is full", "No space left", "quota exceeded")
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def retrying(storage: BaseStorage, name: str, say: Say) -> BaseStorage:
+def retrying(storage: BaseStorage, name: str, log: Log) -> BaseStorage:
     """The storage, each of whose methods waits while the database is away, then does what it was asked.
 
     Raises (of the methods):
@@ -32,7 +32,7 @@ def retrying(storage: BaseStorage, name: str, say: Say) -> BaseStorage:
 
     def waiting(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(_: BaseStorage, *args: Any, **kwargs: Any) -> Any:
-            return _wait_for(lambda: method(*args, **kwargs), name, say)
+            return _wait_for(lambda: method(*args, **kwargs), name, log)
 
         return call
 
@@ -42,7 +42,7 @@ def retrying(storage: BaseStorage, name: str, say: Say) -> BaseStorage:
     return kind()
 
 
-def _wait_for(ask: Callable[[], Any], name: str, say: Say) -> Any:
+def _wait_for(ask: Callable[[], Any], name: str, log: Log) -> Any:
     for tries in itertools.count():
         try:
             found = ask()
@@ -54,10 +54,10 @@ def _wait_for(ask: Callable[[], Any], name: str, say: Say) -> Any:
             if not is_unreachable(error):
                 raise
             if tries == 1:  # not for a connection that was merely stale
-                say(f"{name} is away ({_reason(error)}): waiting for it")
+                log(f"{name} is away ({_reason(error)}): waiting for it")
         else:
             if tries > 1:
-                say(f"{name} is back")
+                log(f"{name} is back")
             return found
         time.sleep(min(2.0 ** min(tries, 10) / 4, LONGEST_WAIT))
     raise AssertionError("unreachable")

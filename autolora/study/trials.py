@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autolora.evaluation.trial_folder import TrialFolder
 from autolora.study.definition import StudyDefinition
+from autolora.study.optuna_internals import trial_id_of
 from autolora.study.space import sampled_values
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -21,8 +22,8 @@ def keep_constraints(storage: BaseStorage, trial: Trial, constraints: dict[str, 
     `Trial.set_constraint` keeps what an interrupted worker wrote; this is the last word.
     """
     for name, broken_by in constraints.items():
-        storage.set_trial_system_attr(trial._trial_id, f"constraints:{name}", float(broken_by))
-    storage.set_trial_system_attr(trial._trial_id, "constraints", [float(v) for v in constraints.values()])
+        storage.set_trial_system_attr(trial_id_of(trial), f"constraints:{name}", float(broken_by))
+    storage.set_trial_system_attr(trial_id_of(trial), "constraints", [float(v) for v in constraints.values()])
 
 
 def load_trials(definition: StudyDefinition, study: optuna.Study) -> list[tuple[FrozenTrial, TrialFolder]]:

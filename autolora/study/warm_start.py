@@ -25,9 +25,10 @@ from autolora import config as cfg
 from autolora.errors import ConfigError, StudyError
 from autolora.evaluation.result import DIVERGED
 from autolora.study.definition import StudyDefinition, value_of
+from autolora.study.optuna_internals import storage_of
 from autolora.study.space import Value, sampled_values, suggest
 from autolora.study.storage import holds_study, load_study_from_folder, open_storage
-from autolora.study.storage_retry import Say
+from autolora.study.storage_retry import Log
 from autolora.study.trials import ORIGIN, WINNER
 
 Priors = Sequence[Sequence["Prior"]]  # by earlier study, the best first
@@ -51,21 +52,21 @@ class IncompatibleTrial(Exception):
     """Why a trial cannot be one of this study."""
 
 
-def gather_priors(definition: StudyDefinition, say: Say) -> list[list[Prior]]:
+def gather_priors(definition: StudyDefinition, log: Log) -> list[list[Prior]]:
     """The trials of the earlier studies that fit into this one's space, the best of each study first.
 
     Args:
-        plan: what starts; it names the earlier studies.
-        say: is told how many fit, and why the others do not.
+        definition: the new study; it names the earlier studies.
+        log: receives how many trials fit, and why the others do not.
 
     Raises:
         ConfigError: a name that is no study.
         StudyError: an earlier study has nothing to give, or nothing of any fits.
     """
     found, left_out = [], Counter[str]()
-    here = functools.cache(definition.config)
-    for name in definition.warm_start:
-        study, fitting, misfits = _open_earlier(name, definition, say), list[Prior](), Counter[str]()
+    here = definition.config
+    for name in definition.settings.warm_start:
+        study, fitting, misfits = _open_earlier(name, definition, log), list[Prior](), Counter[str]()
         there = _configs_of(study)
         for trial in _ranked(study, name):
             try:
@@ -73,12 +74,12 @@ def gather_priors(definition: StudyDefinition, say: Say) -> list[list[Prior]]:
             except IncompatibleTrial as reason:
                 misfits[str(reason)] += 1
         others = f"; left out: {_in_words(misfits)}" if misfits else ""
-        say(f"warm start from {name}: {len(fitting)} trials inform the search{others}")
+        log(f"warm start from {name}: {len(fitting)} trials inform the search{others}")
         found.append(fitting)
         left_out += misfits
-    if definition.warm_start and not any(found):
+    if definition.settings.warm_start and not any(found):
         raise StudyError(
-            f"warm_start: no trial of {', '.join(definition.warm_start)} fits into this study ({_in_words(left_out)}); "
+            f"warm_start: no trial of {', '.join(definition.settings.warm_start)} fits into this study ({_in_words(left_out)}); "
             "widen study.recipes, or leave warm_start out"
         )
     return found
@@ -88,13 +89,13 @@ def _in_words(misfits: Counter[str]) -> str:
     return ", ".join(f"{count} as {reason}" for reason, count in misfits.most_common())
 
 
-def _open_earlier(name: str, definition: StudyDefinition, say: Say) -> optuna.Study:
+def _open_earlier(name: str, definition: StudyDefinition, log: Log) -> optuna.Study:
     folder, study = Path(name).expanduser(), None
     if holds_study(folder):
         study = load_study_from_folder(folder)
-    elif definition.storage_argument:
+    elif definition.settings.storage:
         with suppress(KeyError):
-            study = optuna.load_study(study_name=name, storage=open_storage(definition.storage, say))
+            study = optuna.load_study(study_name=name, storage=open_storage(definition.storage, log))
     if study is None:
         raise ConfigError(
             f"warm_start={name} is no earlier study: give the folder of one (with a study.db or study.log), or the "
@@ -112,7 +113,7 @@ def _ranked(study: optuna.Study, name: str) -> list[FrozenTrial]:
         raise StudyError(f"warm_start={name} has no complete trial yet; run it longer")
     judged: dict[str, float] = {}
     with suppress(KeyError):
-        finals = optuna.load_study(study_name=f"{study.study_name}/finals", storage=study._storage)
+        finals = optuna.load_study(study_name=f"{study.study_name}/finals", storage=storage_of(study))
         for one in finals.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             uid, _, where = one.user_attrs["key"].partition("@")
             if "+" not in where:  # not its recipe at another training seed
@@ -169,12 +170,13 @@ def _known(config: DictConfig, recipe: str, key: str) -> Any:
         raise IncompatibleTrial(str(error)) from error
 
 
-def warm_start_trials(priors: Priors, definition: StudyDefinition, own: Mapping[str, Mapping[str, Any]]) -> list[Prior]:
-    """What is tried after the recipes as they are: the best of each earlier study, then the second, and so on.
+def warm_start_trials(priors: Priors, definition: StudyDefinition) -> list[Prior]:
+    """The trials that follow the baselines: the best of each earlier study, then the second of each, and so on.
 
-    As many as `study.n_finalists`, or one of each where these are more; none twice.
+    As many as `study.n_finalists`, or one of each study where these are more; none twice.
     """
-    known = [dict(values, recipe=recipe) for recipe, values in own.items()]
+    defaults = definition.default_values
+    known = [dict(values, recipe=recipe) for recipe, values in defaults.items()]
     chosen = []
     for prior in itertools.chain.from_iterable(itertools.zip_longest(*priors)):
         if prior is None or prior.objective <= DIVERGED:
@@ -182,7 +184,7 @@ def warm_start_trials(priors: Priors, definition: StudyDefinition, own: Mapping[
         if (values := dict(prior.values, recipe=prior.recipe)) not in known:
             known.append(values)
             chosen.append(prior)
-    most = min(max(definition.settings.n_finalists, len(priors)), definition.settings.budget.n_trials - len(own))
+    most = min(max(definition.settings.n_finalists, len(priors)), definition.settings.budget.n_trials - len(defaults))
     return chosen[: max(0, most)]
 
 

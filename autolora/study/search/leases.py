@@ -21,17 +21,18 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autolora.study.budget import WORKED
+from autolora.study.optuna_internals import trial_id_of
 from autolora.study.search.liveness import OWNER, this_machine
-from autolora.study.storage_retry import Say, is_unreachable
+from autolora.study.storage_retry import Log, is_unreachable
 
 
 class TrialLeases:
     """A worker's trials; as a context it keeps them alive, and hands back what is left at its end."""
 
     def __init__(
-        self, storage: BaseStorage, study_id: int, heartbeat: float, grace: float, say: Say, machine: str | None = None
+        self, storage: BaseStorage, study_id: int, heartbeat: float, grace: float, log: Log, machine: str | None = None
     ) -> None:
-        self.storage, self.study_id, self.say = storage, study_id, say
+        self.storage, self.study_id, self.log = storage, study_id, log
         self.heartbeat_interval, self.grace_period = heartbeat, grace
         self.machine = machine or this_machine()
         self.worker = f"{self.machine}/{os.getpid()}/{psutil.Process().create_time():.2f}"
@@ -49,19 +50,19 @@ class TrialLeases:
         direct: BaseStorage = getattr(self.storage, "behind", self.storage)  # no waiting: a stop must not hang
         for trial_id in list(self.held):
             try:
-                self._hand_back(direct, trial_id, self.worker)
+                self._release(direct, trial_id, self.worker)
             except Exception as reason:
                 if not is_unreachable(reason):
                     raise
-                self.say("the storage is away: the trial is taken over by another worker when it is back")
+                self.log("the storage is away: the trial is taken over by another worker when it is back")
 
     def acquire(self, trial: FrozenTrial) -> None:
         """Make a running trial this worker's."""
         now = round(time.time(), 1)
         worked = [*trial.user_attrs.get(WORKED, []), [now, now]]
-        self.storage.set_trial_user_attr(trial._trial_id, OWNER, self.worker)
-        self.storage.set_trial_user_attr(trial._trial_id, WORKED, worked)
-        self.held[trial._trial_id] = worked
+        self.storage.set_trial_user_attr(trial_id_of(trial), OWNER, self.worker)
+        self.storage.set_trial_user_attr(trial_id_of(trial), WORKED, worked)
+        self.held[trial_id_of(trial)] = worked
 
     def holds(self, trial_id: int) -> bool:
         """Whether a trial is still this worker's: it is not if it was silent for so long that another took it."""
@@ -82,18 +83,18 @@ class TrialLeases:
         self._note(self.storage, trial_id)
         self.forget(trial_id)
 
-    def hand_back(self, trial_id: int) -> None:
+    def release(self, trial_id: int) -> None:
         """Put this worker's trial back into the queue."""
-        self._hand_back(self.storage, trial_id, self.worker)
+        self._release(self.storage, trial_id, self.worker)
 
     def reclaim(self, running: Iterable[FrozenTrial]) -> list[int]:
         """Put the trials of dead workers back into the queue; returns their numbers."""
         found = []
         for trial in running:
             owner = str(trial.user_attrs.get(OWNER, ""))
-            if trial._trial_id not in self.held and (self._is_gone(owner) or self._is_silent(trial)):
-                self._hand_back(self.storage, trial._trial_id, owner)
-                self._seen.pop(trial._trial_id, None)
+            if trial_id_of(trial) not in self.held and (self._is_gone(owner) or self._is_silent(trial)):
+                self._release(self.storage, trial_id_of(trial), owner)
+                self._seen.pop(trial_id_of(trial), None)
                 found.append(trial.number)
         return found
 
@@ -113,13 +114,13 @@ class TrialLeases:
     def _is_silent(self, trial: FrozenTrial) -> bool:
         """Whether a trial's heartbeat has stood still for the grace time."""
         beat = (trial.user_attrs.get(OWNER), trial.user_attrs.get(WORKED))
-        before, since = self._seen.get(trial._trial_id, (None, 0.0))
+        before, since = self._seen.get(trial_id_of(trial), (None, 0.0))
         if before != beat:
             since = time.monotonic()
-            self._seen[trial._trial_id] = (beat, since)
+            self._seen[trial_id_of(trial)] = (beat, since)
         return time.monotonic() - since >= self.grace_period
 
-    def _hand_back(self, storage: BaseStorage, trial_id: int, owner: str) -> None:
+    def _release(self, storage: BaseStorage, trial_id: int, owner: str) -> None:
         """From RUNNING to WAITING, if still the owner's, whose name goes first: whoever has it next writes another."""
         self.forget(trial_id)
         frozen = storage.get_trial(trial_id)
@@ -145,4 +146,4 @@ class TrialLeases:
                         self._note(direct, trial_id)
                 except Exception as reason:
                     if not (is_unreachable(reason) or isinstance(reason, KeyError | UpdateFinishedTrialError)):
-                        self.say(f"a heartbeat failed: {reason}")
+                        self.log(f"a heartbeat failed: {reason}")

@@ -76,11 +76,11 @@ def local_workers(definition: StudyDefinition, count: int, bars: Bars) -> Iterat
 def worker_command(definition: StudyDefinition) -> list[str]:
     """The command line that joins a study from the same folder; its storage goes by the environment."""
     arguments = [argument for argument in definition.arguments if not argument.startswith("workers=")]
-    return [sys.executable, "-m", "autolora.cli", "worker", definition.study_name, *arguments]
+    return [sys.executable, "-m", "autolora.cli", "worker", definition.source, *arguments]
 
 
 def _start(definition: StudyDefinition, number: int, added: dict[str, str]) -> subprocess.Popen[bytes]:
-    storage = {"AUTOLORA_STORAGE": definition.storage_argument} if definition.storage_argument else {}
+    storage = {"AUTOLORA_STORAGE": definition.settings.storage} if definition.settings.storage else {}
     log = definition.folder / "workers" / f"{number}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:

@@ -9,9 +9,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autolora.progress import Bars
+from autolora.settings import StudySettings
 from autolora.study.budget import may_begin
+from autolora.study.optuna_internals import trial_id_of
 from autolora.study.search.leases import TrialLeases
-from autolora.study.settings import StudySettings
 
 
 class Queue:
@@ -51,20 +52,20 @@ class Queue:
         for frozen in sorted(waiting, key=lambda t: (not _begun(t), t.number)):
             if frozen.number < self.settings.budget.n_trials and (more or _begun(frozen)):
                 try:
-                    won = self.leases.storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
+                    won = self.leases.storage.set_trial_state_values(trial_id_of(frozen), TrialState.RUNNING)
                 except UpdateFinishedTrialError:
                     continue
                 if won:
-                    return self._claimed(frozen._trial_id)
+                    return self._claimed(trial_id_of(frozen))
         return None
 
     def _new(self) -> Trial | None:
         """A new one; None where another worker asked in the same moment and this one is one too many."""
         trial = self.study.ask()
         if trial.number < self.settings.budget.n_trials:
-            self.leases.acquire(self.leases.storage.get_trial(trial._trial_id))
+            self.leases.acquire(self.leases.storage.get_trial(trial_id_of(trial)))
             return trial
-        self.leases.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        self.leases.storage.set_trial_state_values(trial_id_of(trial), TrialState.WAITING)
         return None
 
     def _claimed(self, trial_id: int) -> Trial:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,13 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from autolora.study.optuna_internals import StudyWithPriors
+
 
 class PerTrialSeededTPE(BaseSampler):
     """TPE whose draws follow from the study's seed, the trial's number and the trials known by then.
 
-    No two workers draw the same startup trials, and a study that was stopped and continued draws what it would have.
+    No two workers draw the same startup trials, and a continued study draws the same values as an uninterrupted one.
     Priors are trials of earlier studies: known before the first trial, they count as older than it.
     """
 
@@ -32,7 +34,7 @@ class PerTrialSeededTPE(BaseSampler):
         return TPESampler(
             multivariate=True,
             group=True,
-            constant_liar=True,  # others are at work: stay away from where they are
+            constant_liar=True,  # do not sample near trials that other workers run
             n_startup_trials=self.n_startup_trials,
             seed=int(seed),
         )
@@ -43,36 +45,22 @@ class PerTrialSeededTPE(BaseSampler):
         return self._tpe
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """As TPE."""
+        """The parameters that are sampled together."""
         return self._of(trial).infer_relative_search_space(StudyWithPriors(study, self.priors), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """As TPE."""
+        """Sample the parameters of the relative search space."""
         return self._of(trial).sample_relative(StudyWithPriors(study, self.priors), trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """As TPE."""
+        """Sample one parameter that is not in the relative search space."""
         informed = StudyWithPriors(study, self.priors)
         return self._of(trial).sample_independent(informed, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """As TPE."""
+        """Pass on that a trial has ended."""
         self._of(trial).after_trial(study, trial, state, values)
-
-
-class StudyWithPriors(Study):
-    """A study as its sampler sees it: with the priors before its own trials."""
-
-    def __init__(self, study: Study, priors: Sequence[FrozenTrial]) -> None:
-        self.__dict__.update(vars(study))
-        self._priors = priors
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        wanted = [prior for prior in self._priors if states is None or prior.state in states]
-        return [*wanted, *super()._get_trials(deepcopy, states, use_cache)]

@@ -1,4 +1,4 @@
-"""A worker's sittings at a study: how many trials train at once, of which adapters, and what follows a failure."""
+"""A worker: how many trials train at once, which of them can, and what follows a failure."""
 
 from __future__ import annotations
 
@@ -8,53 +8,55 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 
-import optuna
-
 from autolora.errors import StorageError
 from autolora.evaluation.session import Session
 from autolora.evaluation.throughput import packed_speeds
 from autolora.progress import Bars
 from autolora.study.definition import StudyDefinition
+from autolora.study.optuna_internals import storage_of, study_id_of
+from autolora.study.running import RunningStudy
 from autolora.study.search.leases import TrialLeases
 from autolora.study.search.trial_runner import TrialRunner
 from autolora.train.loop import train
 
 
 def run_study(
-    definition: StudyDefinition,
-    study: optuna.Study,
-    session: Session,
-    bars: Bars,
+    running: RunningStudy,
     machine: str | None = None,
-    heard: Callable[[bool], None] = lambda ended: None,
+    on_checkpoint: Callable[[bool], None] = lambda trial_ended: None,
 ) -> None:
-    """Run trials until the study is done; what is interrupted goes back into the queue.
+    """Run trials until the study is done; an interrupted trial goes back into the queue.
 
     Args:
-        plan: what to run.
-        study: where trials come from, shared with any number of workers.
-        work: what every trial is trained and judged with.
-        bars: where progress is shown.
+        running: the study; any number of workers share it.
         machine: the name by which this worker's heartbeats are known; None: this machine's.
-        heard: is called after every checkpoint, with whether its trial ended.
+        on_checkpoint: is called after every checkpoint, with whether its trial ended.
 
     Raises:
         StorageError: a disk is full.
-        StudyError: trial after trial fails here.
+        StudyError: several trials in a row fail here.
     """
-    settings, packed = definition.settings, auto_batch_trials(definition, session, bars)
-    beat, grace = settings.heartbeat_interval, settings.grace_period
+    settings, study = running.definition.settings, running.study
+    packed = auto_batch_trials(running.definition, running.session, running.bars)
+    leases = TrialLeases(
+        storage_of(study),
+        study_id_of(study),
+        settings.heartbeat_interval,
+        settings.grace_period,
+        running.bars.log,
+        machine,
+    )
     slots = packed
-    with TrialLeases(study._storage, study._study_id, beat, grace, bars.log, machine) as leases:
+    with leases:
         while slots:
-            slots, packed = _sitting(definition, study, session, leases, bars, heard, slots, packed)
+            slots, packed = _run_trials(running, leases, on_checkpoint, slots, packed)
 
 
 def auto_batch_trials(definition: StudyDefinition, session: Session, bars: Bars) -> int:
-    """How many trials a worker trains at once, of those whose adapters share a set: `study.trials_per_device`.
+    """The number of trials that a worker trains at once where their adapters can share a set.
 
-    `auto` is the power of two that is fastest here, up to a fifth of the trials: the sampler learns nothing from those
-    that train beside the one it draws.
+    It is `study.trials_per_device`; `auto` is the power of two that is fastest here, up to a fifth of the trials, as the
+    sampler learns nothing from trials that train at the same time.
     """
     settings = definition.settings
     if not any(adapter.packs for adapter in session.context.adapter.adapters):
@@ -70,40 +72,33 @@ def auto_batch_trials(definition: StudyDefinition, session: Session, bars: Bars)
         return 1
     with bars.task("trying how many trials train fastest at once", None):
         rates = packed_speeds(packing, session.context, most)
-    if not rates:  # another recipe may: each says itself what it lacks
+    if not rates:  # this recipe does not fit; each trial tells itself what it lacks
         return 1
     best = max(rates, key=lambda count: rates[count])
     bars.log(f"{best} trials at once" + (f": {rates[best] / rates[1]:.1f} times as fast as one" if best > 1 else ""))
     return best
 
 
-def _sitting(
-    definition: StudyDefinition,
-    study: optuna.Study,
-    session: Session,
-    leases: TrialLeases,
-    bars: Bars,
-    heard: Callable[[bool], None],
-    slots: int,
-    packed: int,
+def _run_trials(
+    running: RunningStudy, leases: TrialLeases, on_checkpoint: Callable[[bool], None], slots: int, packed: int
 ) -> tuple[int, int]:
-    """Run trials, so many at once, until the study is over, they fail, or the next one wants another set.
+    """Run trials, `slots` at a time, until the study is over, they fail, or the next one needs another adapter set.
 
     Returns:
-        How many at once to go on with, 0 where the study is over; and how many of those whose adapters share a set.
+        The number of slots to go on with, 0 where the study is over; and the number of those that can share a set.
     """
+    session = running.session
     adapter = session.context.adapter
-    with adapter.widened(slots) if slots > 1 else nullcontext(adapter) as wide:
-        driver = TrialRunner(
-            definition, study, replace(session, context=replace(session.context, adapter=wide)), leases, bars, packed
-        )
+    with adapter.widened(slots) if slots > 1 else nullcontext(adapter) as widened:
+        wide_session = replace(session, context=replace(session.context, adapter=widened))
+        runner = TrialRunner(replace(running, session=wide_session), leases, packed)
         try:
-            while not driver.over:
+            while not runner.is_done:
                 try:
-                    for ready in train(driver.next_run, driver.session.context, driver.on_step):
+                    for ready in train(runner.next_job, wide_session.context, runner.on_step):
                         for slot in ready:
-                            driver.judge(slot)
-                            heard(slot.name not in driver.trials)
+                            runner.on_checkpoint(slot)
+                            on_checkpoint(slot.name not in runner.trials)
                 except StorageError:
                     raise
                 except Exception as error:
@@ -111,10 +106,10 @@ def _sitting(
                         raise StorageError(f"the disk is full ({error}); free some space and go on") from error
                     if not leases.held:
                         raise
-                    if fewer := driver.fail(error):
+                    if fewer := runner.on_failure(error):
                         return fewer, fewer
-                if driver.others:
+                if runner.needs_other_set:
                     return (1 if slots > 1 else packed), packed
         finally:
-            driver.close()
+            runner.close()
     return 0, packed
