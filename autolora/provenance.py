@@ -8,13 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
 CODE = (":(top)", ":(top,exclude)experiments/results")  # a figure does not change what it was measured with
 
 
 def provenance() -> dict[str, str]:
     """Command, commit (`+` where files were changed since), machine and library versions of the running process."""
+    import torch  # imported here because everything that reads a config imports this module
+
     changed = "+" if _git("status", "--porcelain", "-uno", "--", *CODE) else ""
     return {
         "command": " ".join([Path(sys.executable).stem, *sys.argv]),

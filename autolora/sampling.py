@@ -20,7 +20,8 @@ from autolora import stop
 from autolora.adapters.adapter_set import AdapterSet
 from autolora.adapters.base import AdaptedLayer
 from autolora.files import atomic_path
-from autolora.models.base import BaseModel, Context, RenderSettings, stack_contexts
+from autolora.models.base import BaseModel, Context, stack_contexts
+from autolora.models.settings import RenderSettings
 from autolora.train.batches import latent_shape
 
 Images = NDArray[np.uint8]  # (N, H, W, 3)
@@ -56,7 +57,7 @@ def render(
         ValueError: weights without an adapter, an attached one not given, or an adapter of several slots.
     """
     _check_adapter(model, shots, adapter)
-    side = settings.side(model)
+    side = settings.side(model.resolution)
     pictures = [np.zeros((0, side, side, 3), np.uint8)]
     batches = [shots[i : i + settings.batch_size] for i in range(0, len(shots), settings.batch_size)]
     trained = adapter if adapter is not None and adapter.touches_text_encoder else None
@@ -153,7 +154,7 @@ def _contexts(
 
 def _denoise(model: BaseModel, batch: Sequence[RenderRequest], context: Context, settings: RenderSettings) -> Tensor:
     """Latents of a batch from each shot's own noise, guided as in Ho and Salimans (2022)."""
-    shape = latent_shape(model, (settings.side(model),) * 2)
+    shape = latent_shape(model, (settings.side(model.resolution),) * 2)
     sampler = model.sampler(settings.scheduler, settings.num_inference_steps, shape)
     # Each drawn alone and on the CPU: the same on every device, in every batch and in diffusers.
     sources = [torch.Generator().manual_seed(shot.seed) for shot in batch]
@@ -193,7 +194,7 @@ class BaseRenders:
         # Keys that begin with "_" are bookkeeping of diffusers, and differ between processes.
         plain = model.sampler(settings.scheduler)
         sampler = {key: str(value) for key, value in plain.config.items() if not key.startswith("_")}
-        self.side = settings.side(model)
+        self.side = settings.side(model.resolution)
         recipe = [
             model.base_hash,
             self.side,

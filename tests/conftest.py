@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from autolora.models import FlowModel, StableDiffusion
+from autolora.models.flow import FlowModel
+from autolora.models.stable_diffusion import StableDiffusion
 from tests import tiny, tiny_flow
 
 

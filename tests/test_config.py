@@ -11,11 +11,11 @@ from autolora.adapters.base import TARGETS, Adapter
 from autolora.adapters.lora import DyLoRA, LoRA
 from autolora.adapters.peft_adapters import IA3, LoHa, LoKr
 from autolora.errors import ConfigError
-from autolora.models import FAMILIES
+from autolora.models.load import FAMILIES
 from autolora.optim.optimizers import AdamW, Optimizer, Prodigy
 from autolora.optim.schedules import AnnealedCosine, CosineRestarts, Schedule
+from autolora.settings import study_settings
 from autolora.study.definition import define_study
-from autolora.study.settings import study_settings
 
 STUDIES = sorted(p.stem for p in (config.ROOT / "studies").glob("*.yaml"))
 RECIPES = sorted(p.stem for p in (config.ROOT / "conf" / "recipe").glob("*.yaml"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import autolora
-from autolora.models import FAMILIES
+from autolora.models.load import FAMILIES
 
 LAYERS = [
     ("errors", "files", "progress", "provenance", "stop"),

@@ -17,7 +17,9 @@ from torch import Tensor
 from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.lora import LoRA
 from autolora.errors import ConfigError
-from autolora.models import Context, RenderSettings, StableDiffusion
+from autolora.models.base import Context
+from autolora.models.settings import RenderSettings
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.sampling import BaseRenders, Images, RenderRequest, render
 from tests import tiny
 
@@ -227,7 +229,8 @@ def test_probes_may_be_smaller_than_what_is_trained_on(tiny_model: StableDiffusi
     first = BaseRenders(tiny_model, small, tmp_path).render([("1girl", 0)])
     assert BaseRenders(tiny_model, SETTINGS, tmp_path).render([("1girl", 0)]).shape[1] == tiny_model.resolution
     assert apart(BaseRenders(tiny_model, small, tmp_path).render([("1girl", 0)]), first) == 0  # its own file, read back
-    assert dataclasses.replace(SETTINGS, size=2 * tiny_model.resolution).side(tiny_model) == tiny_model.resolution
+    larger = dataclasses.replace(SETTINGS, size=2 * tiny_model.resolution)
+    assert larger.side(tiny_model.resolution) == tiny_model.resolution
 
 
 def test_base_renders_are_read_back(

@@ -19,7 +19,9 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from autolora.models import ModelSettings, RenderSettings, StableDiffusion, load_model
+from autolora.models.load import load_model
+from autolora.models.settings import ModelSettings, RenderSettings
+from autolora.models.stable_diffusion import StableDiffusion
 
 RESOLUTION = 32  # pixels; latents are 4 channels of 8 x 8
 TOKENS = 77

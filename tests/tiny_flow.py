@@ -18,7 +18,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from autolora.models import ModelSettings, RenderSettings, load_model
+from autolora.models.load import load_model
+from autolora.models.settings import ModelSettings, RenderSettings
 from tests import tiny
 
 D: Any = diffusers  # untyped libraries are called through Any

@@ -21,7 +21,7 @@ from autolora.export.resize import Resizer, unit_of, write_resized
 from autolora.export.verify import verify_deltas
 from autolora.export.write import DTYPES
 from autolora.files import atomic_files, write_atomic
-from autolora.models import load_model
+from autolora.models.load import load_model
 from autolora.progress import Bars
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.scorecard import Scorecard

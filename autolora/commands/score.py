@@ -22,7 +22,7 @@ from autolora.errors import ConfigError, ExportError, Unmeasurable
 from autolora.evaluation.samples import labelled
 from autolora.evaluation.session import final_scorer, open_session
 from autolora.files import atomic_path, finished, write_atomic
-from autolora.models import load_model
+from autolora.models.load import load_model
 from autolora.prepare.regularization import suggest_regularization
 from autolora.progress import Bars
 from autolora.sampling import Images
@@ -49,7 +49,7 @@ class Scored:
     @property
     def remedy(self) -> str:
         """What may help against its gravest fault."""
-        return remedy(self.card.constraints, [suggest_regularization(self.card.bleed_by_prompt).words])
+        return remedy(self.card.constraints, [suggest_regularization(self.card.bleed_by_prompt).summary])
 
     def as_dict(self) -> dict[str, Any]:
         """The schema of `result.json`'s `best`."""

@@ -11,8 +11,8 @@ from rich.table import Table
 from autolora import config as cfg
 from autolora.commands.output import Output
 from autolora.errors import ExportError
-from autolora.export.compatibility import CompatibilityResult, readings
-from autolora.models import load_model
+from autolora.export.compatibility import CompatibilityResult, check_compatibility
+from autolora.models.load import load_model
 
 
 def verify_file(config: DictConfig) -> int:
@@ -24,7 +24,7 @@ def verify_file(config: DictConfig) -> int:
     output, path = Output.of(config), Path(str(config.verify)).expanduser()
     model = load_model(cfg.model_settings(config))
     with output.bars() as bars, bars.task(f"reading {path.name}", None) as advance:
-        layers, found = readings(path, model, advance)
+        layers, found = check_compatibility(path, model, advance)
     read_by = {one.program: one.verdict for one in found}
     output.last(lambda: print_readings(path, layers, model.name, found), {"file": path, "read_by": read_by})
     wrong = [one for one in found if one.differs]

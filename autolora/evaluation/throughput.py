@@ -9,7 +9,8 @@ import psutil
 import torch
 
 from autolora.errors import MemoryFull
-from autolora.models.base import BaseModel, RenderSettings
+from autolora.models.base import BaseModel
+from autolora.models.settings import RenderSettings
 from autolora.sampling import RenderRequest, render
 from autolora.train.loop import Job, TrainingContext, TrainingSlot, train_step
 from autolora.train.run import Run

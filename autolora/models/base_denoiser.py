@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from autolora.errors import ConfigError
-from autolora.models.base import DTYPES, ModelSettings
+from autolora.models.base import DTYPES
 from autolora.models.offload import OffloadManager, offloads
+from autolora.models.settings import ModelSettings
 
 TILE_PX = 512  # decoding 1024 px in one piece takes 4 GB, as much as what denoises
 

@@ -13,11 +13,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from autolora.errors import ConfigError
-from autolora.models.base import Context, ModelSettings
+from autolora.models.base import Context
 from autolora.models.base_denoiser import FrozenBaseModel, check_sides
 from autolora.models.flow_parts import FlowParts, check_sampler
 from autolora.models.folders import ENCODERS
 from autolora.models.library_logging import silence_libraries
+from autolora.models.settings import ModelSettings
 
 PATCH = 2  # latent cells on a side of one of the transformer's tokens
 

@@ -11,11 +11,12 @@ import torch
 import transformers
 
 from autolora.errors import ConfigError
-from autolora.models.base import DTYPES, ModelSettings
+from autolora.models.base import DTYPES
 from autolora.models.folders import ENCODERS, NAMES, folder_hash
 from autolora.models.library_logging import silence_libraries
 from autolora.models.parts import CPU, load_part, placed
 from autolora.models.pipelines import PIPELINES
+from autolora.models.settings import ModelSettings
 
 _DIFFUSERS: Any = diffusers  # untyped libraries are called through Any
 _TRANSFORMERS: Any = transformers

@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autolora.errors import ConfigError
-from autolora.models.base import Context, ModelSettings
+from autolora.models.base import Context
 from autolora.models.flow import PATCH, FlowModel
 from autolora.models.flow_parts import FlowParts
+from autolora.models.settings import ModelSettings
 
 T5_TOKENS = 512
 

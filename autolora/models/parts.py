@@ -15,12 +15,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from autolora.errors import ModelError
-from autolora.models.base import DTYPES, ModelSettings
+from autolora.models.base import DTYPES
 from autolora.models.configs import CONFIGS
 from autolora.models.folders import AGAIN, ENCODERS, file_hash, folder_hash, weight_files
 from autolora.models.library_logging import silence_libraries
 from autolora.models.pipelines import open_pipeline
 from autolora.models.quantized import quantize
+from autolora.models.settings import ModelSettings
 from autolora.models.single_files import recognise_file
 
 CPU = torch.device("cpu")

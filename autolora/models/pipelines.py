@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers import CLIPTextConfig
 
 from autolora.errors import ExportError
-from autolora.models.base import BaseModel, RenderSettings
+from autolora.models.base import BaseModel
 from autolora.models.configs import CONFIGS, PAD_TOKENS, SCHEDULER, clip_tokenizer
 from autolora.models.folders import ENCODERS, NAMES, TRANSFORMERS, denoiser_of, read_json, weight_files
 from autolora.models.library_logging import silence_libraries
+from autolora.models.settings import RenderSettings
 
 _DIFFUSERS: Any = diffusers  # untyped libraries are called through Any
 PIPELINES = {

@@ -11,10 +11,11 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from torch import Tensor, nn
 
 from autolora.errors import ConfigError, ModelError
-from autolora.models.base import MOST_CHUNKS, PREDICTION_TYPES, Context, ModelSettings, stack_contexts
+from autolora.models.base import MOST_CHUNKS, Context, stack_contexts
 from autolora.models.base_denoiser import FrozenBaseModel, check_sides
 from autolora.models.parts import Parts
 from autolora.models.prompts import prompt_windows
+from autolora.models.settings import PREDICTION_TYPES, ModelSettings
 
 _SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {  # untyped libraries are called through Any
     "ddim": (DDIMScheduler, {}),

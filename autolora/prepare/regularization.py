@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset, strip_triggers
 from autolora.data.sources import Picture
-from autolora.models.base import ModelSettings
+from autolora.models.settings import ModelSettings
 from autolora.sampling import BaseRenders
 from autolora.scoring.probes import trigger_words
 
@@ -57,7 +57,7 @@ def class_pictures(
     for prompt, seed in shots:
         path = renders.path(prompt, seed)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        found[digest] = Picture(path, prompt, "", side, side, digest, frame=(side, side))
+        found[digest] = Picture(path, prompt, "", side, side, digest, bucket=(side, side))
     return tuple(found.values())
 
 
@@ -70,7 +70,7 @@ class Regularization:
     prompts: tuple[str, ...]
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """What to do, with the settings that do it."""
         of = ", ".join(f"`{prompt}`" for prompt in self.prompts)
         return (

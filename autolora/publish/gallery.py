@@ -17,7 +17,7 @@ from autolora.adapters.base import State
 from autolora.evaluation.samples import Sample, read_samples, sample_probes, write_samples
 from autolora.evaluation.session import Session
 from autolora.evaluation.trial_folder import TrialFolder
-from autolora.models.base import RenderSettings
+from autolora.models.settings import RenderSettings
 from autolora.progress import Bars
 from autolora.report import schema as content
 from autolora.report.schema import Column, Gallery, OutfitMatrix, Pair

@@ -24,11 +24,11 @@ def cross_bleed(rendered: Sequence[Array], real: Sequence[Array], draws: int, se
         max over i != j of P(shows j | asked i) in renders minus the same in held-out pictures, with its draws.
     """
     gaps, spreads = [], []
-    for i, (asked, held_out) in enumerate(zip(rendered, real, strict=True)):
+    for i, (asked, validation) in enumerate(zip(rendered, real, strict=True)):
         for j in range(len(rendered)):
             if i != j:
                 shown = _shown(asked, j)
-                mistaken = float(_shown(held_out, j).mean())
+                mistaken = float(_shown(validation, j).mean())
                 gaps.append(float(shown.mean()) - mistaken)
                 spreads.append(bootstrap_means(shown, draws, seed) - mistaken)
     worst = int(np.argmax(gaps))

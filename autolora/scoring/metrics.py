@@ -181,4 +181,4 @@ def outfit_matrix(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings]) -> tupl
         return np.stack([one.passes(seen) for one in concepts], axis=-1)
 
     asked = [[passes(rows[p]) for p in scorer.of("trigger", concept=concept.name)] for concept in concepts]
-    return [np.stack(own) for own in asked], [passes(one.held_out) for one in concepts]
+    return [np.stack(own) for own in asked], [passes(one.validation) for one in concepts]

@@ -79,8 +79,8 @@ def _prompts(dataset: Dataset, settings: ScoringSettings) -> Iterator[tuple[str,
         yield "trigger", concept.name, join_tags(words)
         for context in settings.trigger_prompts:
             yield "trigger", concept.name, join_tags([*words, *split_tags(context)])
-        held_out = [picture for picture in dataset.held_out if picture.concept == concept.name]
-        for picture in held_out[:2]:
+        validation = [picture for picture in dataset.validation if picture.concept == concept.name]
+        for picture in validation[:2]:
             yield "trigger", concept.name, picture.caption
             yield "visible", concept.name, strip_triggers(picture.caption, dataset)
     asked = [dataset.class_word, dataset.trigger]

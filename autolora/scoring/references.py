@@ -29,7 +29,7 @@ class ReferenceImages:
 
     trigger: str
     training: dict[str, Images]  # by concept
-    held_out: dict[str, Images]  # by concept
+    validation: dict[str, Images]  # by concept
     contrast: Images  # by the base model
 
     @property
@@ -83,7 +83,7 @@ class Reference:
     name: str
     cuts: tuple[SoftThreshold, ...]  # the character's first
     real: Array  # (n,) how surely the user's own pictures pass, each judged by margins fitted without it
-    held_out: Embeddings
+    validation: Embeddings
 
     def passes(self, seen: Embeddings) -> Array:
         """N pictures -> (N,) from 0, surely no picture of it, to 1."""
@@ -112,8 +112,8 @@ def fit_references(material: ReferenceImages, encoder: Encoder, bootstrap: int) 
             anything.
     """
     training = {name: encoder.views(pictures) for name, pictures in material.training.items()}
-    held_out = {name: encoder.views(pictures) for name, pictures in material.held_out.items()}
-    contrast, every, kept = encoder.views(material.contrast), joined(training.values()), joined(held_out.values())
+    validation = {name: encoder.views(pictures) for name, pictures in material.validation.items()}
+    contrast, every, kept = encoder.views(material.contrast), joined(training.values()), joined(validation.values())
     details = _tell_apart(every.details, kept.details, contrast.details)
     whole = _tell_apart(every.whole, kept.whole, contrast.whole)
     cut, wide = details.cut("details", DEVIATIONS, STEP), whole.cut("whole", BLEED_DEVIATIONS)
@@ -128,7 +128,7 @@ def fit_references(material: ReferenceImages, encoder: Encoder, bootstrap: int) 
         )
     concepts, alike, start = [], [], 0
     for name, own in training.items():
-        kept, cuts, count = held_out[name], [cut], len(own.details)
+        kept, cuts, count = validation[name], [cut], len(own.details)
         real = cut.at(np.concatenate([details.known[start : start + count], cut.margin(kept.details)]))
         start += count
         for other, siblings in training.items():
@@ -159,10 +159,10 @@ class _Apart:
         return SoftThreshold(view, self.margin, centre - max(deviations * spread, step), max(spread, step))
 
 
-def _tell_apart(training: Array, held_out: Array, contrast: Array) -> _Apart:
+def _tell_apart(training: Array, validation: Array, contrast: Array) -> _Apart:
     unseen, auc = cross_fit(training, contrast)
     margin = fit_margin(training, contrast)
-    return _Apart(margin, np.concatenate([unseen, margin(held_out)]), float(margin(contrast).mean()), auc)
+    return _Apart(margin, np.concatenate([unseen, margin(validation)]), float(margin(contrast).mean()), auc)
 
 
 def _between(own: Array, siblings: Array) -> tuple[SoftThreshold, Array] | None:
@@ -185,7 +185,7 @@ def decode(model: BaseModel, latents: LatentCache, pictures: Sequence[Picture], 
     They are cropped to the model's own square whatever frame they are trained at, then resized to the renders' side:
     those are square too, and fine detail is told by it.
     """
-    pictures = [replace(picture, frame=None) for picture in pictures]
+    pictures = [replace(picture, bucket=None) for picture in pictures]
     found: list[Images] = []
     for start in range(0, len(pictures), 16):
         pixels = model.decode_latents(latents.latents(pictures[start : start + 16]))

@@ -11,7 +11,8 @@ import numpy as np
 from autolora.adapters.adapter_set import AdapterSet
 from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset, strip_triggers
-from autolora.models.base import BaseModel, RenderSettings
+from autolora.models.base import BaseModel
+from autolora.models.settings import RenderSettings
 from autolora.sampling import BaseRenders, Images
 from autolora.scoring.encoders import Embeddings, Encoder
 from autolora.scoring.intervals import Array
@@ -76,8 +77,8 @@ def build_scorer(
     material = ReferenceImages(
         trigger=dataset.trigger,
         training={c.name: decode(model, latents, c.pictures, renders.side) for c in dataset.concepts},
-        held_out={
-            c.name: decode(model, latents, [p for p in dataset.held_out if p.concept == c.name], renders.side)
+        validation={
+            c.name: decode(model, latents, [p for p in dataset.validation if p.concept == c.name], renders.side)
             for c in dataset.concepts
         },
         contrast=renders.render(negative_requests(dataset, settings), advance),

@@ -21,8 +21,8 @@ import open_clip
 import torch
 
 from autolora import config as cfg
-from autolora.models.base import RenderSettings
 from autolora.models.meta_device import META
+from autolora.models.settings import RenderSettings
 from autolora.optim.optimizers import OPTIMIZERS
 from autolora.optim.schedules import Constant
 from autolora.preflight.memory import DRIVER, GB, describe_memory, encoder_bytes, largest, memory_need

@@ -36,10 +36,12 @@ from autolora.export.metadata import ExportFacts
 from autolora.export.verify import verify_deltas
 from autolora.export.write import export_lora
 from autolora.files import write_atomic
-from autolora.models import FAMILIES, ModelSettings, RenderSettings, StableDiffusion
 from autolora.models.base import DTYPES
 from autolora.models.configs import CONFIGS, PAD_TOKENS, SCHEDULER, clip_tokenizer
+from autolora.models.load import FAMILIES
 from autolora.models.parts import Parts, freeze
+from autolora.models.settings import ModelSettings, RenderSettings
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.optim.optimizers import OPTIMIZERS
 from autolora.optim.schedules import Constant
 from autolora.provenance import provenance
@@ -189,7 +191,7 @@ def trained(
         state = checkpoint.load(folder / "latest.pt", run).state
         card = ExportFacts("1girl, mona", 1.0, "full size", done.step)
         began = time.perf_counter()
-        exported = export_lora(state, run, dataset, model, folder, case.adapter, card=card)
+        exported = export_lora(state, run, dataset, model, folder, case.adapter, facts=card)
         found |= {"export_seconds": time.perf_counter() - began, "megabytes": exported.size / 1e6}
         if not (args.prove_all or is_plain(state)):
             return found

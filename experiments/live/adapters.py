@@ -30,8 +30,8 @@ from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.errors import StudyError
 from autolora.export.metadata import ExportFacts
 from autolora.export.write import export_lora
-from autolora.models import load_model
 from autolora.models.base import BaseModel
+from autolora.models.load import load_model
 from autolora.paperdoll.world import write_dataset
 from autolora.train.run import Run
 from experiments.common.judge import valued
@@ -92,7 +92,7 @@ def train_guide(kind: str, folder: Path, out: Path, model: BaseModel) -> Made:
         raise StudyError(f"the guide's {kind} diverged at step {last.step}")
     dataset = load_dataset(DatasetSettings(path=str(folder)))
     card = ExportFacts(dataset.trigger, 1.0, "", last.step)
-    exported = export_lora(last.state, run, dataset, model, out / f"guide-{kind}-{folder.name}", kind, card=card)
+    exported = export_lora(last.state, run, dataset, model, out / f"guide-{kind}-{folder.name}", kind, facts=card)
     return Made(last.state, run.name, last.step, last.seconds, exported.size)
 
 

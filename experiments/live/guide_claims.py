@@ -24,8 +24,8 @@ from autolora import config as cfg
 from autolora.adapters.adapter_set import attach
 from autolora.data.concepts import load_dataset, with_buckets
 from autolora.files import write_atomic
-from autolora.models import load_model
 from autolora.models.base import BaseModel
+from autolora.models.load import load_model
 from autolora.paperdoll.look import novel_character
 from autolora.paperdoll.world import write_dataset
 from autolora.scoring.failure_metrics import burn_features
@@ -180,7 +180,7 @@ def train_arm(name: str, seed: int, out: Path, model: BaseModel) -> None:
         told = {"step": float(checkpoint.step), "diverged": float(checkpoint.diverged)}
         curve.append(told | figures(judge, dataset.trigger))
     adapter.detach()
-    frames = len({picture.frame for picture in dataset.pictures})
+    frames = len({picture.bucket for picture in dataset.pictures})
     keep(RESULTS / "bakes", key, {"character": seed, "arm": name, "frames": frames, "curve": curve})
     print(key, curve[-1], flush=True)
 

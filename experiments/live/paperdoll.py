@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 from scipy.stats import entropy
 
-from autolora.models import load_model
-from autolora.models.base import BaseModel, ModelSettings, RenderSettings
+from autolora.models.base import BaseModel
+from autolora.models.load import load_model
+from autolora.models.settings import ModelSettings, RenderSettings
 from autolora.paperdoll.attribute_classifier import AttributeClassifier
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.look import GROUPS, Look, character_look, novel_character, parse_prompt, sample_values

@@ -26,8 +26,8 @@ from autolora.cli import main as autolora
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.errors import StudyError
 from autolora.files import write_atomic
-from autolora.models import load_model
 from autolora.models.base import BaseModel
+from autolora.models.load import load_model
 from autolora.paperdoll.world import write_dataset
 from autolora.study.budget import STEP
 from autolora.study.definition import define_study

@@ -30,8 +30,8 @@ from autolora.adapters.lora import LoRA
 from autolora.adapters.read import read_lora
 from autolora.cli import main as autolora
 from autolora.data.concepts import DatasetSettings, load_dataset
-from autolora.models import load_model
 from autolora.models.base import BaseModel
+from autolora.models.load import load_model
 from autolora.paperdoll.attribute_classifier import AttributeClassifier
 from autolora.paperdoll.look import Character, novel_character
 from autolora.paperdoll.world import write_dataset

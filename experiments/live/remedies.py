@@ -26,8 +26,8 @@ from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.data.captions import replace_tag
 from autolora.data.concepts import Dataset, load_dataset, with_captions
 from autolora.files import write_atomic
-from autolora.models import load_model
 from autolora.models.base import BaseModel
+from autolora.models.load import load_model
 from autolora.paperdoll.attribute_classifier import AttributeClassifier
 from autolora.paperdoll.look import Character, known_cast, novel_character
 from autolora.paperdoll.world import write_dataset

@@ -32,7 +32,7 @@ from autolora import config as cfg
 from autolora.adapters.lora import LoRA
 from autolora.evaluation.session import Session, open_session
 from autolora.files import atomic_path, write_atomic
-from autolora.models.base import RenderSettings
+from autolora.models.settings import RenderSettings
 from autolora.paperdoll.attribute_classifier import AttributeClassifier
 from autolora.paperdoll.look import Character, novel_character, parse_prompt
 from autolora.paperdoll.weights import VERSION, weights_hash

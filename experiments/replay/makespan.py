@@ -34,7 +34,7 @@ from autolora.evaluation.result import CheckpointResult, with_scorecard
 from autolora.evaluation.session import REPEATS
 from autolora.evaluation.throughput import measure_speed, packed_speeds
 from autolora.files import write_atomic
-from autolora.models import load_model
+from autolora.models.load import load_model
 from autolora.progress import Bars
 from autolora.provenance import provenance
 from autolora.scoring.intervals import Array

@@ -26,8 +26,8 @@ import torch
 from torch import multiprocessing
 
 from autolora.files import write_atomic
-from autolora.models import load_model
-from autolora.models.base import ModelSettings
+from autolora.models.load import load_model
+from autolora.models.settings import ModelSettings
 from autolora.provenance import provenance
 from experiments.full_size.models import MODELS, random_model
 from experiments.speed.loops import Inputs, Steps, our_loop, plain_loop, stored

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from autolora.data.sources import load_pixels
-from autolora.models import load_model
-from autolora.models.base import BaseModel, Context, ModelSettings
+from autolora.models.base import BaseModel, Context
+from autolora.models.load import load_model
+from autolora.models.settings import ModelSettings
 from autolora.provenance import provenance
 from experiments.speed.loops import Inputs, our_loop, plain_loop, quickstart, stored
 

@@ -15,7 +15,7 @@ from autolora.adapters.deltas import change, parts_by_layer
 from autolora.adapters.lora import DyLoRA, LoRA, cut
 from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
 from autolora.errors import ConfigError
-from autolora.models import StableDiffusion
+from autolora.models.stable_diffusion import StableDiffusion
 
 WITH_CONV = ("attention", "feed_forward", "projections", "conv")
 KINDS: dict[str, LoRA | DyLoRA] = {

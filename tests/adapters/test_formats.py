@@ -12,7 +12,7 @@ from autolora.adapters.base import State
 from autolora.adapters.formats import delta, from_kohya, kohya_name, layer_paths, layer_shapes, scaled, to_kohya
 from autolora.adapters.lora import LoRA
 from autolora.errors import ExportError
-from autolora.models import StableDiffusion
+from autolora.models.stable_diffusion import StableDiffusion
 from tests.export.world import random_state
 
 SPEC = LoRA(dim=4, alpha=3.0, text_encoder=True)

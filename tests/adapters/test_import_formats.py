@@ -18,7 +18,7 @@ from autolora.adapters.deltas import change
 from autolora.adapters.formats import delta, kohya_name, layer_paths, layer_weights
 from autolora.adapters.read import lora_of, read_lora
 from autolora.errors import ExportError
-from autolora.models import StableDiffusion
+from autolora.models.stable_diffusion import StableDiffusion
 
 KEPT = {LoHaConfig: ("hada", "alpha"), LoKrConfig: ("lokr", "alpha")}
 TARGETS = ["to_q", "to_out.0", "proj_in", "ff.net.2"]

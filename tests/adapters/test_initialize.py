@@ -18,7 +18,7 @@ from autolora.adapters.lora import DyLoRA, LoRA, cut
 from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
 from autolora.adapters.read import read_lora
 from autolora.errors import ConfigError
-from autolora.models import StableDiffusion
+from autolora.models.stable_diffusion import StableDiffusion
 from tests.adapters.test_contract import KINDS, WITH_CONV
 from tests.export.test_kinds import export, trained
 

@@ -14,7 +14,8 @@ from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.base import LINEAR, TARGETS
 from autolora.adapters.lora import LoRA
 from autolora.errors import ConfigError
-from autolora.models import Context, StableDiffusion
+from autolora.models.base import Context
+from autolora.models.stable_diffusion import StableDiffusion
 
 SPEC = LoRA(dim=4, alpha=2)
 

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from autolora import config as cfg
 from autolora.commands.launch import own_gpu, worker_command
 from autolora.config import ROOT
-from autolora.models import load_model
+from autolora.models.load import load_model
 from autolora.paperdoll.world import write_dataset
 from autolora.study.definition import define_study
 from autolora.study.lifecycle import identity, open_study

@@ -16,8 +16,8 @@ from autolora.commands import resize as resize_file
 from autolora.commands.resize import Resized
 from autolora.config import build_run, compose
 from autolora.export.write import in_dtype
-from autolora.models import load_model
-from autolora.models.base import ModelSettings
+from autolora.models.load import load_model
+from autolora.models.settings import ModelSettings
 from autolora.scoring.intervals import Estimate
 from autolora.train.init_from_lora import starting_state
 from tests.study.search.test_tune import SMALL

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from autolora.cli import main
-from autolora.models import FAMILIES
+from autolora.models.load import FAMILIES
 from autolora.paperdoll.world import write_dataset
 from tests import tiny, tiny_flow
 from tests.original import both_forms

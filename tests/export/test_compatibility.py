@@ -17,10 +17,10 @@ from autolora.adapters.formats import delta, layer_weights, layers_of
 from autolora.adapters.read import read_lora
 from autolora.cli import main
 from autolora.export import key_names as naming
-from autolora.export.compatibility import CompatibilityResult, readings
-from autolora.export.peft_reader import by_peft
-from autolora.export.readers import CONSUMERS
-from autolora.models import StableDiffusion
+from autolora.export.compatibility import CompatibilityResult, check_compatibility
+from autolora.export.readers import PROGRAMS
+from autolora.export.readers.peft import peft_reader
+from autolora.models.stable_diffusion import StableDiffusion
 from tests.adapters.test_contract import KINDS
 from tests.adapters.test_import_formats import trained as peft_trained
 from tests.export.test_kinds import export, trained
@@ -37,14 +37,14 @@ READ = {
 
 
 def by_program(found: list[CompatibilityResult]) -> dict[str, CompatibilityResult]:
-    assert [one.program for one in found] == [*CONSUMERS, "diffusers"]
+    assert [one.program for one in found] == [*PROGRAMS, "diffusers"]
     return {one.program: one for one in found}
 
 
 @pytest.mark.parametrize("kind", READ)
 def test_each_kind_is_read_by_whom_it_is_for(kind: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
     state, changes = trained(tiny_model, kind)
-    layers, found = readings(export(tiny_model, kind, state, tmp_path), tiny_model)
+    layers, found = check_compatibility(export(tiny_model, kind, state, tmp_path), tiny_model)
     seen = by_program(found)
     assert layers == len(changes)
     assert {program for program, one in seen.items() if one.alike} == READ[kind]
@@ -58,7 +58,7 @@ def test_sdxl_in_either_style_of_names(tiny_xl: StableDiffusion, tmp_path: Path)
     """kohya's are the original UNet's; some programs write diffusers' below the same prefix."""
     state, _ = trained(tiny_xl, "lora")
     path = export(tiny_xl, "lora", state, tmp_path)
-    assert all(one.alike for one in by_program(readings(path, tiny_xl)[1]).values())
+    assert all(one.alike for one in by_program(check_compatibility(path, tiny_xl)[1]).values())
     other = {
         f"lora_{layer.replace('.', '_')}.{part}": tensor.contiguous()
         for layer, parts in parts_by_layer(state).items()
@@ -66,7 +66,7 @@ def test_sdxl_in_either_style_of_names(tiny_xl: StableDiffusion, tmp_path: Path)
         for part, tensor in parts.items()
     }
     save_file(other, tmp_path / "other.safetensors")
-    layers, found = readings(tmp_path / "other.safetensors", tiny_xl)
+    layers, found = check_compatibility(tmp_path / "other.safetensors", tiny_xl)
     assert layers == len(other) // 3
     assert all(one.alike for one in found if one.program != "diffusers")
 
@@ -79,7 +79,7 @@ def test_a_file_in_diffusers_names_is_diffusers_own(tiny_model: StableDiffusion,
         if "lora_" in key
     }
     StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
-    _, found = readings(tmp_path / "pytorch_lora_weights.safetensors", tiny_model)
+    _, found = check_compatibility(tmp_path / "pytorch_lora_weights.safetensors", tiny_model)
     assert [one.program for one in found if one.alike] == ["diffusers"]
     assert all("names" in one.unread for one in found if not one.alike)
 
@@ -101,7 +101,7 @@ def test_a_file_of_pefts_own_is_read_by_peft(
 ) -> None:
     peft_trained(tiny_model, config)[0].save_pretrained(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
-    _, found = readings(path, tiny_model)
+    _, found = check_compatibility(path, tiny_model)
     assert [one.program for one in found if one.alike] == ["peft"]
     assert main(command(path, tiny_model_dir)) == 0
     assert "as it is" in capsys.readouterr().out.splitlines()[-1]
@@ -109,7 +109,7 @@ def test_a_file_of_pefts_own_is_read_by_peft(
     name = "lora_alpha" if isinstance(config, LoraConfig) else "alpha"
     read = read_lora(path, tiny_model)
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {name: 3, "alpha_pattern": {}}))
-    other = by_peft(load_file(path), path, layers_of(tiny_model.modules))
+    other = peft_reader(load_file(path), path, layers_of(tiny_model.modules))
     layer = next(iter(parts_by_layer(read)))
     weight = layer_weights(tiny_model.modules)[layer]
     assert not torch.allclose(other(layer, weight), delta(read, layer, weight), rtol=0.01)  # it is peft that says
@@ -119,7 +119,7 @@ def test_a_layer_that_pefts_own_settings_leave_out_is_told(tiny_model: StableDif
     peft_trained(tiny_model, LoraConfig(r=4, target_modules=PEFT_TARGETS))[0].save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"target_modules": ["to_q", "proj_in"]}))
-    (peft,) = [one for one in readings(tmp_path / "adapter_model.safetensors", tiny_model)[1] if one.program == "peft"]
+    (peft,) = [one for one in check_compatibility(tmp_path / "adapter_model.safetensors", tiny_model)[1] if one.program == "peft"]
     assert "Target modules" in peft.unread and "(unet." in peft.unread
 
 
@@ -134,10 +134,10 @@ def test_a_mixed_alpha_is_found_where_a_program_takes_one_for_all(
     save_file(tensors | {key: torch.tensor(3.0)}, path)
 
     def one_alpha(parts: Any, weight: torch.Tensor) -> torch.Tensor:
-        return CONSUMERS["A1111"]({**parts, "alpha": torch.tensor(2.0)}, weight)
+        return PROGRAMS["A1111"]({**parts, "alpha": torch.tensor(2.0)}, weight)
 
-    monkeypatch.setattr(naming, "CONSUMERS", {**CONSUMERS, "ComfyUI": one_alpha})
-    seen = by_program(readings(path, tiny_model)[1])
+    monkeypatch.setattr(naming, "CONSUMERS", {**PROGRAMS, "ComfyUI": one_alpha})
+    seen = by_program(check_compatibility(path, tiny_model)[1])
     assert seen["A1111"].alike and seen["kohya sd-scripts"].alike
     layer = key.removesuffix(".alpha").removeprefix("lora_unet_").removeprefix("lora_te_")
     assert seen["ComfyUI"].differs.split(" is ")[0].replace(".", "_").endswith(layer.removeprefix("text_model_"))
@@ -167,7 +167,7 @@ def test_kernels_of_their_own_are_read_by_a1111_and_comfyui(
     generator = torch.Generator().manual_seed(0)
     tensors = {f"{name}.{part}": torch.randn(shape, generator=generator) * 0.3 for part, shape in shapes.items()}
     save_file(tensors | {f"{name}.alpha": torch.tensor(1.0)}, tmp_path / "tucker.safetensors")
-    seen = by_program(readings(tmp_path / "tucker.safetensors", tiny_model)[1])
+    seen = by_program(check_compatibility(tmp_path / "tucker.safetensors", tiny_model)[1])
     assert {program for program, one in seen.items() if one.alike} == {"A1111", "ComfyUI"}
     assert not any(one.differs for program, one in seen.items() if program != "diffusers")
 

@@ -12,8 +12,8 @@ from autolora.adapters.formats import layer_weights
 from autolora.adapters.read import read_lora
 from autolora.errors import ExportError
 from autolora.export.diffusers_copy import NAME, write_diffusers
-from autolora.export.verify import DiffusersReference
-from autolora.models import StableDiffusion
+from autolora.export.readers.diffusers import DiffusersReference
+from autolora.models.stable_diffusion import StableDiffusion
 from tests.export.heard import warnings_at_loading
 from tests.export.test_kinds import KINDS, assert_predicts_as, export, trained
 

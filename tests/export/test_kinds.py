@@ -18,10 +18,11 @@ from autolora.adapters.read import read_metadata
 from autolora.errors import ExportError
 from autolora.export import key_names as naming
 from autolora.export.metadata import ExportFacts
-from autolora.export.readers import CONSUMERS
-from autolora.export.verify import DiffusersReference, verify_deltas
+from autolora.export.readers import PROGRAMS
+from autolora.export.readers.diffusers import DiffusersReference
+from autolora.export.verify import verify_deltas
 from autolora.export.write import export_lora
-from autolora.models import StableDiffusion
+from autolora.models.stable_diffusion import StableDiffusion
 from tests.adapters.test_contract import KINDS, move
 from tests.export.heard import warnings_at_loading
 from tests.export.world import dataset, run
@@ -49,7 +50,7 @@ def trained(model: StableDiffusion, kind: str) -> tuple[State, dict[str, torch.T
 
 
 def export(model: StableDiffusion, kind: str, state: State, folder: Path) -> Path:
-    return export_lora(state, run(KINDS[kind]), dataset(), model, folder, kind, card=CARD, dtype=torch.float32).path
+    return export_lora(state, run(KINDS[kind]), dataset(), model, folder, kind, facts=CARD, dtype=torch.float32).path
 
 
 def assert_predicts_as(twin: DiffusersReference, model: StableDiffusion, spec: Adapter, state: State) -> None:
@@ -70,7 +71,7 @@ def assert_predicts_as(twin: DiffusersReference, model: StableDiffusion, spec: A
 
 def test_every_kind_is_proved_after_writing(kind: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
     state, changes = trained(tiny_model, kind)
-    half = export_lora(state, run(KINDS[kind]), dataset(), tiny_model, tmp_path, "half", card=CARD).path
+    half = export_lora(state, run(KINDS[kind]), dataset(), tiny_model, tmp_path, "half", facts=CARD).path
     found = verify_deltas(state, half, tiny_model)
     assert found.layers == len(changes)
     plain = kind.partition("-")[0] in ("lora", "rslora", "locon", "dylora")
@@ -92,7 +93,7 @@ def test_a_wrong_file_is_refused(kind: str, tiny_model: StableDiffusion, tmp_pat
         verify_deltas(state, path, tiny_model)
 
 
-@pytest.mark.parametrize("program", CONSUMERS)
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_that_makes_something_else_of_it_is_named_with_the_layer(
     program: str, tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,10 +103,10 @@ def test_a_program_that_makes_something_else_of_it_is_named_with_the_layer(
     weight = layer_weights(tiny_model.modules)[last]
 
     def other(parts: State, given: torch.Tensor) -> torch.Tensor:
-        found = CONSUMERS[program](parts, given)
+        found = PROGRAMS[program](parts, given)
         return found * 1.1 if torch.equal(given, weight) else found
 
-    monkeypatch.setattr(naming, "CONSUMERS", {**CONSUMERS, program: other})
+    monkeypatch.setattr(naming, "CONSUMERS", {**PROGRAMS, program: other})
     with pytest.raises(ExportError, match=f"lora.safetensors in {program}: the change of {last} differs"):
         verify_deltas(state, path, tiny_model)
 
@@ -140,7 +141,7 @@ def test_what_diffusers_makes_of_a_dora_in_kohyas_names_is_refused(
         twin.verify_deltas(state)
 
 
-@pytest.mark.parametrize("consumer", CONSUMERS)
+@pytest.mark.parametrize("consumer", PROGRAMS)
 def test_other_programs_make_the_same_of_it(
     consumer: str, kind: str, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
@@ -149,7 +150,7 @@ def test_other_programs_make_the_same_of_it(
     weights = layer_weights(tiny_model.modules)
     for path, expected in changes.items():
         try:
-            found = CONSUMERS[consumer](layers[kohya_name(path, "sd1")], weights[path])
+            found = PROGRAMS[consumer](layers[kohya_name(path, "sd1")], weights[path])
         except NotImplementedError:
             others = {"A1111": set[str](), "ComfyUI": {"ia3"}, "kohya sd-scripts": {"loha", "lokr", "ia3"}}
             assert kind.partition("-")[0] in others[consumer] | {"dora"}
@@ -165,7 +166,7 @@ def test_a_scale_on_whole_lokr_factors_would_be_lost(tiny_model: StableDiffusion
     layers = parts_by_layer(load_file(export(tiny_model, "lokr-whole", state, tmp_path)))
     path, expected = next(iter(changes.items()))
     naive = expected * spec.alpha / spec.dim
-    found = CONSUMERS["ComfyUI"](layers[kohya_name(path, "sd1")], layer_weights(tiny_model.modules)[path])
+    found = PROGRAMS["ComfyUI"](layers[kohya_name(path, "sd1")], layer_weights(tiny_model.modules)[path])
     assert torch.allclose(found, expected, atol=1e-6) and not torch.allclose(found, naive, atol=1e-6)
 
 
@@ -184,8 +185,8 @@ def test_a_twin_is_a_plain_lora_that_comes_near(
     assert all(len(parts["lora_down.weight"]) == 2 for parts in parts_by_layer(small).values())
     nearer = as_lora(state, weights, 128)  # more than most layers have
     assert distance(nearer, state, weights) < distance(small, state, weights) < 1 or kind == "locon"
-    path = export_lora(nearer, run(KINDS[kind]), dataset(), tiny_model, tmp_path, "twin", card=CARD).path
-    assert verify_deltas(nearer, path, tiny_model).read_by == tuple(CONSUMERS)
+    path = export_lora(nearer, run(KINDS[kind]), dataset(), tiny_model, tmp_path, "twin", facts=CARD).path
+    assert verify_deltas(nearer, path, tiny_model).read_by == tuple(PROGRAMS)
     assert DiffusersReference(path, tiny_model_dir, tiny_model).verify_deltas(nearer).layers == len(
         parts_by_layer(state)
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autolora.adapters.formats import kohya_name, layers_of
-from autolora.models import StableDiffusion
+from autolora.models.stable_diffusion import StableDiffusion
 from tests.export.test_kinds import KINDS, export, trained
 
 UNREAD = pytest.mark.xfail(

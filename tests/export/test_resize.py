@@ -17,13 +17,14 @@ from autolora.adapters.lora import DyLoRA, cut
 from autolora.adapters.read import read_lora, read_metadata
 from autolora.commands.resize import Resized, print_resized, seek, smallest_kept, wanted_dims
 from autolora.errors import ConfigError
-from autolora.export.compatibility import readings
+from autolora.export.compatibility import check_compatibility
 from autolora.export.metadata import ExportFacts
-from autolora.export.readers import CONSUMERS
-from autolora.export.resize import MOST, Resizer, unit_of, write_resized
-from autolora.export.verify import DiffusersReference, verify_deltas
+from autolora.export.readers import PROGRAMS
+from autolora.export.readers.diffusers import DiffusersReference
+from autolora.export.resize import MAX_RANK, Resizer, dylora_unit, write_resized
+from autolora.export.verify import verify_deltas
 from autolora.export.write import export_lora
-from autolora.models import StableDiffusion
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.scoring.intervals import Estimate
 from tests.adapters.test_contract import KINDS
 from tests.export.test_kinds import export, trained
@@ -39,14 +40,14 @@ def test_the_nearest_lora_of_each_rank(kind: str, tiny_model: StableDiffusion) -
     state, changes = trained(tiny_model, kind)
     weights = layer_weights(tiny_model.modules)
     resizer = Resizer(state, weights)
-    assert resizer.most == (4 if kind in ("lora", "rslora", "locon") else MOST)
+    assert resizer.max_rank == (4 if kind in ("lora", "rslora", "locon") else MAX_RANK)
     for path, parts in parts_by_layer(resizer.to(2)).items():
         matrix = changes[path].flatten(1).double()
         lost = torch.linalg.svdvals(matrix)[2:].square().sum().sqrt()
         apart = torch.linalg.vector_norm(change(parts).double() - matrix)
         assert float(apart) == pytest.approx(float(lost), rel=1e-3, abs=1e-4), path
         assert len(parts["lora_down.weight"]) <= 2 and float(parts["alpha"]) == 2
-    assert distance(resizer.to(resizer.most), state, weights) < (1e-5 if resizer.most == 4 else 1e-2)
+    assert distance(resizer.to(resizer.max_rank), state, weights) < (1e-5 if resizer.max_rank == 4 else 1e-2)
 
 
 def test_layers_of_several_ranks_are_read_alike_everywhere(tiny_model: StableDiffusion, tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_layers_of_several_ranks_are_read_alike_everywhere(tiny_model: StableDif
     path = write_resized(smaller, 3, source, read_metadata(source), tiny_model, tmp_path, torch.float32)
     assert path.name == "locon-dim3.safetensors"
     assert {len(tensor) for key, tensor in smaller.items() if key.endswith("lora_down.weight")} == {2, 3}
-    assert all(one.alike for one in readings(path, tiny_model)[1])
+    assert all(one.alike for one in check_compatibility(path, tiny_model)[1])
     assert distance(read_lora(path, tiny_model), smaller, layer_weights(tiny_model.modules)) < 1e-6
     said, before = read_metadata(path), read_metadata(source)
     assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("3", "3")
@@ -79,16 +80,16 @@ def test_a_dylora_is_cut_with_its_own_alpha(tiny_model: StableDiffusion, tiny_mo
     generator = torch.Generator().manual_seed(1)
     state |= {k: torch.randn(t.shape, generator=generator) * 0.1 for k, t in state.items() if "lora_up" in k}
     source = export_lora(
-        state, replace(run(KINDS["lora"]), adapter=DYLORA), dataset(), tiny_model, tmp_path, "dy", card=CARD
+        state, replace(run(KINDS["lora"]), adapter=DYLORA), dataset(), tiny_model, tmp_path, "dy", facts=CARD
     ).path
     metadata, weights = read_metadata(source), layer_weights(tiny_model.modules)
-    resizer = Resizer(read_lora(source, tiny_model), weights, unit_of(metadata))
+    resizer = Resizer(read_lora(source, tiny_model), weights, dylora_unit(metadata))
     assert resizer.unit == 2
     assert distance(resizer.to(2), cut(state, 2), weights) < 1e-3  # half precision
     assert distance(Resizer(state, weights).to(2), cut(state, 2), weights) > 0.1
     path = write_resized(resizer.to(2), 2, source, metadata, tiny_model, tmp_path)
     assert read_metadata(path)["ss_network_alpha"] == "2"
-    assert verify_deltas(resizer.to(2), path, tiny_model).read_by == tuple(CONSUMERS)
+    assert verify_deltas(resizer.to(2), path, tiny_model).read_by == tuple(PROGRAMS)
     assert DiffusersReference(path, tiny_model_dir, tiny_model).verify_deltas(resizer.to(2)).delta_error < 1e-2
 
 
@@ -100,7 +101,7 @@ def test_ranks_that_are_given(tiny_model: StableDiffusion) -> None:
     resizer = Resizer(plain(tiny_model), layer_weights(tiny_model.modules))
     assert wanted_dims(None, resizer) is None
     assert wanted_dims([2, 8, 2], resizer) == [8, 2]
-    resizer.unit, resizer.most = 4, 64
+    resizer.unit, resizer.max_rank = 4, 64
     for wrong in ([6], [0], [128], ["a"], [True]):
         with pytest.raises(ConfigError, match=r"dims=.*expected ranks from 4 to 64 in steps of 4"):
             wanted_dims(wrong, resizer)  # type: ignore[arg-type]
@@ -138,10 +139,10 @@ def test_the_smallest_rank_that_keeps_the_score_is_found(
     assert min((dim for dim in seen if dim >= enough), default=None) == smallest
 
 
-@pytest.mark.parametrize(("kind", "most", "first"), [("lora", 4, 2), ("loha", MOST, MOST)])
+@pytest.mark.parametrize(("kind", "most", "first"), [("lora", 4, 2), ("loha", MAX_RANK, MAX_RANK)])
 def test_where_to_begin(kind: str, most: int, first: int, tiny_model: StableDiffusion) -> None:
     resizer = Resizer(trained(tiny_model, kind)[0], layer_weights(tiny_model.modules))
-    assert (resizer.most, resizer.largest) == (most, first)
+    assert (resizer.max_rank, resizer.first_rank) == (most, first)
 
 
 def test_the_smallest_rank_is_offered_of_those_that_keep_the_score(

@@ -13,9 +13,10 @@ from autolora.adapters.deltas import distance, is_plain
 from autolora.adapters.formats import layer_weights
 from autolora.adapters.read import lora_of
 from autolora.export.diffusers_copy import write_diffusers
-from autolora.export.key_names import has_format
-from autolora.export.verify import DiffusersReference, verify_deltas
-from autolora.models import StableDiffusion
+from autolora.export.key_names import has_diffusers_format
+from autolora.export.readers.diffusers import DiffusersReference
+from autolora.export.verify import verify_deltas
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.paperdoll.world import write_dataset
 from autolora.publish.export import TWIN_DISTANCE, nearest_lora
 from autolora.train.loop import Job
@@ -48,7 +49,7 @@ def for_diffusers(kind: str, state: State, model: StableDiffusion, out: Path) ->
     verify_deltas(state, path, model)
     if is_plain(state):
         return path, state, KINDS[kind]
-    if has_format(state):
+    if has_diffusers_format(state):
         return write_diffusers(state, out, torch.float32), state, KINDS[kind]
     plain, _, apart = nearest_lora(state, layer_weights(model.modules))
     assert apart == distance(plain, state, layer_weights(model.modules)) <= TWIN_DISTANCE

@@ -17,14 +17,16 @@ from autolora.adapters.lora import DyLoRA, LoRA
 from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
 from autolora.adapters.read import read_lora, read_metadata
 from autolora.errors import ConfigError, ExportError
-from autolora.export.compatibility import readings
+from autolora.export.compatibility import check_compatibility
 from autolora.export.diffusers_copy import write_diffusers
 from autolora.export.kohya_command import kohya_command
 from autolora.export.metadata import ExportFacts
+from autolora.export.readers.diffusers import DiffusersReference
 from autolora.export.resize import Resizer, write_resized
-from autolora.export.verify import DiffusersReference, compare_pictures, verify_deltas
+from autolora.export.verify import compare_renders, verify_deltas
 from autolora.export.write import as_in_file, export_lora
-from autolora.models import FlowModel, RenderSettings
+from autolora.models.flow import FlowModel
+from autolora.models.settings import RenderSettings
 from autolora.sampling import RenderRequest, render
 from tests import tiny_flow
 from tests.adapters.test_contract import move
@@ -61,7 +63,7 @@ def spec_of(model: FlowModel) -> LoRA:
 def test_a_lora_is_drawn_by_diffusers_as_by_us(model: FlowModel, tmp_path: Path) -> None:
     spec = spec_of(model)
     state = trained(model, spec, size=0.3)
-    exported = export_lora(state, run(spec), dataset(), model, tmp_path, "zorak", card=CARD)
+    exported = export_lora(state, run(spec), dataset(), model, tmp_path, "zorak", facts=CARD)
     assert all(".lora_A." in key or ".lora_B." in key for key in load_file(exported.path))
     assert verify_deltas(state, exported.path, model).read_by == ("ComfyUI",)
     assert model.source is not None
@@ -80,7 +82,7 @@ def test_a_lora_is_drawn_by_diffusers_as_by_us(model: FlowModel, tmp_path: Path)
         ours = render(model, shots, settings, adapter)
     finally:
         adapter.detach()
-    compare_pictures(ours, twin.render(shots, settings), most=0.1)
+    compare_renders(ours, twin.render(shots, settings), most=0.1)
     assert abs(ours[0].astype(int) - ours[2].astype(int)).mean() > 1
 
 
@@ -88,7 +90,7 @@ def test_what_is_judged_is_what_the_file_holds(model: FlowModel, tmp_path: Path)
     """Its scale is rounded with the factors that it is put into."""
     spec = spec_of(model)
     state = trained(model, spec)
-    path = export_lora(state, run(spec), dataset(), model, tmp_path, "zorak", card=CARD).path
+    path = export_lora(state, run(spec), dataset(), model, tmp_path, "zorak", facts=CARD).path
     held, read = as_in_file(state, model, torch.float16), read_lora(path, model)
     assert held.keys() == read.keys() and all(torch.equal(held[key], tensor) for key, tensor in read.items())
 
@@ -97,9 +99,9 @@ def test_a_lora_of_a_16_bit_model_is_proved_without_what_it_leaves_alone(model: 
     source, spec = Path(str(model.source)), spec_of(model)
     half = tiny_flow.load_tiny_flow(source, model.architecture, dtype="bfloat16")
     state = trained(half, spec)
-    exported = export_lora(state, run(spec), dataset(), half, tmp_path, "zorak", card=CARD)
+    exported = export_lora(state, run(spec), dataset(), half, tmp_path, "zorak", facts=CARD)
     twin = DiffusersReference(exported.path, source, half)
-    assert not twin.draws and twin.verify_deltas(state).layers == exported.layers
+    assert not twin.can_render and twin.verify_deltas(state).layers == exported.layers
     last = half.text_parts[-1]
     assert (getattr(twin.pipeline, last) is None) == (last not in half.modules)
     assert verify_deltas(state, exported.path, half).read_by == ("ComfyUI",)
@@ -107,7 +109,7 @@ def test_a_lora_of_a_16_bit_model_is_proved_without_what_it_leaves_alone(model: 
 
 def test_a_file_says_what_it_is_for(model: FlowModel, tmp_path: Path) -> None:
     spec = spec_of(model)
-    exported = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", card=CARD)
+    exported = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", facts=CARD)
     found = read_metadata(exported.path)
     version, spec_name, webui = VERSIONS[model.architecture]
     assert (found["ss_base_model_version"], found["modelspec.architecture"]) == (version, spec_name)
@@ -118,8 +120,8 @@ def test_a_file_says_what_it_is_for(model: FlowModel, tmp_path: Path) -> None:
 
 def test_a_file_is_read_by_whom_it_is_for(model: FlowModel, tmp_path: Path) -> None:
     spec = spec_of(model)
-    exported = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", card=CARD)
-    _, found = readings(exported.path, model)
+    exported = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", facts=CARD)
+    _, found = check_compatibility(exported.path, model)
     assert {one.program for one in found if one.alike} == {"ComfyUI", "diffusers"}
     assert {one.program for one in found if one.unread} == {"A1111", "kohya sd-scripts"}
 
@@ -127,12 +129,12 @@ def test_a_file_is_read_by_whom_it_is_for(model: FlowModel, tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_kinds_have_lycoris_names_and_a_plain_twin(kind: str, model: FlowModel, tmp_path: Path) -> None:
     state = trained(model, OTHERS[kind])
-    path = export_lora(state, run(OTHERS[kind]), dataset(), model, tmp_path, kind, card=CARD).path
+    path = export_lora(state, run(OTHERS[kind]), dataset(), model, tmp_path, kind, facts=CARD).path
     assert all(key.startswith("lycoris_") for key in load_file(path))
     assert verify_deltas(state, path, model).read_by == (() if kind == "dora" else ("ComfyUI",))
     weights = layer_weights(model.modules)
     twin = as_lora(state, weights, 16)
-    written = export_lora(twin, run(LoRA(dim=16)), dataset(), model, tmp_path, f"{kind}-lora", card=CARD).path
+    written = export_lora(twin, run(LoRA(dim=16)), dataset(), model, tmp_path, f"{kind}-lora", facts=CARD).path
     verify_deltas(twin, written, model)
     assert distance(read_lora(path, model), state, weights) < 1e-2
     assert model.source is not None
@@ -147,13 +149,13 @@ def test_ia3_suits_no_layers_with_a_bias(model: FlowModel, tmp_path: Path) -> No
             trained(model, IA3())
         return
     state = trained(model, IA3())
-    path = export_lora(state, run(IA3()), dataset(), model, tmp_path, "ia3", card=CARD).path
+    path = export_lora(state, run(IA3()), dataset(), model, tmp_path, "ia3", facts=CARD).path
     assert verify_deltas(state, path, model).read_by == ()  # its plain twin is for them
 
 
 def test_a_smaller_file_has_the_same_names(model: FlowModel, tmp_path: Path) -> None:
     spec = LoRA(dim=4, alpha=2)
-    source = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", card=CARD).path
+    source = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", facts=CARD).path
     smaller = Resizer(read_lora(source, model), layer_weights(model.modules), None).to(2)
     path = write_resized(smaller, 2, source, read_metadata(source), model, tmp_path, torch.float16)
     verify_deltas(smaller, path, model)
@@ -163,7 +165,7 @@ def test_a_smaller_file_has_the_same_names(model: FlowModel, tmp_path: Path) -> 
 
 def test_files_of_other_trainers_are_read(model: FlowModel, tmp_path: Path) -> None:
     state = trained(model, LoRA(dim=4, alpha=4))
-    path = export_lora(state, run(LoRA()), dataset(), model, tmp_path, "zorak", card=CARD, dtype=torch.float32).path
+    path = export_lora(state, run(LoRA()), dataset(), model, tmp_path, "zorak", facts=CARD, dtype=torch.float32).path
     tensors, weights = load_file(path), layer_weights(model.modules)
     for prefix in ("diffusion_model.", ""):  # ai-toolkit's, peft's
         other = {key.replace("transformer.", prefix, 1): tensor for key, tensor in tensors.items()}
@@ -183,7 +185,7 @@ def test_kohyas_files_for_flux_are_read_and_drawn(tiny_flows: dict[str, FlowMode
         path = f"transformer.transformer_blocks.0.attn.to_{part}"
         torch.testing.assert_close(delta(state, path), expected, atol=1e-5, rtol=1e-4)
     assert len(layer_paths(state)) == 3
-    _, found = readings(tmp_path / "kohya.safetensors", model)
+    _, found = check_compatibility(tmp_path / "kohya.safetensors", model)
     assert [(one.program, one.alike) for one in found] == [("diffusers", True)]
 
 

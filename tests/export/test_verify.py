@@ -18,9 +18,11 @@ from autolora.adapters.lora import LoRA
 from autolora.adapters.read import lora_of, read_lora
 from autolora.errors import ExportError
 from autolora.export.metadata import ExportFacts
-from autolora.export.verify import DiffusersReference, compare_pictures, jitter, verify_deltas
+from autolora.export.readers.diffusers import DiffusersReference
+from autolora.export.verify import compare_renders, jitter, verify_deltas
 from autolora.export.write import export_lora
-from autolora.models import RenderSettings, StableDiffusion
+from autolora.models.settings import RenderSettings
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.sampling import Images, RenderRequest, render
 from tests.export.heard import heard
 from tests.export.world import dataset, random_state, run
@@ -42,7 +44,7 @@ def state(tiny_model: StableDiffusion) -> State:
 
 @pytest.fixture(scope="module")
 def path(state: State, tiny_model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_lora(state, run(SPEC), dataset(), tiny_model, tmp_path_factory.mktemp("best"), "mona", card=CARD).path
+    return export_lora(state, run(SPEC), dataset(), tiny_model, tmp_path_factory.mktemp("best"), "mona", facts=CARD).path
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_bfloat16_is_judged_by_what_it_holds(
 ) -> None:
     """It is eight times as coarse: the error is larger than half precision explains, and still only rounding."""
     path = export_lora(
-        state, run(SPEC), dataset(), tiny_model, tmp_path, "coarse", card=CARD, dtype=torch.bfloat16
+        state, run(SPEC), dataset(), tiny_model, tmp_path, "coarse", facts=CARD, dtype=torch.bfloat16
     ).path
     assert 2e-3 < verify_deltas(state, path, tiny_model).delta_error < 1e-2
     assert DiffusersReference(path, tiny_model_dir, tiny_model).verify_deltas(state).layers == len(layer_paths(state))
@@ -101,7 +103,7 @@ def test_deltas_in_diffusers_are_the_files(
 
 def test_pictures_in_diffusers_are_ours(path: Path, twin: DiffusersReference, tiny_model: StableDiffusion) -> None:
     mine, theirs = ours(tiny_model, path), twin.render(SHOTS, SETTINGS)
-    assert compare_pictures(mine, theirs) <= 0.1
+    assert compare_renders(mine, theirs) <= 0.1
     assert np.abs(mine.astype(int) - theirs.astype(int)).max() <= 2
 
 
@@ -110,26 +112,26 @@ def test_smaller_pictures_in_diffusers_are_ours(
 ) -> None:
     small = replace(SETTINGS, size=tiny_model.resolution // 2)
     base = render(tiny_model, [replace(shot, weight=0.0) for shot in SHOTS], small)
-    assert compare_pictures(base, twin.render([replace(shot, weight=0.0) for shot in SHOTS], small)) <= 0.1
+    assert compare_renders(base, twin.render([replace(shot, weight=0.0) for shot in SHOTS], small)) <= 0.1
 
 
 def test_pictures_tell_a_lora_from_the_base(path: Path, twin: DiffusersReference, tiny_model: StableDiffusion) -> None:
     base = render(tiny_model, [RenderRequest(shot.prompt, shot.seed, 0.0) for shot in SHOTS], SETTINGS)
     with pytest.raises(ExportError, match="otherwise"):
-        compare_pictures(base, twin.render(SHOTS, SETTINGS))
+        compare_renders(base, twin.render(SHOTS, SETTINGS))
 
 
 def test_what_its_own_rounding_moves_is_no_difference_between_programs() -> None:
     pictures = np.full((2, 8, 8, 3), 100, np.uint8)
     apart = pictures + np.array([0, 3], np.uint8).reshape(2, 1, 1, 1)
-    assert compare_pictures(pictures, apart, jittered=lambda: pictures + np.uint8(2)) == 3
+    assert compare_renders(pictures, apart, jittered=lambda: pictures + np.uint8(2)) == 3
     with pytest.raises(ExportError, match=r"picture 1 otherwise .* 3\.0 of 255 levels .* expected at most 2\.0"):
-        compare_pictures(pictures, apart, jittered=lambda: pictures + np.uint8(1))
+        compare_renders(pictures, apart, jittered=lambda: pictures + np.uint8(1))
 
     def unasked() -> Images:
         raise AssertionError
 
-    assert compare_pictures(pictures, pictures + np.uint8(1), jittered=unasked) == 1
+    assert compare_renders(pictures, pictures + np.uint8(1), jittered=unasked) == 1
 
 
 def test_jitter_moves_every_factor_by_a_few_last_digits(state: State) -> None:
@@ -144,7 +146,7 @@ def test_jitter_moves_every_factor_by_a_few_last_digits(state: State) -> None:
 def test_unet_only_adapter(tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path) -> None:
     spec = LoRA(dim=2, alpha=2.0, targets=("attention",))
     state = random_state(tiny_model, spec)
-    path = export_lora(state, run(spec), dataset(), tiny_model, tmp_path, "unet", card=CARD).path
+    path = export_lora(state, run(spec), dataset(), tiny_model, tmp_path, "unet", facts=CARD).path
     assert DiffusersReference(path, tiny_model_dir, tiny_model).verify_deltas(state).layers == len(layer_paths(state))
     assert lora_of(read_lora(path, tiny_model)) == spec
 
@@ -174,5 +176,5 @@ def test_small_values_are_judged_by_what_half_precision_holds(tiny_model: Stable
     """An adapter that has hardly begun has subnormal factors, whose relative error is large and harmless."""
     state = random_state(tiny_model, SPEC)
     state |= {key: value * 1e-6 for key, value in state.items() if "lora_up" in key}
-    path = export_lora(state, run(SPEC), dataset(), tiny_model, tmp_path, "young", card=CARD).path
+    path = export_lora(state, run(SPEC), dataset(), tiny_model, tmp_path, "young", facts=CARD).path
     assert verify_deltas(state, path, tiny_model).delta_error > 1e-2

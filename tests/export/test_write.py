@@ -23,13 +23,13 @@ from autolora.data.caption_recipe import CaptionRecipe
 from autolora.errors import ExportError, StorageError
 from autolora.export.diffusers_copy import write_diffusers
 from autolora.export.metadata import ExportFacts, hashes
-from autolora.export.write import Exported, export_lora, file_stem
+from autolora.export.write import ExportedFiles, export_lora, file_stem
 from autolora.files import atomic_files
-from autolora.models import StableDiffusion
+from autolora.models.stable_diffusion import StableDiffusion
 from tests.export.world import dataset, random_state, run
 
 SPEC = LoRA(dim=4, alpha=3.3)
-CARD = ExportFacts("1girl, zorak, röd", 0.7, "mona at her best", step=24, notes="bleed 0.04", facts={"score": "0.91"})
+CARD = ExportFacts("1girl, zorak, röd", 0.7, "mona at her best", step=24, notes="bleed 0.04", metadata={"score": "0.91"})
 MADE = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -38,29 +38,29 @@ def state(tiny_model: StableDiffusion) -> State:
     return random_state(tiny_model, SPEC)
 
 
-def export(state: State, model: StableDiffusion, folder: Path, preview: Image.Image | None = None) -> Exported:
-    return export_lora(state, run(SPEC), dataset(), model, folder, "mona", card=CARD, preview=preview, made=MADE)
+def export(state: State, model: StableDiffusion, folder: Path, preview: Image.Image | None = None) -> ExportedFiles:
+    return export_lora(state, run(SPEC), dataset(), model, folder, "mona", facts=CARD, preview=preview, made=MADE)
 
 
 @pytest.fixture(scope="module")
-def exported(state: State, tiny_model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(state: State, tiny_model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> ExportedFiles:
     return export(state, tiny_model, tmp_path_factory.mktemp("best"), Image.new("RGB", (512, 512), "teal"))
 
 
-def test_files_lie_side_by_side(exported: Exported) -> None:
+def test_files_lie_side_by_side(exported: ExportedFiles) -> None:
     names = sorted(path.name for path in exported.path.parent.iterdir())
     assert names == ["mona.json", "mona.png", "mona.safetensors"]
     assert exported.size == exported.path.stat().st_size
 
 
-def test_factors_are_half_precision_and_alphas_exact(exported: Exported) -> None:
+def test_factors_are_half_precision_and_alphas_exact(exported: ExportedFiles) -> None:
     tensors = safetensors.torch.load_file(exported.path)
     assert {t.dtype for key, t in tensors.items() if not key.endswith("alpha")} == {torch.float16}
     assert {float(t) for key, t in tensors.items() if key.endswith("alpha")} == {float(torch.tensor(3.3))}
     assert sum(key.endswith("alpha") for key in tensors) == exported.layers
 
 
-def test_metadata_that_programs_read(exported: Exported, tiny_model: StableDiffusion) -> None:
+def test_metadata_that_programs_read(exported: ExportedFiles, tiny_model: StableDiffusion) -> None:
     found = read_metadata(exported.path)
     expected = {
         "ss_output_name": "mona",
@@ -99,7 +99,7 @@ def test_metadata_that_programs_read(exported: Exported, tiny_model: StableDiffu
     assert found["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
 
 
-def test_json_metadata(exported: Exported) -> None:
+def test_json_metadata(exported: ExportedFiles) -> None:
     found = read_metadata(exported.path)
     assert json.loads(found["ss_network_args"]) == {}
     assert json.loads(found["ss_dataset_dirs"])["2_zorak fit_a"] == {"n_repeats": 2, "img_count": 4}
@@ -120,9 +120,9 @@ def test_metadata_tell_what_the_recipe_made_of_the_pictures(
         train=replace(plain.train, prior_preservation_ratio=0.5, reg_ratio=0.2),
     )
     first, second = dataset().concepts
-    wide = replace(second, pictures=tuple(replace(p, frame=(48, 16)) for p in second.pictures))
+    wide = replace(second, pictures=tuple(replace(p, bucket=(48, 16)) for p in second.pictures))
     mixed = replace(dataset(), concepts=(first, wide))
-    path = export_lora(state, edited, mixed, tiny_model, tmp_path, "mona", card=CARD, preview=None, made=MADE).path
+    path = export_lora(state, edited, mixed, tiny_model, tmp_path, "mona", facts=CARD, preview=None, made=MADE).path
     found = read_metadata(path)
     assert json.loads(found["ss_tag_frequency"])["2_zorak fit_b"] == {"1girl": 4, "fit_b": 4, "zorak": 4}
     buckets = json.loads(found["ss_bucket_info"])["buckets"].values()
@@ -130,7 +130,7 @@ def test_metadata_tell_what_the_recipe_made_of_the_pictures(
     assert found["ss_num_reg_images"] == "12"  # eight to preserve, four to train on
 
 
-def test_hashes_are_those_of_the_written_bytes(exported: Exported) -> None:
+def test_hashes_are_those_of_the_written_bytes(exported: ExportedFiles) -> None:
     content, found = exported.path.read_bytes(), read_metadata(exported.path)
     header = int.from_bytes(content[:8], "little")
     whole = hashlib.sha256(content[8 + header :]).hexdigest()
@@ -150,7 +150,7 @@ def test_the_legacy_hash_is_of_a_slice_of_the_file_with_training_metadata_alone(
     assert found["sshs_legacy_hash"] == hashlib.sha256(part).hexdigest()[:8] and len(part) == 2**16
 
 
-def test_sidecar(exported: Exported) -> None:
+def test_sidecar(exported: ExportedFiles) -> None:
     assert json.loads(exported.sidecar.read_text(encoding="utf-8")) == {
         "description": "mona at her best",
         "sd version": "SD1",
@@ -161,7 +161,7 @@ def test_sidecar(exported: Exported) -> None:
 
 
 def test_the_same_export_is_the_same_bytes(
-    state: State, tiny_model: StableDiffusion, exported: Exported, tmp_path: Path
+    state: State, tiny_model: StableDiffusion, exported: ExportedFiles, tmp_path: Path
 ) -> None:
     again = export(state, tiny_model, tmp_path, Image.new("RGB", (512, 512), "teal"))
     assert again.path.read_bytes() == exported.path.read_bytes()
@@ -193,7 +193,7 @@ def test_no_space_left_at_any_file_leaves_none(
             raise OSError(errno.ENOSPC, "No space left on device")
         move(source, target)
 
-    def everything() -> Exported:
+    def everything() -> ExportedFiles:
         with atomic_files(tmp_path) as hidden:
             found = export(state, tiny_model, hidden, Image.new("RGB", (8, 8)))
             found = replace(found, diffusers=write_diffusers(state, hidden / "diffusers"))
@@ -226,10 +226,10 @@ def test_another_architecture(state: State, tiny_model: StableDiffusion, tmp_pat
         architecture, prediction_type = "cascade", "epsilon"
 
     with pytest.raises(ExportError, match="cascade"):
-        export_lora(state, run(SPEC), dataset(), Other(), tmp_path, "x", card=CARD)  # type: ignore[arg-type]
+        export_lora(state, run(SPEC), dataset(), Other(), tmp_path, "x", facts=CARD)  # type: ignore[arg-type]
 
 
-def test_unreadable_files(exported: Exported, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+def test_unreadable_files(exported: ExportedFiles, tiny_model: StableDiffusion, tmp_path: Path) -> None:
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(exported.path.read_bytes()[:-100])
     with pytest.raises(ExportError, match="cut short or broken"):
@@ -246,5 +246,5 @@ def test_unreadable_files(exported: Exported, tiny_model: StableDiffusion, tmp_p
 
 def test_card_weight_goes_into_the_hint(state: State, tiny_model: StableDiffusion, tmp_path: Path) -> None:
     card = replace(CARD, preferred_weight=0.85)
-    path = export_lora(state, run(SPEC), dataset(), tiny_model, tmp_path, "m", card=card, made=MADE).path
+    path = export_lora(state, run(SPEC), dataset(), tiny_model, tmp_path, "m", facts=card, made=MADE).path
     assert read_metadata(path)["modelspec.usage_hint"] == "weight 0.85; prompt: 1girl, zorak, röd"

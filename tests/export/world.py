@@ -11,7 +11,7 @@ from autolora.adapters.base import State
 from autolora.adapters.lora import LoRA
 from autolora.data.concepts import Concept, Dataset
 from autolora.data.sources import Picture
-from autolora.models import BaseModel
+from autolora.models.base import BaseModel
 from autolora.optim.schedules import CosineRestarts
 from autolora.train.run import Run, TrainSettings
 

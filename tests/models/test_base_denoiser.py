@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from autolora.models import ModelSettings, load_model
 from autolora.models.base_denoiser import TILE_PX
+from autolora.models.load import load_model
+from autolora.models.settings import ModelSettings
 
 
 @pytest.fixture(scope="module")

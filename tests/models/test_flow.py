@@ -19,8 +19,11 @@ from autolora.adapters.lora import LoRA
 from autolora.errors import ConfigError, ModelError
 from autolora.export.metadata import ExportFacts
 from autolora.export.write import export_lora
-from autolora.models import Context, FlowModel, ModelSettings, RenderSettings, StableDiffusion, load_model
-from autolora.models.base import stack_contexts
+from autolora.models.base import Context, stack_contexts
+from autolora.models.flow import FlowModel
+from autolora.models.load import load_model
+from autolora.models.settings import ModelSettings, RenderSettings
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.sampling import RenderRequest, render
 from autolora.train.loss import timestep_weights
 from autolora.train.run import TrainSettings
@@ -250,7 +253,7 @@ def test_the_loaded_lora_predicts_as_the_trained_one(
         model,
         tmp_path,
         "a",
-        card=ExportFacts("a", 1.0, "b", 4),
+        facts=ExportFacts("a", 1.0, "b", 4),
         dtype=torch.float32,
     ).path
     before = pipeline_flow(pipeline, model)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from autolora.errors import ModelError
-from autolora.models import FlowModel
+from autolora.models.flow import FlowModel
 from autolora.models.sources import find_source
 
 Spoil = Callable[[Path], Path | None]  # spoils a good model folder; may give another path to try

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from autolora.models import StableDiffusion
 from autolora.models.base import MOST_CHUNKS, stack_contexts
 from autolora.models.prompts import prompt_windows
+from autolora.models.stable_diffusion import StableDiffusion
 
 WINDOW = 75  # tokens; the tiny tokenizer has one a byte
 LONG = ", ".join(f"tag{i:02}" for i in range(20))  # 5 letters and a comma each: about two windows

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from autolora.models import StableDiffusion
 from autolora.models.meta_device import META, AutocastEmulator, MemoryCounter, backward, on_meta_device
+from autolora.models.stable_diffusion import StableDiffusion
 
 
 def test_a_hollow_copy_has_the_same_shapes_and_shares_nothing(tiny_model: StableDiffusion) -> None:

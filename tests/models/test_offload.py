@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autolora.models import StableDiffusion
 from autolora.models.offload import OffloadManager, offloads
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.sampling import RenderRequest, render
 from tests.tiny import RenderSettings
 

@@ -19,11 +19,13 @@ from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.errors import ConfigError
 from autolora.export.metadata import ExportFacts
-from autolora.export.verify import DiffusersReference, verify_deltas
+from autolora.export.readers.diffusers import DiffusersReference
+from autolora.export.verify import verify_deltas
 from autolora.export.write import export_lora
-from autolora.models import ModelSettings, StableDiffusion
 from autolora.models.meta_device import META, AutocastEmulator, MemoryCounter, backward, on_meta_device
 from autolora.models.quantized import QuantizedLinear
+from autolora.models.settings import ModelSettings
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.paperdoll.world import write_dataset
 from autolora.preflight.memory import memory_need
 from autolora.train.batches import LatentCache, PromptCache
@@ -100,12 +102,12 @@ def test_every_kind_trains_on_it_and_its_export_is_proved(
     trained = [tensor for name, tensor in done.state.items() if not name.endswith(("alpha", "on_input", "down.weight"))]
     assert done.train_loss < 10 and any(tensor.abs().sum() > 0 for tensor in trained)
     written = export_lora(
-        done.state, run, dataset, model, tmp_path, "small", card=ExportFacts("1girl", 1.0, "small", 8)
+        done.state, run, dataset, model, tmp_path, "small", facts=ExportFacts("1girl", 1.0, "small", 8)
     )
     assert verify_deltas(done.state, written.path, model).layers == len(layer_paths(done.state))
     if type(adapter) is LoRA:
         twin = DiffusersReference(written.path, tiny_model_dir, model)
-        assert not twin.draws and twin.verify_deltas(done.state).delta_error < 1e-2
+        assert not twin.can_render and twin.verify_deltas(done.state).delta_error < 1e-2
         plain = load_tiny(tiny_model_dir, gradient_checkpointing=True)
         needs = [memory_need(run, dataset, one, offload=False).training for one in (model, plain)]
         assert needs[0] < needs[1]

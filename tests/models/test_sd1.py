@@ -13,8 +13,9 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from autolora.errors import ConfigError, ModelError
-from autolora.models import ModelSettings, StableDiffusion, load_model
-from autolora.models.base import RenderSettings
+from autolora.models.load import load_model
+from autolora.models.settings import ModelSettings, RenderSettings
+from autolora.models.stable_diffusion import StableDiffusion
 from tests import tiny
 
 PIPELINE: Any = StableDiffusionPipeline

@@ -10,7 +10,8 @@ import pytest
 from autolora.adapters.lora import LoRA
 from autolora.adapters.read import read_metadata
 from autolora.export.metadata import ExportFacts
-from autolora.export.verify import DiffusersReference, verify_deltas
+from autolora.export.readers.diffusers import DiffusersReference
+from autolora.export.verify import verify_deltas
 from autolora.export.write import export_lora
 from tests import tiny
 from tests.export.world import dataset, random_state, run
@@ -21,7 +22,7 @@ def test_an_export_for_sd2_says_so(prediction: str, version: str, tmp_path: Path
     path = tiny.save_tiny(tmp_path / "model", prediction, family="sd2")
     model, spec = tiny.load_tiny(path, "sd2"), LoRA(dim=2, alpha=1, text_encoder=True)
     state = random_state(model, spec)
-    exported = export_lora(state, run(spec), dataset(), model, tmp_path, "sd2", card=ExportFacts("a", 1.0, "b", 4))
+    exported = export_lora(state, run(spec), dataset(), model, tmp_path, "sd2", facts=ExportFacts("a", 1.0, "b", 4))
     found = read_metadata(exported.path)
     assert (found["ss_base_model_version"], found["ss_v2"]) == (version, "True")
     assert found["ss_v_parameterization"] == str(prediction == "v_prediction")

@@ -19,9 +19,13 @@ from autolora.adapters.lora import LoRA
 from autolora.adapters.read import read_lora, read_metadata
 from autolora.errors import ConfigError, ModelError
 from autolora.export.metadata import ExportFacts
-from autolora.export.verify import DiffusersReference, compare_pictures, verify_deltas
+from autolora.export.readers.diffusers import DiffusersReference
+from autolora.export.verify import compare_renders, verify_deltas
 from autolora.export.write import export_lora
-from autolora.models import Context, ModelSettings, RenderSettings, StableDiffusion, load_model
+from autolora.models.base import Context
+from autolora.models.load import load_model
+from autolora.models.settings import ModelSettings, RenderSettings
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.sampling import RenderRequest, render
 from tests import tiny
 from tests.adapters.test_contract import KINDS, move
@@ -101,15 +105,15 @@ def test_its_usual_layer_is_also_2_and_is_proved_by_pictures(
 ) -> None:
     plain, model = (tiny.load_tiny(tiny_xl_dir, "sdxl", clip_skip=skip) for skip in (None, 2))
     assert torch.equal(model.encode_prompts(PROMPTS).tokens, plain.encode_prompts(PROMPTS).tokens)
-    path = export_lora(adapter.state(0), run(SPEC), dataset(), model, tmp_path, "xl", card=CARD).path
-    assert read_metadata(path)["ss_clip_skip"] == "None" and DiffusersReference(path, tiny_xl_dir, model).draws
+    path = export_lora(adapter.state(0), run(SPEC), dataset(), model, tmp_path, "xl", facts=CARD).path
+    assert read_metadata(path)["ss_clip_skip"] == "None" and DiffusersReference(path, tiny_xl_dir, model).can_render
 
 
 def test_an_export_is_the_same_in_diffusers(
     tiny_xl: StableDiffusion, tiny_xl_dir: Path, adapter: AdapterSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = adapter.state(0)
-    exported = export_lora(state, run(SPEC), dataset(), tiny_xl, tmp_path, "xl", card=CARD, dtype=torch.float32)
+    exported = export_lora(state, run(SPEC), dataset(), tiny_xl, tmp_path, "xl", facts=CARD, dtype=torch.float32)
     metadata = read_metadata(exported.path)
     assert metadata["ss_base_model_version"] == "sdxl_base_v1-0" and metadata["ss_v_parameterization"] == "False"
     assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
@@ -132,7 +136,7 @@ def test_an_export_is_the_same_in_diffusers(
         [RenderRequest("1girl", 3, 1.0), RenderRequest("hat", 4, 0.5)],
         RenderSettings(num_inference_steps=3, guidance_scale=2.0),
     )
-    compare_pictures(render(tiny_xl, shots, settings, adapter), twin.render(shots, settings))
+    compare_renders(render(tiny_xl, shots, settings, adapter), twin.render(shots, settings))
     assert warnings_at_loading(exported.path, tiny_xl_dir, "sdxl", caplog) == []
 
 
@@ -153,7 +157,7 @@ def test_every_kind_trains_on_16_bit_weights_and_stays_in_32(kind: str, tiny_xl_
         for parameter in layer.kept[0].parameters(0):
             assert parameter.dtype == torch.float32
             assert unused or (parameter.grad is not None and parameter.grad.dtype == torch.float32), path
-    path = export_lora(adapter.state(0), run(spec), dataset(), model, tmp_path, kind, card=CARD).path
+    path = export_lora(adapter.state(0), run(spec), dataset(), model, tmp_path, kind, facts=CARD).path
     verify_deltas(adapter.state(0), path, model)
 
 

@@ -17,11 +17,13 @@ from autolora.adapters.lora import LoRA
 from autolora.adapters.read import read_metadata
 from autolora.errors import ConfigError, ModelError
 from autolora.export.metadata import ExportFacts
-from autolora.export.verify import DiffusersReference
+from autolora.export.readers.diffusers import DiffusersReference
 from autolora.export.write import export_lora
-from autolora.models import ModelSettings, StableDiffusion, load_model
 from autolora.models.configs import CONFIGS
+from autolora.models.load import load_model
+from autolora.models.settings import ModelSettings
 from autolora.models.single_files import SingleFile, recognise_file
+from autolora.models.stable_diffusion import StableDiffusion
 from tests import tiny
 from tests.export.world import dataset, random_state, run
 from tests.original import VAE_CONFIG, Pair, both_forms, vae_state
@@ -97,7 +99,7 @@ def test_a_lora_for_a_file_is_proved_by_diffusers(pair: Pair, tmp_path: Path) ->
     _, model = both(pair)
     spec = LoRA(dim=2, alpha=1, text_encoder=True)
     state = random_state(model, spec)
-    path = export_lora(state, run(spec), dataset(), model, tmp_path, "a", card=ExportFacts("a", 1.0, "b", 4)).path
+    path = export_lora(state, run(spec), dataset(), model, tmp_path, "a", facts=ExportFacts("a", 1.0, "b", 4)).path
     assert model.source == pair.file
     assert DiffusersReference(path, pair.file, model).verify_deltas(state).layers
     assert read_metadata(path)["ss_clip_skip"] == "None"

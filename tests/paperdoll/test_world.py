@@ -91,7 +91,7 @@ def test_dataset_loads_with_its_concepts(tmp_path: Path) -> None:
     assert dataset.trigger == character.trigger
     assert dataset.class_word == character.traits["count"]
     assert {c.trigger for c in dataset.concepts} == {o.trigger for o in character.outfits}
-    assert len(dataset.pictures) + len(dataset.held_out) == 24
+    assert len(dataset.pictures) + len(dataset.validation) == 24
 
 
 def test_dataset_refuses_a_used_folder_and_impossible_numbers(tmp_path: Path) -> None:

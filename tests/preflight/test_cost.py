@@ -9,13 +9,13 @@ from pathlib import Path
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.evaluation.session import REPEATS
 from autolora.evaluation.throughput import Speed
-from autolora.models import StableDiffusion
-from autolora.models.base import RenderSettings
+from autolora.models.settings import RenderSettings
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.paperdoll.world import write_dataset
 from autolora.preflight.cost import Renders, cost_section, count_renders, time_in_words
 from autolora.scoring.probes import ALL_GROUPS, SEARCH_GROUPS, build_probes, render_count
 from autolora.scoring.settings import ScoringSettings
-from autolora.study.settings import Budget, StudySettings
+from autolora.settings import Budget, StudySettings
 from autolora.train.run import Run, TrainSettings
 
 

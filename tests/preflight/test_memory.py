@@ -14,9 +14,11 @@ from autolora.adapters.adapter_set import attach
 from autolora.adapters.lora import LoRA
 from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
 from autolora.data.concepts import Dataset, DatasetSettings, load_dataset
-from autolora.models import BaseModel, FlowModel, StableDiffusion
-from autolora.models.base import RenderSettings
+from autolora.models.base import BaseModel
+from autolora.models.flow import FlowModel
 from autolora.models.meta_device import MemoryCounter
+from autolora.models.settings import RenderSettings
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.optim.optimizers import Adafactor, AdamW, AdamW8bit, Lion, Optimizer, Prodigy
 from autolora.optim.schedules import Constant
 from autolora.paperdoll.world import write_dataset

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from autolora.errors import ConfigError
-from autolora.models import ModelSettings, RenderSettings, load_model
+from autolora.models.load import load_model
+from autolora.models.settings import ModelSettings, RenderSettings
 from autolora.paperdoll.look import known_cast, tag_vocabulary
 from autolora.prepare.trigger_audit import (
     MEANINGLESS,
@@ -49,8 +50,8 @@ def test_a_known_name_in_a_trigger_is_flagged_and_what_it_draws_is_named(renders
     result = audit(renders, "tafaz_doroz")
     assert [word.word for word in result.words] == ["tafaz_doroz", "tafaz", "doroz"]
     part = result.words[1]
-    assert part.flagged and part.own.low > 0.3 and "white hair" in part.nearest
-    assert not result.words[2].flagged and result.words[2].own.high < 0.2
+    assert part.flagged and part.effect.low > 0.3 and "white hair" in part.nearest
+    assert not result.words[2].flagged and result.words[2].effect.high < 0.2
     assert part.spread < result.words[2].spread and part.distance > 2 * result.words[2].distance
     assert result.verdict.startswith("`tafaz_doroz`: ")
     assert "`tafaz` draws something of its own (nearest: white hair" in result.verdict
@@ -63,7 +64,7 @@ def test_a_meaningless_word_passes(renders: BaseRenders) -> None:
     result = audit(renders, "bogiz")
     assert result.flagged == () and result.verdict == "`bogiz`: clean, the base model draws nothing of its own for it"
     assert result.spread.low < result.spread.value < result.spread.high
-    assert result.words[0].own.low <= result.words[0].own.value <= result.words[0].own.high
+    assert result.words[0].effect.low <= result.words[0].effect.value <= result.words[0].effect.high
 
 
 class Colours:
@@ -109,7 +110,7 @@ def test_any_encoder_and_class_word_will_do(tmp_path: Path) -> None:
     assert [word.flagged for word in result.words] == [True, True, False]
     assert result.words[1].nearest == ("red",)
     assert result.words[1].spread == pytest.approx(0, abs=1e-9)
-    assert result.words[1].own.value > 0.9 and result.words[2].own.value < 0.2
+    assert result.words[1].effect.value > 0.9 and result.words[2].effect.value < 0.2
     assert painted.asked == audit_requests("RoseMirt", "chair", settings) and heard == [len(painted.asked)]
     prompts = list(dict.fromkeys(prompt for prompt, _ in painted.asked))
     assert prompts == [

@@ -22,7 +22,8 @@ from autolora.errors import ExportError
 from autolora.export.diffusers_copy import FOLDER, NAME
 from autolora.export.settings import ExportSettings
 from autolora.export.write import as_in_file, export_lora
-from autolora.models import StableDiffusion, load_model
+from autolora.models.load import load_model
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.publish import export as export_best
 from autolora.publish import roundtrip as proof
 from autolora.scoring.intervals import Estimate
@@ -75,7 +76,7 @@ def test_an_adapter_as_its_file_holds_it(
     kind: str, dtype: torch.dtype, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     state, _ = trained(tiny_model, kind)
-    path = export_lora(state, run(KINDS[kind]), world(), tiny_model, tmp_path, "a", card=CARD, dtype=dtype).path
+    path = export_lora(state, run(KINDS[kind]), world(), tiny_model, tmp_path, "a", facts=CARD, dtype=dtype).path
     held, read = as_in_file(state, tiny_model, dtype), read_lora(path, tiny_model)
     assert held.keys() == read.keys() and all(torch.equal(held[key], tensor) for key, tensor in read.items())
     assert any(not torch.equal(held[key], tensor.float()) for key, tensor in state.items())

@@ -11,7 +11,8 @@ import torch
 from timm.models import save_for_hf
 
 from autolora.errors import ConfigError
-from autolora.models import ModelSettings, load_model
+from autolora.models.load import load_model
+from autolora.models.settings import ModelSettings
 from autolora.scoring.encoders import Encoder, OpenClip, _detailed, joined, load_encoder, load_second_encoder
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)

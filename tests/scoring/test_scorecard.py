@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autolora.models import RenderSettings
+from autolora.models.settings import RenderSettings
 from autolora.scoring.encoders import Embeddings, Encoder
 from autolora.scoring.intervals import Estimate
 from autolora.scoring.probes import EvalPrompt
@@ -79,9 +79,9 @@ def made_up_scorer(noise: np.random.Generator) -> Scorer:
     suite = probes()
     texts = text_of(suite)
     base = {p: np.stack([texts[p] + noise.normal(0, 0.01, 7) for _ in p.seeds]) for p in suite}
-    held_out = np.tile(CHARACTER, (4, 1))
+    validation = np.tile(CHARACTER, (4, 1))
     reference = Reference(
-        "mona", (SoftThreshold("whole", LinearDiscriminant(CHARACTER), 0.5, 0.1),), np.full(4, 1.0), twice(held_out)
+        "mona", (SoftThreshold("whole", LinearDiscriminant(CHARACTER), 0.5, 0.1),), np.full(4, 1.0), twice(validation)
     )
     encoder: Encoder = Passthrough()  # type: ignore[assignment]
     return Scorer(
@@ -93,7 +93,7 @@ def made_up_scorer(noise: np.random.Generator) -> Scorer:
         {p: canvas(base[p], noise) for p in suite},
         texts,
         ReferenceImages(
-            "mona", {"mona": canvas(held_out, noise)}, {"mona": canvas(held_out, noise)}, canvas(held_out, noise)
+            "mona", {"mona": canvas(validation, noise)}, {"mona": canvas(validation, noise)}, canvas(validation, noise)
         ),
         References((reference,), reference, reference, training=np.zeros((0, 7))),
     )

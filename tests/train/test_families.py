@@ -15,7 +15,9 @@ from autolora.adapters.lora import LoRA
 from autolora.data.buckets import BucketSettings, size_ids
 from autolora.data.concepts import DatasetSettings, load_dataset, with_buckets
 from autolora.data.sources import Picture
-from autolora.models import BaseModel, Context, FlowModel, StableDiffusion
+from autolora.models.base import BaseModel, Context
+from autolora.models.flow import FlowModel
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.optim.optimizers import AdamW
 from autolora.optim.schedules import Constant
 from autolora.train import checkpoint
@@ -137,7 +139,7 @@ def test_the_model_is_told_how_each_picture_was_cropped(
 
     monkeypatch.setattr(tiny_xl, "predict", watched)
     context = work(tiny_xl, folder, tmp_path)
-    expected = {size_ids(picture) for picture in (*context.dataset.pictures, *context.dataset.held_out)}
+    expected = {size_ids(picture) for picture in (*context.dataset.pictures, *context.dataset.validation)}
     train_all(context, Job(RUN))
     assert {tuple(row) for sizes, _ in told for row in sizes.tolist()} == expected
     for sizes, (height, width) in told:
@@ -157,5 +159,5 @@ def test_the_model_is_told_how_each_picture_was_cropped(
 def test_sizes_are_height_before_width_and_crops_of_the_resized_picture(
     size: tuple[int, int], frame: tuple[int, int], flip: bool, expected: tuple[int, ...]
 ) -> None:
-    picture = Picture(Path("a.png"), "", "a", *size, "0", frame=frame)
+    picture = Picture(Path("a.png"), "", "a", *size, "0", bucket=frame)
     assert size_ids(picture, flip) == expected

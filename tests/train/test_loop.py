@@ -23,7 +23,7 @@ from autolora.data.step_table import make_step_table
 from autolora.errors import ConfigError, StudyError
 from autolora.export.metadata import ExportFacts
 from autolora.export.write import export_lora
-from autolora.models import StableDiffusion
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.optim.optimizers import CAME, Adafactor, AdamW, Lion, Prodigy, ScheduleFree
 from autolora.optim.schedules import AnnealedCosine, Constant, CosineRestarts
 from autolora.paperdoll.world import write_dataset
@@ -126,7 +126,7 @@ def init(tiny_model: StableDiffusion, tmp_path: Path) -> Path:
     """A LoRA file in kohya's names, of a smaller rank and another scale than the run's."""
     spec = LoRA(dim=1, alpha=0.7)
     return export_lora(
-        random_state(tiny_model, spec), world_run(spec), world(), tiny_model, tmp_path, "init", card=CARD
+        random_state(tiny_model, spec), world_run(spec), world(), tiny_model, tmp_path, "init", facts=CARD
     ).path
 
 
@@ -324,7 +324,7 @@ def preserving(share: float) -> Run:
 
 
 def class_pictures_of(context: TrainingContext) -> tuple[Picture, ...]:
-    return tuple(replace(p, caption="1girl", concept="") for p in context.dataset.held_out)
+    return tuple(replace(p, caption="1girl", concept="") for p in context.dataset.validation)
 
 
 def test_what_is_preserved_is_shown_as_often_as_the_share_says(
@@ -339,7 +339,7 @@ def test_what_is_preserved_is_shown_as_often_as_the_share_says(
     kept, own = [c for c, flag in flagged if flag], [c for c, flag in flagged if not flag]
     plain = [c for c in kept if c in ("1girl", "")]
     ledger = make_step_table(context.dataset, (5, 5), 3, run.class_images_per_epoch(context.dataset))
-    assert ledger.beside == {"class pictures": 4, "without triggers": 1, "regularization": 0}
+    assert ledger.class_images == {"class pictures": 4, "without triggers": 1, "regularization": 0}
     assert len(flagged) == ledger.steps_total == 3 * (10 + 5)
     assert len(plain) == 3 * 4 and 0 < plain.count("") < len(plain)  # class pictures lose their caption as own ones do
     assert len(kept) == 3 * 5  # and those without triggers never

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autolora.errors import ConfigError
-from autolora.models import StableDiffusion
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.train.loss import PLAIN, diffusion_loss, timestep_weights
 from autolora.train.run import TrainSettings
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from autolora.errors import MemoryFull
-from autolora.models import StableDiffusion
 from autolora.models.base import Context
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.paperdoll.world import write_dataset
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.loop import Job, TrainingSlot, train

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from autolora.data.buckets import size_ids
 from autolora.errors import ModelError
-from autolora.models import FlowModel, StableDiffusion
+from autolora.models.flow import FlowModel
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.train.batches import Stream
 from autolora.train.loop import Job, TrainingSlot, train_step
 from tests import tiny, tiny_flow

@@ -12,7 +12,7 @@ import torch
 from autolora.adapters.base import in_text_encoder
 from autolora.adapters.lora import DyLoRA, LoRA, cut
 from autolora.data.concepts import Dataset
-from autolora.models import StableDiffusion
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.optim.optimizers import AdamW, Optimizer, Prodigy
 from autolora.optim.schedules import Constant
 from autolora.train.batches import LatentCache, PromptCache, Stream

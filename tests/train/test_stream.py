@@ -17,7 +17,7 @@ from autolora.data.concepts import Dataset, DatasetSettings, load_dataset, with_
 from autolora.data.step_table import make_step_table
 from autolora.data.tag_report import images_by_tag
 from autolora.errors import ConfigError
-from autolora.models import StableDiffusion
+from autolora.models.stable_diffusion import StableDiffusion
 from autolora.train.batches import Batch, LatentCache, Stream, latent_shape
 from autolora.train.loop import Job, train
 from autolora.train.loss import PLAIN, diffusion_loss
@@ -45,12 +45,12 @@ def shown(run: Run, dataset: Dataset, model: StableDiffusion, others: tuple[obje
 
 def test_batches_are_of_one_frame_and_the_ledger_holds(tiny_model: StableDiffusion, mixed: Dataset) -> None:
     batches = shown(RUN, mixed, tiny_model)
-    frames = [{picture.frame for picture in batch.pictures} for batch in batches]
+    frames = [{picture.bucket for picture in batch.pictures} for batch in batches]
     assert all(len(own) == 1 for own in frames) and len(set.union(*frames)) == 3
     counts = Counter(picture.concept for batch in batches for picture in batch.pictures)
     assert counts == dict.fromkeys(("zorak fit_a", "zorak fit_b"), 22)
     for batch in batches:
-        assert tuple(batch.noise.shape[1:]) == latent_shape(tiny_model, batch.pictures[0].frame)
+        assert tuple(batch.noise.shape[1:]) == latent_shape(tiny_model, batch.pictures[0].bucket)
     assert len(batches) > RUN.optimizer_steps(mixed) - 1
 
 
@@ -63,7 +63,7 @@ def test_a_frame_is_whole_latent_cells(tiny_model: StableDiffusion) -> None:
 def test_frames_come_in_an_order_of_the_seed(tiny_model: StableDiffusion, mixed: Dataset) -> None:
     def order(seed: int) -> list[object]:
         run = replace(RUN, train=replace(RUN.train, seed=seed))
-        return [batch.pictures[0].frame for batch in shown(run, mixed, tiny_model)]
+        return [batch.pictures[0].bucket for batch in shown(run, mixed, tiny_model)]
 
     assert order(1) == order(1) != order(2)
 
@@ -167,7 +167,7 @@ def test_the_ledger_counts_what_decoupling_leaves_of_the_trigger(tiny_model: Sta
 
 
 def test_regularization_pictures_are_trained_as_they_are(tiny_model: StableDiffusion, mixed: Dataset) -> None:
-    others = tuple(replace(p, caption="1girl", concept="", sha256=str(i)) for i, p in enumerate(mixed.held_out))
+    others = tuple(replace(p, caption="1girl", concept="", sha256=str(i)) for i, p in enumerate(mixed.validation))
     run = replace(RUN, train=replace(RUN.train, reg_ratio=0.5, num_class_images=2))
     batches = shown(run, mixed, tiny_model, others)
     drawn = Counter(p.sha256 for batch in batches for p in batch.pictures if not p.concept)
