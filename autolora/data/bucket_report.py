@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageEnhance
 
-from autolora.data.buckets import BucketSize, CropPlan, bucket_of, fit_masked, fit_picture, ratio_then_area
+from autolora.data.buckets import BucketSize, CropPlan, bucket_of, plan_crop, plan_masked_crop, ratio_then_area
 from autolora.data.images import load_image
 from autolora.data.sources import Picture
 
@@ -16,7 +16,7 @@ from autolora.data.sources import Picture
 class BucketRow:
     """One bucket: its pictures, how much of them is cropped away and by how much they are resized (above 1: up)."""
 
-    frame: BucketSize
+    bucket: BucketSize
     pictures: int
     mean_cropped: float
     worst_cropped: float
@@ -32,14 +32,14 @@ def bucket_table(pictures: Sequence[Picture]) -> list[BucketRow]:
     """
     rows = []
     for frame, members in _by_frame(pictures).items():
-        fits = [fit_picture(p.width, p.height, frame) for p in members]
+        fits = [plan_crop(p.width, p.height, frame) for p in members]
         cropped, scales = [fit.cropped for fit in fits], [fit.scale for fit in fits]
         mean_cropped, mean_scale = sum(cropped) / len(fits), sum(scales) / len(fits)
         rows.append(BucketRow(frame, len(fits), mean_cropped, max(cropped), mean_scale, max(scales)))
     return rows
 
 
-def bucket_picture(pictures: Sequence[Picture], columns: int = 5, thumbnail_px: int = 160) -> Image.Image:
+def bucket_sheet(pictures: Sequence[Picture], columns: int = 5, thumbnail_px: int = 160) -> Image.Image:
     """A contact sheet: for each bucket the pictures that lose most, what is cut off dimmed, what is kept framed.
 
     Raises:
@@ -51,11 +51,11 @@ def bucket_picture(pictures: Sequence[Picture], columns: int = 5, thumbnail_px: 
     gap, line, y = 8, 16, 8  # pixels
     for row, members in zip(bucket_table(pictures), _by_frame(pictures).values(), strict=True):
         head = (
-            f"{row.frame[0]} x {row.frame[1]}: {row.pictures} pictures, cut off {row.mean_cropped:.0%} (at worst "
+            f"{row.bucket[0]} x {row.bucket[1]}: {row.pictures} pictures, cut off {row.mean_cropped:.0%} (at worst "
             f"{row.worst_cropped:.0%}), resized x{row.mean_scale:.2f} (at most x{row.worst_scale:.2f})"
         )
         labels.append((gap, y, head))
-        members.sort(key=lambda p: -fit_picture(p.width, p.height, row.frame).loss)
+        members.sort(key=lambda p: -plan_crop(p.width, p.height, row.bucket).loss)
         row_height = 0
         for column, picture in enumerate(members[:columns]):
             x = gap + column * (thumbnail_px + gap)
@@ -76,7 +76,7 @@ def bucket_picture(pictures: Sequence[Picture], columns: int = 5, thumbnail_px: 
 def _show_loss(picture: Picture, side_px: int) -> tuple[Image.Image, CropPlan]:
     """The whole picture in a square, what is cut off dimmed, and its fit."""
     image = load_image(picture.path)
-    fit, ratio = fit_masked(picture, image.size), side_px / max(image.size)
+    fit, ratio = plan_masked_crop(picture, image.size), side_px / max(image.size)
     small = image.resize((max(1, round(image.width * ratio)), max(1, round(image.height * ratio))))
     left, top, right, bottom = (round(edge * ratio) for edge in fit.box)
     kept = (left, top, max(right, left + 1), max(bottom, top + 1))  # of a very long picture, a line at least
@@ -89,4 +89,4 @@ def _show_loss(picture: Picture, side_px: int) -> tuple[Image.Image, CropPlan]:
 def _by_frame(pictures: Sequence[Picture]) -> dict[BucketSize, list[Picture]]:
     """The pictures of each frame, from tall to wide."""
     frames = sorted({bucket_of(picture) for picture in pictures}, key=ratio_then_area)
-    return {frame: [picture for picture in pictures if picture.frame == frame] for frame in frames}
+    return {frame: [picture for picture in pictures if picture.bucket == frame] for frame in frames}

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from autolora.data.sources import Picture, load_image
+from autolora.data.images import load_image
+from autolora.data.sources import Picture
 from autolora.errors import ConfigError
 
 BucketSize = tuple[int, int]  # width and height, pixels
@@ -155,7 +156,7 @@ def nearest_bucket(width: int, height: int, frames: Sequence[BucketSize]) -> Buc
 def assign_buckets(pictures: Sequence[Picture], frames: Sequence[BucketSize]) -> list[Picture]:
     """The pictures, each with its nearest frame."""
     nearest = {size: nearest_bucket(*size, frames) for size in {(p.width, p.height) for p in pictures}}
-    return [replace(picture, frame=nearest[picture.width, picture.height]) for picture in pictures]
+    return [replace(picture, bucket=nearest[picture.width, picture.height]) for picture in pictures]
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class CropPlan:
         return self.cropped + float(_resize_cost(np.array(self.scale)))
 
 
-def fit_picture(width: int, height: int, frame: BucketSize, centre: tuple[float, float] = _CENTRE) -> CropPlan:
+def plan_crop(width: int, height: int, frame: BucketSize, centre: tuple[float, float] = _CENTRE) -> CropPlan:
     """How a picture covers its frame and is then cropped, with `centre` in the middle as far as there is picture.
 
     `centre`: from 0 to 1 of its width and height. One side at least is kept whole.
@@ -191,7 +192,7 @@ def is_enlarged(picture: Picture) -> bool:
     Raises:
         ValueError: it has no frame.
     """
-    return fit_picture(picture.width, picture.height, bucket_of(picture)).scale > 1
+    return plan_crop(picture.width, picture.height, bucket_of(picture)).scale > 1
 
 
 def load_cropped(picture: Picture, flip: bool = False) -> NDArray[np.uint8]:
@@ -204,7 +205,7 @@ def load_cropped(picture: Picture, flip: bool = False) -> NDArray[np.uint8]:
         ValueError: it has no frame.
     """
     image = load_image(picture.path)
-    framed = image.resize(bucket_of(picture), Image.Resampling.LANCZOS, fit_masked(picture, image.size).box)
+    framed = image.resize(bucket_of(picture), Image.Resampling.LANCZOS, plan_masked_crop(picture, image.size).box)
     return np.array(ImageOps.mirror(framed) if flip else framed)
 
 
@@ -217,7 +218,7 @@ def size_ids(picture: Picture, flip: bool = False) -> tuple[int, int, int, int, 
     Raises:
         ValueError: it has no frame.
     """
-    fit, (width, height) = fit_masked(picture, (picture.width, picture.height)), bucket_of(picture)
+    fit, (width, height) = plan_masked_crop(picture, (picture.width, picture.height)), bucket_of(picture)
     left, top, right, _ = fit.box
     before = picture.width - right if flip else left
     return picture.height, picture.width, round(top * fit.scale), round(before * fit.scale), height, width
@@ -235,7 +236,7 @@ def load_mask(picture: Picture, flip: bool = False) -> NDArray[np.float32]:
         return np.ones((height, width), np.float32)
     mask = load_image(picture.mask).convert("L")
     across, down = mask.width / picture.width, mask.height / picture.height  # a mask may be smaller than its picture
-    left, top, right, bottom = fit_masked(picture, (picture.width, picture.height)).box
+    left, top, right, bottom = plan_masked_crop(picture, (picture.width, picture.height)).box
     box = (left * across, top * down, min(right * across, mask.width), min(bottom * down, mask.height))
     framed = mask.resize(frame, Image.Resampling.BILINEAR, box)
     return np.asarray(ImageOps.mirror(framed) if flip else framed, dtype=np.float32) / np.float32(255)
@@ -260,15 +261,15 @@ def ratio_then_area(frame: BucketSize) -> tuple[Fraction, int]:
 
 
 def bucket_of(picture: Picture) -> BucketSize:
-    if picture.frame is None:
+    if picture.bucket is None:
         raise ValueError(f"{picture.path} has no frame yet: assign_frames gives it one")
-    return picture.frame
+    return picture.bucket
 
 
-def fit_masked(picture: Picture, size: tuple[int, int]) -> CropPlan:
+def plan_masked_crop(picture: Picture, size: tuple[int, int]) -> CropPlan:
     """The fit of a picture of that size, around its mask's centre of mass."""
     centre = _CENTRE if picture.mask is None else _centre_of_mass(load_image(picture.mask).convert("L"))
-    return fit_picture(*size, bucket_of(picture), centre)
+    return plan_crop(*size, bucket_of(picture), centre)
 
 
 def _centre_of_mass(mask: Image.Image) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from autolora.data.captions import (
     tag_key,
 )
 from autolora.data.concepts import Concept, Dataset
-from autolora.data.sources import Picture, list_problems
+from autolora.data.sources import Picture, format_problems
 from autolora.data.vocabulary import OUTFIT, TRAITS, exclusive_group, implied_by, kind_of, noun_of
 from autolora.errors import ConfigError, DatasetError
 
@@ -69,7 +69,7 @@ class Removal:
 
 
 def apply_captions(
-    recipe: CaptionRecipe, dataset: Dataset, seed: int, keep_tags: int = 0, held_out: bool = False
+    recipe: CaptionRecipe, dataset: Dataset, seed: int, keep_tags: int = 0, validation: bool = False
 ) -> Dataset:
     """The dataset with the captions it is trained with; sentences change only where a trigger gives way.
 
@@ -85,22 +85,22 @@ def apply_captions(
     """
     triggers = trigger_keys(dataset)
     fixed = triggers | {tag_key(dataset.class_word)}
-    edited = _clean(dataset, fixed, keep_tags, held_out) if recipe.clean else dataset
+    edited = _clean(dataset, fixed, keep_tags, validation) if recipe.clean else dataset
     if recipe.drop_tags:
-        edited = _drop(edited, recipe.drop_tags, triggers, held_out)
-    absorbed = pruned_tags(edited, recipe.absorb_tags, recipe.absorb_min_share)
+        edited = _drop(edited, recipe.drop_tags, triggers, validation)
+    absorbed = tags_to_absorb(edited, recipe.absorb_tags, recipe.absorb_min_share)
     descriptive = _descriptive(recipe, edited) if recipe.trigger_swap_rate else ()
 
     def prune(caption: str, _: Concept) -> str:
         gone = {booru_key(t) for trigger, tags in absorbed.items() if mentions(caption, trigger) for t in tags}
         return _without(caption, gone, fixed, keep_tags)
 
-    return _decouple(_edit(edited, prune, held_out), recipe.trigger_swap_rate, descriptive, seed)
+    return _decouple(_edit(edited, prune, validation), recipe.trigger_swap_rate, descriptive, seed)
 
 
 def caption_changes(before: Dataset, after: Dataset) -> list[tuple[Picture, str, str]]:
     """Each picture whose caption a recipe changed, with the old and the new one."""
-    pairs = zip((*before.pictures, *before.held_out), (*after.pictures, *after.held_out), strict=True)
+    pairs = zip((*before.pictures, *before.validation), (*after.pictures, *after.validation), strict=True)
     return [(old, old.caption, new.caption) for old, new in pairs if old.caption != new.caption]
 
 
@@ -123,7 +123,7 @@ def trigger_keys(dataset: Dataset) -> frozenset[str]:
     return frozenset(tag_key(trigger) for trigger in (dataset.trigger, *(c.trigger for c in dataset.concepts)))
 
 
-def pruned_tags(dataset: Dataset, level: str, share: float) -> dict[str, tuple[str, ...]]:
+def tags_to_absorb(dataset: Dataset, level: str, share: float) -> dict[str, tuple[str, ...]]:
     """The tags that each trigger absorbs.
 
     The main trigger takes the traits of `LEVELS[level]`, a sub-concept's own trigger the clothes and accessories that
@@ -157,15 +157,15 @@ def _frequent(captions: Sequence[str], share: float) -> list[str]:
     return [spelling[key] for key, count in count_tags(captions).most_common() if count >= fewest]
 
 
-def _edit(dataset: Dataset, change: Callable[[str, Concept], str], held_out: bool) -> Dataset:
+def _edit(dataset: Dataset, change: Callable[[str, Concept], str], validation: bool) -> Dataset:
     """The dataset with other captions; `change` gets each caption and its concept."""
     concepts = tuple(
         replace(one, pictures=tuple(replace(p, caption=change(p.caption, one)) for p in one.pictures))
         for one in dataset.concepts
     )
     named = {concept.name: concept for concept in dataset.concepts}
-    others = tuple(replace(p, caption=change(p.caption, named[p.concept])) for p in dataset.held_out if held_out)
-    return replace(dataset, concepts=concepts, held_out=others or dataset.held_out)
+    others = tuple(replace(p, caption=change(p.caption, named[p.concept])) for p in dataset.validation if validation)
+    return replace(dataset, concepts=concepts, validation=others or dataset.validation)
 
 
 def _without(caption: str, gone: set[str], fixed: frozenset[str], keep: int) -> str:
@@ -175,7 +175,7 @@ def _without(caption: str, gone: set[str], fixed: frozenset[str], keep: int) -> 
     return caption if len(left) == len(tags) else join_tags(left)
 
 
-def _drop(dataset: Dataset, drop: Sequence[str], triggers: frozenset[str], held_out: bool) -> Dataset:
+def _drop(dataset: Dataset, drop: Sequence[str], triggers: frozenset[str], validation: bool) -> Dataset:
     """The dataset without the tags that the recipe names."""
     wanted = [tag for tag in drop if tag_key(tag) in triggers]
     if wanted:
@@ -183,21 +183,21 @@ def _drop(dataset: Dataset, drop: Sequence[str], triggers: frozenset[str], held_
             f"captions.drop_tags={wanted[0]} is a trigger, which the captions need: leave it out of the list"
         )
     gone = {booru_key(tag) for tag in drop}
-    dropped = _edit(dataset, lambda caption, _: _without(caption, gone, frozenset(), 0), held_out)
-    empty = [f"{p.path.name} has no tag left" for p in (*dropped.pictures, *dropped.held_out) if not p.caption]
+    dropped = _edit(dataset, lambda caption, _: _without(caption, gone, frozenset(), 0), validation)
+    empty = [f"{p.path.name} has no tag left" for p in (*dropped.pictures, *dropped.validation) if not p.caption]
     if empty:
-        raise DatasetError(list_problems("captions.drop_tags takes too much: drop fewer tags or add others", empty))
+        raise DatasetError(format_problems("captions.drop_tags takes too much: drop fewer tags or add others", empty))
     return dropped
 
 
-def _clean(dataset: Dataset, fixed: frozenset[str], keep: int, held_out: bool) -> Dataset:
+def _clean(dataset: Dataset, fixed: frozenset[str], keep: int, validation: bool) -> Dataset:
     counts = {concept.name: _left_counts(concept, fixed, keep) for concept in dataset.concepts}
 
     def clean(caption: str, concept: Concept) -> str:
         removed = _removed(caption, fixed, keep, counts[concept.name])
         return join_tags(t for i, t in enumerate(split_tags(caption)) if i not in removed) if removed else caption
 
-    return _edit(dataset, clean, held_out)
+    return _edit(dataset, clean, validation)
 
 
 def _left_counts(concept: Concept, fixed: frozenset[str], keep: int) -> Counter[str]:
@@ -276,7 +276,7 @@ def _descriptive(recipe: CaptionRecipe, dataset: Dataset) -> tuple[str, ...]:
         raise DatasetError(
             f"captions.swap_tags: {dataset.trigger} is the trigger that the tags stand for: leave it out"
         )
-    found = recipe.swap_tags or pruned_tags(dataset, "all", recipe.absorb_min_share)[dataset.trigger]
+    found = recipe.swap_tags or tags_to_absorb(dataset, "all", recipe.absorb_min_share)[dataset.trigger]
     if not found:
         raise DatasetError(
             f"{asked}: the captions tell nothing of {dataset.trigger} that could stand for it: give its looks with "

@@ -26,7 +26,7 @@ def write_copy(dataset: Dataset, out: Path) -> int:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DatasetError(f"{out} exists and is not an empty folder: choose another or remove it")
-    pictures = [*dataset.pictures, *dataset.held_out]
+    pictures = [*dataset.pictures, *dataset.validation]
     own = {folder.resolve() for folder in (dataset.root, *(picture.path.parent for picture in pictures))}
     if not own.isdisjoint((out.resolve(), *out.resolve().parents)):
         raise DatasetError(f"{out} lies in the dataset's own folder, which is left as it is: choose another")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from autolora.data.buckets import BucketSettings, assign_buckets, choose_buckets, is_enlarged, potential_buckets
 from autolora.data.captions import replace_trigger
-from autolora.data.sources import Picture, list_problems, read_source
-from autolora.data.split import split_held_out
+from autolora.data.sources import Picture, format_problems, read_source
+from autolora.data.split import split_validation
 from autolora.data.triggers import check_trigger, concepts_by_tag, find_class_word, find_trigger, own_trigger
 from autolora.errors import ConfigError, DatasetError
 
@@ -60,7 +60,7 @@ class Dataset:
     trigger: str
     class_word: str
     concepts: tuple[Concept, ...]
-    held_out: tuple[Picture, ...]
+    validation: tuple[Picture, ...]
     regularization: tuple[Picture, ...] = ()  # the user's own pictures of the class
     notes: tuple[str, ...] = ()  # what a person should know of how it was read
 
@@ -99,13 +99,13 @@ def load_dataset(settings: DatasetSettings) -> Dataset:
     for picture in pictures:
         by_concept.setdefault(picture.concept, []).append(picture)
     try:
-        train, held_out = split_held_out(
+        train, validation = split_validation(
             by_concept, settings.validation_split, settings.min_validation_images, settings.seed
         )
     except DatasetError as error:
         problems.append(str(error))
     if problems:
-        raise DatasetError(list_problems(str(root), problems))
+        raise DatasetError(format_problems(str(root), problems))
     concepts = []
     for name, members in by_concept.items():
         others = [picture for picture in pictures if picture.concept != name]
@@ -114,7 +114,7 @@ def load_dataset(settings: DatasetSettings) -> Dataset:
     kept = {picture.sha256: picture for picture in source.regularization if picture.sha256 not in known}
     notes = [*source.notes, *_copies(len(source.regularization) - len(kept))]
     name = root.resolve().stem if root.is_file() else root.resolve().name
-    return Dataset(name, root, trigger, class_word, tuple(concepts), held_out, tuple(kept.values()), tuple(notes))
+    return Dataset(name, root, trigger, class_word, tuple(concepts), validation, tuple(kept.values()), tuple(notes))
 
 
 def _copies(count: int) -> list[str]:
@@ -133,7 +133,7 @@ def with_buckets(dataset: Dataset, settings: DatasetSettings, resolution: int) -
     Raises:
         DatasetError: without enlarging, nothing of a concept is left.
     """
-    everything = [*dataset.pictures, *dataset.held_out]
+    everything = [*dataset.pictures, *dataset.validation]
     potential = potential_buckets(resolution, settings.buckets)
     frames = choose_buckets([(p.width, p.height) for p in everything], potential, settings.buckets.count)
     concepts, notes = [], list(dataset.notes)
@@ -146,8 +146,8 @@ def with_buckets(dataset: Dataset, settings: DatasetSettings, resolution: int) -
         if not settings.bucket_upscale:
             notes += [f"{p.path.name}: smaller than its bucket and left out" for p in framed if is_enlarged(p)]
         concepts.append(replace(concept, pictures=tuple(kept)))
-    held_out, others = (tuple(assign_buckets(p, frames)) for p in (dataset.held_out, dataset.regularization))
-    return replace(dataset, concepts=tuple(concepts), held_out=held_out, regularization=others, notes=tuple(notes))
+    validation, others = (tuple(assign_buckets(p, frames)) for p in (dataset.validation, dataset.regularization))
+    return replace(dataset, concepts=tuple(concepts), validation=validation, regularization=others, notes=tuple(notes))
 
 
 def strip_triggers(caption: str, dataset: Dataset) -> str:

@@ -1,13 +1,13 @@
-"""Reads captioned pictures in every layout people have; every problem is found in one pass, with its remedy.
+"""Reads captioned images in every supported layout; all problems are reported at once, each with its remedy.
 
-What a path is taken for:
-- a `.toml` file: the dataset file of sd-scripts;
-- a `.json`, `.jsonl` or `.csv` file: kohya metadata, or an imagefolder's;
-- a folder with such a file: the same, its captions win over those beside the pictures; two such files are a problem;
-- else a folder with kohya folders `N_class tokens` in it, or a plain folder of pictures with captions beside them.
+How a path is read:
+- a `.toml` file: a dataset file of sd-scripts;
+- a `.json`, `.jsonl` or `.csv` file: kohya metadata, or the metadata of a Hugging Face imagefolder;
+- a folder with one such file: that file, whose captions replace the caption files; two such files are an error;
+- any other folder: kohya folders `N_class tokens`, or a plain folder of images with caption files beside them.
 
-A picture's concept is the class tokens of the kohya folder it lies in. Elsewhere it is the `class_tokens` of its subset
-or the subset's folder in a TOML file, else the name of the whole folder.
+The concept of an image is the class tokens of its kohya folder. In a TOML file it is the `class_tokens` of the subset,
+else the name of the subset's folder. In every other case it is the name of the dataset's folder.
 """
 
 from __future__ import annotations
@@ -18,86 +18,87 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from autolora.data.images import READING_THREADS, decode, difference_hash, load_image, load_pixels, measure
-from autolora.data.layouts.folders import ImageEntry, Listing, list_folder, merge, shown
+from autolora.data.captions import split_tags
+from autolora.data.images import READING_THREADS, decode, difference_hash, measure
+from autolora.data.layouts.folders import ImageEntry, Listing, display_path, list_folder, merge
 from autolora.data.layouts.kohya_toml import list_toml
-from autolora.data.layouts.metadata_files import METADATA_SUFFIXES, dataset_files, list_metadata
+from autolora.data.layouts.metadata_files import METADATA_SUFFIXES, list_metadata, metadata_files
 from autolora.errors import DatasetError
 
-__all__ = [
-    "READING_THREADS",
-    "Picture",
-    "Source",
-    "list_problems",
-    "load_image",
-    "load_pixels",
-    "read_folder",
-    "read_source",
-]
-
 _FILE_SUFFIXES = (".toml", *METADATA_SUFFIXES)
-_MASK_TOLERANCE = 0.01  # by how much a mask's aspect ratio may differ: sides are whole pixels
-_LISTED = 40  # problems shown in full; whoever has more sees the pattern by then
+_MASK_TOLERANCE = 0.01  # allowed relative difference of a mask's aspect ratio: sides are whole pixels
+_MOST_LINES = 40  # problems that a message lists; the others are only counted
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One captioned picture; width and height in pixels as seen (turned upright), `sha256` of the file."""
+    """One training image with its caption; sizes in pixels."""
 
     path: Path
     caption: str
-    concept: str  # the class tokens of its folder `N_class tokens`; a plain folder's name
-    width: int
+    concept: str  # class tokens of its folder `N_class tokens`, or the name of a plain folder
+    width: int  # after EXIF rotation
     height: int
-    sha256: str
-    repeats: int = 1  # how often an epoch shows it, as its folder or dataset file says; recipes go by steps instead
-    mask: Path | None = None  # white where the loss counts
-    frame: tuple[int, int] | None = None  # width and height it is trained at; None: the model's own square
-    perceptual_hash: int | None = None  # its `difference_hash`, by which near-duplicates are known
+    sha256: str  # of the file
+    repeats: int = 1  # times per epoch by its folder or dataset file; used if train.images_per_concept is not set
+    mask: Path | None = None  # the loss counts where the mask is white
+    bucket: tuple[int, int] | None = None  # width and height in training; None: the model's own square
+    perceptual_hash: int | None = None  # its `difference_hash`, which finds near-duplicates
+
+    @cached_property
+    def tags(self) -> tuple[str, ...]:
+        """The parts of the caption between commas, in order."""
+        return split_tags(self.caption)
 
 
 @dataclass(frozen=True)
-class Source:
-    """What was read: pictures to train on and for regularization, by folder, then file name; notes for the user."""
+class SourceImages:
+    """The images of a dataset, sorted by folder, then file name, with notes for the user."""
 
     pictures: tuple[Picture, ...]
     regularization: tuple[Picture, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def read_source(path: Path, regularization: Path | None = None) -> Source:
-    """Read a dataset in any layout, and a folder of regularization pictures, whose captions may be missing.
+def read_source(path: Path, regularization: Path | None = None) -> SourceImages:
+    """Read a dataset in any layout, and optionally a folder of regularization images.
 
-    A caption file is a picture's `.txt` or `.caption`, UTF-8; its lines count as one caption. A kohya folder without
-    any is captioned with its class tokens. A mask is `NAME.mask.png` or `NAME-masklabel.png` beside the picture, or
-    `masks/NAME.png`. Hidden files, files of other kinds and folders whose name starts with `_` are ignored.
+    A caption file is `NAME.txt` or `NAME.caption` in UTF-8; its lines are joined into one caption. Images of a kohya
+    folder without any caption file get its class tokens as caption. Regularization images need no captions. A mask is
+    `NAME.mask.png` or `NAME-masklabel.png` beside the image, or `masks/NAME.png`. Hidden files, files of other kinds
+    and folders whose name starts with `_` are ignored.
 
     Raises:
-        DatasetError: every problem found, a line each: file, problem, remedy.
+        DatasetError: all problems, one per line: file, problem, remedy.
     """
-    path = Path(os.path.expanduser(path))  # which leaves ~nobody as it is
+    path = Path(os.path.expanduser(path))  # unlike Path.expanduser, it accepts the name of an unknown user
     try:
-        listing = merge([_list(path), _list_regularization(regularization)])
+        listing = merge([_list_source(path), _list_regularization(regularization)])
         root = path if os.path.isdir(path) else path.parent
-        both = {record.path for record in listing.records} & {record.path for record in listing.regularization}
-        problems = [*listing.problems, *(f"{shown(p, root)}: both trained and regularization" for p in sorted(both))]
-        records = sorted(listing.records, key=_place)
-        aside = sorted(listing.regularization, key=_place)
+        in_both = {entry.path for entry in listing.entries} & {entry.path for entry in listing.regularization}
+        problems = [
+            *listing.problems,
+            *(f"{display_path(p, root)}: listed for training and for regularization" for p in sorted(in_both)),
+        ]
+        training_entries = sorted(listing.entries, key=_sort_key)
+        other_entries = sorted(listing.regularization, key=_sort_key)
         with ThreadPoolExecutor(READING_THREADS) as pool:
-            found = list(pool.map(lambda record: _read_picture(record, root), [*records, *aside]))
+            results = list(pool.map(lambda entry: _read_picture(entry, root), [*training_entries, *other_entries]))
     except PermissionError as error:
         raise DatasetError(f"{error.filename}: permission denied: make it readable for your user") from error
-    problems += [problem for problem in found if isinstance(problem, str)]
+    problems += [problem for problem in results if isinstance(problem, str)]
     if problems:
-        raise DatasetError(list_problems(str(path), problems))
-    pictures = [picture for picture in found if isinstance(picture, Picture)]
-    return Source(tuple(pictures[: len(records)]), tuple(pictures[len(records) :]), listing.notes)
+        raise DatasetError(format_problems(str(path), problems))
+    pictures = [picture for picture in results if isinstance(picture, Picture)]
+    count = len(training_entries)
+    return SourceImages(tuple(pictures[:count]), tuple(pictures[count:]), listing.notes)
 
 
 def read_folder(root: Path) -> list[Picture]:
-    """The pictures to train on that `read_source` finds.
+    """The training images that `read_source` finds.
 
     Raises:
         DatasetError: as `read_source`.
@@ -105,25 +106,25 @@ def read_folder(root: Path) -> list[Picture]:
     return list(read_source(root).pictures)
 
 
-def list_problems(where: str, problems: Iterable[str]) -> str:
-    """One message for all problems: one line for one problem, else a line each."""
+def format_problems(where: str, problems: Iterable[str]) -> str:
+    """One message for all problems: a single line for one problem, else one line per problem."""
     lines = list(problems)
     if len(lines) == 1:
         return f"{where}: {lines[0]}"
-    more = [f"... and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-    return "\n  ".join([f"{where}: {len(lines)} problems", *lines[:_LISTED], *more])
+    more = [f"... and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+    return "\n  ".join([f"{where}: {len(lines)} problems", *lines[:_MOST_LINES], *more])
 
 
-def _list(path: Path) -> Listing:
-    """What a path holds, in whatever layout."""
+def _list_source(path: Path) -> Listing:
+    """The entries of a path in any layout."""
     if os.path.isfile(path) and path.suffix.lower() in _FILE_SUFFIXES:
         return list_toml(path) if path.suffix.lower() == ".toml" else list_metadata(path)
     if not os.path.isdir(path):
-        raise DatasetError(_not_a_source(path))
-    files, notes = dataset_files(path)
+        raise DatasetError(_unusable_path(path))
+    files, notes = metadata_files(path)
     if len(files) > 1:
         names = " and ".join(file.name for file in files)
-        raise DatasetError(f"{path}: {names} both list its pictures: give dataset.path={files[0]}, or remove one")
+        raise DatasetError(f"{path}: {names} both list its images: set dataset.path={files[0]}, or remove one of them")
     return merge([list_metadata(files[0]) if files else list_folder(path), Listing(notes=tuple(notes))])
 
 
@@ -132,20 +133,20 @@ def _list_regularization(path: Path | None) -> Listing:
         return Listing()
     path = Path(os.path.expanduser(path))
     if not os.path.isdir(path):
-        return Listing(problems=(f"{path}: no such folder of pictures: correct dataset.reg_data_dir",))
-    listing = list_folder(path, optional=True)
+        return Listing(problems=(f"{path}: the folder does not exist: correct dataset.reg_data_dir",))
+    listing = list_folder(path, captions_optional=True)
     problems = tuple(f"{path}: {problem}" for problem in listing.problems)
-    return replace(listing, records=(), regularization=listing.records, problems=problems)
+    return replace(listing, entries=(), regularization=listing.entries, problems=problems)
 
 
-def _place(record: ImageEntry) -> tuple[str, str]:
-    return str(record.path.parent), record.path.name
+def _sort_key(entry: ImageEntry) -> tuple[str, str]:
+    return str(entry.path.parent), entry.path.name
 
 
-def _not_a_source(path: Path) -> str:
-    """Why the path is no folder of pictures and no file that lists them, with the closest name that exists."""
+def _unusable_path(path: Path) -> str:
+    """Why the path is neither a folder nor a dataset file, with the most similar name that exists."""
     if os.path.exists(path):
-        return f"{path}: is a file: dataset.path takes a folder of pictures, or a {', '.join(_FILE_SUFFIXES)} file"
+        return f"{path}: is a file: dataset.path takes a folder of images, or a {', '.join(_FILE_SUFFIXES)} file"
     missing = path
     while not os.path.isdir(missing.parent) and missing.parent != missing:
         missing = missing.parent
@@ -153,18 +154,21 @@ def _not_a_source(path: Path) -> str:
         names = [p.name for p in missing.parent.iterdir() if p.is_dir() or p.suffix.lower() in _FILE_SUFFIXES]
     except OSError:
         names = []
-    near = difflib.get_close_matches(missing.name, names, 1, cutoff=0.5)
-    hint = f"did you mean {missing.parent / near[0]}?" if near else "give dataset.path=FOLDER with captioned pictures"
+    similar = difflib.get_close_matches(missing.name, names, 1, cutoff=0.5)
+    if similar:
+        hint = f"did you mean {missing.parent / similar[0]}?"
+    else:
+        hint = "set dataset.path=FOLDER to a folder of captioned images"
     return f"{path}: no such {'file' if path.suffix.lower() in _FILE_SUFFIXES else 'folder'}: {hint}"
 
 
-def _read_picture(record: ImageEntry, root: Path) -> Picture | str:
-    """The picture, or its problems with their remedies in one line."""
-    problems = [record.problem] if record.problem else []
+def _read_picture(entry: ImageEntry, root: Path) -> Picture | str:
+    """The image of an entry, or one line with all its problems and their remedies."""
+    problems = [entry.problem] if entry.problem else []
     width = height = 0
     digest, perceptual_hash = "", 0
     try:
-        content = record.path.read_bytes()
+        content = entry.path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         image = decode(content)
         width, height, perceptual_hash = *image.size, difference_hash(image)
@@ -172,25 +176,25 @@ def _read_picture(record: ImageEntry, root: Path) -> Picture | str:
         problems.append(str(error))
     except OSError as error:
         problems.append(f"cannot be read ({error.strerror}): make it readable")
-    if record.mask and width:
-        problems += _mask_problems(record.mask, width, height)
+    if entry.mask and width:
+        problems += _mask_problems(entry.mask, width, height)
     if problems:
-        return f"{shown(record.path, root)}: {'; '.join(problems)}"
+        return f"{display_path(entry.path, root)}: {'; '.join(problems)}"
     return Picture(
-        path=record.path,
-        caption=record.caption,
-        concept=record.concept,
+        path=entry.path,
+        caption=entry.caption,
+        concept=entry.concept,
         width=width,
         height=height,
         sha256=digest,
-        repeats=record.repeats,
-        mask=record.mask,
+        repeats=entry.repeats,
+        mask=entry.mask,
         perceptual_hash=perceptual_hash,
     )
 
 
 def _mask_problems(mask: Path, width: int, height: int) -> list[str]:
-    """What is wrong with the mask of a picture so many pixels wide and high."""
+    """The problems of the mask of an image of width x height pixels."""
     try:
         mask_width, mask_height = measure(mask.read_bytes())
     except DatasetError as error:
@@ -199,5 +203,5 @@ def _mask_problems(mask: Path, width: int, height: int) -> list[str]:
         return [f"its mask {mask.name} cannot be read ({error.strerror}): make it readable"]
     if abs(mask_width * height / (mask_height * width) - 1) <= _MASK_TOLERANCE:
         return []
-    sizes = f"{mask_width}x{mask_height}, the picture {width}x{height}"
-    return [f"its mask {mask.name} has another shape ({sizes}): cut it like the picture"]
+    sizes = f"{mask_width}x{mask_height}, the image {width}x{height}"
+    return [f"its mask {mask.name} has another aspect ratio ({sizes}): crop it like the image"]

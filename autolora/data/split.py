@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolora.data.images import difference_hash, load_image
-from autolora.data.sources import Picture, list_problems
+from autolora.data.sources import Picture, format_problems
 from autolora.errors import DatasetError
 
 # Measured on 8 paper-doll characters: nine in ten JPEG, half-size and brighter copies differ in at most 3 of
@@ -33,14 +33,14 @@ def difference_hashes(pictures: Sequence[Picture]) -> NDArray[np.bool_]:
     return np.unpackbits(np.array(hashes, dtype=">u8").view(np.uint8).reshape(-1, 8), axis=1).astype(np.bool_)
 
 
-def wanted_held_out(pictures: int, share: float, minimum: int) -> int:
+def validation_count(pictures: int, share: float, minimum: int) -> int:
     """How many of a concept's pictures to hold out: max(minimum, share), at most half; 1 of under six."""
     if pictures < 6:
         return 1
     return min(max(minimum, int(share * pictures + 0.5)), pictures // 2)
 
 
-def split_held_out(concepts: Mapping[str, Sequence[Picture]], share: float, minimum: int, seed: int) -> Split:
+def split_validation(concepts: Mapping[str, Sequence[Picture]], share: float, minimum: int, seed: int) -> Split:
     """The training pictures of each concept, and the held-out pictures of all, both in their first order.
 
     Chains of near-duplicates, across concepts too, land on one side, so a concept may hold out fewer.
@@ -55,30 +55,30 @@ def split_held_out(concepts: Mapping[str, Sequence[Picture]], share: float, mini
         if len(pictures) < FEWEST_PICTURES
     ]
     if few:
-        raise DatasetError(list_problems("too few pictures", few))
+        raise DatasetError(format_problems("too few pictures", few))
     everything = [picture for pictures in concepts.values() for picture in pictures]
     names = [name for name, pictures in concepts.items() for _ in pictures]
-    wanted = {name: wanted_held_out(len(pictures), share, minimum) for name, pictures in concepts.items()}
+    wanted = {name: validation_count(len(pictures), share, minimum) for name, pictures in concepts.items()}
     hashes = difference_hashes(everything)
     files = [picture.sha256 for picture in everything]
     bits = dict.fromkeys(concepts, NEAR_DUPLICATE_BITS)
     while True:
         groups = _groups(hashes, files, np.array([bits[name] for name in names]))
-        held_out = _choose(groups, names, wanted, seed)
-        counts = Counter(names[i] for i in held_out)
+        validation = _choose(groups, names, wanted, seed)
+        counts = Counter(names[i] for i in validation)
         stuck = [name for name in concepts if counts[name] == 0]
         if not stuck:
             break
         copies = [name for name in stuck if bits[name] < 0]
         if copies:
             listed = (f"concept `{name}` has only copies of one picture: add different ones" for name in copies)
-            raise DatasetError(list_problems("nothing can be held out", listed))
+            raise DatasetError(format_problems("nothing can be held out", listed))
         bits |= {name: bits[name] - 1 for name in stuck}
     train = {
-        concept: tuple(p for i, p in enumerate(everything) if names[i] == concept and i not in held_out)
+        concept: tuple(p for i, p in enumerate(everything) if names[i] == concept and i not in validation)
         for concept in concepts
     }
-    return train, tuple(p for i, p in enumerate(everything) if i in held_out)
+    return train, tuple(p for i, p in enumerate(everything) if i in validation)
 
 
 def _groups(hashes: NDArray[np.bool_], files: Sequence[str], bits: NDArray[np.int_]) -> list[list[int]]:

@@ -9,7 +9,7 @@ from autolora.data.captions import mentions
 from autolora.data.concepts import Dataset
 
 OVERLAP_RISK = 2.0  # from here on what concepts share overcooks before any of them is done
-OVERCOOKS = "may overcook before the outfits are done"
+OVERFITS = "may overcook before the outfits are done"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class StepTableRow:
     @property
     def risk(self) -> str:
         """What the overlap may lead to, in words; empty where there is none."""
-        return OVERCOOKS if self.overlap >= OVERLAP_RISK else ""
+        return OVERFITS if self.overlap >= OVERLAP_RISK else ""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class StepTable:
 
     rows: tuple[StepTableRow, ...]
     epochs: int
-    beside: Mapping[str, int] = field(default_factory=dict)  # steps per epoch of what is shown against bleed, by kind
+    class_images: Mapping[str, int] = field(
+        default_factory=dict
+    )  # steps per epoch of what is shown against bleed, by kind
 
     @property
     def concepts(self) -> tuple[StepTableRow, ...]:
@@ -53,7 +55,7 @@ class StepTable:
     @property
     def steps_per_epoch(self) -> int:
         """Images shown in an epoch, all concepts and what is shown beside them."""
-        return sum(row.steps_per_epoch for row in self.concepts) + sum(self.beside.values())
+        return sum(row.steps_per_epoch for row in self.concepts) + sum(self.class_images.values())
 
     @property
     def steps_total(self) -> int:

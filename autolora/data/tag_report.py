@@ -6,17 +6,17 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autolora.data.caption_recipe import LEVELS, CaptionRecipe, apply_captions, pruned_tags, trigger_keys
+from autolora.data.caption_recipe import LEVELS, CaptionRecipe, apply_captions, tags_to_absorb, trigger_keys
 from autolora.data.captions import booru_key, count_tags, is_sentence, mentions, spell_tags, tag_key
 from autolora.data.concepts import Concept, Dataset
-from autolora.data.step_table import OVERCOOKS, OVERLAP_RISK
+from autolora.data.step_table import OVERFITS, OVERLAP_RISK
 from autolora.data.vocabulary import kind_of
 from autolora.errors import ConfigError
 
 ABSORBED_SHARE = 0.9  # of the captions: a tag this frequent cannot be told from the trigger
 RISKS = {
     "capture": "every caption shows the class word, so it learns the character: add regularization images",
-    OVERCOOKS: "the outfits share the main trigger: decouple, or fewer steps",
+    OVERFITS: "the outfits share the main trigger: decouple, or fewer steps",
     "absorbed": "nearly every caption shows it, so it becomes a part of the trigger, or takes a part of it",
 }
 
@@ -59,7 +59,7 @@ def tag_rows(dataset: Dataset) -> tuple[TagRow, ...]:
     return tuple(rows)
 
 
-def suggest_pruning(
+def absorbed_by_level(
     dataset: Dataset, share: float = CaptionRecipe.absorb_min_share
 ) -> dict[str, dict[str, tuple[str, ...]]]:
     """For each level of pruning the tags that each trigger would absorb, after cleaning; triggers without any left out.
@@ -69,7 +69,7 @@ def suggest_pruning(
         share: of the captions with a trigger must carry a tag.
     """
     cleaned = apply_captions(CaptionRecipe(), dataset, seed=0)
-    levels = {level: pruned_tags(cleaned, level, share) for level in LEVELS if LEVELS[level]}
+    levels = {level: tags_to_absorb(cleaned, level, share) for level in LEVELS if LEVELS[level]}
     return {level: {word: tags for word, tags in found.items() if tags} for level, found in levels.items()}
 
 
@@ -112,7 +112,7 @@ def _risk(row: TagRow, overlap: float, dataset: Dataset) -> str:
         return "capture" if share == 1 else ""
     if row.kind == "trigger":
         main = tag_key(row.tag) == tag_key(dataset.trigger)
-        return OVERCOOKS if main and overlap >= OVERLAP_RISK else ""
+        return OVERFITS if main and overlap >= OVERLAP_RISK else ""
     return "absorbed" if share >= ABSORBED_SHARE else ""
 
 

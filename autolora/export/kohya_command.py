@@ -1,4 +1,4 @@
-"""The command that trains nearest to a run with kohya's sd-scripts, and what that cannot do."""
+"""The command of kohya's sd-scripts that comes closest to a run, and how its training differs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from autolora.adapters.lora import DyLoRA
 from autolora.data.concepts import Dataset
-from autolora.export.metadata import ends_in_noise, family_of, network
+from autolora.export.families import family_of, has_zero_terminal_snr
+from autolora.export.metadata import network
 from autolora.models.base import BaseModel
 from autolora.optim.optimizers import CAME, Adafactor, AdamW, Lion, OptimizerSpec, Prodigy, ScheduleFree
 from autolora.optim.schedules import AnnealedCosine, Constant, Cosine, CosineRestarts, Linear
 from autolora.train.run import Run
 
-OPTIMIZERS = {ScheduleFree: "AdamWScheduleFree", CAME: "pytorch_optimizer.CAME"}  # the others are called as here
+OPTIMIZERS = {ScheduleFree: "AdamWScheduleFree", CAME: "pytorch_optimizer.CAME"}  # others: the class's own name
 SCHEDULES = {
     Constant: "constant",
     Linear: "linear",
@@ -26,45 +27,50 @@ SCHEDULES = {
 
 @dataclass(frozen=True)
 class KohyaCommand:
-    """A command line over several lines, and how its training differs, a sentence each."""
+    """A command, broken into several lines, and one sentence for each way in which its training differs."""
 
-    text: str
+    text: str  # empty for a family that is not supported here
     notes: tuple[str, ...]
 
 
 def kohya_command(run: Run, dataset: Dataset, model: BaseModel, step: int) -> KohyaCommand:
-    """The arguments of sd-scripts' `train_network.py` (its documented names) for a run up to a step; none for others.
+    """Translate a run up to a checkpoint into a command for sd-scripts.
+
+    It uses the documented arguments of `train_network.py`, and is empty for a family that is
+    trained by another script.
 
     Args:
         run: the recipe.
-        dataset: what it trains on; paths are left to be filled in.
-        model: the base.
-        step: images shown up to the checkpoint, those beside the dataset's own included; there a step is a batch.
+        dataset: the training images; the command has placeholders instead of paths.
+        model: the base model.
+        step: images shown up to the checkpoint, class images included; sd-scripts counts batches.
     """
     family = family_of(model)
     if family.kohya_script is None:
-        return KohyaCommand("", ("sd-scripts trains this family by scripts and arguments that are not written here.",))
-    own = round(step * sum(run.images_by_concept(dataset)) / run.images_per_epoch(dataset))
-    batches = -(-own // run.train.batch_size)
-    total = -(-sum(run.images_by_concept(dataset)) * run.train.epochs // run.train.batch_size)
+        return KohyaCommand(
+            "", ("sd-scripts trains this family by scripts and arguments that are not supported here.",)
+        )
+    shown = sum(run.images_by_concept(dataset))  # images of the dataset in an epoch
+    batches = -(-round(step * shown / run.images_per_epoch(dataset)) // run.train.batch_size)
+    total_batches = -(-shown * run.train.epochs // run.train.batch_size)
     side = model.resolution
     flags = [
         "--pretrained_model_name_or_path=BASE.safetensors",
-        "--train_data_dir=PICTURES",
-        *(["--reg_data_dir=CLASS_PICTURES"] if run.train.reg_ratio else []),
+        "--train_data_dir=IMAGES",
+        *(["--reg_data_dir=CLASS_IMAGES"] if run.train.reg_ratio else []),
         "--caption_extension=.txt",
         "--output_dir=out",
         f"--output_name={dataset.trigger}",
         "--save_model_as=safetensors",
         f"--resolution={side},{side}",
-        *(["--enable_bucket"] if any(picture.frame for picture in dataset.pictures) else []),
+        *(["--enable_bucket"] if any(picture.bucket for picture in dataset.pictures) else []),
         *(["--v2"] if family.v2 else []),
         *([f"--clip_skip={model.clip_skip}"] if model.clip_skip else []),
         *(["--v_parameterization"] if model.prediction_type == "v_prediction" else []),
-        *(["--zero_terminal_snr"] if ends_in_noise(model) else []),
+        *(["--zero_terminal_snr"] if has_zero_terminal_snr(model) else []),
         *_network(run),
         *_optimizer(run),
-        *_schedule(run, total),
+        *_schedule(run, total_batches),
         *_training(run),
         f"--max_train_steps={batches}",
     ]
@@ -74,17 +80,17 @@ def kohya_command(run: Run, dataset: Dataset, model: BaseModel, step: int) -> Ko
             lines.append(shlex.quote(flag))
         else:
             lines[-1] += f" {shlex.quote(flag)}"
-    return KohyaCommand(" \\\n  ".join(lines), tuple(_differences(run, dataset, batches, total)))
+    return KohyaCommand(" \\\n  ".join(lines), tuple(_differences(run, dataset, batches, total_batches)))
 
 
 def _network(run: Run) -> list[str]:
-    found, adapter = network(run), run.adapter
-    args = [f"{key}={value}" for key, value in json.loads(found["network_args"]).items()]
+    settings, adapter = network(run), run.adapter
+    args = [f"{key}={value}" for key, value in json.loads(settings["network_args"]).items()]
     args += [f"unit={adapter.unit}"] if isinstance(adapter, DyLoRA) else []
     return [
-        f"--network_module={'networks.dylora' if isinstance(adapter, DyLoRA) else found['network_module']}",
-        f"--network_dim={found['network_dim']}",
-        f"--network_alpha={found['network_alpha']:g}",
+        f"--network_module={'networks.dylora' if isinstance(adapter, DyLoRA) else settings['network_module']}",
+        f"--network_dim={settings['network_dim']}",
+        f"--network_alpha={settings['network_alpha']:g}",
         *(["--network_args", *args] if args else []),
         *([] if adapter.text_encoder else ["--network_train_unet_only"]),
         *(["--network_weights=START.safetensors"] if run.init_lora else []),
@@ -104,27 +110,27 @@ def _optimizer(run: Run) -> list[str]:
     if isinstance(optimizer, Prodigy):
         args += [f"d_coef={optimizer.d_coef:g}", f"d0={optimizer.d0:g}", "safeguard_warmup=True"]
         args.append("use_bias_correction=True")
-    found = [f"--optimizer_type={OPTIMIZERS.get(kind, kind.__name__)}", "--optimizer_args", *args]
-    found.append(f"--learning_rate={optimizer.lr:g}")
+    flags = [f"--optimizer_type={OPTIMIZERS.get(kind, kind.__name__)}", "--optimizer_args", *args]
+    flags.append(f"--learning_rate={optimizer.lr:g}")
     if run.adapter.text_encoder and isinstance(optimizer, OptimizerSpec) and optimizer.text_encoder_lr:
-        found.append(f"--text_encoder_lr={optimizer.text_encoder_lr:g}")
-    return found
+        flags.append(f"--text_encoder_lr={optimizer.text_encoder_lr:g}")
+    return flags
 
 
-def _schedule(run: Run, total: int) -> list[str]:
+def _schedule(run: Run, total_batches: int) -> list[str]:
     if isinstance(run.optimizer, ScheduleFree):
         return []
     schedule = run.schedule
-    found = [f"--lr_scheduler={SCHEDULES[type(schedule)]}"]
+    flags = [f"--lr_scheduler={SCHEDULES[type(schedule)]}"]
     if isinstance(schedule, CosineRestarts | AnnealedCosine):
-        found.append(f"--lr_scheduler_num_cycles={schedule.cycles}")
+        flags.append(f"--lr_scheduler_num_cycles={schedule.cycles}")
     warmup = getattr(schedule, "warmup", 0.0) / getattr(schedule, "cycles", 1)
-    return [*found, f"--lr_warmup_steps={round(warmup * total)}"] if warmup else found
+    return [*flags, f"--lr_warmup_steps={round(warmup * total_batches)}"] if warmup else flags
 
 
 def _training(run: Run) -> list[str]:
     settings = run.train
-    given = {
+    arguments = {
         "train_batch_size": settings.batch_size,
         "min_snr_gamma": settings.min_snr_gamma,
         "noise_offset": settings.noise_offset or None,
@@ -143,37 +149,41 @@ def _training(run: Run) -> list[str]:
         "flip_aug": settings.flip_aug,
         "cache_latents": not settings.flip_aug,
     }
-    values = [f"--{key}={value:g}" if isinstance(value, float) else f"--{key}={value}" for key, value in given.items()
-              if value is not None]  # fmt: skip
-    return values + [f"--{key}" for key, on in switches.items() if on]
+    flags = [
+        f"--{key}={value:g}" if isinstance(value, float) else f"--{key}={value}"
+        for key, value in arguments.items()
+        if value is not None
+    ]
+    return flags + [f"--{key}" for key, on in switches.items() if on]
 
 
-def _differences(run: Run, dataset: Dataset, batches: int, total: int) -> list[str]:
-    """What has to be done by hand, and what sd-scripts has no argument for."""
+def _differences(run: Run, dataset: Dataset, batches: int, total_batches: int) -> list[str]:
+    """What a user has to do by hand, and what sd-scripts has no argument for."""
     settings = run.train
-    steps = zip(dataset.concepts, run.images_by_concept(dataset), strict=True)
-    folders = ", ".join(f"{max(1, round(count / len(c.pictures)))}_{c.name}" for c, count in steps)
-    notes = [f"PICTURES holds the folders {folders}: the number is how often an epoch shows each picture."]
-    if batches < total:
+    totals = zip(dataset.concepts, run.images_by_concept(dataset), strict=True)
+    folders = ", ".join(f"{max(1, round(total / len(c.pictures)))}_{c.name}" for c, total in totals)
+    notes = [f"IMAGES holds the folders {folders}: the number is how often an epoch shows each image."]
+    if batches < total_batches:
         notes.append(
-            f"It stops after {batches} of {total} optimizer steps, where this checkpoint is; the schedule there spans "
-            "what is asked for, so set --max_train_steps to the whole and save on the way to have the same rates."
+            f"The command stops after {batches} of {total_batches} optimizer steps, where this checkpoint is. The "
+            "schedule there spans --max_train_steps: for the same learning rates set it to "
+            f"{total_batches} and save in between."
         )
-    missing = {
+    unsupported = {
         "preserving the base model (train.prior_preservation_ratio)": settings.prior_preservation_ratio,
         "training at lower LoRA weights (train.min_lora_multiplier)": settings.min_lora_multiplier < 1,
         "peaks that fall from cycle to cycle (schedule.gamma)": isinstance(run.schedule, AnnealedCosine),
-        "masks with a remainder (train.unmasked_weight)": any(picture.mask for picture in dataset.pictures),
+        "a loss weight outside masks (train.unmasked_weight)": any(picture.mask for picture in dataset.pictures),
         "editing captions while they are read (captions.*; `autolora captions out=FOLDER` writes them)": (
             run.captions.absorb_tags != "none" or run.captions.drop_tags or run.captions.trigger_swap_rate
         ),
     }
-    if found := [name for name, used in missing.items() if used]:
-        notes.append(f"sd-scripts has no argument for {'; '.join(found)}: the result will differ.")
+    if used := [name for name, is_used in unsupported.items() if is_used]:
+        notes.append(f"sd-scripts has no argument for {'; '.join(used)}: the result will differ.")
     if isinstance(run.adapter, DyLoRA):
-        notes.append("Its DyLoRA runs every rank at each step, here the ranks above the drawn one are left out.")
+        notes.append("Its DyLoRA computes every rank at each step; autolora leaves out the ranks above the drawn one.")
     if run.init_lora:
-        notes.append("START.safetensors is the LoRA that training starts from (init).")
+        notes.append("START.safetensors is the LoRA that training starts from (init_lora).")
     if settings.reg_ratio:
-        notes.append("CLASS_PICTURES are shown once for each picture of yours there, whatever their share is here.")
+        notes.append("sd-scripts shows one of CLASS_IMAGES for each of your images, whatever train.reg_ratio is.")
     return notes

@@ -1,4 +1,4 @@
-"""What an exported file says about itself: kohya's `ss_*` keys, ModelSpec 1.0.1, and `autolora.*` for the evidence."""
+"""The metadata of an exported file: kohya's `ss_*` keys, ModelSpec 1.0.1, and `autolora.*` keys."""
 
 from __future__ import annotations
 
@@ -24,122 +24,77 @@ from autolora.adapters.lora import LoRA
 from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
 from autolora.data.captions import split_tags
 from autolora.data.concepts import Concept, Dataset
-from autolora.errors import ExportError
+from autolora.export.families import family_of, has_zero_terminal_snr
 from autolora.models.base import BaseModel
 from autolora.train.run import Run
 
-THUMBNAIL = 256  # pixels, the most that ModelSpec advises
-
-
-@dataclass(frozen=True)
-class Family:
-    """How kohya's tools, ModelSpec and A1111 call an architecture."""
-
-    version: str
-    spec: str
-    webui: str
-    v2: bool = False
-    kohya_script: str | None = "train_network.py"  # of sd-scripts; None: one whose arguments are not written here
-
-
-FAMILIES: dict[str, Family] = {
-    "sd1": Family("sd_v1", "stable-diffusion-v1", "SD1"),
-    "sd1 v": Family("sd_v1_v", "stable-diffusion-v1", "SD1"),
-    "sd2": Family("sd_v2", "stable-diffusion-v2-512", "SD2", v2=True),
-    "sd2 v": Family("sd_v2_v", "stable-diffusion-v2-768-v", "SD2", v2=True),
-    "sdxl": Family("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "SDXL", kohya_script="sdxl_train_network.py"),
-    "sd3": Family("sd3", "stable-diffusion-3", "Unknown", kohya_script=None),
-    "flux": Family("flux1", "flux-1", "Flux", kohya_script=None),
-    "flux guidance": Family("flux1", "flux-1-dev", "Flux", kohya_script=None),
-    "z_image": Family("z_image", "z-image", "Unknown", kohya_script=None),
-}
+THUMBNAIL_SIDE = 256  # pixels; ModelSpec advises no more
 
 
 @dataclass(frozen=True)
 class ExportFacts:
-    """What a person should know of an exported LoRA; `step` counts images shown up to the exported checkpoint."""
+    """What the metadata and the sidecar of an exported LoRA say about it."""
 
-    activation_text: str
+    activation_text: str  # the tags that a prompt needs
     preferred_weight: float
     description: str
-    step: int
+    step: int  # images shown up to the exported checkpoint
     notes: str = ""
-    facts: Mapping[str, str] = field(default_factory=dict)  # more `autolora.*` metadata: score, study, trial ...
-
-
-def family_of(model: BaseModel) -> Family:
-    """The names of a model's architecture; some have others where it predicts v, or is told the guidance.
-
-    Raises:
-        ExportError: it has none yet.
-    """
-    architecture = model.architecture
-    variant = "v" if model.prediction_type == "v_prediction" else "guidance" if model.tells_guidance else ""
-    if f"{architecture} {variant}" in FAMILIES:
-        return FAMILIES[f"{architecture} {variant}"]
-    if architecture not in FAMILIES:
-        raise ExportError(f"cannot export for architecture {architecture!r}; known: {', '.join(FAMILIES)}")
-    return FAMILIES[architecture]
-
-
-def ends_in_noise(model: BaseModel) -> bool:
-    """Whether nothing of the picture is left at the last timestep of a schedule of noise (zero terminal SNR)."""
-    last = torch.tensor([model.train_timesteps - 1])
-    return model.prediction_type != "flow" and model.snr(last).item() == 0
+    metadata: Mapping[str, str] = field(default_factory=dict)  # further `autolora.*` keys: score, study, trial ...
 
 
 def build_metadata(
-    run: Run, dataset: Dataset, model: BaseModel, name: str, card: ExportFacts, made: datetime
+    run: Run, dataset: Dataset, model: BaseModel, name: str, facts: ExportFacts, created_at: datetime
 ) -> dict[str, str]:
-    """All metadata but the hashes and the thumbnail; every value is a string, as safetensors requires."""
-    found = {
-        **_training(run, dataset, name, card, made),
-        **_base(model),
-        **_pictures(run, dataset, model),
-        **_modelspec(dataset, model, name, card, made),
+    """Build all metadata but the hashes and the thumbnail. Every value is a string, as safetensors requires."""
+    metadata = {
+        **_training(run, dataset, name, facts, created_at),
+        **_base_model(model),
+        **_images(run, dataset, model),
+        **_modelspec(dataset, model, name, facts, created_at),
         "autolora.recipe": run.name,
         "autolora.run": run.fingerprint(),
         "autolora.settings": json.dumps(run.settings(), ensure_ascii=False),
-        "autolora.step": str(card.step),
-        "autolora.weight": f"{card.preferred_weight:g}",
-        **{f"autolora.{key}": str(value) for key, value in card.facts.items()},
+        "autolora.step": str(facts.step),
+        "autolora.weight": f"{facts.preferred_weight:g}",
+        **{f"autolora.{key}": str(value) for key, value in facts.metadata.items()},
     }
     if is_transformer(model.architecture):
-        del found["ss_network_module"]  # none of kohya's reads such a file
-    return found
+        del metadata["ss_network_module"]  # no module of kohya's tools reads such a file
+    return metadata
 
 
 def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """The hashes that programs know a LoRA by.
+    """The hashes by which programs identify a LoRA.
 
-    As in kohya sd-scripts, `sshs_legacy_hash` is taken over a file that has only the `ss_*` metadata, since the
-    other keys may change later. `sshs_model_hash` and ModelSpec's hash are over the bytes after the header.
+    `sshs_legacy_hash` is computed, as in kohya's sd-scripts, from a file with only the `ss_*` metadata, because the
+    other keys may change later. `sshs_model_hash` and ModelSpec's hash are computed from the bytes after the header.
     """
     training = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     content = safetensors.torch.save(dict(tensors), training)
     header = int.from_bytes(content[:8], "little")
-    whole = hashlib.sha256(content[8 + header :]).hexdigest()
+    digest = hashlib.sha256(content[8 + header :]).hexdigest()
     legacy = hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
-    return {"sshs_model_hash": whole, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": f"0x{whole}"}
+    return {"sshs_model_hash": digest, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": f"0x{digest}"}
 
 
 def thumbnail(preview: Image.Image) -> str:
-    """The picture as a small JPEG data URI."""
+    """Encode an image as a small JPEG data URI."""
     small = preview.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=90)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def tag_frequency(concept: Concept) -> dict[str, int]:
-    """How many of a concept's training captions carry each tag, most frequent first."""
+    """Count the training captions of a concept that have each tag, the most frequent tag first."""
     counts = Counter(tag for picture in concept.pictures for tag in set(split_tags(picture.caption)))
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def network(run: Run) -> dict[str, Any]:
-    """The module of kohya's tools that reads the file, and its arguments, all strings as these have them."""
+    """The module of kohya's tools that reads the file, with its dim, its alpha and its arguments (a JSON object)."""
     adapter, args = run.adapter, dict[str, str]()
     algorithms: dict[type[Any], str] = {DoRA: "lora", LoHa: "loha", LoKr: "lokr", IA3: "ia3"}
     algorithm = algorithms.get(type(adapter))
@@ -161,19 +116,19 @@ def network(run: Run) -> dict[str, Any]:
 
 
 def _alpha_in_file(adapter: Adapter, dim: int, alpha: float) -> float:
-    """What programs divide by dim: more than its own where rsLoRA divides it by the root of dim."""
+    """The alpha that programs divide by dim. rsLoRA divides its alpha by the root of dim, so its file holds more."""
     return alpha * dim**0.5 if isinstance(adapter, LoRA) and adapter.rank_stabilized else alpha
 
 
-def _training(run: Run, dataset: Dataset, name: str, card: ExportFacts, made: datetime) -> dict[str, str]:
-    """Recipe and length; kohya's steps are optimizer steps."""
+def _training(run: Run, dataset: Dataset, name: str, facts: ExportFacts, created_at: datetime) -> dict[str, str]:
+    """The recipe and the length of the training; kohya counts optimizer steps."""
     settings = run.train
     per_epoch, optimizer_steps = run.images_per_epoch(dataset), run.optimizer_steps(dataset)
     optimizer = ", ".join(f"{key}={value}" for key, value in dataclasses.asdict(run.optimizer).items())
-    found = {
+    values = {
         "output_name": name,
-        "training_started_at": made.timestamp(),
-        "training_finished_at": made.timestamp(),
+        "training_started_at": created_at.timestamp(),
+        "training_finished_at": created_at.timestamp(),
         **network(run),
         "optimizer": f"{type(run.optimizer).__name__}({optimizer})",
         "learning_rate": run.optimizer.lr,
@@ -181,9 +136,9 @@ def _training(run: Run, dataset: Dataset, name: str, card: ExportFacts, made: da
         "text_encoder_lr": run.optimizer.for_text_encoder().lr if run.adapter.text_encoder else None,
         "lr_scheduler": type(run.schedule).__name__,
         "max_train_steps": optimizer_steps,
-        "steps": min(optimizer_steps, -(-card.step // settings.batch_size)),
+        "steps": min(optimizer_steps, -(-facts.step // settings.batch_size)),
         "num_epochs": settings.epochs,
-        "epoch": -(-card.step // per_epoch),
+        "epoch": -(-facts.step // per_epoch),
         "num_train_images": per_epoch,
         "num_batches_per_epoch": optimizer_steps // settings.epochs,
         "batch_size_per_device": settings.batch_size,
@@ -201,10 +156,10 @@ def _training(run: Run, dataset: Dataset, name: str, card: ExportFacts, made: da
         "seed": settings.seed,
         "cache_latents": True,
     }
-    return {f"ss_{key}": str(value) for key, value in found.items()}
+    return {f"ss_{key}": str(value) for key, value in values.items()}
 
 
-def _base(model: BaseModel) -> dict[str, str]:
+def _base_model(model: BaseModel) -> dict[str, str]:
     velocity, family = model.prediction_type == "v_prediction", family_of(model)
     return {
         "ss_sd_model_name": model.name,
@@ -212,51 +167,54 @@ def _base(model: BaseModel) -> dict[str, str]:
         "ss_mixed_precision": {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(model.dtype, "no"),
         "ss_v2": str(family.v2),
         "ss_v_parameterization": str(velocity),
-        "ss_zero_terminal_snr": str(ends_in_noise(model)),
+        "ss_zero_terminal_snr": str(has_zero_terminal_snr(model)),
         "ss_clip_skip": str(model.clip_skip),
         "autolora.base": model.name,
         "autolora.base_hash": model.base_hash,
     }
 
 
-def _pictures(run: Run, dataset: Dataset, model: BaseModel) -> dict[str, str]:
-    """Folders, tags and sizes, as the programs that show a LoRA's tags expect them."""
+def _images(run: Run, dataset: Dataset, model: BaseModel) -> dict[str, str]:
+    """Folders, tags and sizes of the training images, in the form that programs show."""
     side, concepts = model.resolution, dataset.concepts
-    shown = {c.name: steps / len(c.pictures) for c, steps in zip(concepts, run.images_by_concept(dataset), strict=True)}
-    repeats = {name: max(1, round(each)) for name, each in shown.items()}
+    totals = run.images_by_concept(dataset)  # shown in an epoch
+    showings = {c.name: total / len(c.pictures) for c, total in zip(concepts, totals, strict=True)}  # of each image
+    repeats = {name: max(1, round(count)) for name, count in showings.items()}
     names = {concept.name: f"{repeats[concept.name]}_{concept.name}" for concept in concepts}
     folders = {names[c.name]: {"n_repeats": repeats[c.name], "img_count": len(c.pictures)} for c in concepts}
     tags = {names[concept.name]: tag_frequency(concept) for concept in run.with_captions(dataset).concepts}
-    beside = run.class_images_per_epoch(dataset)
+    class_images = run.class_images_per_epoch(dataset)
     counts: dict[tuple[int, int], float] = {}
     for picture in dataset.pictures:
-        frame = picture.frame or (side, side)
-        counts[frame] = counts.get(frame, 0.0) + shown[picture.concept]
-    buckets = {str(i): {"resolution": list(f), "count": round(count)} for i, (f, count) in enumerate(counts.items())}
+        size = picture.bucket or (side, side)
+        counts[size] = counts.get(size, 0.0) + showings[picture.concept]
+    buckets = {str(i): {"resolution": list(s), "count": round(count)} for i, (s, count) in enumerate(counts.items())}
     return {
         "ss_dataset_dirs": json.dumps(folders, ensure_ascii=False),
         "ss_tag_frequency": json.dumps(tags, ensure_ascii=False),
         "ss_bucket_info": json.dumps({"buckets": buckets}),
         "ss_resolution": f"({side}, {side})",
-        "ss_num_reg_images": str(beside["class pictures"] + beside["regularization"]),  # an epoch, as num_train_images
+        "ss_num_reg_images": str(class_images["class pictures"] + class_images["regularization"]),  # in an epoch
         "ss_reg_dataset_dirs": "{}",
     }
 
 
-def _modelspec(dataset: Dataset, model: BaseModel, name: str, card: ExportFacts, made: datetime) -> dict[str, str]:
+def _modelspec(
+    dataset: Dataset, model: BaseModel, name: str, facts: ExportFacts, created_at: datetime
+) -> dict[str, str]:
     triggers = [dataset.trigger, *(concept.trigger for concept in dataset.concepts)]
     velocity = model.prediction_type == "v_prediction"
-    found = {
+    values = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{family_of(model).spec}/lora",
         "implementation": "diffusers",
         "title": name,
-        "description": card.description,
-        "date": made.isoformat(timespec="seconds"),
+        "description": facts.description,
+        "date": created_at.isoformat(timespec="seconds"),
         "resolution": f"{model.resolution}x{model.resolution}",
         **({} if model.prediction_type == "flow" else {"prediction_type": "v" if velocity else "epsilon"}),
-        "trigger_phrase": card.activation_text,
+        "trigger_phrase": facts.activation_text,
         "tags": ", ".join(dict.fromkeys([dataset.class_word, *triggers])),
-        "usage_hint": f"weight {card.preferred_weight:g}; prompt: {card.activation_text}",
+        "usage_hint": f"weight {facts.preferred_weight:g}; prompt: {facts.activation_text}",
     }
-    return {f"modelspec.{key}": value for key, value in found.items()}
+    return {f"modelspec.{key}": value for key, value in values.items()}

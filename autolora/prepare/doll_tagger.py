@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autolora.errors import ConfigError
 from autolora.paperdoll.weights import WEIGHTS
-from autolora.prepare.tagger_base import Pictures, squared
+from autolora.prepare.tagger_base import TaggerImages, squared
 from autolora.scoring.encoders import OpenClip, load_encoder
 
 HEAD = WEIGHTS.parent / "tagger.safetensors"  # written by `python -m autolora.paperdoll.tag_head`
@@ -35,7 +35,7 @@ class DollTagger:
         self.clip, self.layer = clip, metadata["layer"]
         self.categories = dict.fromkeys(self._name(np.zeros(len(self.bias))), "general")
 
-    def tag(self, pictures: Pictures) -> list[dict[str, float]]:
+    def tag(self, pictures: TaggerImages) -> list[dict[str, float]]:
         """The probability of every tag of the base model's world, for each picture."""
         if not len(pictures):
             return []

@@ -8,7 +8,7 @@ from pathlib import Path
 from autolora.data.captions import join_tags, split_tags, tag_key
 from autolora.data.images import load_image
 from autolora.data.layouts.folders import CAPTION_SUFFIXES, class_folder, list_folder
-from autolora.data.sources import list_problems
+from autolora.data.sources import format_problems
 from autolora.errors import DatasetError
 from autolora.files import write_atomic
 from autolora.prepare.tagger import tag_pictures
@@ -23,10 +23,10 @@ def untagged(root: Path) -> list[Path]:
     """
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder of pictures: give dataset.path=FOLDER")
-    listing = list_folder(root, optional=True)
+    listing = list_folder(root, captions_optional=True)
     if listing.problems:
-        raise DatasetError(list_problems(str(root), listing.problems))
-    paths = [record.path for record in listing.records]
+        raise DatasetError(format_problems(str(root), listing.problems))
+    paths = [entry.path for entry in listing.entries]
     return [path for path in paths if not any(path.with_suffix(suffix).is_file() for suffix in CAPTION_SUFFIXES)]
 
 

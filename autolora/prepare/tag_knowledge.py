@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autolora.data.caption_recipe import LEVELS
-from autolora.prepare.trigger_audit import AuditSettings, beside
+from autolora.prepare.trigger_audit import AuditSettings, add_class_word
 from autolora.sampling import Advance, BaseRenders
 from autolora.scoring.encoders import Encoder
 from autolora.scoring.intervals import Estimate, bootstrap_means, estimate
@@ -15,7 +15,7 @@ from autolora.scoring.intervals import Estimate, bootstrap_means, estimate
 # `twintails` and `ponytail`, which its CLIP hardly tells from other hair, and `purple eyes`), and 16 of 17 of things
 # that it has never seen below: there it is 0.1 on average, since of `red horns` the red is drawn.
 LIMIT = 0.25
-DRAWN = AuditSettings(first_seed=60_000, limit=LIMIT)
+TAG_AUDIT = AuditSettings(first_seed=60_000, limit=LIMIT)
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class DrawableTag:
 
     tag: str
     response: Estimate
-    drawn: bool
+    drawable: bool
 
 
-def tag_requests(tags: Sequence[str], class_word: str, settings: AuditSettings = DRAWN) -> list[tuple[str, int]]:
+def tag_requests(tags: Sequence[str], class_word: str, settings: AuditSettings = TAG_AUDIT) -> list[tuple[str, int]]:
     """Every (prompt, seed) that `drawable_tags` renders: the class word alone first, then with each tag."""
-    return settings.shots(beside(class_word, ["", *tags]))
+    return settings.requests(add_class_word(class_word, ["", *tags]))
 
 
 def drawable_tags(
@@ -37,7 +37,7 @@ def drawable_tags(
     renders: BaseRenders,
     encoder: Encoder,
     class_word: str,
-    settings: AuditSettings = DRAWN,
+    settings: AuditSettings = TAG_AUDIT,
     advance: Advance | None = None,
 ) -> tuple[DrawableTag, ...]:
     """Compare the class word's pictures with and without each tag, on the same seeds.
@@ -54,7 +54,7 @@ def drawable_tags(
     """
     embedded = encoder.images(renders.render(tag_requests(tags, class_word, settings), advance))
     rows = embedded.reshape(-1, settings.seeds, embedded.shape[1])
-    texts = encoder.texts(beside(class_word, ["", *tags]))
+    texts = encoder.texts(add_class_word(class_word, ["", *tags]))
     found = []
     for tag, row, text in zip(tags, rows[1:], texts[1:], strict=True):
         way = text - texts[0]
@@ -78,7 +78,7 @@ def suggest_level(levels: Mapping[str, Mapping[str, Sequence[str]]], found: Sequ
 
     def right(level: str) -> int:
         absorbed = absorbed_tags(levels, level)
-        return sum((one.tag in absorbed) != one.drawn for one in found)
+        return sum((one.tag in absorbed) != one.drawable for one in found)
 
     return max(LEVELS, key=right)
 

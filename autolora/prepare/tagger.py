@@ -15,7 +15,7 @@ from PIL import Image
 
 from autolora.data.captions import escape_tag, tag_key
 from autolora.errors import ConfigError
-from autolora.prepare.tagger_base import Pictures, Tagger, TaggerSettings, Tagging, TagScore, squared
+from autolora.prepare.tagger_base import Tagger, TaggerImages, TaggerSettings, Tagging, TagScore, squared
 
 MODEL_FILE, TAGS_FILE = "model.onnx", "selected_tags.csv"
 COLUMNS = ("name", "category")  # of selected_tags.csv; `tag_id` and `count` are not needed
@@ -37,7 +37,7 @@ class Wd14Tagger:
         self.batch: int | None = batch if isinstance(batch, int) else None  # some exports take no other
         self.input, self.output = source.name, session.get_outputs()[0].name
 
-    def tag(self, pictures: Pictures) -> list[dict[str, float]]:
+    def tag(self, pictures: TaggerImages) -> list[dict[str, float]]:
         """The probability of every tag, for each picture.
 
         Raises:
@@ -152,7 +152,7 @@ def read_tags(path: Path) -> dict[str, str]:
 
 
 def tag_pictures(
-    tagger: Tagger, pictures: Pictures, settings: TaggerSettings, advance: Callable[[int], None] | None = None
+    tagger: Tagger, pictures: TaggerImages, settings: TaggerSettings, advance: Callable[[int], None] | None = None
 ) -> list[Tagging]:
     """Tag pictures in batches, and keep what is probable enough; `advance` hears of every finished batch."""
     found: list[Tagging] = []

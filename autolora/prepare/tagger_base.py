@@ -13,7 +13,7 @@ from PIL import Image
 from autolora.data.captions import join_tags
 from autolora.errors import ConfigError
 
-Pictures = Sequence[Image.Image | NDArray[np.uint8]] | NDArray[np.uint8]  # arrays are (H, W, 3); sizes may differ
+TaggerImages = Sequence[Image.Image | NDArray[np.uint8]] | NDArray[np.uint8]  # arrays are (H, W, 3); sizes may differ
 
 
 class Tagger(Protocol):
@@ -24,7 +24,7 @@ class Tagger(Protocol):
         """Every tag it knows, spelt as in its own list: `general`, `character` or `rating`."""
         ...
 
-    def tag(self, pictures: Pictures) -> list[dict[str, float]]:
+    def tag(self, pictures: TaggerImages) -> list[dict[str, float]]:
         """The probability of every tag it knows, for each picture of one batch."""
         ...
 

@@ -18,7 +18,7 @@ from autolora.scoring.encoders import Encoder
 from autolora.scoring.intervals import Array, Estimate, estimate
 
 MEANINGLESS = ("dozmel", "kabrun", "tilvog")  # stand beside the class word alone for a model left to itself
-# `WordAudit.own` above which a word counts as drawing something of its own. On the packaged model 32 characters that it
+# `WordAudit.effect` above which a word counts as drawing something of its own. On the packaged model 32 characters that it
 # knows by name lie at .36 and above, words that by the oracle have no look of their own at .28 and below. Of words
 # invented at random a quarter lies above .3: there the oracle finds one attribute far too often as well.
 LIMIT = 0.3
@@ -46,7 +46,7 @@ class AuditSettings:
         if mistakes:
             raise ConfigError("; ".join(mistakes))
 
-    def shots(self, prompts: Sequence[str]) -> list[tuple[str, int]]:
+    def requests(self, prompts: Sequence[str]) -> list[tuple[str, int]]:
         """Every prompt at every seed."""
         seeds = range(self.first_seed, self.first_seed + self.seeds)
         return [(prompt, seed) for prompt in prompts for seed in seeds]
@@ -59,7 +59,7 @@ class WordAudit:
     word: str
     tokens: tuple[str, ...]
     known: bool  # a tag that the base model is known to draw
-    own: Estimate  # 0: nothing that the reference does not draw; 1 and more: always the same picture
+    effect: Estimate  # 0: nothing that the reference does not draw; 1 and more: always the same picture
     spread: float  # of its pictures: mean cosine distance between two of different seeds
     distance: float  # of their mean from that of the reference pictures; about 0 (noise) to 1
     nearest: tuple[str, ...]  # known tags that its pictures lie closest to, compared to the reference
@@ -110,10 +110,10 @@ def split_words(trigger: str) -> tuple[str, ...]:
 
 def audit_requests(trigger: str, class_word: str, settings: AuditSettings) -> list[tuple[str, int]]:
     """Every (prompt, seed) that `audit_trigger` renders, for the total of a progress bar and for the cost."""
-    return settings.shots(beside(class_word, [*_audited(trigger, class_word), "", *MEANINGLESS]))
+    return settings.requests(add_class_word(class_word, [*_audited(trigger, class_word), "", *MEANINGLESS]))
 
 
-def beside(class_word: str, words: Sequence[str]) -> list[str]:
+def add_class_word(class_word: str, words: Sequence[str]) -> list[str]:
     """A prompt for each word, beside the class word; what is empty, or the same, stands once or not at all."""
     return [join_tags(dict.fromkeys(part for part in (class_word, word) if part)) for word in words]
 
@@ -132,7 +132,7 @@ def audit_trigger(
     Every word stands beside the class word, as triggers do in captions: alone, what a model makes of a prompt without
     a subject hides what the word adds (by spread, known characters of the packaged model are told from meaningless
     words with AUC .83 instead of .98). The reference is the class word alone and with meaningless words.
-    `WordAudit.own` is how much more alike a word's pictures are to one another than to the reference's, over the
+    `WordAudit.effect` is how much more alike a word's pictures are to one another than to the reference's, over the
     reference's spread; all words share their seeds, and no picture is compared to one of its own seed, so that shared
     noise does not count.
 
@@ -199,7 +199,7 @@ def _audit_word(
         word=word,
         tokens=tokens,
         known=known,
-        own=own,
+        effect=own,
         spread=float(1 - alike[0]),
         distance=float(np.sqrt(max(_likeness(apart, apart, counts[:1])[0], 0))),  # free of the noise of few seeds
         nearest=tuple(reference.tags[i] for i in nearest if towards[i] > 0),

@@ -7,7 +7,8 @@ from pathlib import Path
 from autolora.evaluation.result import CheckpointResult
 from autolora.evaluation.session import Session
 from autolora.evaluation.trial_folder import TrialFolder
-from autolora.export.metadata import family_of, tag_frequency
+from autolora.export.families import family_of
+from autolora.export.metadata import tag_frequency
 from autolora.progress import Bars
 from autolora.publish.gallery import GalleryEntry, SampleRenderer, gallery, matrix
 from autolora.report.charts import format_estimate
@@ -89,7 +90,7 @@ def model_card(
         asked="likeness, editability, bleed on the class word, copies, burnt colours",
         concepts=tuple(CardConcept(c.name, c.trigger, len(c.pictures), round(n * _epochs(record, best, session)))
                        for c, n in steps),
-        held_out=len(dataset.held_out),
+        validation=len(dataset.validation),
         resolution=model.resolution,
         tags=tuple(sorted(tags, key=lambda tag: (-tags[tag], tag))[:TAGS]),
         recipe=run.name,

@@ -69,7 +69,7 @@ class ModelCard:
     weaknesses: tuple[str, ...]
     asked: str
     concepts: tuple[CardConcept, ...]
-    held_out: int
+    validation: int
     resolution: int
     tags: tuple[str, ...]
     recipe: str

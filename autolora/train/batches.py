@@ -108,10 +108,10 @@ class LatentCache:
         return self._memory[key]
 
     def _framed(self, picture: Picture) -> Picture:
-        return picture if picture.frame else replace(picture, frame=(self.model.resolution, self.model.resolution))
+        return picture if picture.bucket else replace(picture, bucket=(self.model.resolution, self.model.resolution))
 
     def _key(self, picture: Picture, flip: bool) -> str:
-        width, height = self._framed(picture).frame or (0, 0)
+        width, height = self._framed(picture).bucket or (0, 0)
         parts = [picture.sha256[:32], self.model.base_hash, f"{width}x{height}"]
         if picture.mask:  # it decides where the picture is cropped
             if picture.mask not in self._mask_hashes:
@@ -121,7 +121,7 @@ class LatentCache:
 
     def _mask(self, picture: Picture, flip: bool) -> Tensor:
         pixels = torch.from_numpy(load_mask(self._framed(picture), flip).copy())[None]
-        return F.adaptive_avg_pool2d(pixels, latent_shape(self.model, picture.frame)[1:])
+        return F.adaptive_avg_pool2d(pixels, latent_shape(self.model, picture.bucket)[1:])
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -251,7 +251,7 @@ class Stream:
         picks = self.queue.pop(0)
         chosen = [self.pictures[i] for i in picks]
         captions = tuple(self._caption(picture.caption, part) for picture, part in chosen)
-        shape = latent_shape(self.model, chosen[0][0].frame)
+        shape = latent_shape(self.model, chosen[0][0].bucket)
         noise = torch.randn(len(picks), *shape, generator=self.generators["noise"])
         if self.run.train.noise_offset:  # Guttenberg 2023
             whole = torch.randn(len(picks), shape[0], 1, 1, generator=self.generators["offset"])
@@ -280,7 +280,7 @@ class Stream:
         batches: list[list[int]] = []
         waiting: dict[tuple[int, int] | None, list[int]] = {}
         for i in torch.randperm(len(order), generator=generator).tolist():
-            frame = self.pictures[order[i]][0].frame
+            frame = self.pictures[order[i]][0].bucket
             waiting.setdefault(frame, []).append(order[i])
             if len(waiting[frame]) == self.run.train.batch_size:
                 batches.append(waiting.pop(frame))

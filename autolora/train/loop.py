@@ -235,8 +235,8 @@ def _try(
     context.adapter.clear_grads()
     losses: dict[int, Tensor] = {}
     try:
-        for frame in dict.fromkeys(batch.pictures[0].frame for batch in batches.values()):
-            together = {index: batch for index, batch in batches.items() if batch.pictures[0].frame == frame}
+        for frame in dict.fromkeys(batch.pictures[0].bucket for batch in batches.values()):
+            together = {index: batch for index, batch in batches.items() if batch.pictures[0].bucket == frame}
             settings = {index: active[index].run.train for index in together}
             if len(active) > 1:
                 losses |= _backward(context, together, settings)

@@ -79,8 +79,8 @@ def validation_losses(
     grid = ((torch.arange(VALIDATION_TIMESTEPS) + 0.5) * model.train_timesteps / VALIDATION_TIMESTEPS).long()
     source = torch.Generator().manual_seed(0)
     losses = []
-    for frame in dict.fromkeys(picture.frame for picture in dataset.held_out):
-        pictures = [picture for picture in dataset.held_out if picture.frame == frame]
+    for frame in dict.fromkeys(picture.bucket for picture in dataset.validation):
+        pictures = [picture for picture in dataset.validation if picture.bucket == frame]
         clean = latents.latents(pictures).repeat_interleave(VALIDATION_TIMESTEPS, 0)
         captions = [p.caption for p in pictures for _ in range(VALIDATION_TIMESTEPS)]
         noise = torch.randn(clean.shape, generator=source).to(model.device)

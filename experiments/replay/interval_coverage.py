@@ -68,7 +68,7 @@ def pool_scorer(session: Session) -> Scorer:
         num_class_renders=TIMES * old.num_class_renders,
     )
     renders = BaseRenders(context.model, session.render_settings.search, session.renders.folder)
-    plain = replace(context.dataset, held_out=())
+    plain = replace(context.dataset, validation=())
     pool = with_fresh_probes(replace(session.scorer, settings=settings), plain, renders, context.adapter, 1)
     return pool.only(*SEARCH_GROUPS)
 

@@ -26,7 +26,7 @@ from PIL import Image, ImageChops
 from autolora.data.bucket_report import bucket_table
 from autolora.data.buckets import BucketSettings, assign_buckets, choose_buckets, potential_buckets
 from autolora.data.sources import Picture, read_folder
-from autolora.data.split import split_held_out
+from autolora.data.split import split_validation
 from autolora.provenance import provenance
 
 CONCEPTS = 5
@@ -95,7 +95,7 @@ def main() -> None:
         megabytes = sum(path.stat().st_size for path in root.rglob("*.*")) / 1e6
         pictures = measure("read", lambda: read_folder(root))
         concepts = {name: [p for p in pictures if p.concept == name] for name in {p.concept: 0 for p in pictures}}
-        _, held_out = measure("split", lambda: split_held_out(concepts, 0.15, 3, 0))
+        _, validation = measure("split", lambda: split_validation(concepts, 0.15, 3, 0))
     rows = bucket_table(measure("buckets", lambda: choose(pictures)))
     stages["in all"] = {key: round(sum(stage[key] for stage in stages.values()), 2) for key in stages["read"]}
 
@@ -105,8 +105,8 @@ def main() -> None:
     result = provenance() | {
         "pictures": len(pictures),
         "files MB": round(megabytes),
-        "held out": len(held_out),
-        "buckets": {f"{row.frame[0]}x{row.frame[1]}": row.pictures for row in rows},
+        "held out": len(validation),
+        "buckets": {f"{row.bucket[0]}x{row.bucket[1]}": row.pictures for row in rows},
         "stages": stages,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)

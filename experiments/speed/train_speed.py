@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autolora.data.sources import load_pixels
+from autolora.data.images import load_pixels
 from autolora.models.base import BaseModel, Context
 from autolora.models.load import load_model
 from autolora.models.settings import ModelSettings

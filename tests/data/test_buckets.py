@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from autolora.data.bucket_report import bucket_picture, bucket_table
+from autolora.data.bucket_report import bucket_sheet, bucket_table
 from autolora.data.buckets import (
     ENLARGING_COST,
     SHRINKING_COST,
@@ -21,13 +21,14 @@ from autolora.data.buckets import (
     BucketSize,
     assign_buckets,
     choose_buckets,
-    fit_picture,
     load_cropped,
     load_mask,
     nearest_bucket,
+    plan_crop,
     potential_buckets,
 )
-from autolora.data.sources import Picture, load_pixels
+from autolora.data.images import load_pixels
+from autolora.data.sources import Picture
 from autolora.errors import ConfigError, DatasetError
 
 quick = settings(max_examples=80, deadline=None)
@@ -37,7 +38,7 @@ SIZE = st.tuples(SIDE, SIDE)
 
 def _picture(path: Path, image: Image.Image, frame: BucketSize | None = None, mask: Path | None = None) -> Picture:
     image.save(path)
-    return Picture(path, "a", "a", *image.size, path.name, mask=mask, frame=frame)
+    return Picture(path, "a", "a", *image.size, path.name, mask=mask, bucket=frame)
 
 
 def _gradient(width: int, height: int) -> Image.Image:
@@ -111,7 +112,7 @@ def test_impossible_settings_are_refused_all_at_once() -> None:
 
 def _loss(sizes: list[tuple[int, int]], frames: tuple[BucketSize, ...]) -> int:
     """What all pictures lose, in whole millionths."""
-    fits = [fit_picture(*size, nearest_bucket(*size, frames)) for size in sizes]
+    fits = [plan_crop(*size, nearest_bucket(*size, frames)) for size in sizes]
     return sum(round(1e6 * fit.loss) for fit in fits)
 
 
@@ -175,14 +176,14 @@ def test_the_nearest_ratio_wins_and_ties_go_to_the_taller_and_larger() -> None:
 def test_pictures_are_assigned() -> None:
     pictures = [Picture(Path("a"), "a", "a", w, h, "a") for w, h in ((500, 800), (800, 500), (900, 900))]
     framed = assign_buckets(pictures, ((512, 512), (640, 384)))
-    assert [p.frame for p in framed] == [(512, 512), (640, 384), (512, 512)]
-    assert [replace(p, frame=None) for p in framed] == pictures
+    assert [p.bucket for p in framed] == [(512, 512), (640, 384), (512, 512)]
+    assert [replace(p, bucket=None) for p in framed] == pictures
 
 
 @quick
 @given(SIZE, SIZE, st.tuples(st.floats(0, 1), st.floats(0, 1)))
 def test_a_picture_covers_its_frame(size: tuple[int, int], frame: BucketSize, centre: tuple[float, float]) -> None:
-    (width, height), fit = size, fit_picture(*size, frame, centre)
+    (width, height), fit = size, plan_crop(*size, frame, centre)
     left, top, right, bottom = fit.box
     resized = (width * fit.scale, height * fit.scale)
     assert resized[0] >= frame[0] - 1e-9 and resized[1] >= frame[1] - 1e-9
@@ -196,13 +197,13 @@ def test_a_picture_covers_its_frame(size: tuple[int, int], frame: BucketSize, ce
 
 
 def test_blur_costs_more_than_lost_detail() -> None:
-    assert fit_picture(512, 512, (512, 512)).loss == 0
-    assert fit_picture(256, 256, (512, 512)).loss == ENLARGING_COST
-    assert fit_picture(1024, 1024, (512, 512)).loss == SHRINKING_COST < ENLARGING_COST
-    assert fit_picture(1024, 512, (512, 512)).loss == 0.5
-    assert fit_picture(1024, 512, (512, 512)).box == (256, 0, 768, 512)
-    assert fit_picture(1024, 512, (512, 512), (0.1, 0.1)).box == (0, 0, 512, 512)
-    assert fit_picture(1024, 512, (512, 512), (0.7, 0.1)).box == pytest.approx((460.8, 0, 972.8, 512))
+    assert plan_crop(512, 512, (512, 512)).loss == 0
+    assert plan_crop(256, 256, (512, 512)).loss == ENLARGING_COST
+    assert plan_crop(1024, 1024, (512, 512)).loss == SHRINKING_COST < ENLARGING_COST
+    assert plan_crop(1024, 512, (512, 512)).loss == 0.5
+    assert plan_crop(1024, 512, (512, 512)).box == (256, 0, 768, 512)
+    assert plan_crop(1024, 512, (512, 512), (0.1, 0.1)).box == (0, 0, 512, 512)
+    assert plan_crop(1024, 512, (512, 512), (0.7, 0.1)).box == pytest.approx((460.8, 0, 972.8, 512))
 
 
 @pytest.mark.parametrize("frame", [(32, 32), (16, 48), (80, 48), (64, 128)])
@@ -226,7 +227,7 @@ def test_a_mask_is_cropped_with_its_picture_and_leads_the_crop(tmp_path: Path) -
     assert mask.dtype == np.float32 and mask.shape == (20, 20)
     assert (mask[:, 1:-1] == 1).all()  # its edges are smooth
 
-    wide = replace(picture, frame=(40, 20))
+    wide = replace(picture, bucket=(40, 20))
     mask = load_mask(wide)
     assert (mask[:, 12:28] == 1).all() and (mask[:, :8] == 0).all() and (mask[:, 32:] == 0).all()
     drawn.paste(128, (0, 0, 50, 10))
@@ -247,9 +248,9 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match=r"gone\.png: cannot be read"):
             load(picture)
         with pytest.raises(ValueError, match="has no frame yet"):
-            load(replace(picture, frame=None, mask=None))
+            load(replace(picture, bucket=None, mask=None))
     with pytest.raises(ValueError, match="has no frame yet"):
-        bucket_table([replace(picture, frame=None)])
+        bucket_table([replace(picture, bucket=None)])
 
 
 def test_the_table_and_the_sheet_show_what_is_lost(tmp_path: Path) -> None:
@@ -257,12 +258,12 @@ def test_the_table_and_the_sheet_show_what_is_lost(tmp_path: Path) -> None:
     pictures = [_picture(tmp_path / f"{i}.png", Image.new("RGB", s, "white")) for i, s in enumerate(sizes)]
     pictures = assign_buckets(pictures, ((64, 64), (32, 64)))
     tall, square = bucket_table(pictures)
-    assert (tall.frame, tall.pictures, tall.worst_cropped, tall.worst_scale) == ((32, 64), 1, 0, 1)
-    assert (square.frame, square.pictures, square.worst_cropped) == ((64, 64), 3, 0.5)
+    assert (tall.bucket, tall.pictures, tall.worst_cropped, tall.worst_scale) == ((32, 64), 1, 0, 1)
+    assert (square.bucket, square.pictures, square.worst_cropped) == ((64, 64), 3, 0.5)
     assert square.mean_cropped == pytest.approx(0.5 / 3)
     assert (square.mean_scale, square.worst_scale) == (pytest.approx(1.2), pytest.approx(1.6))
 
-    sheet = np.asarray(bucket_picture(pictures, columns=2, thumbnail_px=64).convert("RGB")).astype(int)
+    sheet = np.asarray(bucket_sheet(pictures, columns=2, thumbnail_px=64).convert("RGB")).astype(int)
     assert sheet.shape == (8 + 2 * (16 + 64 + 16 + 8), 8 + 2 * (64 + 8), 3)  # two rows of two
     worst = sheet[8 + 104 + 16 :, 8:][:32, :64]  # the second bucket's first picture: 128 x 64, its outer quarters cut
     red = (worst == (255, 0, 0)).all(axis=2)
@@ -273,6 +274,6 @@ def test_the_table_and_the_sheet_show_what_is_lost(tmp_path: Path) -> None:
 
 def test_a_very_long_picture_is_shown_too(tmp_path: Path) -> None:
     ribbon = _picture(tmp_path / "ribbon.png", Image.new("RGB", (4000, 8)), (64, 64))
-    assert (np.asarray(bucket_picture([ribbon])) == (255, 0, 0)).all(axis=2).any()
+    assert (np.asarray(bucket_sheet([ribbon])) == (255, 0, 0)).all(axis=2).any()
     assert bucket_table([ribbon])[0].worst_cropped == pytest.approx(0.998)
     assert load_cropped(ribbon).shape == (64, 64, 3)

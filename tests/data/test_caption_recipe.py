@@ -18,7 +18,7 @@ from autolora.data.caption_recipe import (
     apply_captions,
     caption_changes,
     clean_report,
-    pruned_tags,
+    tags_to_absorb,
 )
 from autolora.data.captions import booru_key, has_tag, is_sentence, mentions, split_tags, tag_key
 from autolora.data.concepts import Concept, Dataset, DatasetSettings, load_dataset
@@ -30,10 +30,10 @@ from tests.data.folders import pictures_of
 quick = settings(max_examples=60, deadline=None)
 
 
-def dataset_of(concepts: dict[str, Sequence[str]], held_out: Sequence[str] = ()) -> Dataset:
+def dataset_of(concepts: dict[str, Sequence[str]], validation: Sequence[str] = ()) -> Dataset:
     """Captions by the concept's own trigger; the main trigger is zorak, the class word 1girl."""
     made = tuple(Concept(f"zorak {t}", t, tuple(pictures_of(c, f"zorak {t}"))) for t, c in concepts.items())
-    return Dataset("zorak", Path(), "zorak", "1girl", made, tuple(pictures_of(held_out, made[0].name)))
+    return Dataset("zorak", Path(), "zorak", "1girl", made, tuple(pictures_of(validation, made[0].name)))
 
 
 def captions_of(dataset: Dataset) -> list[str]:
@@ -152,7 +152,7 @@ def outfits(a: int = 10, b: int = 10) -> Dataset:
             "fit_a": [f"1girl, zorak, fit_a, {LOOKS}, blue robe, hat, smile, {places[i % 3]}" for i in range(a)],
             "fit_b": [f"1girl, zorak, fit_b, {LOOKS}, red armor, hat, smile, {places[i % 3]}" for i in range(b)],
         },
-        held_out=[f"1girl, zorak, fit_a, {LOOKS}, blue robe, smile, smile, city"],
+        validation=[f"1girl, zorak, fit_a, {LOOKS}, blue robe, smile, smile, city"],
     )
 
 
@@ -164,9 +164,9 @@ def test_pruning_takes_what_a_trigger_should_absorb() -> None:
     after = apply_captions(CaptionRecipe(absorb_tags="all"), dataset, 0)
     assert captions_of(after)[0] == "1girl, zorak, fit_a, hat, smile, beach"  # both outfits have the hat
     assert captions_of(after)[10] == "1girl, zorak, fit_b, hat, smile, beach"
-    assert after.held_out == dataset.held_out  # the score asks every recipe the same
+    assert after.validation == dataset.validation  # the score asks every recipe the same
     assert [
-        p.caption for p in apply_captions(CaptionRecipe(absorb_tags="all"), dataset, 0, held_out=True).held_out
+        p.caption for p in apply_captions(CaptionRecipe(absorb_tags="all"), dataset, 0, validation=True).validation
     ] == ["1girl, zorak, fit_a, smile, city"]
     assert captions_of(apply_captions(CaptionRecipe(absorb_tags="all"), dataset, 0, keep_tags=5))[0] == (
         "1girl, zorak, fit_a, gold horns, blue hair, hat, smile, beach"
@@ -180,12 +180,12 @@ def test_pruning_goes_by_share_and_by_trigger() -> None:
             "fit_b": [*["zorak, fit_b, red eyes, green hat"] * 3, "fit_b, red eyes", "a photo of zorak in fit_b"],
         }
     )
-    assert pruned_tags(dataset, "all", 0.8) == {"zorak": ("red eyes",), "fit_a": ("green hat",), "fit_b": ()}
-    assert pruned_tags(dataset, "all", 0.9) == {"zorak": (), "fit_a": ("green hat",), "fit_b": ()}
-    assert pruned_tags(dataset, "all", 0.6) == {"zorak": ("red eyes",), "fit_a": (), "fit_b": ()}
-    assert pruned_tags(dataset, "none", 0.1) == {}
+    assert tags_to_absorb(dataset, "all", 0.8) == {"zorak": ("red eyes",), "fit_a": ("green hat",), "fit_b": ()}
+    assert tags_to_absorb(dataset, "all", 0.9) == {"zorak": (), "fit_a": ("green hat",), "fit_b": ()}
+    assert tags_to_absorb(dataset, "all", 0.6) == {"zorak": ("red eyes",), "fit_a": (), "fit_b": ()}
+    assert tags_to_absorb(dataset, "none", 0.1) == {}
     exact = dataset_of({"zorak": [*["zorak, tan"] * 55, *["zorak"] * 45]})  # 0.55 * 100 is 55.00000000000001
-    assert pruned_tags(exact, "all", 0.55) == {"zorak": ("tan",)}
+    assert tags_to_absorb(exact, "all", 0.55) == {"zorak": ("tan",)}
     after = captions_of(apply_captions(CaptionRecipe(absorb_tags="all"), dataset, 0))
     assert after[:5] == ["zorak, fit_a"] * 4 + ["zorak, fit_a, blue eyes"]
     assert after[5:] == ["zorak, fit_b, green hat"] * 3 + ["fit_b, red eyes", "a photo of zorak in fit_b"]

@@ -29,11 +29,11 @@ def test_a_copy_reads_as_what_was_written(dataset: Dataset, tmp_path: Path) -> N
     before = contents(dataset.root)
     modes = {path: path.stat().st_mode for path in dataset.root.rglob("*")}
     recipe = CaptionRecipe(drop_tags=("beach",), trigger_swap_rate=0.4, swap_tags=("gold horns",))
-    edited = apply_captions(recipe, dataset, 0, held_out=True)
+    edited = apply_captions(recipe, dataset, 0, validation=True)
     assert write_copy(edited, tmp_path / "new" / "copy") == 16
     copy = load_dataset(DatasetSettings(path=str(tmp_path / "new" / "copy"), trigger="zorak"))
-    assert {p.sha256: (p.caption, p.concept) for p in (*copy.pictures, *copy.held_out)} == {
-        p.sha256: (p.caption, p.concept) for p in (*edited.pictures, *edited.held_out)
+    assert {p.sha256: (p.caption, p.concept) for p in (*copy.pictures, *copy.validation)} == {
+        p.sha256: (p.caption, p.concept) for p in (*edited.pictures, *edited.validation)
     }
     assert [c.trigger for c in copy.concepts] == ["fit_a", "fit_b"]
     assert sorted(p.name for p in (tmp_path / "new" / "copy").iterdir()) == ["1_zorak fit_a", "1_zorak fit_b"]
@@ -66,7 +66,7 @@ def test_equal_names_masks_and_odd_concepts(dataset: Dataset, tmp_path: Path) ->
         (tmp_path / name).write_bytes(picture.path.read_bytes())
         masked = tmp_path / "masks" / mask if mask else None
         made.append(replace(picture, path=tmp_path / name, concept=r"fit \(a/b\)", mask=masked))
-    odd = replace(dataset, concepts=(Concept(r"fit \(a/b\)", "fit", tuple(made)),), held_out=())
+    odd = replace(dataset, concepts=(Concept(r"fit \(a/b\)", "fit", tuple(made)),), validation=())
     assert write_copy(odd, tmp_path / "out") == 3
     files = contents(tmp_path / "out")
     assert sorted(name.removeprefix("1_fit (a_b)/") for name in files) == sorted(

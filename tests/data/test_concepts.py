@@ -23,8 +23,8 @@ def test_a_kohya_folder_becomes_a_dataset(tmp_path: Path) -> None:
         ("zorak fit_b", "fit_b"),
     ]
     assert len(dataset.pictures) == 10
-    assert Counter(p.concept for p in dataset.held_out) == {"zorak fit_a": 3, "zorak fit_b": 3}
-    assert not {p.path for p in dataset.pictures} & {p.path for p in dataset.held_out}
+    assert Counter(p.concept for p in dataset.validation) == {"zorak fit_a": 3, "zorak fit_b": 3}
+    assert not {p.path for p in dataset.pictures} & {p.path for p in dataset.validation}
 
 
 def test_home_and_odd_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_outfits_are_not_guessed_where_much_is_left_over_but_can_be_named(tmp_pa
     settings = _one_folder(tmp_path, left_over=6)
     assert [c.name for c in load_dataset(settings).concepts] == ["mona"]
     named = load_dataset(replace(settings, concepts=("fitb",)))
-    assert {c.name: len(c.pictures) + sum(p.concept == c.name for p in named.held_out) for c in named.concepts} == {
+    assert {c.name: len(c.pictures) + sum(p.concept == c.name for p in named.validation) for c in named.concepts} == {
         "mona": 12,
         "fitb": 6,
     }
@@ -148,13 +148,13 @@ def test_every_picture_gets_its_frame(tmp_path: Path) -> None:
         noise_image(50 + number, size).save(root / "10_zorak fit_a" / f"00{number}.png")
     settings = DatasetSettings(str(root), buckets=BucketSettings(count=3, bucket_reso_steps=8))
     framed = with_buckets(load_dataset(settings), settings, 32)
-    shapes = {(p.width > p.height) - (p.width < p.height): p.frame for p in (*framed.pictures, *framed.held_out)}
+    shapes = {(p.width > p.height) - (p.width < p.height): p.bucket for p in (*framed.pictures, *framed.validation)}
     assert shapes[0] == (32, 32) and len(set(shapes.values())) == 3
     assert all(w * h <= 32 * 32 and w % 8 == h % 8 == 0 for w, h in shapes.values() if w and h)
     square = with_buckets(
         load_dataset(settings), replace(settings, buckets=BucketSettings(count=1, bucket_reso_steps=8)), 32
     )
-    assert {p.frame for p in (*square.pictures, *square.held_out)} == {(32, 32)}
+    assert {p.bucket for p in (*square.pictures, *square.validation)} == {(32, 32)}
 
 
 def test_small_pictures_are_left_out_where_nothing_may_be_enlarged(tmp_path: Path) -> None:

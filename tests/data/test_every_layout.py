@@ -21,7 +21,7 @@ def bare(dataset: Dataset, root: Path) -> Dataset:
         return tuple(replace(p, path=p.path.relative_to(root), repeats=1) for p in pictures)
 
     concepts = tuple(replace(concept, pictures=own(concept.pictures)) for concept in dataset.concepts)
-    return replace(dataset, name="", root=Path(), concepts=concepts, held_out=own(dataset.held_out), notes=())
+    return replace(dataset, name="", root=Path(), concepts=concepts, validation=own(dataset.validation), notes=())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -32,4 +32,4 @@ def test_the_layout_makes_no_difference(layout: str, tmp_path: Path) -> None:
     found = with_buckets(load_dataset(other), other, 32)
     expected = with_buckets(load_dataset(settings), settings, 32)
     assert bare(found, root if layout == "toml" else path) == bare(expected, root)
-    assert len(found.held_out) == 6 and found.concepts[0].trigger == "fit_a"
+    assert len(found.validation) == 6 and found.concepts[0].trigger == "fit_a"

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from autolora.config import ROOT
-from autolora.data.layouts.folders import kohya_toml as toml_layout
+from autolora.data.layouts import kohya_toml as toml_layout
 from autolora.data.sources import read_source
 from autolora.errors import DatasetError
 from tests.data.folders import noise_image, write_concepts

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from autolora.data.layouts.folders import list_folder
 from autolora.data.layouts.metadata_files import list_metadata
-from autolora.data.sources import Picture, Source, read_source
+from autolora.data.sources import Picture, SourceImages, read_source
 from autolora.errors import DatasetError
 from tests.data.folders import noise_image, write_concepts, write_layouts, write_zorak
 
@@ -79,7 +79,7 @@ def _write(path: Path, *rows: object) -> None:
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
 
 
-def _captions(source: Source) -> list[str]:
+def _captions(source: SourceImages) -> list[str]:
     return [picture.caption for picture in source.pictures]
 
 

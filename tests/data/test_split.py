@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance
 
 from autolora.data import split
 from autolora.data.sources import Picture, read_folder
-from autolora.data.split import NEAR_DUPLICATE_BITS, difference_hashes, split_held_out, wanted_held_out
+from autolora.data.split import NEAR_DUPLICATE_BITS, difference_hashes, split_validation, validation_count
 from autolora.errors import DatasetError
 from tests.data.folders import noise_image, write_concepts
 
@@ -32,30 +32,30 @@ def _distances(hashes: NDArray[np.bool_]) -> NDArray[np.int_]:
 
 def _check(concepts: Mapping[str, Sequence[Picture]], seed: int = 0) -> tuple[Picture, ...]:
     """Split, and assert what always holds."""
-    train, held_out = split_held_out(concepts, 0.15, 3, seed)
+    train, validation = split_validation(concepts, 0.15, 3, seed)
     kept = [p for pictures in train.values() for p in pictures]
-    assert sorted(p.path for p in (*kept, *held_out)) == sorted(p.path for c in concepts.values() for p in c)
+    assert sorted(p.path for p in (*kept, *validation)) == sorted(p.path for c in concepts.values() for p in c)
     for name in concepts:
         assert train[name]
-        assert any(p.concept == name for p in held_out)
+        assert any(p.concept == name for p in validation)
         assert all(p.concept == name for p in train[name])
-    return held_out
+    return validation
 
 
 @pytest.mark.parametrize(
     ("pictures", "wanted"), [(3, 1), (5, 1), (6, 3), (8, 3), (20, 3), (24, 4), (100, 15), (1000, 150)]
 )
 def test_how_many(pictures: int, wanted: int) -> None:
-    assert wanted_held_out(pictures, 0.15, 3) == wanted
-    assert wanted_held_out(pictures, 0.5, 600) <= pictures // 2
+    assert validation_count(pictures, 0.15, 3) == wanted
+    assert validation_count(pictures, 0.5, 600) <= pictures // 2
 
 
 def test_a_split_is_seeded_and_does_not_depend_on_where_the_folder_is(tmp_path: Path) -> None:
     captions = {"1_a": ["a"] * 12, "1_b": ["b"] * 4}
     here, there = (_by_concept(read_folder(write_concepts(tmp_path / name, captions))) for name in "xy")
-    held_out = _check(here)
-    assert [sum(p.concept == name for p in held_out) for name in "ab"] == [3, 1]
-    assert [p.path.name for p in _check(there)] == [p.path.name for p in held_out]
+    validation = _check(here)
+    assert [sum(p.concept == name for p in validation) for name in "ab"] == [3, 1]
+    assert [p.path.name for p in _check(there)] == [p.path.name for p in validation]
     assert len({tuple(p.path.name for p in _check(here, seed)) for seed in range(6)}) > 1
 
 
@@ -80,9 +80,9 @@ def test_near_duplicates_stay_on_one_side(tmp_path: Path) -> None:
         path.with_suffix(".txt").write_text(path.name)
     concepts = _by_concept(read_folder(tmp_path))
     for seed in range(10):
-        held_out = _check(concepts, seed)
-        held = {p.path.name[0] for p in held_out}
-        kept = {p.path.name[0] for p in concepts["a"] if p not in held_out}
+        validation = _check(concepts, seed)
+        held = {p.path.name[0] for p in validation}
+        kept = {p.path.name[0] for p in concepts["a"] if p not in validation}
         assert not held & kept
     original = [p for p in concepts["a"] if p.path.stem == p.path.name[0]]
     distances = _distances(difference_hashes(original))
@@ -95,9 +95,9 @@ def test_a_copy_in_another_concept_follows_its_original(tmp_path: Path) -> None:
         (root / "1_b" / name).write_bytes((root / "1_a" / name).read_bytes())
     concepts = _by_concept(read_folder(root))
     for seed in range(10):
-        held_out = _check(concepts, seed)
+        validation = _check(concepts, seed)
         for i in range(3):
-            assert (concepts["a"][i] in held_out) == (concepts["b"][i] in held_out)
+            assert (concepts["a"][i] in validation) == (concepts["b"][i] in validation)
 
 
 def test_alike_pictures_can_still_be_split_but_copies_cannot(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_alike_pictures_can_still_be_split_but_copies_cannot(tmp_path: Path) -> 
     for i in range(6):
         Image.new("RGB", (16, 16), "red").save(root / "1_a" / f"{i:03}.png")
     with pytest.raises(DatasetError, match="nothing can be held out: concept `a` has only copies of one picture"):
-        split_held_out(_by_concept(read_folder(root)), 0.15, 3, 0)
+        split_validation(_by_concept(read_folder(root)), 0.15, 3, 0)
 
 
 def test_a_chain_of_near_duplicates_stays_on_one_side() -> None:
@@ -117,15 +117,15 @@ def test_a_chain_of_near_duplicates_stays_on_one_side() -> None:
     hashes = np.arange(64) < places[:, None]  # bits that differ: how far two places lie apart
     with patch.object(split, "difference_hashes", return_value=hashes):
         for seed in range(10):
-            _, held_out = split_held_out({"a": pictures}, 0.15, 3, seed)
-            assert not set(pictures[:4]) & set(held_out)  # four together are more than the three wanted
-            assert len(held_out) == 3
+            _, validation = split_validation({"a": pictures}, 0.15, 3, seed)
+            assert not set(pictures[:4]) & set(validation)  # four together are more than the three wanted
+            assert len(validation) == 3
 
 
 def test_too_few_pictures(tmp_path: Path) -> None:
     concepts = _by_concept(read_folder(write_concepts(tmp_path, {"1_a": ["a"] * 2, "1_b": ["b"], "1_c": ["c"] * 3})))
     with pytest.raises(DatasetError) as caught:
-        split_held_out(concepts, 0.15, 3, 0)
+        split_validation(concepts, 0.15, 3, 0)
     assert "concept `a` has 2 picture(s): at least 3 are needed" in str(caught.value)
     assert "concept `b` has 1 picture(s)" in str(caught.value)
     assert "concept `c`" not in str(caught.value)
@@ -150,15 +150,15 @@ def test_no_training_picture_is_near_a_held_out_one(
     flat = np.array([n for numbers in drawn for n in numbers])
     looks = np.random.default_rng(0).random((200, 64)) < 0.5  # far apart
     with patch.object(split, "difference_hashes", return_value=looks[flat]):
-        train, held_out = split_held_out(concepts, share, minimum, seed)
+        train, validation = split_validation(concepts, share, minimum, seed)
     number = dict(zip((p.path for c in concepts.values() for p in c), flat.tolist(), strict=True))
     kept = [p for pictures in train.values() for p in pictures]
-    assert len(kept) + len(held_out) == len(flat)
-    assert not {number[p.path] for p in kept} & {number[p.path] for p in held_out}
+    assert len(kept) + len(validation) == len(flat)
+    assert not {number[p.path] for p in kept} & {number[p.path] for p in validation}
     for name, pictures in concepts.items():
         assert train[name]
-        held = sum(p.concept == name for p in held_out)
-        assert 1 <= held <= wanted_held_out(len(pictures), share, minimum)
+        held = sum(p.concept == name for p in validation)
+        assert 1 <= held <= validation_count(len(pictures), share, minimum)
 
 
 @settings(max_examples=80, deadline=None)

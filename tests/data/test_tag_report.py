@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from autolora.data.captions import booru_key, split_tags
 from autolora.data.concepts import Dataset
 from autolora.data.random_draws import epoch_order
-from autolora.data.tag_report import RISKS, TagSteps, images_by_tag, suggest_pruning, tag_rows
+from autolora.data.tag_report import RISKS, TagSteps, absorbed_by_level, images_by_tag, tag_rows
 from autolora.errors import ConfigError
 from tests.data.test_caption_recipe import dataset_of, outfits
 
@@ -38,13 +38,13 @@ def test_suggestions_are_those_of_the_levels_after_cleaning() -> None:
     dataset = outfits()
     looks = ("blue hair", "long hair", "red eyes", "pale skin")
     clothes = {"fit_a": ("blue robe",), "fit_b": ("red armor",)}
-    assert suggest_pruning(dataset) == {
+    assert absorbed_by_level(dataset) == {
         "marks": {"zorak": ("gold horns",), **clothes},
         "all": {"zorak": ("gold horns", *looks), **clothes},
     }
-    assert suggest_pruning(dataset_of({"fit_a": ["zorak, fit_a, smile"]})) == {"marks": {}, "all": {}}
+    assert absorbed_by_level(dataset_of({"fit_a": ["zorak, fit_a, smile"]})) == {"marks": {}, "all": {}}
     junk = dataset_of({"fit_a": ["zorak, fit_a, hair, long hair"]})
-    assert suggest_pruning(junk)["all"] == {"zorak": ("long hair",)}
+    assert absorbed_by_level(junk)["all"] == {"zorak": ("long hair",)}
 
 
 def test_the_ledger_marks_the_risks() -> None:

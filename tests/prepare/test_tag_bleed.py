@@ -11,7 +11,7 @@ from PIL import Image
 
 from autolora.data.sources import Picture
 from autolora.prepare.tag_bleed import character_tags, tag_bleed
-from autolora.prepare.tagger_base import Pictures
+from autolora.prepare.tagger_base import TaggerImages
 
 
 class Reds:
@@ -19,7 +19,7 @@ class Reds:
 
     categories: Mapping[str, str] = dict.fromkeys(("red eyes", "blue hair", "smile"), "general")
 
-    def tag(self, pictures: Pictures) -> list[dict[str, float]]:
+    def tag(self, pictures: TaggerImages) -> list[dict[str, float]]:
         means = [np.asarray(picture).mean((0, 1)) / 255 for picture in pictures]
         return [{"red eyes": red, "blue hair": blue, "smile": 1.0} for red, _, blue in means]
 
@@ -36,7 +36,7 @@ def test_the_characters_tags_are_the_traits_of_most_pictures(tmp_path: Path) -> 
     for i, color in enumerate([RED] * 3 + [PURPLE] * 2):
         path = tmp_path / f"{i}.png"
         Image.new("RGB", (8, 8), color).save(path)
-        pictures.append(Picture(path, "mona", "mona", 8, 8, str(i), frame=(8, 8)))
+        pictures.append(Picture(path, "mona", "mona", 8, 8, str(i), bucket=(8, 8)))
     assert character_tags(Reds(), pictures) == ("red eyes",)  # a smile is no trait, blue hair in two of five
 
 

@@ -31,7 +31,7 @@ def card() -> ModelCard:
         weaknesses=(),
         asked="likeness",
         concepts=(CardConcept("fit a", "fit_a", 11, 900),),
-        held_out=3,
+        validation=3,
         resolution=64,
         tags=("1girl", "zorak"),
         recipe="guide-adamw",

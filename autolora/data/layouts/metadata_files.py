@@ -1,7 +1,7 @@
-"""Files that list pictures with their captions: kohya metadata (JSON, JSONL) and Hugging Face imagefolder (JSONL, CSV).
+"""Reads files that list images with captions: kohya metadata and Hugging Face imagefolder metadata.
 
-kohya JSON is `{image: {"caption", "tags"}}`, its JSONL has `image_path` in place of the key; an imagefolder's rows have
-`file_name` and `text` (or `caption`). Other fields are not read.
+kohya's JSON is `{image: {"caption", "tags"}}`; its JSONL has the field `image_path` instead of the key. The rows of an
+imagefolder (JSONL or CSV) have `file_name` and `text` (or `caption`). Other fields are not read.
 """
 
 from __future__ import annotations
@@ -16,48 +16,49 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from autolora.data.captions import split_tags
-from autolora.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
+from autolora.data.images import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES
 from autolora.data.layouts.folders import (
     ImageEntry,
     Listing,
     concept_of,
+    display_path,
     files_of,
     find_masks,
+    image_files,
     mask_of,
     one_line,
-    picture_files,
-    shown,
     summarize_list,
 )
 from autolora.errors import DatasetError
 
 METADATA_SUFFIXES = (".json", ".jsonl", ".csv")
 _PATH_FIELDS = ("image_path", "file_name")
-Row = tuple[str, Mapping[str, Any]]  # where it stands, as messages name it, and its fields
+Row = tuple[str, Mapping[str, Any]]  # its place for messages, such as `metadata.csv line 2`, and its fields
 
 
-def dataset_files(root: Path) -> tuple[list[Path], list[str]]:
-    """The files in a folder that list its pictures, and notes on those that look as if they might.
+def metadata_files(root: Path) -> tuple[list[Path], list[str]]:
+    """The metadata files in a folder, and notes on similar files that are not read.
 
-    They are `metadata.csv`, `metadata.jsonl`, and every `.json` and `.jsonl` with the fields of kohya metadata or of an
-    imagefolder, or that is broken; but for names that start with `.` or `_` and JSON files with a picture's name.
+    Metadata files are `metadata.csv`, `metadata.jsonl`, and every `.json` and `.jsonl` file that is broken or has the
+    fields of kohya metadata or of an imagefolder. Files whose name starts with `.` or `_` and JSON files with the name
+    of an image are ignored.
     """
-    stems = {name for path in picture_files(root) for name in (path.stem, path.name)}
-    found, notes = [], []
+    image_names = {name for path in image_files(root) for name in (path.stem, path.name)}
+    files, notes = [], []
     for path in files_of(root, (*METADATA_SUFFIXES, ".toml")):
-        if path.name.startswith("_") or path.stem in stems:
+        if path.name.startswith("_") or path.stem in image_names:
             continue
         if path.suffix.lower() == ".toml":
-            notes.append(f"{path.name}: not read; if it describes the dataset, give dataset.path={path}")
+            notes.append(f"{path.name}: not read; if it describes the dataset, set dataset.path={path}")
         elif path.name.lower() in ("metadata.csv", "metadata.jsonl") or _is_metadata(path):
-            found.append(path)
+            files.append(path)
         else:
-            notes.append(f"{path.name}: not read, it lists no pictures with captions")
-    return found, notes
+            notes.append(f"{path.name}: not read, it lists no images with captions")
+    return files, notes
 
 
 def _is_metadata(path: Path) -> bool:
-    """Whether a JSON or JSONL file lists pictures, or is broken, so that one cannot tell."""
+    """Whether a JSON or JSONL file lists images; True for a broken file, which is then reported as a problem."""
     suffix = path.suffix.lower()
     if suffix == ".csv":
         return False
@@ -72,14 +73,14 @@ def _is_metadata(path: Path) -> bool:
 def list_metadata(
     file: Path, root: Path | None = None, *, concept: str = "", repeats: int | None = None, masks: Path | None = None
 ) -> Listing:
-    """The pictures that a metadata file lists.
+    """List the images of a metadata file.
 
     Args:
         file: one of `METADATA_SUFFIXES`.
-        root: where relative paths start, by default the file's folder.
-        concept: of pictures whose folder's name tells no class tokens, by default the root's name.
-        repeats: by default what the picture's folder tells.
-        masks: the folder of the masks, by default beside the pictures.
+        root: relative paths start here; default: the file's folder.
+        concept: of images whose folder's name holds no class tokens; default: the root's name.
+        repeats: default: the repeats in the name of the image's folder.
+        masks: the folder of the masks; default: beside the images.
     """
     root = root or file.parent
     try:
@@ -88,14 +89,14 @@ def list_metadata(
         return Listing(problems=(str(error),))
     if missing := _missing_column(rows, file.name):
         return Listing(problems=(*problems, missing))
-    otherwise, _ = concept_of(root, concept)
-    records: dict[Path, ImageEntry] = {}
-    folders = {root: (concept_of(root, otherwise), find_masks(root, masks))}
+    default, _ = concept_of(root, concept)
+    entries: dict[Path, ImageEntry] = {}
+    folders = {root: (concept_of(root, default), find_masks(root, masks))}
     places: dict[Path, str] = {}
     for where, fields in rows:
         key = next((fields[name] for name in _PATH_FIELDS if fields.get(name) is not None), None)
         try:
-            path = _find_picture(root, key)
+            path = _find_image(root, key)
         except DatasetError as error:
             problems.append(f"{where}: {error}")
             continue
@@ -103,50 +104,51 @@ def list_metadata(
             problems.append(f"{where}: `{key}` is listed already ({places[path]}): remove one of the two")
             continue
         places[path] = where
-        caption, trouble = _caption(fields, where)
+        caption, caption_problem = _caption(fields, where)
         if path.parent not in folders:
-            folders[path.parent] = concept_of(path.parent, otherwise), find_masks(path.parent, masks)
-        (name, own_repeats), masks_of = folders[path.parent]
-        mask, mask_trouble = mask_of(path, masks_of)
-        trouble = "; ".join(filter(None, (trouble, mask_trouble)))
-        records[path] = ImageEntry(path, caption, name, own_repeats if repeats is None else repeats, mask, trouble)
-    left_out = sorted(shown(p, root) for folder in folders for p in picture_files(folder) if p not in places)
-    notes = (f"not in {file.name} and so left out: {summarize_list(left_out)}",) if left_out else ()
-    return Listing(tuple(records.values()), problems=tuple(problems), notes=notes)
+            folders[path.parent] = concept_of(path.parent, default), find_masks(path.parent, masks)
+        (name, folder_repeats), masks_by_stem = folders[path.parent]
+        mask, mask_problem = mask_of(path, masks_by_stem)
+        problem = "; ".join(filter(None, (caption_problem, mask_problem)))
+        count = folder_repeats if repeats is None else repeats
+        entries[path] = ImageEntry(path, caption, name, count, mask, problem)
+    unlisted = sorted(display_path(p, root) for folder in folders for p in image_files(folder) if p not in places)
+    notes = (f"not listed in {file.name}, so left out: {summarize_list(unlisted)}",) if unlisted else ()
+    return Listing(tuple(entries.values()), problems=tuple(problems), notes=notes)
 
 
-def _find_picture(root: Path, key: Any) -> Path:
-    """The picture that a row means; its suffix may be missing.
+def _find_image(root: Path, key: Any) -> Path:
+    """The image that a row names; the name may lack its suffix.
 
-    Absolute paths may be from before the folder moved: they are looked up below the root by their end, the longest
-    that exists there.
+    An absolute path may date from before the folder was moved. The longest end of it that exists below the root is
+    used.
 
     Raises:
-        DatasetError: there is none, or it cannot be told which; the message leaves out the row.
+        DatasetError: no image or several images match; the message does not name the row.
     """
     if not isinstance(key, str) or not key.strip():
-        raise DatasetError(f"no path of a picture, got {key!r}: write it, or remove the entry")
+        raise DatasetError(f"no image path, got {key!r}: write it, or remove the entry")
     parts = PurePosixPath(key.replace("\\", "/")).parts
     absolute = PurePosixPath(key).is_absolute() or PureWindowsPath(key).is_absolute()
     for start in range(len(parts) if absolute else 1):
         path = root / os.path.normpath(Path(*parts[start:]))
         if path.is_relative_to(root.absolute()):
             path = root / path.relative_to(root.absolute())
-        added = [Path(f"{path}{s}") for suffix in IMAGE_SUFFIXES for s in (suffix, suffix.upper())]
-        found = [p for p in [path] if os.path.isfile(p)] or [p for p in added if os.path.isfile(p)]
-        if len(found) > 1 and not found[0].samefile(found[1]):
-            raise DatasetError(f"`{key}` may be {found[0].name} or {found[1].name}: write its suffix")
-        if found and found[0].suffix.lower() in UNREAD_SUFFIXES:
-            raise DatasetError(f"`{key}`: {found[0].suffix} pictures cannot be read yet: save it as .png")
-        if found and found[0].suffix.lower() not in IMAGE_SUFFIXES:
-            raise DatasetError(f"`{key}` is no picture: correct the path or remove the entry")
-        if found:
-            return found[0]
+        with_suffix = [Path(f"{path}{s}") for suffix in IMAGE_SUFFIXES for s in (suffix, suffix.upper())]
+        matches = [p for p in [path] if os.path.isfile(p)] or [p for p in with_suffix if os.path.isfile(p)]
+        if len(matches) > 1 and not matches[0].samefile(matches[1]):
+            raise DatasetError(f"`{key}` may be {matches[0].name} or {matches[1].name}: write its suffix")
+        if matches and matches[0].suffix.lower() in UNSUPPORTED_SUFFIXES:
+            raise DatasetError(f"`{key}`: {matches[0].suffix} images are not supported: save it as .png")
+        if matches and matches[0].suffix.lower() not in IMAGE_SUFFIXES:
+            raise DatasetError(f"`{key}` is not an image: correct the path or remove the entry")
+        if matches:
+            return matches[0]
     raise DatasetError(f"`{key}` does not exist: correct the path or remove the entry")
 
 
 def _caption(fields: Mapping[str, Any], where: str) -> tuple[str, str]:
-    """The caption of a row and what is wrong with it; kohya's tags follow its caption, as its trainer joins them."""
+    """The caption of a row and the problem with it; kohya's tags follow its caption, in the order its trainer uses."""
     names = ("caption", "tags") if "image_path" in fields else ("text",) if "text" in fields else ("caption",)
     texts = {name: fields[name] for name in names if fields.get(name) is not None}
     for name, text in texts.items():
@@ -159,23 +161,23 @@ def _caption(fields: Mapping[str, Any], where: str) -> tuple[str, str]:
 
 
 def _missing_column(rows: Sequence[Row], name: str) -> str:
-    """What no row has, though one cannot do without it; empty if nothing."""
+    """The problem that no row has an image path, or none has a caption; empty if there is no such problem."""
     if not rows:
-        return f"{name}: lists no pictures: add them, or remove the file"
+        return f"{name}: lists no images: add them, or remove the file"
     columns = dict.fromkeys(column for _, fields in rows for column in fields if column is not None)
     captions = ("caption", "tags") if "image_path" in columns else ("text", "caption")
-    for wanted, meaning in ((_PATH_FIELDS, "the pictures' paths"), (captions, "the captions")):
-        if columns.keys().isdisjoint(wanted):
-            listed = f"it has {', '.join(columns)}"
-            return f"{name}: no column `{wanted[0]}` or `{wanted[1]}`, {listed}: rename the one with {meaning}"
+    for required, meaning in ((_PATH_FIELDS, "the image paths"), (captions, "the captions")):
+        if columns.keys().isdisjoint(required):
+            present = f"it has {', '.join(columns)}"
+            return f"{name}: no column `{required[0]}` or `{required[1]}`, {present}: rename the one with {meaning}"
     return ""
 
 
 def _read_rows(file: Path) -> tuple[list[Row], list[str]]:
-    """The rows of a metadata file, and what is wrong with single ones.
+    """The rows of a metadata file, and the problems of single rows.
 
     Raises:
-        DatasetError: nothing of the file can be read.
+        DatasetError: the whole file is unreadable.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -211,7 +213,7 @@ def _json_rows(text: str, name: str) -> tuple[list[Row], list[str]]:
 def _jsonl_rows(text: str, name: str) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     problems = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): JSON strings may hold its other line ends
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also split inside JSON strings
         where = f"{name} line {number}"
         if not line.strip():
             continue
@@ -237,13 +239,13 @@ def _csv_rows(text: str, name: str) -> tuple[list[Row], list[str]]:
             where = f"{name} line {reader.line_num}"
             rows.append((where, fields))
             if None in fields:
-                problems.append(f"{where}: more fields than columns: put its caption into double quotes")
+                problems.append(f"{where}: more fields than columns: put the caption in double quotes")
     except csv.Error as error:
         raise DatasetError(f"{name} line {reader.reader.line_num}: broken CSV ({error}): correct it") from error
     return rows, problems
 
 
 def _kind(value: Any) -> str:
-    """What a JSON value is, for a message."""
+    """The type of a JSON value, for messages."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")

@@ -168,7 +168,7 @@ def _howto(
     came_from = provenance()
     facts = {
         "base model": f"{model.name}, weights {model.base_hash}",
-        "pictures": f"{dataset.name}: {len(dataset.pictures)} trained on, {len(dataset.held_out)} held out",
+        "pictures": f"{dataset.name}: {len(dataset.pictures)} trained on, {len(dataset.validation)} held out",
         "recipe": f"{run.name}, fingerprint {run.fingerprint()}, training seed {run.train.seed}",
         "checkpoint": f"{best.describe_place}, at weight {best.weight:g}",
         "search": f"study {definition.settings.name}, sampler seed {definition.settings.seed}",
