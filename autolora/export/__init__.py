@@ -1,1 +1,1 @@
-"""Exported LoRA files: kohya's key names, the metadata that programs read, sidecars, and the proof that they load."""
+"""Exported LoRA files: key names, metadata, sidecars, and the proof that other programs read what was trained."""

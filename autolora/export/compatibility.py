@@ -1,4 +1,4 @@
-"""How each program reads a file that anyone may have written, and whether that is what the file says."""
+"""Compares how each program reads a LoRA file of any trainer with what the file means."""
 
 from __future__ import annotations
 
@@ -15,112 +15,146 @@ from autolora.adapters.deltas import change, parts_by_layer
 from autolora.adapters.formats import delta, layer_paths, layer_weights, layers_of
 from autolora.adapters.read import read_file, read_lora
 from autolora.errors import ExportError
-from autolora.export.key_names import layers_in_file, read_by
-from autolora.export.peft_reader import by_peft, is_peft_file
-from autolora.export.readers import CONSUMERS, Reader
-from autolora.export.verify import DiffusersReference
+from autolora.export.key_names import layers_in_file, readers_of
+from autolora.export.readers import PROGRAMS
+from autolora.export.readers.diffusers import DiffusersReference
+from autolora.export.readers.formulas import LayerReader
+from autolora.export.readers.peft import ChangeReader, is_peft_file, peft_reader
 from autolora.models.base import BaseModel
 
-TOLERANCE = 1e-4  # of a layer's change, and a hundredth of that of its weight: 32-bit arithmetic in another order
-HALVED = 2e-3  # the same where diffusers holds the file in half precision, as it does beside a 16-bit model
-Read = Callable[[str, Tensor], Tensor]  # a layer's path and weight to its change
+# Allowed error, as a share of a layer's weight change plus 1% of its weight: float32 sums in another order.
+TOLERANCE = 1e-4
+HALF_TOLERANCE = 2e-3  # the same where diffusers holds the file in half precision, beside a 16-bit model
 
 
 @dataclass(frozen=True)
 class CompatibilityResult:
-    """What a program makes of a file: all of it to within `apart`, or not, for the reason in one of the others."""
+    """How one program reads a file: correctly, unless `unreadable` or `difference` is set."""
 
     program: str
-    apart: float = 0.0  # the largest relative difference of a layer's change (Frobenius norm)
-    unread: str = ""  # why it does not read the file
-    differs: str = ""  # what it makes otherwise than the file says, with the first layer
+    max_error: float = 0.0  # largest relative error of a layer's weight change (Frobenius norm)
+    unreadable: str = ""  # why the program does not read the file
+    difference: str = ""  # what the program reads differently, with the first such layer
 
     @property
-    def alike(self) -> bool:
-        """Whether it reads the file as it is meant."""
-        return not (self.unread or self.differs)
+    def correct(self) -> bool:
+        """Whether the program reads the file as it is meant."""
+        return not (self.unreadable or self.difference)
 
     @property
     def verdict(self) -> str:
-        """In a word or two: it reads the file as it is, otherwise, or not."""
-        return "as it is" if self.alike else ("otherwise" if self.differs else "not")
+        """How the program reads the file, as one word: correctly, differently or not."""
+        return "correctly" if self.correct else ("differently" if self.difference else "not")
 
 
-def readings(
+@dataclass(frozen=True)
+class CompatibilityReport:
+    """How every program that was asked reads one file."""
+
+    path: Path
+    layers: int
+    results: tuple[CompatibilityResult, ...]
+
+    def check(self) -> None:
+        """Check that at least one program reads the file, and that every program that does reads the same.
+
+        Raises:
+            ExportError: otherwise; the first difference is named with its program and layer.
+        """
+        for result in self.results:
+            if result.difference:
+                raise ExportError(f"{self.path} is read differently by {result.program}: {result.difference}")
+        if not any(result.correct for result in self.results):
+            raise ExportError(f"{self.path} is read by none of {', '.join(r.program for r in self.results)}")
+
+
+def check_compatibility(
     path: Path, model: BaseModel, advance: Callable[[int], None] | None = None
-) -> tuple[int, list[CompatibilityResult]]:
-    """A file's number of layers, and how each program reads them; `advance` is told of every layer compared.
+) -> CompatibilityReport:
+    """Read a file as A1111, ComfyUI, kohya's sd-scripts, diffusers and peft do, and compare each layer's weight change.
+
+    Args:
+        path: the file; its own alphas, ranks and settings say what it means.
+        model: the base model that it was made for.
+        advance: called with 1 after each layer.
 
     Raises:
         ExportError: the file cannot be read, or was made for another base model.
     """
     state, weights = read_lora(path, model), layer_weights(model.modules)
-    done, reading = dict[str, CompatibilityResult](), dict[str, Read]()
-    tensors, _ = read_file(path)
-    readers = read_by(tensors, model.architecture)
-    if readers is not None:
-        reason = f"it does not know its layers' names ({next(iter(tensors))})"
-        done = {program: CompatibilityResult(program, unread=reason) for program in CONSUMERS if program not in readers}
-    if readers:
-        layers = layers_in_file(tensors, model)
-        reading = {program: partial(_by_formula, formula, layers) for program, formula in readers.items()}
-    if model.source is not None:
-        loaded = _in_diffusers(path, model.source, model, state)
-        if isinstance(loaded, CompatibilityResult):
-            done[loaded.program] = loaded
-        else:
-            reading["diffusers"] = partial(delta, loaded)
-    if is_peft_file(tensors):
-        reading["peft"] = by_peft(tensors, path, layers_of(model.modules))
-    halved = model.dtype != torch.float32
-    worst = dict.fromkeys(reading, 0.0)
+    results, readers = _open_readers(path, model, state)
+    half = model.dtype != torch.float32
+    max_errors = dict.fromkeys(readers, 0.0)
     for name, parts in sorted(parts_by_layer(state).items()):
         weight = weights[name].float().cpu()
-        wanted = change(parts, weight)
-        for program, read in tuple(reading.items()):
-            tolerance = HALVED if halved and program == "diffusers" else TOLERANCE
-            found = _compare(program, name, wanted, weight, read, tolerance)
-            worst[program] = max(worst[program], found.apart)
-            if not found.alike:
-                done[program] = found
-                del reading[program]
+        expected = change(parts, weight)
+        for program, read in tuple(readers.items()):
+            tolerance = HALF_TOLERANCE if half and program == "diffusers" else TOLERANCE
+            result = _compare_layer(program, name, expected, weight, read, tolerance)
+            max_errors[program] = max(max_errors[program], result.max_error)
+            if not result.correct:
+                results[program] = result
+                del readers[program]
         if advance:
             advance(1)
-    done |= {program: CompatibilityResult(program, worst[program]) for program in reading}
-    return len(layer_paths(state)), [done[program] for program in (*CONSUMERS, "diffusers", "peft") if program in done]
+    results |= {program: CompatibilityResult(program, max_errors[program]) for program in readers}
+    ordered = tuple(results[program] for program in (*PROGRAMS, "diffusers", "peft") if program in results)
+    return CompatibilityReport(path, len(layer_paths(state)), ordered)
 
 
-def _by_formula(formula: Reader, layers: dict[str, State], name: str, weight: Tensor) -> Tensor:
+def _open_readers(
+    path: Path, model: BaseModel, state: State
+) -> tuple[dict[str, CompatibilityResult], dict[str, ChangeReader]]:
+    """The results of programs that do not find the file's layers, and the readers of the others, by program."""
+    results, readers = dict[str, CompatibilityResult](), dict[str, ChangeReader]()
+    tensors, _ = read_file(path)
+    formulas = readers_of(tensors, model.architecture)
+    if formulas is not None:
+        reason = f"it does not know layer names such as {next(iter(tensors))}"
+        results = {name: CompatibilityResult(name, unreadable=reason) for name in PROGRAMS if name not in formulas}
+    if formulas:
+        layers = layers_in_file(tensors, model)
+        readers = {program: partial(_change_by_formula, formula, layers) for program, formula in formulas.items()}
+    if model.source is not None:
+        loaded = _load_in_diffusers(path, model.source, model, state)
+        if isinstance(loaded, CompatibilityResult):
+            results[loaded.program] = loaded
+        else:
+            readers["diffusers"] = partial(delta, loaded)
+    if is_peft_file(tensors):
+        readers["peft"] = peft_reader(tensors, path, layers_of(model.modules))
+    return results, readers
+
+
+def _change_by_formula(formula: LayerReader, layers: dict[str, State], name: str, weight: Tensor) -> Tensor:
     return formula(layers[name], weight).flatten(1)
 
 
-def _in_diffusers(path: Path, source: Path, model: BaseModel, state: State) -> State | CompatibilityResult:
-    """The adapter as diffusers loads it, or why it is not to be compared."""
+def _load_in_diffusers(path: Path, source: Path, model: BaseModel, state: State) -> State | CompatibilityResult:
+    """The adapter as diffusers loads it, or a result that says why its layers cannot be compared."""
     try:
         loaded = DiffusersReference(path, source, model).state()
     except ExportError as error:
-        return CompatibilityResult("diffusers", unread=str(error).replace(f"diffusers does not load {path}: ", ""))
+        return CompatibilityResult("diffusers", unreadable=str(error).replace(f"diffusers does not load {path}: ", ""))
     ours, theirs = set(layer_paths(state)), set(layer_paths(loaded))
     if not theirs:
-        return CompatibilityResult("diffusers", unread="it finds no LoRA in the file")
+        return CompatibilityResult("diffusers", unreadable="it finds no LoRA in the file")
     if missing := sorted(ours - theirs):
-        return CompatibilityResult("diffusers", differs=f"it leaves out {len(missing)} layers, such as {missing[0]}")
+        return CompatibilityResult("diffusers", difference=f"it leaves out {len(missing)} layers, such as {missing[0]}")
     if added := sorted(theirs - ours):
-        return CompatibilityResult("diffusers", differs=f"it changes {len(added)} layers more, such as {added[0]}")
+        return CompatibilityResult("diffusers", difference=f"it changes {len(added)} more layers, such as {added[0]}")
     return loaded
 
 
-def _compare(
-    program: str, name: str, wanted: Tensor, weight: Tensor, read: Read, tolerance: float
+def _compare_layer(
+    program: str, name: str, expected: Tensor, weight: Tensor, read: ChangeReader, tolerance: float
 ) -> CompatibilityResult:
     try:
-        found = read(name, weight)
+        actual = read(name, weight)
     except NotImplementedError as error:
-        return CompatibilityResult(program, unread=f"{error} ({name})")
-    size = float(torch.linalg.vector_norm(wanted))
-    apart = float(torch.linalg.vector_norm(found - wanted))
-    if not apart <= tolerance * (size + float(torch.linalg.vector_norm(weight)) / 100):
-        return CompatibilityResult(
-            program, differs=f"its change of {name} is {apart / max(size, 1e-12):.1%} off what the file says"
-        )
+        return CompatibilityResult(program, unreadable=f"{error} ({name})")
+    size = float(torch.linalg.vector_norm(expected))
+    apart = float(torch.linalg.vector_norm(actual - expected))
+    if not apart <= tolerance * (size + float(torch.linalg.vector_norm(weight)) / 100):  # this form refuses NaN too
+        return CompatibilityResult(program, difference=f"its change of {name} is {apart / max(size, 1e-12):.1%} off")
     return CompatibilityResult(program, apart / size if size else apart)

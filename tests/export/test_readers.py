@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from autolora.export.readers import CONSUMERS, comfy, kohya, webui
+from autolora.export.readers import PROGRAMS, a1111, comfyui, kohya
 
 WEIGHT = torch.tensor([[3.0, 0.0], [4.0, 2.0]])
 LORA = {"lora_down.weight": [[1.0, 2.0], [0.0, 1.0]], "lora_up.weight": [[1.0, 0.0], [2.0, 1.0]], "alpha": 1.0}
@@ -54,7 +54,7 @@ def parts(given: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("reader", "place"), [(webui, 1), (comfy, 2)])
+@pytest.mark.parametrize(("reader", "place"), [(a1111.read_layer, 1), (comfyui.read_layer, 2)])
 def test_a_change_as_worked_out_by_hand(reader: Any, place: int, case: str) -> None:
     given, expected = CASES[case][0], CASES[case][place]
     if expected is None:
@@ -65,10 +65,10 @@ def test_a_change_as_worked_out_by_hand(reader: Any, place: int, case: str) -> N
 
 
 def test_kohya_multiplies_by_alpha_over_dim() -> None:
-    torch.testing.assert_close(kohya(parts(LORA), WEIGHT), torch.tensor([[0.5, 1], [1, 2.5]]))
+    torch.testing.assert_close(kohya.read_layer(parts(LORA), WEIGHT), torch.tensor([[0.5, 1], [1, 2.5]]))
 
 
-@pytest.mark.parametrize("reader", CONSUMERS.values(), ids=CONSUMERS)
+@pytest.mark.parametrize("reader", PROGRAMS.values(), ids=PROGRAMS)
 def test_a_kernel_is_the_sum_over_ranks(reader: Any) -> None:
     """Two outputs of one input and two pixels: [[1], [2]] times [3, 4], at scale 2/1."""
     given = parts({"lora_down.weight": [[[[3.0, 4.0]]]], "lora_up.weight": [[[[1.0]]], [[[2.0]]]], "alpha": 2.0})
