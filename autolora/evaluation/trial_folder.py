@@ -80,7 +80,7 @@ class TrialFolder(TrialResults):
         """By which the studies that judge checkpoints know one of this trial's."""
         return f"{self.path.name}@{p.step}"
 
-    def around(self, p: CheckpointResult) -> list[CheckpointResult]:
+    def rendered_neighbours(self, p: CheckpointResult) -> list[CheckpointResult]:
         """A point and those beside it on the curve, of which each was rendered and is kept."""
         return [one for one in self._beside(p) if one.score is not None and self._file(one).is_file()]
 

@@ -112,7 +112,7 @@ def test_what_the_finals_judge_is_kept(objectives: list[float], step: int, besid
     best = TrialFolder.open(tmp_path, run).best_result()
     assert best is not None and best.step == step
     assert float(kept.load(best)["layer.lora_down.weight"][0, 0]) == step
-    around = [p.step for p in kept.around(best)]
+    around = [p.step for p in kept.rendered_neighbours(best)]
     assert around == sorted([step, *(other for other in beside if abs(other - step) == 100)])
 
 
@@ -121,7 +121,7 @@ def test_what_was_not_rendered_is_not_averaged(tmp_path: Path) -> None:
     kept = TrialFolder(tmp_path, run)
     kept.append(checkpoint(run, 100), replace(scored(100, 0.1), score=None))
     kept.append(checkpoint(run, 200), scored(200, 0.5))
-    assert [p.step for p in kept.around(kept.results[1])] == [200]
+    assert [p.step for p in kept.rendered_neighbours(kept.results[1])] == [200]
 
 
 def test_the_mean_of_adapters_leaves_what_is_no_weight() -> None:

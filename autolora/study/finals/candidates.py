@@ -1,4 +1,4 @@
-"""Candidates of the finals that cost no training: averages along a trial's curve, and copies stronger or weaker."""
+"""Candidates of the finals that need no training: averages of a trial's checkpoints, and rescaled copies."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ from autolora.train.loss import validation_losses
 
 
 def average(
-    record: TrialFolder, best: CheckpointResult, session: Session
+    trial_folder: TrialFolder, best: CheckpointResult, session: Session
 ) -> tuple[TrialFolder, CheckpointResult] | None:
-    """The mean weights of the best checkpoint and those beside it on its curve, as a record beside the trial's.
+    """The mean weights of the best checkpoint and its neighbours in training, in a folder beside the trial's.
 
-    Weights averaged along a run often lie flatter, and do better, than each (Izmailov et al. 2018). It is left loaded
-    in the adapter where it is made; one made before is read back. None where no neighbour was worth a render.
+    Weights averaged along a run often lie in a flatter minimum and generalize better (Izmailov et al. 2018). A new
+    average is left loaded in the adapter; one that exists is read back. None if no neighbour was rendered.
     """
-    own = _beside(record, "average")
-    if own.results:
-        return own, own.results[0]
-    points, latest = record.around(best), record.latest()
-    if len(points) < 2 or latest is None:
+    folder = _folder_beside(trial_folder, "average")
+    if folder.results:
+        return folder, folder.results[0]
+    results, latest = trial_folder.rendered_neighbours(best), trial_folder.latest()
+    if len(results) < 2 or latest is None:
         return None
-    session.context.adapter.load(mean_state([record.load(p) for p in points]))
-    loss = sum(p.train_loss for p in points) / len(points)
-    return _kept(own, replace(latest, step=best.step, train_loss=loss), session, averaged=[p.step for p in points])
+    session.context.adapter.load(mean_state([trial_folder.load(result) for result in results]))
+    checkpoint = replace(latest, step=best.step, train_loss=sum(r.train_loss for r in results) / len(results))
+    return _append_adapter(folder, checkpoint, session, averaged=[result.step for result in results])
 
 
 def rescaled(
-    record: TrialFolder, p: CheckpointResult, strength: float, session: Session
+    trial_folder: TrialFolder, result: CheckpointResult, strength: float, session: Session
 ) -> tuple[TrialFolder, CheckpointResult] | None:
-    """A checkpoint whose change of the base model is multiplied by `strength`, as a record beside its own.
+    """A checkpoint whose change of the base model is multiplied by `strength`, in a folder beside its own.
 
-    So a LoRA that draws its character at weight 1.25 only is exported as one that does at 1. It is left loaded in the
-    adapter where it is made; one made before is read back. None where its trial has no checkpoint to continue from.
+    A LoRA that shows its character only at weight 1.25 is then exported as one that does so at weight 1. A new copy is
+    left loaded in the adapter; one that exists is read back. None if the trial has no checkpoint to continue from.
     """
-    own = _beside(record, f"x{strength:g}")
-    if own.results:
-        return own, own.results[0]
-    latest = record.latest()
+    folder = _folder_beside(trial_folder, f"x{strength:g}")
+    if folder.results:
+        return folder, folder.results[0]
+    latest = trial_folder.latest()
     if latest is None:
         return None
-    session.context.adapter.load(record.load(p))
+    session.context.adapter.load(trial_folder.load(result))
     session.context.adapter.rescale(strength)
-    checkpoint = replace(latest, step=p.step, train_loss=p.train_loss)
-    return _kept(own, checkpoint, session, averaged=p.averaged, strength=strength)
+    checkpoint = replace(latest, step=result.step, train_loss=result.train_loss)
+    return _append_adapter(folder, checkpoint, session, averaged=result.averaged, strength=strength)
 
 
 def mean_state(states: Sequence[State]) -> State:
-    """Adapters of one kind and size as their mean, tensor by tensor; what is no number of a scale is the first's."""
+    """The mean of adapters of one kind and size, tensor by tensor; integer tensors are the first adapter's."""
     first = states[0]
     return {
         key: torch.stack([state[key] for state in states]).mean(0) if tensor.is_floating_point() else tensor
@@ -64,23 +64,17 @@ def mean_state(states: Sequence[State]) -> State:
     }
 
 
-def _beside(record: TrialFolder, name: str) -> TrialFolder:
-    return TrialFolder.open(record.path.with_name(f"{record.path.name}-{name}"), record.run)
+def _folder_beside(trial_folder: TrialFolder, suffix: str) -> TrialFolder:
+    path = trial_folder.path
+    return TrialFolder.open(path.with_name(f"{path.name}-{suffix}"), trial_folder.run)
 
 
-def _kept(
-    own: TrialFolder, checkpoint: Checkpoint, session: Session, **made: Any
+def _append_adapter(
+    folder: TrialFolder, checkpoint: Checkpoint, session: Session, **changes: Any
 ) -> tuple[TrialFolder, CheckpointResult]:
-    """What lies in the adapter, as the one point of its record."""
+    """Write the loaded adapter as the only checkpoint of a folder; `changes` say how it was made."""
     context = session.context
-    checkpoint = replace(
-        checkpoint,
-        state=context.adapter.state(),
-        resume={},
-        val_losses=validation_losses(
-            context.model, context.dataset, context.latents, context.prompts, context.adapter, 0
-        ),
-        done=True,
-    )
-    own.append(checkpoint, replace(from_losses(checkpoint, session.base_losses), **made))
-    return own, own.results[0]
+    losses = validation_losses(context.model, context.dataset, context.latents, context.prompts, context.adapter, 0)
+    checkpoint = replace(checkpoint, state=context.adapter.state(), resume={}, val_losses=losses, done=True)
+    folder.append(checkpoint, replace(from_losses(checkpoint, session.base_losses), **changes))
+    return folder, folder.results[0]

@@ -1,8 +1,8 @@
-"""The finals: the best checkpoints judged again with fresh seeds, the best recipes trained again with other seeds.
+"""The finals: the best checkpoints are scored again with fresh seeds, the best recipes trained again with other seeds.
 
-Both are trials of a study of their own, `<study>/finals`, so that what was merely lucky in the search wins nothing.
-The winner alone is then asked what decides nothing: every group of probes, and more weights. What the study's minutes
-are too few for is left out, training again first.
+Both are trials of a study of their own, `<study>/finals`, so that a checkpoint which was merely lucky in the search does
+not win. Only the winner is then rendered on every prompt group and at more weights; these renders do not affect the
+choice. If the study's minutes are too few, candidates are left out, training again first.
 """
 
 from __future__ import annotations
@@ -16,95 +16,108 @@ from autolora.errors import MemoryFull, StudyError
 from autolora.evaluation.result import CheckpointResult
 from autolora.evaluation.session import Session, final_scorer
 from autolora.evaluation.trial_folder import TrialFolder
-from autolora.progress import Bars
+from autolora.settings import RETRAINED_RECIPES, STRONGER, WEAKER
 from autolora.study.budget import worked_seconds
-from autolora.study.definition import StudyDefinition
 from autolora.study.finals.candidates import average, rescaled
 from autolora.study.finals.decision import (
     Finals,
-    _best,
-    _by_trial,
+    best_by_trial,
+    best_of,
     checkpoints_to_score,
     select_winner,
     within_interval_of_best,
 )
-from autolora.study.finals.finalist import Finalist
+from autolora.study.finals.evaluator import CandidateEvaluator
+from autolora.study.finals.finalist import Candidate, Finalist
 from autolora.study.finals.finals_runner import FinalsRunner
-from autolora.study.settings import RETRAINED_RECIPES, STRONGER, WEAKER
+from autolora.study.running import RunningStudy
 
 
 def run_finals(
-    definition: StudyDefinition,
-    found: Sequence[tuple[FrozenTrial, TrialFolder]],
-    session: Session,
-    bars: Bars,
-    weigh: Callable[[Finals], Finals] = lambda finals: finals,
+    running: RunningStudy,
+    trials: Sequence[tuple[FrozenTrial, TrialFolder]],
+    apply_preference: Callable[[Finals], Finals] = lambda finals: finals,
 ) -> Finals:
-    """Judge the best trials' checkpoints again, train the two best recipes again, and choose.
+    """Score the best trials' checkpoints again, train the two best recipes again, and choose the winner.
 
-    What was judged before is read back from the study `<study>/finals`. Where nothing can be measured the checkpoint of
+    What was scored before is read back from the study `<study>/finals`. If nothing can be measured, the checkpoint of
     the lowest validation loss wins.
 
     Args:
-        plan: the study.
-        found: its trials with scored checkpoints.
-        work: what they are judged with.
-        bars: where progress is shown.
-        weigh: has the last say about the winner, before it gets its last word.
+        running: the study.
+        trials: its trials that have a scored checkpoint.
+        apply_preference: may change the winner before its full evaluation.
 
     Raises:
         StudyError: no trial has a scored checkpoint yet.
-        MemoryFull: the GPU's memory is too small to judge any.
+        MemoryFull: the GPU's memory is too small to score any candidate.
     """
-    if not found:
+    if not trials:
         raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
-    ranked = sorted(found, key=lambda pair: pair[1].best_objective(), reverse=True)[: definition.settings.n_finalists]
-    if not definition.human_preference:  # a person has something to choose from in any case
+    settings, session = running.definition.settings, running.session
+    ranked = sorted(trials, key=lambda pair: pair[1].best_objective(), reverse=True)[: settings.n_finalists]
+    if not settings.human_preference:  # a person always gets several finalists to choose from
         ranked = within_interval_of_best(ranked)
     if session.scorer is None:
-        choice = "nothing could be rendered that a person might choose by" if definition.human_preference else ""
-        return Finals(None, [Finalist(trial, record, _best(record)) for trial, record in ranked], {}, [], choice=choice)
-    searched = worked_seconds(trial for trial, _ in found)
-    stage = FinalsRunner(
-        definition,
-        session,
-        final_scorer(session.scorer, session, bars),
-        bars,
-        definition.settings.finals_seconds(searched),
+        choice = "nothing could be rendered that a person might choose by" if settings.human_preference else ""
+        return Finals(
+            None, [Finalist(trial, folder, best_of(folder)) for trial, folder in ranked], {}, [], choice=choice
+        )
+    scorer = final_scorer(session.scorer, session, running.bars)
+    evaluator = CandidateEvaluator(session, scorer, running.definition.trial_files, running.bars)
+    searched = worked_seconds(trial for trial, _ in trials)
+    runner = FinalsRunner(running.definition, evaluator, settings.finals_seconds(searched))
+    finalists, retrained = _score_candidates(running, runner, ranked)
+    finals = apply_preference(select_winner(evaluator.deciding, finalists, retrained))
+    winner = runner.full_evaluation(finals.winner)
+    return replace(finals, finalists=[winner, *finals.finalists[1:]], training_seconds=evaluator.training_seconds)
+
+
+def _score_candidates(
+    running: RunningStudy, runner: FinalsRunner, ranked: Sequence[tuple[FrozenTrial, TrialFolder]]
+) -> tuple[list[Finalist], dict[int, list[CheckpointResult]]]:
+    """Every finalist, and by trial the results of the recipes that were trained again."""
+    settings, session = running.definition.settings, running.session
+    finalists = runner.judge(
+        [Candidate(trial, folder, result) for trial, folder in ranked for result in checkpoints_to_score(folder)]
     )
-    field = stage.judge([(trial, record, p, None) for trial, record in ranked for p in checkpoints_to_score(record)])
-    if not field:
-        raise MemoryFull(f"the finals could judge no checkpoint: {stage.too_large()}")
-    leaders = _by_trial(field)[:RETRAINED_RECIPES]
-    seeds = range(1, definition.settings.final_seeds + 1)
-    means = [
-        (one.trial, average(one.record, one.point, session))
-        for one in leaders
-        if definition.settings.average_checkpoints
-    ]
-    field += stage.judge([(trial, *mean, None) for trial, mean in means if mean])
-    field += rescale_while_better(stage, _by_trial(field)[0], session) if definition.settings.try_lora_scales else []
-    again = stage.judge([(one.trial, one.record, one.point, seed) for seed in seeds for one in leaders])
-    points: dict[int, list[CheckpointResult]] = {}
-    for other in again:
-        points.setdefault(other.trial.number, []).append(other.point)
-    retrained = {n: [one.point, *points[n]] for one in leaders if (n := one.trial.number) in points}
-    finals = weigh(select_winner(stage.deciding, [*field, *again], retrained))
-    winner = stage.full_evaluation(finals.winner)
-    return replace(finals, finalists=[winner, *finals.finalists[1:]], training_seconds=stage.training_seconds)
+    if not finalists:
+        raise MemoryFull(f"the finals could judge no checkpoint: {runner.memory_error()}")
+    leaders = best_by_trial(finalists)[:RETRAINED_RECIPES]
+    if settings.average_checkpoints:
+        averages = [(leader.trial, average(leader.trial_folder, leader.result, session)) for leader in leaders]
+        finalists += runner.judge([Candidate(trial, *copy) for trial, copy in averages if copy])
+    if settings.try_lora_scales:
+        finalists += rescale_while_better(runner, best_by_trial(finalists)[0], session)
+    again = runner.judge(
+        [
+            Candidate(leader.trial, leader.trial_folder, leader.result, seed)
+            for seed in range(1, settings.final_seeds + 1)
+            for leader in leaders
+        ]
+    )
+    results: dict[int, list[CheckpointResult]] = {}
+    for finalist in again:
+        results.setdefault(finalist.trial.number, []).append(finalist.result)
+    retrained = {n: [leader.result, *results[n]] for leader in leaders if (n := leader.trial.number) in results}
+    return [*finalists, *again], retrained
 
 
-def rescale_while_better(stage: FinalsRunner, leader: Finalist, session: Session) -> list[Finalist]:
-    """The best one with its strength multiplied: down if too strong, or shown but bleeding or stiff; else up."""
-    best, found = leader.point, []
+def rescale_while_better(runner: FinalsRunner, leader: Finalist, session: Session) -> list[Finalist]:
+    """Copies of the leader with its strength multiplied, as long as each is better than the one before.
+
+    The strength is lowered if the leader is too strong, or shows the character but bleeds or follows prompts poorly;
+    otherwise it is raised.
+    """
+    best, finalists = leader.result, list[Finalist]()
     too_strong = "too_strong" in best.broken or (
         "undercooked" not in best.broken and bool({"bleed_class", "editability"} & set(best.broken))
     )
     for strength in WEAKER if too_strong else STRONGER:
-        copy = rescaled(leader.record, leader.point, strength, session)
-        judged = stage.judge([(leader.trial, *copy, None)]) if copy else []
-        found += judged
-        if not judged or judged[0].point.objective <= best.objective:
+        copy = rescaled(leader.trial_folder, leader.result, strength, session)
+        judged = runner.judge([Candidate(leader.trial, *copy)]) if copy else []
+        finalists += judged
+        if not judged or judged[0].result.objective <= best.objective:
             break
-        best = judged[0].point
-    return found
+        best = judged[0].result
+    return finalists
