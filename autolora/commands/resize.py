@@ -1,177 +1,64 @@
-"""Makes a LoRA file smaller as far as its score allows: `autolora export resize=FILE`."""
+"""`autolora resize FILE`: makes a LoRA file smaller as long as its score holds."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from autolora import config as cfg
 from autolora.adapters.formats import layer_weights
-from autolora.adapters.read import lora_of, read_lora, read_metadata
+from autolora.adapters.read import read_lora, read_metadata
 from autolora.commands.output import Output
-from autolora.errors import ConfigError, Unmeasurable
-from autolora.evaluation.session import Session, final_scorer, open_session
-from autolora.export.resize import Resizer, unit_of, write_resized
-from autolora.export.verify import verify_deltas
-from autolora.export.write import DTYPES
-from autolora.files import atomic_files, write_atomic
+from autolora.commands.request import Request
+from autolora.evaluation.lora_files import runs_of_files
+from autolora.evaluation.session import open_session
+from autolora.export.resize import Resizer, dylora_unit
+from autolora.files import write_atomic
 from autolora.models.load import load_model
-from autolora.progress import Bars
-from autolora.scoring.intervals import Estimate
-from autolora.scoring.scorecard import Scorecard
-from autolora.scoring.scorer import Scorer
-from autolora.train.run import Run
+from autolora.publish.resize import ResizedFile, check_dims, resize_lora, smallest_that_keeps_score
 
 
-@dataclass(frozen=True)
-class Resized:
-    """A file of one rank and how it scores; `kept`: as well as the whole one, as far as its interval can tell."""
+def resize(request: Request) -> int:
+    """Write a LoRA at smaller ranks, score each, and offer the smallest whose score is within the original's interval.
 
-    dim: int | None  # None: the whole one
-    path: Path
-    score: Estimate
-    broken: list[str]
-    kept: bool
-
-    @property
-    def megabytes(self) -> float:
-        """The file's size."""
-        return self.path.stat().st_size / 1e6
-
-
-def resize_file(config: DictConfig) -> int:
-    """Write a LoRA at smaller ranks, score each, and offer the smallest that stays within the whole one's interval.
-
-    Without `dims` the ranks to try are sought. `resize.json` lies beside the files.
+    The ranks are `dims`, or are searched for. The files and `resize.json` go beside the original or into `out`.
 
     Raises:
-        ConfigError: ranks that cannot be.
+        ConfigError: no file, or ranks that cannot be.
         ExportError: the file cannot be read.
-        Unmeasurable: nothing can be scored on these pictures.
+        Unmeasurable: nothing can be scored on this dataset.
     """
-    output, source = Output.of(config), Path(str(config.resize)).expanduser()
-    folder = Path(str(config.out)).expanduser() if config.out else source.parent
-    model = load_model(cfg.model_settings(config))
+    settings, output = request.settings, Output.of(request.settings)
+    source = Path(request.lora).expanduser()
+    folder = settings.out or source.parent
+    model = load_model(settings.model)
     state, metadata = read_lora(source, model), read_metadata(source)
-    resizer = Resizer(state, layer_weights(model.modules), unit_of(metadata))
-    given = wanted_dims([config.dims] if isinstance(config.dims, int) else config.dims, resizer)
+    resizer = Resizer(state, layer_weights(model.modules), dylora_unit(metadata))
+    dims = check_dims(settings.dims, resizer)
     with output.bars() as bars:
-        session = open_session(config, [Run(source.name, adapter=lora_of(state))], bars)
-        if session.scorer is None:
-            raise Unmeasurable(session.unmeasured)
-        scorer = final_scorer(session.scorer, session, bars)
-        whole = _scored(None, source, None, session, scorer, bars)
-        found = []
-
-        def keeps(dim: int) -> bool:
-            smaller = resizer.to(dim)
-            with atomic_files(folder) as hidden:
-                made = write_resized(
-                    smaller, dim, source, metadata, session.context.model, hidden, DTYPES[session.export.dtype]
-                )
-                verify_deltas(smaller, made, session.context.model)
-            found.append(_scored(dim, folder / made.name, whole, session, scorer, bars))
-            bars.log(f"dim {dim}: {_in_words(found[-1].score)}")
-            return found[-1].kept
-
-        if given is None:
-            seek(keeps, resizer.most, resizer.largest, resizer.unit or 1)
-        else:
-            for dim in given:
-                keeps(dim)
-    found = [whole, *sorted(found, key=lambda one: one.dim or 0, reverse=True)]
-    content = [_as_dict(one) for one in found]
+        session = open_session(settings, request.dataset, runs_of_files({source: state}), bars)
+        files = resize_lora(session, resizer, source, metadata, folder, dims, bars)
+    content = [file.as_dict() for file in files]
     write_atomic(folder / "resize.json", json.dumps(content, indent=2))
-    output.last(lambda: print_resized(found), {"files": content})
+    output.last(lambda: print_resized(files), {"files": content})
     return 0
 
 
-def wanted_dims(given: Sequence[int] | None, resizer: Resizer) -> list[int] | None:
-    """The ranks that were asked for, the largest first; None where they are to be sought.
-
-    Raises:
-        ConfigError: a rank below 1 or above the file's, or no multiple of a DyLoRA's unit.
-    """
-    if given is None:
-        return None
-    unit = resizer.unit or 1
-    for dim in given:
-        if isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= resizer.most or dim % unit:
-            multiples = f" in steps of {unit}" if unit > 1 else ""
-            raise ConfigError(f"dims={dim}: expected ranks from {unit} to {resizer.most}{multiples}, as in dims=[16,8]")
-    return sorted(set(given), reverse=True)
-
-
-def seek(keeps: Callable[[int], bool], most: int, first: int, unit: int) -> None:
-    """Try ranks, multiples of `unit`, until the smallest that keeps the score is found, if smaller ones keep no more.
-
-    Halves until the score is lost, then ever smaller steps between the last that kept it and that one.
-
-    Args:
-        keeps: tries a rank.
-        most: the rank that is known to keep it, or beyond which none is tried.
-        first: the largest to try of the halves.
-        unit: what ranks are multiples of.
-    """
-    kept, lost = most, first // unit * unit
-    while lost and keeps(lost):
-        kept, lost = lost, lost // 2 // unit * unit
-    while (middle := (kept + lost) // 2 // unit * unit) > lost:
-        kept, lost = (middle, lost) if keeps(middle) else (kept, middle)
-
-
-def _scored(
-    dim: int | None, path: Path, whole: Resized | None, session: Session, scorer: Scorer, bars: Bars
-) -> Resized:
-    """A file as it is read back, scored."""
-    session.context.adapter.load(read_lora(path, session.context.model))
-    card: Scorecard = session.score(scorer, bars)
-    kept = whole is None or (card.score.value >= whole.score.low and set(card.broken) <= set(whole.broken))
-    return Resized(dim, path, card.score, card.broken, kept)
-
-
-def smallest_kept(found: list[Resized]) -> Resized | None:
-    """The smallest rank down to which every one tried keeps the score; None where not even the largest does."""
-    smaller = found[1:]
-    kept = next((i for i, one in enumerate(smaller) if not one.kept), len(smaller))
-    return smaller[kept - 1] if kept else None
-
-
-def _in_words(score: Estimate) -> str:
-    return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
-
-
-def _as_dict(one: Resized) -> dict[str, object]:
-    return {
-        "dim": one.dim,
-        "path": str(one.path),
-        "megabytes": round(one.megabytes, 3),
-        "score": one.score.as_dict(),
-        "broken_constraints": one.broken,
-        "kept": one.kept,
-    }
-
-
-def print_resized(found: list[Resized]) -> None:
-    """A line a rank, and what is offered."""
+def print_resized(files: Sequence[ResizedFile]) -> None:
+    """Print one line for each rank, and the smallest file that keeps the score."""
     table = Table("dim", "MB", "score", "", box=None)
-    for one in found:
-        verdict = "whole" if one.dim is None else ("keeps it" if one.kept else "loses")
-        broken = f", breaks {', '.join(one.broken)}" if one.broken else ""
-        table.add_row(str(one.dim or ""), f"{one.megabytes:.2f}", _in_words(one.score), verdict + broken)
+    for file in files:
+        verdict = "original" if file.dim is None else ("keeps the score" if file.keeps_score else "loses")
+        broken = f", breaks {', '.join(file.broken)}" if file.broken else ""
+        table.add_row(str(file.dim or ""), f"{file.megabytes:.2f}", file.score_text, verdict + broken)
     Console().print(table)
-    best, whole = smallest_kept(found), found[0]
-    if best is None:
-        tried = ", ".join(str(one.dim) for one in found[1:])
-        print(
-            f"of the ranks tried ({tried}) none keeps the score within its interval; {whole.path} stays the one to use"
-        )
+    smallest, original = smallest_that_keeps_score(files), files[0]
+    if smallest is None:
+        tried = ", ".join(str(file.dim) for file in files[1:])
+        print(f"of the ranks tried ({tried}) none keeps the score within its interval; use {original.path}")
     else:
-        sizes = f"{best.megabytes:.2f} of {whole.megabytes:.2f} MB"
-        print(f"smallest that keeps the score: dim {best.dim}, {sizes}\n{best.path}")
+        sizes = f"{smallest.megabytes:.2f} of {original.megabytes:.2f} MB"
+        print(f"smallest that keeps the score: dim {smallest.dim}, {sizes}\n{smallest.path}")

@@ -1,44 +1,40 @@
-"""Proves anyone's LoRA file: `autolora export verify=FILE`."""
+"""`autolora verify FILE`: shows which programs read a LoRA file, and whether they read it alike."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from autolora import config as cfg
 from autolora.commands.output import Output
-from autolora.errors import ExportError
-from autolora.export.compatibility import CompatibilityResult, check_compatibility
+from autolora.commands.request import Request
+from autolora.export.compatibility import CompatibilityReport, check_compatibility
 from autolora.models.load import load_model
 
 
-def verify_file(config: DictConfig) -> int:
-    """Show which programs read a file, and that they all make the same of it.
+def verify(request: Request) -> int:
+    """Show how each program reads a file.
 
     Raises:
-        ExportError: no program reads it, or one that does makes something else of a layer, which is named.
+        ConfigError: no file was given.
+        ExportError: no program reads the file, or one reads it differently.
     """
-    output, path = Output.of(config), Path(str(config.verify)).expanduser()
-    model = load_model(cfg.model_settings(config))
+    output, path = Output.of(request.settings), Path(request.lora).expanduser()
+    model = load_model(request.settings.model)
     with output.bars() as bars, bars.task(f"reading {path.name}", None) as advance:
-        layers, found = check_compatibility(path, model, advance)
-    read_by = {one.program: one.verdict for one in found}
-    output.last(lambda: print_readings(path, layers, model.name, found), {"file": path, "read_by": read_by})
-    wrong = [one for one in found if one.differs]
-    if wrong:
-        raise ExportError(f"{path} is not the same everywhere: {wrong[0].program}: {wrong[0].differs}")
-    if not any(one.alike for one in found):
-        raise ExportError(f"{path} is read by none of {', '.join(one.program for one in found)}")
+        report = check_compatibility(path, model, advance)
+    read_by = {result.program: result.verdict for result in report.results}
+    output.last(lambda: print_report(report, model.name), {"file": path, "read_by": read_by})
+    report.check()
     return 0
 
 
-def print_readings(path: Path, layers: int, model: str, found: list[CompatibilityResult]) -> None:
-    """A line a program."""
-    print(f"{path}: {layers} layers on {model}")
+def print_report(report: CompatibilityReport, model: str) -> None:
+    """Print one line for each program."""
+    print(f"{report.path}: {report.layers} layers on {model}")
     table = Table("program", "reads it", "", box=None)
-    for one in found:
-        table.add_row(one.program, one.verdict, one.differs or one.unread or f"to within {one.apart:.1e}")
+    for result in report.results:
+        detail = result.difference or result.unreadable or f"largest error {result.max_error:.1e}"
+        table.add_row(result.program, result.verdict, detail)
     Console().print(table)

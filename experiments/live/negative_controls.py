@@ -24,17 +24,17 @@ from safetensors.torch import load_file, save_file
 from autolora import config as cfg
 from autolora.adapters.base import State
 from autolora.adapters.formats import scaled
-from autolora.adapters.lora import LoRA
-from autolora.commands.score import labelled
+from autolora.adapters.kinds import LoRA
 from autolora.data.captions import join_tags, split_tags
 from autolora.data.concepts import Dataset, with_captions, without_triggers
+from autolora.evaluation.samples import labelled
 from autolora.evaluation.session import Session
 from autolora.files import atomic_path, write_atomic
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.look import GROUPS, Character, character_look, parse_prompt
 from autolora.sampling import Images, to_uint8
-from autolora.scoring.probes import EvalPrompt
-from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
+from autolora.scoring.eval_prompts import EvalPrompt
+from autolora.scoring.scorecard import Rendered, Scorecard, render_eval_prompts, score
 from autolora.scoring.scorer import Scorer
 from autolora.train.loop import train_one
 from autolora.train.run import Run
@@ -119,7 +119,7 @@ def scrambled(state: State) -> State:
 def rendered(session: Session, scorer: Scorer, state: State) -> Rendered:
     """The suite as a LoRA draws it."""
     session.context.adapter.load(state)
-    return render_probes(scorer, session.context.model, session.context.adapter)
+    return render_eval_prompts(scorer, session.context.model, session.context.adapter)
 
 
 def saturated(pictures: Rendered) -> Rendered:
@@ -133,12 +133,12 @@ def saturated(pictures: Rendered) -> Rendered:
 
 def copied(scorer: Scorer, pictures: Rendered) -> Rendered:
     """A copy machine: whatever is asked with the trigger, a training picture comes."""
-    rng, training = np.random.default_rng(0), scorer.material.training
+    rng, training = np.random.default_rng(0), scorer.reference_images.training
 
     def copies(probe: EvalPrompt, own: Images) -> Images:
         if probe.group not in ("trigger", "novel", "style", "people"):
             return own
-        source = training.get(probe.concept, scorer.material.every)
+        source = training.get(probe.concept, scorer.reference_images.all_training)
         return source[rng.integers(len(source), size=len(own))]
 
     return {key: copies(key[0], own) for key, own in pictures.items()}
@@ -164,8 +164,8 @@ def drawn(session: Session, scorer: Scorer, character: Character, moved: bool) -
             pictures.append(draw(replace(look, values=values), random.Random(seed), session.context.model.resolution))
         return through_vae(session, np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
 
-    asked = {probe: real(probe) for probe in scorer.of("trigger", "novel", "style", "people")}
-    return {(p, w): asked.get(p, scorer.base_pictures[p]) for p in scorer.probes for w in scorer.settings.weights}
+    asked = {probe: real(probe) for probe in scorer.select("trigger", "novel", "style", "people")}
+    return {(p, w): asked.get(p, scorer.base_renders[p]) for p in scorer.prompts for w in scorer.settings.weights}
 
 
 @torch.inference_mode()
@@ -229,7 +229,7 @@ def sheet_row(scorer: Scorer, pictures: Rendered) -> Images:
     """Five renders with the trigger, five of the class word alone, at the strongest weight."""
     weight = max(scorer.settings.weights)
     picked = [
-        np.concatenate([pictures[p, weight] for p in scorer.of(group)])[:5] for group in ("trigger", "class_only")
+        np.concatenate([pictures[p, weight] for p in scorer.select(group)])[:5] for group in ("trigger", "class_only")
     ]
     return np.concatenate(picked)
 
