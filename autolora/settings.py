@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from autolora.adapters.adapter_set import ADAPTERS
+from autolora.adapters.kinds import ADAPTERS
 from autolora.config_values import convert, convert_value
 from autolora.data.caption_recipe import CaptionRecipe
 from autolora.data.concepts import DatasetSettings

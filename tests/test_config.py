@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from autolora import config
-from autolora.adapters.base import TARGETS, Adapter
-from autolora.adapters.lora import DyLoRA, LoRA
-from autolora.adapters.peft_adapters import IA3, LoHa, LoKr
+from autolora.adapters.kinds import IA3, Adapter, DyLoRA, LoHa, LoKr, LoRA
+from autolora.adapters.targets import TARGETS
 from autolora.errors import ConfigError
 from autolora.models.load import FAMILIES
 from autolora.optim.optimizers import AdamW, Optimizer, Prodigy
 from autolora.optim.schedules import AnnealedCosine, CosineRestarts, Schedule
-from autolora.settings import study_settings
+from autolora.settings import Settings, build_run, build_settings
 from autolora.study.definition import define_study
 
 STUDIES = sorted(p.stem for p in (config.ROOT / "studies").glob("*.yaml"))
@@ -22,12 +21,17 @@ RECIPES = sorted(p.stem for p in (config.ROOT / "conf" / "recipe").glob("*.yaml"
 SCORINGS = sorted(p.stem for p in (config.ROOT / "conf" / "scoring").glob("*.yaml"))
 
 
+def settings(overrides: list[str], study: str | None = None) -> Settings:
+    composed = config.compose("tune" if study else "train", overrides, study)
+    return build_settings(composed, study, overrides)
+
+
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_composes_and_its_recipes_lie_inside_their_ranges(study: str) -> None:
-    composed = config.compose("tune", [], study)
-    definition, own = define_study(composed, study, [])
-    assert set(own) == set(definition.space)
-    for recipe, values in own.items():
+    overrides = ["model.path=x"]
+    definition = define_study(settings(overrides, study))
+    assert set(definition.default_values) == set(definition.space)
+    for recipe, values in definition.default_values.items():
         assert definition.run(recipe, values) == definition.run(recipe, {})
 
 
@@ -46,36 +50,36 @@ PLAIN = ("paperdoll", "sd15", "sd2", "sdxl", "sd3", "flux", "z_image")  # preset
 
 
 @pytest.mark.parametrize("study", ["character", "outfits", "style", "object"])
-def test_studies_of_a_real_model_search_around_all_of_the_guide_and_run_on_the_embedded_world_too(study: str) -> None:
+def test_studies_of_a_real_model_search_around_all_of_the_guide_and_run_on_the_synthetic_world_too(study: str) -> None:
     """Every value of every range builds, and within the guide's limits, but where it is without a limit."""
-    definition, own = define_study(config.compose("tune", PAPERDOLL, study), study, PAPERDOLL)
-    assert set(own) == set(GUIDE)
-    assert config.model_settings(config.compose("tune", PAPERDOLL, study)).path == "paperdoll"
+    on_paperdoll = settings(PAPERDOLL, study)
+    definition = define_study(on_paperdoll)
+    assert set(definition.default_values) == set(GUIDE)
+    assert on_paperdoll.model.path == "paperdoll"
     for run in definition.widest_runs():
         said = [note for note in run.adapter.notes() if "neither rank" not in note]
         assert not said, (run.name, said)
     with pytest.raises(ConfigError, match=r"model\.path must be given"):
-        config.model_settings(config.compose("tune", [], study))
-    left = ["~study.recipes.guide-ia3"]
-    assert set(define_study(config.compose("tune", left, study), study, left)[1]) == set(GUIDE) - {"guide-ia3"}
+        settings([], study)
+    without = ["model.path=x", "~study.recipes.guide-ia3"]
+    assert set(define_study(settings(without, study)).default_values) == set(GUIDE) - {"guide-ia3"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_builds(recipe: str) -> None:
-    assert config.build_run(config.compose("train", [f"recipe={recipe}"])).name == recipe
+    assert build_run(config.compose("train", [f"recipe={recipe}"])).name == recipe
 
 
 @pytest.mark.parametrize("kind", SCORINGS)
 def test_every_set_of_probes_builds_and_asks_something(kind: str) -> None:
-    composed = config.compose("train", [f"scoring={kind}"])
-    settings = config.scoring_settings(composed)
-    assert ":" in settings.encoder or settings.encoder == "paperdoll"
-    assert len(settings.trigger_prompts) >= 3 and len(settings.outfit_prompts) >= 6 and len(settings.class_prompts) >= 3
+    scoring = settings([f"scoring={kind}"]).scoring
+    assert ":" in scoring.encoder or scoring.encoder == "paperdoll"
+    assert len(scoring.trigger_prompts) >= 3 and len(scoring.outfit_prompts) >= 6 and len(scoring.class_prompts) >= 3
 
 
 def test_a_probe_of_ones_own_is_one_line() -> None:
-    composed = config.compose("tune", ['scoring.bleed_prompts=["1girl, solo", "school uniform"]'], "quickstart")
-    assert config.scoring_settings(composed).bleed_prompts == ("1girl, solo", "school uniform")
+    quickstart = settings(['scoring.bleed_prompts=["1girl, solo", "school uniform"]'], "quickstart")
+    assert quickstart.scoring.bleed_prompts == ("1girl, solo", "school uniform")
 
 
 @pytest.mark.parametrize(
@@ -95,23 +99,22 @@ def test_a_probe_of_ones_own_is_one_line() -> None:
     ],
 )
 def test_paths_work_as_people_type_them(typed: str) -> None:
-    composed = config.compose("train", [f"dataset.path={typed}"])
-    assert config.dataset_settings(composed).path == typed
+    assert settings([f"dataset.path={typed}"]).dataset.path == typed
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in (config.ROOT / "conf" / "model").glob("*.yaml")))
 def test_every_base_model_is_a_family_with_its_way_of_rendering(preset: str) -> None:
-    settings = config.model_settings(config.compose("train", [f"model={preset}", "model.path=x.safetensors"]))
-    assert settings.family in FAMILIES and settings.class_tags
-    assert settings.resolution is None or settings.resolution % 64 == 0
-    assert settings.render.search.num_inference_steps < settings.render.num_inference_steps
-    tags = settings.render.prompt("1girl")
+    model = settings([f"model={preset}", "model.path=x.safetensors"]).model
+    assert model.family in FAMILIES and model.class_tags
+    assert model.resolution is None or model.resolution % 64 == 0
+    assert model.render.search.num_inference_steps < model.render.num_inference_steps
+    tags = model.render.prompt("1girl")
     assert tags.endswith("1girl") and (tags == "1girl") == (preset in PLAIN)
 
 
 def test_presets_say_what_their_users_know() -> None:
     found = {
-        preset: config.model_settings(config.compose("train", [f"model={preset}", "model.path=x"]))
+        preset: settings([f"model={preset}", "model.path=x"]).model
         for preset in ("pony", "noobai-vpred", "sd15-anime", "illustrious")
     }
     assert (found["pony"].family, found["pony"].resolution, found["pony"].clip_skip) == ("sdxl", 1024, 2)
@@ -125,21 +128,21 @@ def test_presets_say_what_their_users_know() -> None:
 @pytest.mark.parametrize(("preset", "batch"), [("sdxl", 2), ("pony", 2), ("noobai-vpred", 2), ("flux", 4), ("sd15", 4)])
 def test_batches_are_small_where_an_adapter_is_to_fit_beside_the_model(preset: str, batch: int) -> None:
     chosen = [f"model={preset}", "model.path=x", "recipe=guide-adamw"]
-    run = config.build_run(config.compose("tune", chosen, "character"))
+    run = build_run(config.compose("tune", chosen, "character"))
     assert run.train.batch_size == batch and run.train.images_per_concept == 1000
-    assert config.build_run(config.compose("tune", [*chosen, "train.batch_size=3"], "character")).train.batch_size == 3
+    assert build_run(config.compose("tune", [*chosen, "train.batch_size=3"], "character")).train.batch_size == 3
 
 
 @pytest.mark.parametrize("recipe", GUIDE)
 def test_the_guide_is_written_down(recipe: str) -> None:
-    run = config.build_run(config.compose("train", [f"recipe={recipe}"]))
+    run = build_run(config.compose("train", [f"recipe={recipe}"]))
     adapter, optimizer, schedule, steps = GUIDE[recipe]
     assert (run.adapter, run.optimizer, type(run.schedule)) == (adapter, optimizer, schedule)
     assert (run.name, run.train.epochs, run.train.images_per_concept) == (recipe, 8, steps)
 
 
 def test_the_guides_ia3_may_have_prodigy() -> None:
-    run = config.build_run(config.compose("train", ["recipe=guide-prodigy", "adapter=ia3"]))
+    run = build_run(config.compose("train", ["recipe=guide-prodigy", "adapter=ia3"]))
     assert isinstance(run.adapter, IA3) and run.optimizer == Prodigy(lr=1.0)
 
 
@@ -158,7 +161,7 @@ def test_the_guides_ia3_may_have_prodigy() -> None:
         (["train.concept_images=5"], r"train.concept_images: expected keys with values"),
         (
             ["train.concept_images.dress=few"],
-            "train.concept_images.dress must be a whole number of at least 1, got 'few'",
+            "train.concept_images.dress: expected int, got 'few'",
         ),
         (
             ["captions.absorb_tags=some", "captions.trigger_swap_rate=2"],
@@ -175,7 +178,7 @@ def test_the_guides_ia3_may_have_prodigy() -> None:
 )
 def test_mistakes_are_told(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        config.build_run(config.compose("train", arguments))
+        build_run(config.compose("train", arguments))
 
 
 def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
@@ -189,12 +192,10 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pack", ["0", "most"])
 def test_what_is_no_number_of_trials_at_once_is_refused(pack: str) -> None:
     for right in ("auto", 3):
-        assert (
-            study_settings(config.compose("tune", [f"study.trials_per_device={right}"], "quickstart")).trials_per_device
-            == right
-        )
-    with pytest.raises(ConfigError, match=r"study\.pack must be auto or a whole number of at least 1"):
-        study_settings(config.compose("tune", [f"study.trials_per_device={pack}"], "quickstart"))
+        study = settings([f"study.trials_per_device={right}"], "quickstart").study
+        assert study is not None and study.trials_per_device == right
+    with pytest.raises(ConfigError, match=r"study\.trials_per_device must be auto or a whole number of at least 1"):
+        settings([f"study.trials_per_device={pack}"], "quickstart")
 
 
 def test_recipe_outside_its_own_range(tmp_path: Path) -> None:
@@ -204,26 +205,25 @@ def test_recipe_outside_its_own_range(tmp_path: Path) -> None:
         "# @package _global_\nstudy: {name: odd, recipes: {doll-adamw: "
         "{optimizer.lr: {log: [0.01, 0.1]}, no.such: {int: [1, 2]}}}}\n"
     )
-    composed = config.compose("tune", [], str(study))
     with pytest.raises(ConfigError, match=r"no\.such"):
-        define_study(composed, str(study), [])
+        define_study(settings([], str(study)))
     study.write_text(
         "# @package _global_\nstudy: {name: odd, recipes: {doll-adamw: {optimizer.lr: {log: [0.01, 0.1]}}}}\n"
     )
-    composed = config.compose("tune", [], str(study))
     with pytest.raises(ConfigError, match=r"own 0\.003 is outside log"):
-        define_study(composed, str(study), [])
+        define_study(settings([], str(study)))
 
 
 def test_steps_of_a_concept_and_captions_are_searched_like_any_key(tmp_path: Path) -> None:
     study = tmp_path / "mine" / "outfits.yaml"
     study.parent.mkdir()
     study.write_text(
-        "# @package _global_\nstudy: {name: outfits, recipes: {doll-adamw: {train.concept_images.dress: {int: [100, 400]}, "
+        "# @package _global_\n"
+        "study: {name: outfits, recipes: {doll-adamw: {train.concept_images.dress: {int: [100, 400]}, "
         "captions.absorb_tags: {choice: [none, marks, all]}, captions.trigger_swap_rate: {linear: [0, 0.5]}}}}\n"
     )
-    definition, own = define_study(config.compose("tune", [], str(study)), str(study), [])
-    assert own["doll-adamw"] == {
+    definition = define_study(settings([], str(study)))
+    assert definition.default_values["doll-adamw"] == {
         "train.concept_images.dress": 200,
         "captions.absorb_tags": "none",
         "captions.trigger_swap_rate": 0.0,
@@ -232,21 +232,21 @@ def test_steps_of_a_concept_and_captions_are_searched_like_any_key(tmp_path: Pat
     run = definition.run("doll-adamw", drawn)
     assert run.train.concept_images == {"dress": 300}
     assert (run.captions.absorb_tags, run.captions.trigger_swap_rate) == ("all", 0.25)
-    assert config.build_run(config.compose("train", ["train.concept_images.mona_dress=7"])).train.concept_images == {
+    assert build_run(config.compose("train", ["train.concept_images.mona_dress=7"])).train.concept_images == {
         "mona_dress": 7
     }
 
 
-def test_a_workbench_is_told_all_that_a_range_may_ask_of_it(tmp_path: Path) -> None:
+def test_a_session_must_hold_all_that_a_range_may_ask_for(tmp_path: Path) -> None:
     study = tmp_path / "mine" / "text.yaml"
     study.parent.mkdir()
     study.write_text(
         "# @package _global_\nstudy: {name: text, recipes: {doll-adamw: {train.epochs: {int: [1, 9]}, "
         "adapter.text_encoder: {choice: [false, true]}, adapter.dim: {log_int: [4, 64]}}}}\n"
     )
-    definition, _ = define_study(config.compose("tune", [], str(study)), str(study), [])
+    definition = define_study(settings([], str(study)))
     adapters = [run.adapter for run in definition.widest_runs()]
-    assert [(adapter.text_encoder, adapter.largest) for adapter in adapters] == [
+    assert [(adapter.text_encoder, adapter.max_rank) for adapter in adapters] == [
         *((False, 16), (True, 16), (False, 4), (False, 64)),
         (True, 64),  # all at their largest, as a trial may be that takes the most memory
     ]
@@ -255,19 +255,19 @@ def test_a_workbench_is_told_all_that_a_range_may_ask_of_it(tmp_path: Path) -> N
 def test_a_file_to_start_from_is_known_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "mona.safetensors"
     path.write_bytes(b"one")
-    first = config.build_run(config.compose("train", [f"init_lora={path}"]))
+    first = build_run(config.compose("train", [f"init_lora={path}"]))
     assert first.init_lora is not None and first.init_lora.path == str(path) and len(first.init_lora.sha256) == 64
     path.write_bytes(b"other")
-    assert config.build_run(config.compose("train", [f"init_lora={path}"])).fingerprint() != first.fingerprint()
+    assert build_run(config.compose("train", [f"init_lora={path}"])).fingerprint() != first.fingerprint()
     with pytest.raises(ConfigError, match=r"init_lora=.*gone\.safetensors is no file"):
-        config.build_run(config.compose("train", [f"init_lora={tmp_path / 'gone.safetensors'}"]))
+        build_run(config.compose("train", [f"init_lora={tmp_path / 'gone.safetensors'}"]))
 
 
 def test_how_an_export_is_written() -> None:
-    found = config.export_settings(config.compose("train", ["export.dtype=bfloat16", "export.diffusers=true"]))
+    found = settings(["export.dtype=bfloat16", "export.diffusers=true"]).export
     assert (found.dtype, found.diffusers) == ("bfloat16", True)
     with pytest.raises(ConfigError, match=r"export\.dtype must be one of float16, bfloat16, float32, got int8"):
-        config.export_settings(config.compose("train", ["export.dtype=int8"]))
+        settings(["export.dtype=int8"])
 
 
 def test_unknown_study_lists_the_known() -> None:

@@ -15,7 +15,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from torch import Tensor
 
 from autolora.adapters.adapter_set import AdapterSet, attach
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.errors import ConfigError
 from autolora.models.base import Context
 from autolora.models.settings import RenderSettings

@@ -13,29 +13,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from autolora.adapters.base import (
-    AdaptedLayer,
-    Adapter,
-    NormStats,
-    SlotCapacity,
-    SlotRouting,
-    State,
-    WeightDelta,
-    in_text_encoder,
-)
+from autolora.adapters.base import AdaptedLayer, NormStats, SlotRouting, State, WeightDelta
 from autolora.adapters.deltas import LOW_RANK, parts_by_layer
-from autolora.adapters.lora import DyLoRA, LoRA, LowRank
-from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr, tuned_of
+from autolora.adapters.kinds import Adapter, SlotCapacity
+from autolora.adapters.low_rank import LowRank
+from autolora.adapters.peft_layers import tuned_of
+from autolora.adapters.targets import in_text_encoder
 from autolora.errors import ConfigError
-
-ADAPTERS: dict[str, type[LoRA] | type[DyLoRA]] = {
-    "lora": LoRA,
-    "dylora": DyLoRA,
-    "dora": DoRA,
-    "loha": LoHa,
-    "lokr": LoKr,
-    "ia3": IA3,
-}
 
 
 def attach(
@@ -46,7 +30,7 @@ def attach(
     Raises:
         ConfigError: they change none.
     """
-    return AdapterSet(modules, adapters, SlotCapacity(slots, max_dim or max(one.largest for one in adapters)))
+    return AdapterSet(modules, adapters, SlotCapacity(slots, max_dim or max(one.max_rank for one in adapters)))
 
 
 class AdapterSet:
@@ -75,7 +59,7 @@ class AdapterSet:
                 path = f"{root_name}.{name}"
                 if not isinstance(module, nn.Linear | nn.Conv2d):
                     continue
-                if not any(one.changes(path) for one in self.adapters):
+                if not any(one.adapts(path) for one in self.adapters):
                     self._left.append(path)
                 else:
                     parent_name, _, attribute = name.rpartition(".")
@@ -117,15 +101,15 @@ class AdapterSet:
         Raises:
             ConfigError: its rank does not fit, it changes layers that are not wrapped, or it cannot share the set.
         """
-        if left := next((path for path in self._left if spec.changes(path)), None):
+        if left := next((path for path in self._left if spec.adapts(path)), None):
             raise ConfigError(f"{type(spec).__name__} changes {left}, which this set was not built for")
-        if self.room.slots > 1 and not spec.packs:
+        if self.room.slots > 1 and not spec.packable:
             raise ConfigError(f"{type(spec).__name__} trains one at a time, not in a set of {self.room.slots}")
-        if self.room.slots > 1 and spec.largest > self.room.max_dim:
-            raise ConfigError(f"adapter.dim={spec.largest} exceeds the {self.room.max_dim} this set was built for")
+        if self.room.slots > 1 and spec.max_rank > self.room.max_dim:
+            raise ConfigError(f"adapter.dim={spec.max_rank} exceeds the {self.room.max_dim} this set was built for")
         self._specs[slot] = spec
         for path, layer in self.layers.items():
-            if spec.changes(path):
+            if spec.adapts(path):
                 spec.start(layer, path, slot, self.room, generator)
             elif self.room.slots == 1:
                 layer.kept = []
@@ -148,8 +132,8 @@ class AdapterSet:
     def draw_rank(self, slot: int, generator: torch.Generator) -> None:
         """Limit the coming step to a rank drawn at random, where the slot's adapter asks for it, and to no more."""
         spec = self._specs[slot]
-        if spec is not None and spec.steps > 1:
-            rank = (int(torch.randint(spec.steps, (), generator=generator)) + 1) * (spec.largest // spec.steps)
+        if spec is not None and spec.n_ranks > 1:
+            rank = (int(torch.randint(spec.n_ranks, (), generator=generator)) + 1) * (spec.max_rank // spec.n_ranks)
             for update in self.updates:
                 update.limit(slot, rank)
 

@@ -9,25 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from autolora.errors import ConfigError
-
-# Ends of paths, as diffusers calls the layers of UNets and transformers, and transformers those of CLIP.
-TARGETS: dict[str, tuple[str, ...]] = {
-    "attention": ("to_q", "to_k", "to_v", "to_out.0", "to_add_out", "q_proj", "k_proj", "v_proj", "out_proj"),
-    "feed_forward": (
-        *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "fc1", "fc2"),
-        *("proj_mlp", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
-    ),
-    "projections": ("proj_in", "proj_out"),
-    "conv": ("conv1", "conv2", "conv_shortcut", "time_emb_proj", "samplers.0.conv"),
-}
-LINEAR = ("attention", "feed_forward", "projections")
 State = dict[str, Tensor]  # `<path of a layer>.<part>`, on the CPU
-
-
-def in_text_encoder(path: str) -> bool:
-    """Whether a layer belongs to a text encoder, of which a model may have several."""
-    return path.startswith("text_encoder")
 
 
 def shape_of(layer: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
@@ -152,53 +134,3 @@ class AdaptedLayer(nn.Module):
         if not self.kept or not self.routing.enabled:
             return self.base(x)  # type: ignore[no-any-return]
         return self.kept[0].forward(x, self.base, self.routing)
-
-
-@dataclass(frozen=True)
-class SlotCapacity:
-    """How many adapters a set holds at once, and of what rank at most where it is more than one."""
-
-    slots: int = 1
-    max_dim: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adapter:
-    """An adapter's settings; each kind says in `start` how it changes a layer."""
-
-    targets: tuple[str, ...] = LINEAR
-    text_encoder: bool = False
-
-    def __post_init__(self) -> None:
-        unknown = set(self.targets) - set(TARGETS)
-        if unknown or not self.targets:
-            raise ConfigError(f"adapter.targets must be some of {', '.join(TARGETS)}, got {list(self.targets)}")
-
-    @property
-    def largest(self) -> int:
-        """The rank that every layer's change fits in."""
-        return 1
-
-    @property
-    def steps(self) -> int:
-        """Ranks that a step may be limited to are the multiples of `largest / steps`; 1: none but all."""
-        return 1
-
-    def notes(self) -> tuple[str, ...]:
-        """What a person should know of these settings before training."""
-        return ()
-
-    @property
-    def packs(self) -> bool:
-        """Whether several can train at once on one base."""
-        return True
-
-    def changes(self, path: str) -> bool:
-        """Whether the layer of this path is among the targets, in a block: what leads into the first is left alone."""
-        suffixes = tuple(suffix for target in self.targets for suffix in TARGETS[target])
-        in_block = path.count(".") > 1
-        return in_block and path.endswith(suffixes) and (self.text_encoder or not in_text_encoder(path))
-
-    def start(self, layer: AdaptedLayer, path: str, slot: int, room: SlotCapacity, generator: torch.Generator) -> None:
-        """Give a layer's slot a fresh change of zero."""
-        raise NotImplementedError

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from autolora.adapters.base import State, in_text_encoder, shape_of
+from autolora.adapters.base import State, shape_of
 from autolora.adapters.deltas import FACTORS, PARTS, change, layer_scale, parts_by_layer, split_key
 from autolora.adapters.sgm import sgm_path
+from autolora.adapters.targets import in_text_encoder
 from autolora.errors import ExportError
 
 # By architecture, then by the model's root module.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autolora.adapters.base import State
 from autolora.adapters.deltas import LOW_RANK, PARTS, as_lora, change, parts_by_layer, without_mid
 from autolora.adapters.formats import fitted, paths_by_name, same_weights
-from autolora.adapters.peft_adapters import held
+from autolora.adapters.peft_layers import held
 from autolora.errors import ConfigError, ExportError
 
 Layers = Mapping[str, nn.Linear | nn.Conv2d]  # of a model, by path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from autolora.adapters.base import TARGETS, State, in_text_encoder
+from autolora.adapters.base import State
 from autolora.adapters.deltas import parts_by_layer
 from autolora.adapters.formats import from_kohya, is_transformer, layer_shapes, layers_of
 from autolora.adapters.import_formats import (
@@ -17,11 +17,12 @@ from autolora.adapters.import_formats import (
     in_lycoris_parts,
     in_original_names,
 )
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
+from autolora.adapters.targets import TARGETS, in_text_encoder
 from autolora.errors import ExportError
 from autolora.files import finished
 from autolora.models.base import BaseModel
-from autolora.models.pipelines import converted_lora
+from autolora.models.pipelines import convert_lora
 
 
 def read_lora(path: Path, model: BaseModel) -> State:
@@ -47,7 +48,7 @@ def as_state(tensors: State, metadata: Mapping[str, str], path: Path, model: Bas
         ExportError: another format, or made for another base model.
     """
     if is_transformer(model.architecture) and in_original_names(tensors):
-        tensors = converted_lora(tensors, model.architecture)
+        tensors = convert_lora(tensors, model.architecture)
     if in_lycoris_parts(tensors):
         return from_lycoris(tensors, model.architecture, layers_of(model.modules))
     if in_diffusers_names(tensors):

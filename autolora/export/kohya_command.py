@@ -6,23 +6,12 @@ import json
 import shlex
 from dataclasses import dataclass
 
-from autolora.adapters.lora import DyLoRA
+from autolora.adapters.kinds import DyLoRA
 from autolora.data.concepts import Dataset
 from autolora.export.families import family_of, has_zero_terminal_snr
 from autolora.export.metadata import network
 from autolora.models.base import BaseModel
-from autolora.optim.optimizers import CAME, Adafactor, AdamW, Lion, OptimizerSpec, Prodigy, ScheduleFree
-from autolora.optim.schedules import AnnealedCosine, Constant, Cosine, CosineRestarts, Linear
 from autolora.train.run import Run
-
-OPTIMIZERS = {ScheduleFree: "AdamWScheduleFree", CAME: "pytorch_optimizer.CAME"}  # others: the class's own name
-SCHEDULES = {
-    Constant: "constant",
-    Linear: "linear",
-    Cosine: "cosine",
-    CosineRestarts: "cosine_with_restarts",
-    AnnealedCosine: "cosine_with_restarts",
-}
 
 
 @dataclass(frozen=True)
@@ -99,32 +88,23 @@ def _network(run: Run) -> list[str]:
 
 def _optimizer(run: Run) -> list[str]:
     optimizer = run.optimizer
-    kind = type(optimizer)
-    args = [f"weight_decay={optimizer.weight_decay:g}"]
-    if isinstance(optimizer, Adafactor):
-        args += ["scale_parameter=False", "relative_step=False", "warmup_init=False"]
-    elif isinstance(optimizer, CAME):
-        args.append(f"betas={optimizer.beta1:g},{optimizer.beta2:g},{optimizer.beta3:g}")
-    elif isinstance(optimizer, AdamW | Lion | ScheduleFree | Prodigy):
-        args.append(f"betas={optimizer.beta1:g},{optimizer.beta2:g}")
-    if isinstance(optimizer, Prodigy):
-        args += [f"d_coef={optimizer.d_coef:g}", f"d0={optimizer.d0:g}", "safeguard_warmup=True"]
-        args.append("use_bias_correction=True")
-    flags = [f"--optimizer_type={OPTIMIZERS.get(kind, kind.__name__)}", "--optimizer_args", *args]
-    flags.append(f"--learning_rate={optimizer.lr:g}")
-    if run.adapter.text_encoder and isinstance(optimizer, OptimizerSpec) and optimizer.text_encoder_lr:
-        flags.append(f"--text_encoder_lr={optimizer.text_encoder_lr:g}")
+    flags = [f"--optimizer_type={optimizer.kohya_name or type(optimizer).__name__}"]
+    flags += ["--optimizer_args", *optimizer.kohya_args(), f"--learning_rate={optimizer.lr:g}"]
+    text_encoder_lr = getattr(optimizer, "text_encoder_lr", None)
+    if run.adapter.text_encoder and text_encoder_lr:
+        flags.append(f"--text_encoder_lr={text_encoder_lr:g}")
     return flags
 
 
 def _schedule(run: Run, total_batches: int) -> list[str]:
-    if isinstance(run.optimizer, ScheduleFree):
+    if run.optimizer.replaces_schedule or run.schedule.kohya_name is None:
         return []
     schedule = run.schedule
-    flags = [f"--lr_scheduler={SCHEDULES[type(schedule)]}"]
-    if isinstance(schedule, CosineRestarts | AnnealedCosine):
-        flags.append(f"--lr_scheduler_num_cycles={schedule.cycles}")
-    warmup = getattr(schedule, "warmup", 0.0) / getattr(schedule, "cycles", 1)
+    flags = [f"--lr_scheduler={schedule.kohya_name}"]
+    cycles = getattr(schedule, "cycles", None)
+    if cycles is not None:
+        flags.append(f"--lr_scheduler_num_cycles={cycles}")
+    warmup = getattr(schedule, "warmup", 0.0) / (cycles or 1)
     return [*flags, f"--lr_warmup_steps={round(warmup * total_batches)}"] if warmup else flags
 
 
@@ -172,7 +152,8 @@ def _differences(run: Run, dataset: Dataset, batches: int, total_batches: int) -
     unsupported = {
         "preserving the base model (train.prior_preservation_ratio)": settings.prior_preservation_ratio,
         "training at lower LoRA weights (train.min_lora_multiplier)": settings.min_lora_multiplier < 1,
-        "peaks that fall from cycle to cycle (schedule.gamma)": isinstance(run.schedule, AnnealedCosine),
+        "peaks that fall from cycle to cycle (schedule.gamma)": hasattr(run.schedule, "gamma"),
+        f"this schedule ({type(run.schedule).__name__})": run.schedule.kohya_name is None,
         "a loss weight outside masks (train.unmasked_weight)": any(picture.mask for picture in dataset.pictures),
         "editing captions while they are read (captions.*; `autolora captions out=FOLDER` writes them)": (
             run.captions.absorb_tags != "none" or run.captions.drop_tags or run.captions.trigger_swap_rate

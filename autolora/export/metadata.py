@@ -18,11 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from autolora.adapters.base import Adapter
 from autolora.adapters.formats import is_transformer
-from autolora.adapters.lora import LoRA
-from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
-from autolora.data.captions import split_tags
+from autolora.adapters.kinds import IA3, Adapter, DoRA, LoHa, LoKr, LoRA
 from autolora.data.concepts import Concept, Dataset
 from autolora.export.families import family_of, has_zero_terminal_snr
 from autolora.models.base import BaseModel
@@ -89,7 +86,7 @@ def thumbnail(preview: Image.Image) -> str:
 
 def tag_frequency(concept: Concept) -> dict[str, int]:
     """Count the training captions of a concept that have each tag, the most frequent tag first."""
-    counts = Counter(tag for picture in concept.pictures for tag in set(split_tags(picture.caption)))
+    counts = Counter(tag for picture in concept.pictures for tag in set(picture.tags))
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 

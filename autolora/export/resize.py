@@ -12,7 +12,7 @@ import torch
 from autolora.adapters.base import State
 from autolora.adapters.deltas import is_plain, ordered_factors, parts_by_layer
 from autolora.adapters.formats import Weights, is_transformer
-from autolora.adapters.lora import cut
+from autolora.adapters.low_rank import cut
 from autolora.export.key_names import file_tensors
 from autolora.export.metadata import hashes
 from autolora.export.write import in_dtype, with_sorted_metadata

@@ -1,4 +1,8 @@
-"""Optimizers as frozen dataclasses that build themselves."""
+"""Optimizers and their settings: each is one frozen dataclass that builds itself.
+
+A new optimizer is one class here with an entry of `OPTIMIZERS`. The config is read before torch is imported, so torch
+and the optimizers' libraries are imported only inside the methods that need them.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +11,63 @@ import io
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
-
-import torch
-from torch import nn
-from transformers import optimization
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from autolora.errors import ConfigError
-from autolora.optim.prodigy import BatchedProdigy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    Params = Sequence[nn.Parameter]
 
 T = TypeVar("T", bound="OptimizerSpec")
-Params = Sequence[nn.Parameter]
 
 
-class Buildable:
-    """What every optimizer does."""
+class Optimizer:
+    """What every optimizer has."""
+
+    kohya_name: ClassVar[str | None] = None  # its name in kohya's sd-scripts; None: the class's own name
+    replaces_schedule: ClassVar[bool] = False  # whether it averages weights instead of following a schedule
+    state_bytes: ClassVar[float | None] = None  # memory per parameter; None: measured by a step on the CPU
+    lr: float
+    weight_decay: float
 
     def build(self, params: Params) -> torch.optim.Optimizer:
-        """The optimizer of one slot."""
-        raise NotImplementedError
-
-    def check(self, device: torch.device) -> None:
-        """Refuse what cannot be built there, before anything trains.
+        """Build the optimizer of one slot's parameters.
 
         Raises:
-            ConfigError: a library is missing, or it does not run on such a device.
+            ConfigError: a library is missing, or the optimizer does not run on the parameters' device.
         """
-        self.build([nn.Parameter(torch.zeros(1, device=device))])
+        raise NotImplementedError
+
+    def for_text_encoder(self) -> Optimizer:
+        """Return the settings for the text encoder's parameters."""
+        return self
+
+    def kohya_args(self) -> tuple[str, ...]:
+        """Return the values of sd-scripts' `--optimizer_args`."""
+        betas = [getattr(self, name) for name in ("beta1", "beta2", "beta3") if hasattr(self, name)]
+        listed = ",".join(f"{beta:g}" for beta in betas)
+        return (f"weight_decay={self.weight_decay:g}", *([f"betas={listed}"] if betas else []))
+
+    def check(self, device: torch.device) -> None:
+        """Refuse an optimizer that cannot be built on a device, before anything trains.
+
+        Raises:
+            ConfigError: as `build`.
+        """
+        import torch
+
+        self.build([torch.nn.Parameter(torch.zeros(1, device=device))])
 
 
 @dataclass(frozen=True)
-class OptimizerSpec(Buildable):
-    """What every optimizer with a rate of one's own choosing has."""
+class OptimizerSpec(Optimizer):
+    """The settings of optimizers whose learning rate the user chooses."""
 
     lr: float = 1e-4
-    text_encoder_lr: float | None = None  # where the text encoder is adapted too; null: the same
+    text_encoder_lr: float | None = None  # where the text encoder is adapted too; None: `lr`
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
@@ -51,7 +77,7 @@ class OptimizerSpec(Buildable):
                 raise ConfigError(f"optimizer.{name} must be above 0 and below 1, got {rate}")
 
     def for_text_encoder(self: T) -> T:
-        """The same with the text encoder's own rate."""
+        """Return the same settings with the text encoder's learning rate."""
         return replace(self, lr=self.text_encoder_lr or self.lr)
 
 
@@ -63,7 +89,9 @@ class AdamW(OptimizerSpec):
     beta2: float = 0.999
 
     def build(self, params: Params) -> torch.optim.Optimizer:
-        """The optimizer of one slot."""
+        """Build the optimizer of one slot's parameters."""
+        import torch
+
         return torch.optim.AdamW(
             params, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay, fused=True
         )
@@ -71,10 +99,12 @@ class AdamW(OptimizerSpec):
 
 @dataclass(frozen=True)
 class AdamW8bit(AdamW):
-    """AdamW that keeps its moments in 8 bits (Dettmers et al. 2022): a quarter of the memory, on GPUs."""
+    """AdamW with 8-bit moments (Dettmers et al. 2022): a quarter of the memory, on NVIDIA GPUs only."""
+
+    state_bytes: ClassVar[float | None] = 2.0  # two moments of one byte; it cannot step on the CPU
 
     def build(self, params: Params) -> torch.optim.Optimizer:
-        """The optimizer of one slot.
+        """Build the optimizer of one slot's parameters.
 
         Raises:
             ConfigError: bitsandbytes is not installed, or the weights are not on a GPU.
@@ -82,33 +112,42 @@ class AdamW8bit(AdamW):
         library = optional("bitsandbytes", "8bit", "AdamW8bit")
         if params[0].device.type != "cuda":
             raise ConfigError("AdamW8bit runs on NVIDIA GPUs only, the model is on the CPU: use optimizer=adamw")
-        found: torch.optim.Optimizer = library.optim.AdamW8bit(
+        optimizer: torch.optim.Optimizer = library.optim.AdamW8bit(
             params, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
         )
-        return found
+        return optimizer
 
 
 @dataclass(frozen=True)
 class Adafactor(OptimizerSpec):
-    """Adafactor (Shazeer & Stern 2018) at a rate of one's own: second moments by row and column only."""
+    """Adafactor (Shazeer & Stern 2018) at a fixed learning rate: second moments by row and column only."""
 
     def build(self, params: Params) -> torch.optim.Optimizer:
-        """The optimizer of one slot; torch's own scales its rate by a weight's size, which is 0 when a LoRA starts."""
-        found: torch.optim.Optimizer = optimization.Adafactor(
+        """Build the optimizer of one slot's parameters.
+
+        This is not torch's Adafactor, which multiplies its rate by the weight's size: 0 for half of a new LoRA.
+        """
+        from transformers.optimization import Adafactor as TransformersAdafactor
+
+        optimizer: torch.optim.Optimizer = TransformersAdafactor(
             params, lr=self.lr, weight_decay=self.weight_decay, scale_parameter=False, relative_step=False
         )
-        return found
+        return optimizer
+
+    def kohya_args(self) -> tuple[str, ...]:
+        """Return the values of sd-scripts' `--optimizer_args`."""
+        return (*super().kohya_args(), "scale_parameter=False", "relative_step=False", "warmup_init=False")
 
 
 @dataclass(frozen=True)
 class Lion(OptimizerSpec):
-    """Lion (Chen et al. 2023): every step has the same size, so a third to a tenth of AdamW's rate."""
+    """Lion (Chen et al. 2023): it steps by the sign of the momentum and needs a third to a tenth of AdamW's rate."""
 
     beta1: float = 0.9
     beta2: float = 0.99
 
     def build(self, params: Params) -> torch.optim.Optimizer:
-        """The optimizer of one slot.
+        """Build the optimizer of one slot's parameters.
 
         Raises:
             ConfigError: pytorch_optimizer is not installed.
@@ -120,14 +159,16 @@ class Lion(OptimizerSpec):
 
 @dataclass(frozen=True)
 class CAME(OptimizerSpec):
-    """CAME (Luo et al. 2023): Adafactor that trusts its steps by how steady they are."""
+    """CAME (Luo et al. 2023): Adafactor whose steps are larger where successive updates agree."""
+
+    kohya_name: ClassVar[str | None] = "pytorch_optimizer.CAME"
 
     beta1: float = 0.9
     beta2: float = 0.999
     beta3: float = 0.9999
 
     def build(self, params: Params) -> torch.optim.Optimizer:
-        """The optimizer of one slot.
+        """Build the optimizer of one slot's parameters.
 
         Raises:
             ConfigError: pytorch_optimizer is not installed.
@@ -138,17 +179,20 @@ class CAME(OptimizerSpec):
 
 @dataclass(frozen=True)
 class ScheduleFree(OptimizerSpec):
-    """AdamW whose running average takes the place of a schedule (Defazio et al. 2024).
+    """AdamW with a running average of the weights instead of a schedule (Defazio et al. 2024).
 
-    It has two states: what it steps from, and the average, which is what is saved and judged; `train()` and `eval()`
-    change from one to the other.
+    The weights that it trains and their average are two states, and `train()` and `eval()` switch between them. The
+    average is what is saved and scored.
     """
+
+    kohya_name: ClassVar[str | None] = "AdamWScheduleFree"
+    replaces_schedule: ClassVar[bool] = True
 
     beta1: float = 0.9
     beta2: float = 0.999
 
     def build(self, params: Params) -> torch.optim.Optimizer:
-        """The optimizer of one slot.
+        """Build the optimizer of one slot's parameters.
 
         Raises:
             ConfigError: pytorch_optimizer is not installed.
@@ -159,19 +203,19 @@ class ScheduleFree(OptimizerSpec):
 
 
 @dataclass(frozen=True)
-class Prodigy(Buildable):
-    """Prodigy (Mishchenko & Defazio 2023): the rate is found; `d_coef` is what one tunes.
+class Prodigy(Optimizer):
+    """Prodigy (Mishchenko & Defazio 2023): it estimates the learning rate; `d_coef` scales the estimate.
 
-    One estimate d an optimizer, so the text encoder, where it is adapted too, has an optimizer of its own.
+    One optimizer has one estimate d, so the text encoder, where it is adapted too, gets an optimizer of its own.
     """
 
     lr: float = 1.0
     d_coef: float = 1.0
-    text_encoder_d_coef: float | None = None  # null: the same
+    text_encoder_d_coef: float | None = None  # None: `d_coef`
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.99
-    d0: float = 1e-6  # where the estimate starts; runs of a few hundred optimizer steps need it higher
+    d0: float = 1e-6  # the first estimate; training runs of a few hundred optimizer steps need a higher one
 
     def __post_init__(self) -> None:
         if self.lr != 1.0:
@@ -186,12 +230,14 @@ class Prodigy(Buildable):
             raise ConfigError(f"optimizer.d0 must be above 0 and at most 0.01 (1e-6 is usual), got {self.d0}")
 
     def for_text_encoder(self) -> Prodigy:
-        """The same with the text encoder's own factor."""
+        """Return the same settings with the text encoder's factor."""
         return replace(self, d_coef=self.text_encoder_d_coef or self.d_coef)
 
     def build(self, params: Params) -> torch.optim.Optimizer:
-        """The optimizer of one slot, with an estimate d of its own."""
-        with redirect_stdout(io.StringIO()):  # it prints its settings
+        """Build the optimizer of one slot's parameters."""
+        from autolora.optim.prodigy import BatchedProdigy
+
+        with redirect_stdout(io.StringIO()):  # prodigyopt prints its settings
             optimizer: torch.optim.Optimizer = BatchedProdigy(
                 params,
                 lr=self.lr,
@@ -204,9 +250,19 @@ class Prodigy(Buildable):
             )
         return optimizer
 
+    def kohya_args(self) -> tuple[str, ...]:
+        """Return the values of sd-scripts' `--optimizer_args`."""
+        estimate = (f"d_coef={self.d_coef:g}", f"d0={self.d0:g}", "safeguard_warmup=True", "use_bias_correction=True")
+        return (*super().kohya_args(), *estimate)
+
 
 def optional(module: str, extra: str, what: str) -> Any:
-    """An optional library.
+    """Import an optional library.
+
+    Args:
+        module: its name.
+        extra: the extra of autolora that installs it.
+        what: what needs it, for the message.
 
     Raises:
         ConfigError: it is not installed.
@@ -219,12 +275,11 @@ def optional(module: str, extra: str, what: str) -> Any:
 
 def _of_pytorch_optimizer(name: str, params: Params, **settings: Any) -> torch.optim.Optimizer:
     library = optional("pytorch_optimizer", "optimizers", name)
-    found: torch.optim.Optimizer = getattr(library, name)(params, **settings)
-    return found
+    optimizer: torch.optim.Optimizer = getattr(library, name)(params, **settings)
+    return optimizer
 
 
-Optimizer = OptimizerSpec | Prodigy
-OPTIMIZERS: dict[str, type[OptimizerSpec] | type[Prodigy]] = {
+OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adamw": AdamW,
     "adamw8bit": AdamW8bit,
     "adafactor": Adafactor,

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autolora.adapters.adapter_set import ADAPTERS, attach
-from autolora.adapters.lora import LoRA
+from autolora.adapters.adapter_set import attach
+from autolora.adapters.kinds import ADAPTERS, LoRA
 from autolora.data.concepts import Dataset
 from autolora.models.base import BaseModel
 from autolora.models.meta_device import META, AutocastEmulator, MemoryCounter, backward, on_meta_device
 from autolora.models.offload import OffloadManager, offloads
 from autolora.models.settings import RenderSettings
-from autolora.optim.optimizers import AdamW8bit, Optimizer
+from autolora.optim.optimizers import Optimizer
 from autolora.progress import Bars
 from autolora.report.tables import Cell, Section
-from autolora.scoring.encoders import AT_ONCE, Encoder, OpenClip, Timm
+from autolora.scoring.encoders import BATCH_SIZE, Encoder, OpenClip, Timm
 from autolora.train.batches import latent_shape
 from autolora.train.loss import diffusion_loss
 from autolora.train.oom_fallback import memory_suggestions
@@ -56,7 +56,7 @@ class _Weights:
 
     @classmethod
     def of(cls, model: BaseModel) -> _Weights:
-        core = sum(_size(part) for name, part in model.modules.items() if name not in model.text_parts)
+        core = sum(_size(part) for name, part in model.modules.items() if name not in model.text_encoder_names)
         return cls(core, sum(map(_size, model.text_encoders.values())), _size(model.vae))
 
 
@@ -117,7 +117,7 @@ def encoder_bytes(encoder: Encoder) -> int:
     meter = MemoryCounter()
     meter.count(_tensors([twin.model]))
     with torch.no_grad(), AutocastEmulator(torch.float32), meter:
-        twin.look(torch.zeros(AT_ONCE, 3, *twin.side, device=META))
+        twin.features(torch.zeros(BATCH_SIZE, 3, *twin.side, device=META))
     return meter.peak
 
 
@@ -126,7 +126,7 @@ def _twin(model: BaseModel) -> Any:
     twin: Any = on_meta_device(model)
     twin.device, twin.dtype = META, torch.float32
     idle = OffloadManager(META, {}, offload=False)
-    twin.using, twin.stay = idle.using, idle.stay
+    twin.on_device, twin.keep_on_device = idle.on_device, idle.keep_on_device
     return twin
 
 
@@ -174,7 +174,7 @@ def _render(settings: RenderSettings, twin: Any, meter: MemoryCounter) -> tuple[
         meter.peak = meter.now
 
     meter.peak = meter.now
-    count = settings.batch_size * (1 if settings.guidance_scale == 1 or twin.tells_guidance else 2)
+    count = settings.batch_size * (1 if settings.guidance_scale == 1 or twin.guidance_embeds else 2)
     context = twin.encode_prompts([settings.prompt("")] * count)
     done()
     latents = torch.zeros(count, *latent_shape(twin, (settings.side(twin.resolution),) * 2), device=META)
@@ -190,8 +190,8 @@ def _render(settings: RenderSettings, twin: Any, meter: MemoryCounter) -> tuple[
 
 def state_bytes(optimizer: Optimizer) -> float:
     """What an optimizer keeps for each parameter, as a step of it shows."""
-    if isinstance(optimizer, AdamW8bit):  # it steps on a GPU only
-        return 2.0
+    if optimizer.state_bytes is not None:
+        return optimizer.state_bytes
     parameter = nn.Parameter(torch.ones(64, 64))
     parameter.grad = torch.ones(64, 64)
     stepping = optimizer.build([parameter])
@@ -233,7 +233,7 @@ def memory_section(
         for run in tried:
             key = (run.adapter, run.optimizer, run.train.batch_size, run.train.shows_class_pictures)
             if key not in known:
-                known[key] = memory_need(run, dataset, model, offload, slots if run.adapter.packs else 1, looking)
+                known[key] = memory_need(run, dataset, model, offload, slots if run.adapter.packable else 1, looking)
             found.append((run, known[key]))
             if card and known[key].most + DRIVER > card:
                 words.append(f"{describe_memory(run)} will not fit: set {' or '.join(memory_suggestions(run, model))}")

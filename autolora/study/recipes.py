@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 from omegaconf import OmegaConf
 
-from autolora.adapters.adapter_set import ADAPTERS
+from autolora.adapters.kinds import ADAPTERS
 from autolora.config import RECIPES, ROOT, quote
 from autolora.data.caption_recipe import CaptionRecipe
 from autolora.errors import ConfigError, StudyError

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autolora.data.buckets import load_cropped, load_mask, size_ids
 from autolora.data.concepts import Dataset, without_triggers
+from autolora.data.crops import load_cropped, load_mask, size_ids
 from autolora.data.random_draws import drop_tags, epoch_order, shuffle_tags
 from autolora.data.sources import Picture
 from autolora.errors import ConfigError
@@ -146,7 +146,7 @@ class PromptCache:
         if trains_text_encoder:
             return self.model.encode_prompts(captions)
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
-        with torch.no_grad(), self.model.using(*(self.model.text_parts if new else ())):
+        with torch.no_grad(), self.model.on_device(*(self.model.text_encoder_names if new else ())):
             for caption in new:  # one by one: in a batch, rounding would depend on what else was new
                 self._known[caption] = self.model.encode_prompts([caption])
                 self._bytes += self._known[caption].nbytes
@@ -256,7 +256,7 @@ class Stream:
         if self.run.train.noise_offset:  # Guttenberg 2023
             whole = torch.randn(len(picks), shape[0], 1, 1, generator=self.generators["offset"])
             noise = noise + self.run.train.noise_offset * whole
-        steps = self.model.draw_timesteps(len(picks), shape, self.generators["timesteps"])
+        steps = self.model.sample_timesteps(len(picks), shape, self.generators["timesteps"])
         preserved = tuple(part.preserved for _, part in chosen)
         weak = torch.rand(len(picks), generator=self.generators["weights"]) < 0.5
         weights = torch.where(

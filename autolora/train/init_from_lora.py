@@ -27,7 +27,7 @@ def starting_state(run: Run, fresh: State, model: BaseModel) -> State:
         return fresh
     given = read_lora(Path(run.init_lora.path), model)
     try:
-        return start_from(fresh, given, layer_weights(model.modules), ordered=run.adapter.steps > 1)
+        return start_from(fresh, given, layer_weights(model.modules), ordered=run.adapter.n_ranks > 1)
     except ConfigError as error:
         raise ConfigError(f"init_lora={run.init_lora.path} with recipe {run.name}: {error}") from error
 

@@ -25,7 +25,7 @@ def reduce_memory_use(model: BaseModel, at_once: int) -> tuple[int, str] | None:
     gc.collect()  # what failed is still held together by the cycles of its graph
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if model.checkpoint_gradients():
+    if model.enable_gradient_checkpointing():
         return at_once, (
             "the GPU's memory is full: layers are computed again on the way back from now on, which is slower; "
             "model.gradient_checkpointing=true does so from the start"

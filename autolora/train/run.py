@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from autolora.adapters.lora import DyLoRA, LoRA
+from autolora.adapters.kinds import DyLoRA, LoRA
 from autolora.data.caption_recipe import CaptionRecipe, apply_captions
 from autolora.data.captions import tag_key
 from autolora.data.concepts import Dataset
 from autolora.errors import ConfigError
-from autolora.optim.optimizers import AdamW, Optimizer, ScheduleFree
+from autolora.optim.optimizers import AdamW, Optimizer
 from autolora.optim.schedules import Constant, Schedule
 
 LOSSES = ("l2", "huber")
@@ -132,7 +132,7 @@ class Run:
     init_lora: InitFile | None = None  # None: from nothing
 
     def __post_init__(self) -> None:
-        if isinstance(self.optimizer, ScheduleFree):
+        if self.optimizer.replaces_schedule:
             if not isinstance(self.schedule, Constant):
                 raise ConfigError("schedule-free optimizers take the place of a schedule: set schedule=constant")
             if self.train.scale_weight_norms is not None:

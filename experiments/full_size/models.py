@@ -29,8 +29,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.deltas import is_plain
-from autolora.adapters.lora import DyLoRA, LoRA
-from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
+from autolora.adapters.kinds import IA3, DoRA, DyLoRA, LoHa, LoKr, LoRA
 from autolora.data.concepts import Dataset, DatasetSettings, load_dataset, with_buckets
 from autolora.export.metadata import ExportFacts
 from autolora.export.verify import verify_deltas

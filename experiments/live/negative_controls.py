@@ -25,8 +25,9 @@ from autolora import config as cfg
 from autolora.adapters.base import State
 from autolora.adapters.formats import scaled
 from autolora.adapters.kinds import LoRA
-from autolora.data.captions import join_tags, split_tags
-from autolora.data.concepts import Dataset, with_captions, without_triggers
+from autolora.data.captions import join_tags
+from autolora.data.concepts import Concept, Dataset, edit_captions, without_triggers
+from autolora.data.sources import Picture
 from autolora.evaluation.samples import labelled
 from autolora.evaluation.session import Session
 from autolora.files import atomic_path, write_atomic
@@ -96,13 +97,13 @@ def run_of(name: str, *arguments: str) -> Run:
 
 def swapped(dataset: Dataset) -> Dataset:
     """Each outfit's captions call the next outfit, so that every outfit is called by another's word."""
-    names = [one.trigger for one in dataset.concepts]
+    triggers = [concept.trigger for concept in dataset.concepts]
+    following = {c.name: trigger for c, trigger in zip(dataset.concepts, triggers[1:] + triggers[:1], strict=True)}
 
-    def change(caption: str, number: int) -> str:
-        other = names[(number + 1) % len(names)]
-        return join_tags([other if tag == names[number] else tag for tag in split_tags(caption)])
+    def swap(picture: Picture, concept: Concept) -> str:
+        return join_tags([following[concept.name] if tag == concept.trigger else tag for tag in picture.tags])
 
-    return with_captions(dataset, change)
+    return edit_captions(dataset, swap)
 
 
 def scrambled(state: State) -> State:

@@ -26,7 +26,7 @@ from scipy.stats import binomtest
 from autolora import config as cfg
 from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.base import State
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.adapters.read import read_lora
 from autolora.cli import main as autolora
 from autolora.data.concepts import DatasetSettings, load_dataset

@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from autolora import config as cfg
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.evaluation.session import Session, open_session
 from autolora.files import atomic_path, write_atomic
 from autolora.models.settings import RenderSettings
@@ -40,9 +40,9 @@ from autolora.paperdoll.world import write_dataset
 from autolora.progress import Bars
 from autolora.provenance import provenance
 from autolora.sampling import BaseRenders, RenderRequest, render
-from autolora.scoring.probes import DECIDING_GROUPS, SEARCH_GROUPS
-from autolora.scoring.scorecard import Rendered, Scorecard, embed, render_probes, score
-from autolora.scoring.scorer import Scorer, with_fresh_probes
+from autolora.scoring.eval_prompts import DECIDING_GROUPS, SEARCH_GROUPS
+from autolora.scoring.scorecard import Rendered, Scorecard, embed, render_eval_prompts, score
+from autolora.scoring.scorer import Scorer, with_fresh_prompts
 from autolora.scoring.standard_metrics import standard_metrics
 from autolora.study.definition import define_study
 from autolora.study.space import suggest
@@ -161,7 +161,7 @@ def judge_checkpoint(path: Path, session: Session, suite: Scorer, judge: Judge) 
     """Keep a checkpoint's pictures of the suite, and what the oracle says of it."""
     adapter = session.context.adapter
     adapter.load(load_file(path.with_suffix(".safetensors")))
-    pictures = render_probes(suite, session.context.model, adapter)
+    pictures = render_eval_prompts(suite, session.context.model, adapter)
     with atomic_path(path.with_suffix(".npz")) as temporary:
         np.savez_compressed(temporary, pictures=np.concatenate(list(pictures.values())))
     figures: dict[str, float] = {}
@@ -202,7 +202,7 @@ def whole_suite(session: Session, steps: RenderSettings) -> Scorer:
     assert session.scorer is not None, session.unmeasured
     context = session.context
     renders = BaseRenders(context.model, steps, session.renders.folder)
-    return with_fresh_probes(session.scorer, context.dataset, renders, context.adapter, 1)
+    return with_fresh_prompts(session.scorer, context.dataset, renders, context.adapter, 1)
 
 
 def kept_suite(session: Session) -> Scorer:
@@ -220,8 +220,8 @@ def checkpoints_of(seed: int, out: Path) -> Iterator[tuple[Path, dict[str, Any],
 
 
 def load_pictures(scorer: Scorer, path: Path) -> Rendered:
-    """A checkpoint's pictures of the kept suite, as `render_probes` gave them."""
-    keys = [(probe, weight) for probe in scorer.probes for weight in scorer.settings.weights]
+    """A checkpoint's pictures of the kept suite, as `render_eval_prompts` gave them."""
+    keys = [(probe, weight) for probe in scorer.prompts for weight in scorer.settings.weights]
     stored = np.load(path.with_suffix(".npz"))["pictures"]
     return dict(zip(keys, np.split(stored, np.cumsum([len(p.seeds) for p, _ in keys])[:-1]), strict=True))
 

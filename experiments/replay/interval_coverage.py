@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.evaluation.session import Session
 from autolora.files import write_atomic
 from autolora.paperdoll.look import GROUPS
 from autolora.sampling import BaseRenders
+from autolora.scoring.eval_prompts import SEARCH_GROUPS, EvalPrompt
 from autolora.scoring.intervals import Estimate
-from autolora.scoring.probes import SEARCH_GROUPS, EvalPrompt
-from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
-from autolora.scoring.scorer import Scorer, with_fresh_probes
+from autolora.scoring.scorecard import Rendered, Scorecard, render_eval_prompts, score
+from autolora.scoring.scorer import Scorer, with_fresh_prompts
 from autolora.train.run import Run
 from experiments.common.results import keep, kept
 from experiments.replay.bank import checkpoints_of, kept_suite, load_pictures, open_character
@@ -69,19 +69,19 @@ def pool_scorer(session: Session) -> Scorer:
     )
     renders = BaseRenders(context.model, session.render_settings.search, session.renders.folder)
     plain = replace(context.dataset, validation=())
-    pool = with_fresh_probes(replace(session.scorer, settings=settings), plain, renders, context.adapter, 1)
+    pool = with_fresh_prompts(replace(session.scorer, settings=settings), plain, renders, context.adapter, 1)
     return pool.only(*SEARCH_GROUPS)
 
 
 def sub_suites(pool: Scorer, count: int) -> Iterator[Scorer]:
     """Suites of a tenth of each group's prompts, for each concept alike."""
     groups: dict[tuple[str, str], list[EvalPrompt]] = defaultdict(list)
-    for probe in pool.probes:
+    for probe in pool.prompts:
         groups[probe.group, probe.concept].append(probe)
     rng = random.Random(1)
     for _ in range(count):
         chosen = [probe for own in groups.values() for probe in rng.sample(own, len(own) // TIMES)]
-        yield replace(pool, probes=tuple(chosen))
+        yield replace(pool, prompts=tuple(chosen))
 
 
 def held(pool: Scorer, pictures: Rendered, count: int) -> dict[str, float]:
@@ -89,7 +89,7 @@ def held(pool: Scorer, pictures: Rendered, count: int) -> dict[str, float]:
     truth = estimates(score(pool, pictures))
     hits: dict[str, list[bool]] = defaultdict(list)
     for suite in sub_suites(pool, count):
-        own = {(p, w): pictures[p, w] for p in suite.probes for w in suite.settings.weights}
+        own = {(p, w): pictures[p, w] for p in suite.prompts for w in suite.settings.weights}
         for name, found in estimates(score(suite, own)).items():
             hits[name].append(found.low <= truth[name].value <= found.high)
     return {name: float(np.mean(own)) for name, own in hits.items()}
@@ -117,7 +117,7 @@ def judge_character(seed: int, out: Path, count: int) -> dict[str, dict[str, flo
     for path in chosen_checkpoints(seed, out, session):
         context.adapter.load(load_file(path.with_suffix(".safetensors")))
         name = f"{seed}, recipe {path.parent.name}, step {path.name}"
-        found[name] = held(pool, render_probes(pool, context.model, context.adapter), count)
+        found[name] = held(pool, render_eval_prompts(pool, context.model, context.adapter), count)
         print(name, found[name], flush=True)
     return found
 

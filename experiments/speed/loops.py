@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autolora.adapters.adapter_set import attach
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.data.concepts import Dataset, DatasetSettings, load_dataset
 from autolora.models.base import BaseModel, Context
 from autolora.optim.optimizers import AdamW

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.base import AdaptedLayer
 from autolora.adapters.deltas import change, parts_by_layer
-from autolora.adapters.lora import DyLoRA, LoRA, cut
-from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
+from autolora.adapters.kinds import IA3, DoRA, DyLoRA, LoHa, LoKr, LoRA
+from autolora.adapters.low_rank import cut
 from autolora.errors import ConfigError
 from autolora.models.stable_diffusion import StableDiffusion
 
@@ -86,7 +86,7 @@ def test_starts_as_the_base(kind: str, tiny_model: StableDiffusion) -> None:
 
 def test_changes_the_layers_that_it_says(kind: str, adapter: AdapterSet) -> None:
     spec = KINDS[kind]
-    assert adapter.layers and all(spec.changes(path) for path in adapter.layers)
+    assert adapter.layers and all(spec.adapts(path) for path in adapter.layers)
     assert any(layer.kernel for layer in adapter.layers.values()) == ("conv" in spec.targets)
     assert any(path.startswith("text_encoder.") for path in adapter.layers) == spec.text_encoder
     assert len(adapter.updates) == len(adapter.layers)
@@ -310,8 +310,8 @@ def test_impossible_cuts_are_refused(rank: int) -> None:
         (lambda: LoRA(conv_dim=0), "conv_dim must be at least 1"),
         (lambda: LoRA(conv_alpha=-1.0), "conv_alpha must be above 0"),
         (lambda: DyLoRA(dim=10, unit=4), "divisible by adapter.unit=4"),
-        (lambda: DyLoRA(targets=WITH_CONV), "no convolutions"),
-        (lambda: LoHa(rank_stabilized=True), "rank_stabilized is LoRA's and DoRA's"),
+        (lambda: DyLoRA(targets=WITH_CONV), "cannot adapt convolutions"),
+        (lambda: LoHa(rank_stabilized=True), "rank_stabilized works with LoRA and DoRA only"),
     ],
 )
 def test_impossible_settings_are_refused(make: object, said: str) -> None:

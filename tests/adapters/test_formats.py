@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
 from autolora.adapters.formats import delta, from_kohya, kohya_name, layer_paths, layer_shapes, scaled, to_kohya
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.errors import ExportError
 from autolora.models.stable_diffusion import StableDiffusion
 from tests.export.world import random_state

@@ -14,8 +14,8 @@ from autolora.adapters.base import State
 from autolora.adapters.deltas import change, parts_by_layer
 from autolora.adapters.formats import layer_weights
 from autolora.adapters.initialize import start_from
-from autolora.adapters.lora import DyLoRA, LoRA, cut
-from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
+from autolora.adapters.kinds import IA3, DoRA, DyLoRA, LoHa, LoKr, LoRA
+from autolora.adapters.low_rank import cut
 from autolora.adapters.read import read_lora
 from autolora.errors import ConfigError
 from autolora.models.stable_diffusion import StableDiffusion

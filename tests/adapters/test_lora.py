@@ -11,8 +11,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from autolora.adapters.adapter_set import AdapterSet, attach
-from autolora.adapters.base import LINEAR, TARGETS
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
+from autolora.adapters.targets import LINEAR, TARGETS
 from autolora.errors import ConfigError
 from autolora.models.base import Context
 from autolora.models.stable_diffusion import StableDiffusion

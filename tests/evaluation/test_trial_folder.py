@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.errors import StudyError
 from autolora.evaluation.result import CheckpointResult
 from autolora.evaluation.trial_folder import TrialFolder

@@ -1,4 +1,4 @@
-"""Files for full SD 1.x, SD 2.x and SDXL have the keys and shapes of kohya's and LyCORIS' rules (tests/golden)."""
+"""Files for full-size SD 1.x, SD 2.x and SDXL have the keys and shapes of kohya's and LyCORIS' rules (tests/golden)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.formats import from_kohya, layer_shapes, to_kohya
-from autolora.adapters.lora import DyLoRA, LoRA
-from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
+from autolora.adapters.kinds import IA3, DoRA, DyLoRA, LoHa, LoKr, LoRA
 from tests.golden import derive
 from tests.models.test_configs import CONFIGS, KINDS
 
@@ -35,7 +34,7 @@ def architecture(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def modules(architecture: str) -> dict[str, nn.Module]:
-    """Networks of full size whose every weight is one number, repeated without memory."""
+    """Full-size networks whose weights are views of a single number, so that they take no memory."""
     with torch.device("meta"):
         roots = {part: KINDS[part](config) for part, config in CONFIGS[architecture].items() if part != "vae"}
     for root in roots.values():
@@ -65,25 +64,25 @@ def test_keys_and_shapes(
 
 
 def magnitude(layer: DoraLinearLayer, *, base_layer: nn.Module, **_: object) -> None:
-    """Without the norms of billions of weights, which are not looked at here."""
+    """Skip the norms of billions of weights, which this test does not need."""
     weight = base_layer.weight
     assert isinstance(weight, Tensor)
     layer.weight = nn.Parameter(torch.ones(len(weight) if weight.dim() == 2 else (1, len(weight), 1, 1)))
 
 
 @pytest.mark.parametrize("kind", derive.KINDS)
-def test_the_lists_are_those_of_the_rules(kind: str, architecture: str) -> None:
+def test_the_stored_lists_follow_the_rules(kind: str, architecture: str) -> None:
     assert derive.read(architecture, kind) == derive.derive(architecture, kind)
 
 
-def test_counts_are_those_of_kohyas_files() -> None:
+def test_layer_counts_are_those_of_kohyas_files() -> None:
     """SD 1.x: 192 UNet and 72 text encoder modules, SD 2.x 192 and 138, SDXL 722, 72 and 192, as sd-scripts reports."""
-    wanted = {
+    expected = {
         "sd1": {"unet": 192, "te": 72},
         "sd2": {"unet": 192, "te": 138},
         "sdxl": {"unet": 722, "te1": 72, "te2": 192},
     }
-    for architecture, counts in wanted.items():
+    for architecture, counts in expected.items():
         names = [line.split(".")[0] for line in derive.read(architecture, "lora").splitlines() if ".alpha" in line]
         assert {part: sum(name.startswith(f"lora_{part}_") for name in names) for part in counts} == counts
         assert len(names) == sum(counts.values())

@@ -1,4 +1,4 @@
-"""Files of every kind of adapter are what was trained: by our reader, and by what other programs make of them."""
+"""Files of every kind of adapter hold what was trained, as autolora and other programs read them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from autolora.adapters.adapter_set import attach
-from autolora.adapters.base import Adapter, State
+from autolora.adapters.base import State
 from autolora.adapters.deltas import as_lora, distance, parts_by_layer
 from autolora.adapters.formats import kohya_name, layer_paths, layer_weights
-from autolora.adapters.peft_adapters import DoRA, LoHa, LoKr
+from autolora.adapters.kinds import Adapter, DoRA, LoHa, LoKr
 from autolora.adapters.read import read_metadata
 from autolora.errors import ExportError
-from autolora.export import key_names as naming
+from autolora.export import key_names
 from autolora.export.metadata import ExportFacts
 from autolora.export.readers import PROGRAMS
 from autolora.export.readers.diffusers import DiffusersReference
@@ -24,10 +24,10 @@ from autolora.export.verify import verify_deltas
 from autolora.export.write import export_lora
 from autolora.models.stable_diffusion import StableDiffusion
 from tests.adapters.test_contract import KINDS, move
-from tests.export.heard import warnings_at_loading
+from tests.export.diffusers_log import warnings_at_loading
 from tests.export.world import dataset, run
 
-CARD = ExportFacts("1girl, zorak", 0.7, "a test", 40)
+FACTS = ExportFacts("1girl, zorak", 0.7, "a test", 40)
 
 
 @pytest.fixture(params=KINDS)
@@ -36,7 +36,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def trained(model: StableDiffusion, kind: str) -> tuple[State, dict[str, torch.Tensor]]:
-    """An adapter away from zero, and its change of each layer."""
+    """An adapter that is not zero, and its weight change of each layer."""
     adapter = attach(model.modules, KINDS[kind])
     try:
         adapter.start(0, KINDS[kind], torch.Generator().manual_seed(0))
@@ -50,11 +50,11 @@ def trained(model: StableDiffusion, kind: str) -> tuple[State, dict[str, torch.T
 
 
 def export(model: StableDiffusion, kind: str, state: State, folder: Path) -> Path:
-    return export_lora(state, run(KINDS[kind]), dataset(), model, folder, kind, facts=CARD, dtype=torch.float32).path
+    return export_lora(state, run(KINDS[kind]), dataset(), model, folder, kind, facts=FACTS, dtype=torch.float32).path
 
 
-def assert_predicts_as(twin: DiffusersReference, model: StableDiffusion, spec: Adapter, state: State) -> None:
-    """diffusers' UNet with the file gives what ours gives with the adapter."""
+def assert_predicts_as(reference: DiffusersReference, model: StableDiffusion, spec: Adapter, state: State) -> None:
+    """Assert that diffusers' UNet with the file predicts what ours predicts with the adapter."""
     noisy = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     context, steps = model.encode_prompts(["1girl", "hat"]), torch.tensor([50, 500])
     told = model._told(noisy, context)
@@ -63,21 +63,21 @@ def assert_predicts_as(twin: DiffusersReference, model: StableDiffusion, spec: A
         adapter.load({key: tensor for key, tensor in state.items() if key.startswith("unet.")})
         with torch.no_grad():
             ours = model.predict(noisy, steps, context)
-            theirs = twin.pipeline.unet(noisy, steps, context.tokens, added_cond_kwargs=told, return_dict=False)[0]
+            theirs = reference.pipeline.unet(noisy, steps, context.tokens, added_cond_kwargs=told, return_dict=False)[0]
     finally:
         adapter.detach()
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
-def test_every_kind_is_proved_after_writing(kind: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+def test_every_kind_is_verified_after_writing(kind: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
     state, changes = trained(tiny_model, kind)
-    half = export_lora(state, run(KINDS[kind]), dataset(), tiny_model, tmp_path, "half", facts=CARD).path
-    found = verify_deltas(state, half, tiny_model)
-    assert found.layers == len(changes)
+    half = export_lora(state, run(KINDS[kind]), dataset(), tiny_model, tmp_path, "half", facts=FACTS).path
+    result = verify_deltas(state, half, tiny_model)
+    assert result.layers == len(changes)
     plain = kind.partition("-")[0] in ("lora", "rslora", "locon", "dylora")
-    assert ("kohya sd-scripts" in found.read_by) == plain
-    assert bool({"A1111", "ComfyUI"} & set(found.read_by)) == (kind.partition("-")[0] != "dora")
-    assert 0 < found.delta_error < 1e-2
+    assert ("kohya sd-scripts" in result.read_by) == plain
+    assert bool({"A1111", "ComfyUI"} & set(result.read_by)) == (kind.partition("-")[0] != "dora")
+    assert 0 < result.delta_error < 1e-2
     assert verify_deltas(state, export(tiny_model, kind, state, tmp_path), tiny_model).delta_error < 1e-4
 
 
@@ -94,98 +94,96 @@ def test_a_wrong_file_is_refused(kind: str, tiny_model: StableDiffusion, tmp_pat
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_program_that_makes_something_else_of_it_is_named_with_the_layer(
+def test_a_program_that_reads_a_layer_differently_is_named_with_the_layer(
     program: str, tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Our own reader finds nothing wrong: it is that program's formula."""
+    """Autolora's own reader finds no error: only that program's formula differs."""
     state, changes = trained(tiny_model, "lora")
     path, last = export(tiny_model, "lora", state, tmp_path), max(changes)
     weight = layer_weights(tiny_model.modules)[last]
 
-    def other(parts: State, given: torch.Tensor) -> torch.Tensor:
-        found = PROGRAMS[program](parts, given)
-        return found * 1.1 if torch.equal(given, weight) else found
+    def wrong_formula(parts: State, base: torch.Tensor) -> torch.Tensor:
+        change = PROGRAMS[program](parts, base)
+        return change * 1.1 if torch.equal(base, weight) else change
 
-    monkeypatch.setattr(naming, "CONSUMERS", {**PROGRAMS, program: other})
+    monkeypatch.setattr(key_names, "CONSUMERS", {**PROGRAMS, program: wrong_formula})
     with pytest.raises(ExportError, match=f"lora.safetensors in {program}: the change of {last} differs"):
         verify_deltas(state, path, tiny_model)
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "locon", "dylora"])
-def test_diffusers_loads_it_and_predicts_the_same(
+def test_diffusers_loads_the_file_and_predicts_the_same(
     kind: str, tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state, _ = trained(tiny_model, kind)
     path = export(tiny_model, kind, state, tmp_path)
-    twin = DiffusersReference(path, tiny_model_dir, tiny_model)
-    assert twin.verify_deltas(state).layers == len(parts_by_layer(state))
-    assert_predicts_as(twin, tiny_model, KINDS[kind], state)
+    reference = DiffusersReference(path, tiny_model_dir, tiny_model)
+    assert reference.verify_deltas(state).layers == len(parts_by_layer(state))
+    assert_predicts_as(reference, tiny_model, KINDS[kind], state)
     assert warnings_at_loading(path, tiny_model_dir, "sd1", caplog) == []
 
 
-def test_its_warnings_would_be_heard(
+def test_diffusers_warnings_are_captured(
     tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It warns of DoRA in kohya's names, of which it leaves the magnitudes out."""
+    """Diffusers warns of DoRA in kohya's names, because it leaves the magnitudes out."""
     path = export(tiny_model, "dora", trained(tiny_model, "dora")[0], tmp_path)
-    assert any("dora" in words.lower() for words in warnings_at_loading(path, tiny_model_dir, "sd1", caplog))
+    assert any("dora" in message.lower() for message in warnings_at_loading(path, tiny_model_dir, "sd1", caplog))
 
 
-def test_what_diffusers_makes_of_a_dora_in_kohyas_names_is_refused(
+def test_a_dora_in_kohyas_names_is_refused_in_diffusers(
     tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    """It leaves the magnitudes out and loads the rest as a LoRA: for it there is the plain twin."""
+    """Diffusers leaves the magnitudes out and loads the rest as a LoRA; it needs the plain LoRA instead."""
     state, _ = trained(tiny_model, "dora")
-    twin = DiffusersReference(export(tiny_model, "dora", state, tmp_path), tiny_model_dir, tiny_model)
+    reference = DiffusersReference(export(tiny_model, "dora", state, tmp_path), tiny_model_dir, tiny_model)
     with pytest.raises(ExportError, match="in diffusers: the change of"):
-        twin.verify_deltas(state)
+        reference.verify_deltas(state)
 
 
-@pytest.mark.parametrize("consumer", PROGRAMS)
-def test_other_programs_make_the_same_of_it(
-    consumer: str, kind: str, tiny_model: StableDiffusion, tmp_path: Path
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_other_programs_read_the_trained_change(
+    program: str, kind: str, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     state, changes = trained(tiny_model, kind)
     layers = parts_by_layer(load_file(export(tiny_model, kind, state, tmp_path)))
     weights = layer_weights(tiny_model.modules)
     for path, expected in changes.items():
         try:
-            found = PROGRAMS[consumer](layers[kohya_name(path, "sd1")], weights[path])
+            change = PROGRAMS[program](layers[kohya_name(path, "sd1")], weights[path])
         except NotImplementedError:
-            others = {"A1111": set[str](), "ComfyUI": {"ia3"}, "kohya sd-scripts": {"loha", "lokr", "ia3"}}
-            assert kind.partition("-")[0] in others[consumer] | {"dora"}
+            unread = {"A1111": set[str](), "ComfyUI": {"ia3"}, "kohya sd-scripts": {"loha", "lokr", "ia3"}}
+            assert kind.partition("-")[0] in unread[program] | {"dora"}
             return
-        assert torch.allclose(found.reshape(expected.shape), expected, atol=1e-5, rtol=1e-4), path
+        assert torch.allclose(change.reshape(expected.shape), expected, atol=1e-5, rtol=1e-4), path
 
 
 def test_a_scale_on_whole_lokr_factors_would_be_lost(tiny_model: StableDiffusion, tmp_path: Path) -> None:
-    """The naive export keeps alpha / dim of whole factors, which no program applies."""
+    """No program applies alpha / dim to whole factors, so a file that keeps them apart would be read wrongly."""
     state, changes = trained(tiny_model, "lokr-whole")
     spec = KINDS["lokr-whole"]
     assert spec.alpha / spec.dim < 0.01
     layers = parts_by_layer(load_file(export(tiny_model, "lokr-whole", state, tmp_path)))
     path, expected = next(iter(changes.items()))
     naive = expected * spec.alpha / spec.dim
-    found = PROGRAMS["ComfyUI"](layers[kohya_name(path, "sd1")], layer_weights(tiny_model.modules)[path])
-    assert torch.allclose(found, expected, atol=1e-6) and not torch.allclose(found, naive, atol=1e-6)
+    change = PROGRAMS["ComfyUI"](layers[kohya_name(path, "sd1")], layer_weights(tiny_model.modules)[path])
+    assert torch.allclose(change, expected, atol=1e-6) and not torch.allclose(change, naive, atol=1e-6)
 
 
-def test_a_twin_is_a_plain_lora_that_comes_near(
-    kind: str, tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path
-) -> None:
+def test_the_nearest_plain_lora(kind: str, tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path) -> None:
     state, _ = trained(tiny_model, kind)
     weights = layer_weights(tiny_model.modules)
-    whole, small = as_lora(state, weights), as_lora(state, weights, 2)
-    assert distance(whole, state, weights) < 1e-4
+    exact, small = as_lora(state, weights), as_lora(state, weights, 2)
+    assert distance(exact, state, weights) < 1e-4
     assert {part for parts in parts_by_layer(small).values() for part in parts} == {
         "lora_down.weight",
         "lora_up.weight",
         "alpha",
     }
     assert all(len(parts["lora_down.weight"]) == 2 for parts in parts_by_layer(small).values())
-    nearer = as_lora(state, weights, 128)  # more than most layers have
+    nearer = as_lora(state, weights, 128)  # a higher rank than most layers need
     assert distance(nearer, state, weights) < distance(small, state, weights) < 1 or kind == "locon"
-    path = export_lora(nearer, run(KINDS[kind]), dataset(), tiny_model, tmp_path, "twin", facts=CARD).path
+    path = export_lora(nearer, run(KINDS[kind]), dataset(), tiny_model, tmp_path, "plain", facts=FACTS).path
     assert verify_deltas(nearer, path, tiny_model).read_by == tuple(PROGRAMS)
     assert DiffusersReference(path, tiny_model_dir, tiny_model).verify_deltas(nearer).layers == len(
         parts_by_layer(state)
@@ -204,21 +202,21 @@ def test_a_twin_is_a_plain_lora_that_comes_near(
         ("ia3", "lycoris.kohya", "ia3"),
     ],
 )
-def test_metadata_name_the_module_that_reads_it(
+def test_metadata_name_the_module_that_reads_the_file(
     kind: str, module: str, algorithm: str | None, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     state, _ = trained(tiny_model, kind)
     path = export(tiny_model, kind, state, tmp_path)
-    found, tensors = read_metadata(path), load_file(path)
-    assert found["ss_network_module"] == module
-    if kind not in ("lokr", "ia3"):  # a LoKr of whole factors has it in them
+    metadata, tensors = read_metadata(path), load_file(path)
+    assert metadata["ss_network_module"] == module
+    if kind not in ("lokr", "ia3"):  # the scale of whole LoKr factors is in the factors
         alphas = {tensor.item() for key, tensor in tensors.items() if key.endswith(".alpha") and "attn" in key}
-        assert alphas == {float(found["ss_network_alpha"])}
-    args = json.loads(found["ss_network_args"])
+        assert alphas == {float(metadata["ss_network_alpha"])}
+    args = json.loads(metadata["ss_network_args"])
     assert args.get("algo") == algorithm
     assert (kind == "locon") == ("conv_dim" in args)
     assert args.get("dora_wd") == ("True" if kind == "dora" else None)
 
 
-def test_kinds_of_this_list_are_all_kinds() -> None:
+def test_the_list_has_all_kinds() -> None:
     assert {type(spec) for spec in KINDS.values()} >= {DoRA, LoHa, LoKr}

@@ -13,7 +13,8 @@ from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
 from autolora.adapters.deltas import change, distance, parts_by_layer
 from autolora.adapters.formats import layer_weights
-from autolora.adapters.lora import DyLoRA, cut
+from autolora.adapters.kinds import DyLoRA
+from autolora.adapters.low_rank import cut
 from autolora.adapters.read import read_lora, read_metadata
 from autolora.commands.resize import Resized, print_resized, seek, smallest_kept, wanted_dims
 from autolora.errors import ConfigError
@@ -31,7 +32,7 @@ from tests.export.test_kinds import export, trained
 from tests.export.world import dataset, random_state, run
 
 DYLORA = DyLoRA(dim=8, alpha=4, unit=2)
-CARD = ExportFacts("1girl, zorak", 0.7, "a test", 20)
+FACTS = ExportFacts("1girl, zorak", 0.7, "a test", 20)
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "locon", "dora", "loha", "lokr", "ia3"])
@@ -80,7 +81,7 @@ def test_a_dylora_is_cut_with_its_own_alpha(tiny_model: StableDiffusion, tiny_mo
     generator = torch.Generator().manual_seed(1)
     state |= {k: torch.randn(t.shape, generator=generator) * 0.1 for k, t in state.items() if "lora_up" in k}
     source = export_lora(
-        state, replace(run(KINDS["lora"]), adapter=DYLORA), dataset(), tiny_model, tmp_path, "dy", facts=CARD
+        state, replace(run(KINDS["lora"]), adapter=DYLORA), dataset(), tiny_model, tmp_path, "dy", facts=FACTS
     ).path
     metadata, weights = read_metadata(source), layer_weights(tiny_model.modules)
     resizer = Resizer(read_lora(source, tiny_model), weights, dylora_unit(metadata))

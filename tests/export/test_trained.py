@@ -1,4 +1,4 @@
-"""Every kind, trained a few steps on SD1 and SDXL, exported and loaded by diffusers, predicts the same."""
+"""Every kind, trained for a few steps on SD1 and SDXL, predicts the same in diffusers after an export."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from autolora.adapters.base import Adapter, State
+from autolora.adapters.base import State
 from autolora.adapters.deltas import distance, is_plain
 from autolora.adapters.formats import layer_weights
+from autolora.adapters.kinds import Adapter
 from autolora.adapters.read import lora_of
 from autolora.export.diffusers_copy import write_diffusers
 from autolora.export.key_names import has_diffusers_format
@@ -21,7 +22,7 @@ from autolora.paperdoll.world import write_dataset
 from autolora.publish.export import TWIN_DISTANCE, nearest_lora
 from autolora.train.loop import Job
 from tests import tiny
-from tests.export.heard import warnings_at_loading
+from tests.export.diffusers_log import warnings_at_loading
 from tests.export.test_kinds import KINDS, assert_predicts_as, export
 from tests.train.test_loop import ADAMW, train_all, work
 
@@ -44,7 +45,7 @@ def narrow(narrow_dir: Path) -> StableDiffusion:
 
 
 def for_diffusers(kind: str, state: State, model: StableDiffusion, out: Path) -> tuple[Path, State, Adapter]:
-    """What diffusers reads of a kind: its file, DoRA's copy in diffusers' names, or the plain LoRA in its place."""
+    """The file of a kind that diffusers reads: the export, DoRA's copy in diffusers' names, or the nearest plain LoRA."""
     path = export(model, kind, state, out)
     verify_deltas(state, path, model)
     if is_plain(state):
@@ -70,7 +71,7 @@ def test_diffusers_predicts_the_same(
     run = replace(ADAMW, adapter=KINDS[kind])
     *_, last = train_all(work(model, folder, tmp_path / "cache", run), Job(run))
     path, state, spec = for_diffusers(kind, last.state, model, tmp_path)
-    twin = DiffusersReference(path, source, model)
-    twin.verify_deltas(state)
-    assert_predicts_as(twin, model, spec, state)
+    reference = DiffusersReference(path, source, model)
+    reference.verify_deltas(state)
+    assert_predicts_as(reference, model, spec, state)
     assert warnings_at_loading(path, source, model.architecture, caplog) == []

@@ -13,8 +13,7 @@ from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
 from autolora.adapters.deltas import as_lora, distance
 from autolora.adapters.formats import delta, layer_paths, layer_weights
-from autolora.adapters.lora import DyLoRA, LoRA
-from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
+from autolora.adapters.kinds import IA3, DoRA, DyLoRA, LoHa, LoKr, LoRA
 from autolora.adapters.read import read_lora, read_metadata
 from autolora.errors import ConfigError, ExportError
 from autolora.export.compatibility import check_compatibility
@@ -32,7 +31,7 @@ from tests import tiny_flow
 from tests.adapters.test_contract import move
 from tests.export.world import dataset, run
 
-CARD = ExportFacts("1girl, zorak", 0.7, "a test", 40)
+FACTS = ExportFacts("1girl, zorak", 0.7, "a test", 40)
 OTHERS = {"dora": DoRA(dim=4, alpha=2), "loha": LoHa(dim=4, alpha=2), "lokr": LoKr(dim=2, alpha=1)}
 VERSIONS = {
     "sd3": ("sd3", "stable-diffusion-3/lora", "Unknown"),
@@ -63,7 +62,7 @@ def spec_of(model: FlowModel) -> LoRA:
 def test_a_lora_is_drawn_by_diffusers_as_by_us(model: FlowModel, tmp_path: Path) -> None:
     spec = spec_of(model)
     state = trained(model, spec, size=0.3)
-    exported = export_lora(state, run(spec), dataset(), model, tmp_path, "zorak", facts=CARD)
+    exported = export_lora(state, run(spec), dataset(), model, tmp_path, "zorak", facts=FACTS)
     assert all(".lora_A." in key or ".lora_B." in key for key in load_file(exported.path))
     assert verify_deltas(state, exported.path, model).read_by == ("ComfyUI",)
     assert model.source is not None
@@ -71,7 +70,7 @@ def test_a_lora_is_drawn_by_diffusers_as_by_us(model: FlowModel, tmp_path: Path)
     assert twin.verify_deltas(state).layers == exported.layers
 
     shots = [RenderRequest("1girl, mona", 7, weight) for weight in (1.0, 0.5, 0.0)]
-    negative = "" if model.tells_guidance else "red"
+    negative = "" if model.guidance_embeds else "red"
     settings = RenderSettings(
         num_inference_steps=4, guidance_scale=3.0, scheduler="euler", batch_size=2, negative_prompt=negative
     )
@@ -90,7 +89,7 @@ def test_what_is_judged_is_what_the_file_holds(model: FlowModel, tmp_path: Path)
     """Its scale is rounded with the factors that it is put into."""
     spec = spec_of(model)
     state = trained(model, spec)
-    path = export_lora(state, run(spec), dataset(), model, tmp_path, "zorak", facts=CARD).path
+    path = export_lora(state, run(spec), dataset(), model, tmp_path, "zorak", facts=FACTS).path
     held, read = as_in_file(state, model, torch.float16), read_lora(path, model)
     assert held.keys() == read.keys() and all(torch.equal(held[key], tensor) for key, tensor in read.items())
 
@@ -99,17 +98,17 @@ def test_a_lora_of_a_16_bit_model_is_proved_without_what_it_leaves_alone(model: 
     source, spec = Path(str(model.source)), spec_of(model)
     half = tiny_flow.load_tiny_flow(source, model.architecture, dtype="bfloat16")
     state = trained(half, spec)
-    exported = export_lora(state, run(spec), dataset(), half, tmp_path, "zorak", facts=CARD)
+    exported = export_lora(state, run(spec), dataset(), half, tmp_path, "zorak", facts=FACTS)
     twin = DiffusersReference(exported.path, source, half)
     assert not twin.can_render and twin.verify_deltas(state).layers == exported.layers
-    last = half.text_parts[-1]
+    last = half.text_encoder_names[-1]
     assert (getattr(twin.pipeline, last) is None) == (last not in half.modules)
     assert verify_deltas(state, exported.path, half).read_by == ("ComfyUI",)
 
 
 def test_a_file_says_what_it_is_for(model: FlowModel, tmp_path: Path) -> None:
     spec = spec_of(model)
-    exported = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", facts=CARD)
+    exported = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", facts=FACTS)
     found = read_metadata(exported.path)
     version, spec_name, webui = VERSIONS[model.architecture]
     assert (found["ss_base_model_version"], found["modelspec.architecture"]) == (version, spec_name)
@@ -120,7 +119,7 @@ def test_a_file_says_what_it_is_for(model: FlowModel, tmp_path: Path) -> None:
 
 def test_a_file_is_read_by_whom_it_is_for(model: FlowModel, tmp_path: Path) -> None:
     spec = spec_of(model)
-    exported = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", facts=CARD)
+    exported = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", facts=FACTS)
     _, found = check_compatibility(exported.path, model)
     assert {one.program for one in found if one.alike} == {"ComfyUI", "diffusers"}
     assert {one.program for one in found if one.unread} == {"A1111", "kohya sd-scripts"}
@@ -129,12 +128,12 @@ def test_a_file_is_read_by_whom_it_is_for(model: FlowModel, tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_kinds_have_lycoris_names_and_a_plain_twin(kind: str, model: FlowModel, tmp_path: Path) -> None:
     state = trained(model, OTHERS[kind])
-    path = export_lora(state, run(OTHERS[kind]), dataset(), model, tmp_path, kind, facts=CARD).path
+    path = export_lora(state, run(OTHERS[kind]), dataset(), model, tmp_path, kind, facts=FACTS).path
     assert all(key.startswith("lycoris_") for key in load_file(path))
     assert verify_deltas(state, path, model).read_by == (() if kind == "dora" else ("ComfyUI",))
     weights = layer_weights(model.modules)
     twin = as_lora(state, weights, 16)
-    written = export_lora(twin, run(LoRA(dim=16)), dataset(), model, tmp_path, f"{kind}-lora", facts=CARD).path
+    written = export_lora(twin, run(LoRA(dim=16)), dataset(), model, tmp_path, f"{kind}-lora", facts=FACTS).path
     verify_deltas(twin, written, model)
     assert distance(read_lora(path, model), state, weights) < 1e-2
     assert model.source is not None
@@ -149,13 +148,13 @@ def test_ia3_suits_no_layers_with_a_bias(model: FlowModel, tmp_path: Path) -> No
             trained(model, IA3())
         return
     state = trained(model, IA3())
-    path = export_lora(state, run(IA3()), dataset(), model, tmp_path, "ia3", facts=CARD).path
+    path = export_lora(state, run(IA3()), dataset(), model, tmp_path, "ia3", facts=FACTS).path
     assert verify_deltas(state, path, model).read_by == ()  # its plain twin is for them
 
 
 def test_a_smaller_file_has_the_same_names(model: FlowModel, tmp_path: Path) -> None:
     spec = LoRA(dim=4, alpha=2)
-    source = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", facts=CARD).path
+    source = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", facts=FACTS).path
     smaller = Resizer(read_lora(source, model), layer_weights(model.modules), None).to(2)
     path = write_resized(smaller, 2, source, read_metadata(source), model, tmp_path, torch.float16)
     verify_deltas(smaller, path, model)
@@ -165,7 +164,7 @@ def test_a_smaller_file_has_the_same_names(model: FlowModel, tmp_path: Path) -> 
 
 def test_files_of_other_trainers_are_read(model: FlowModel, tmp_path: Path) -> None:
     state = trained(model, LoRA(dim=4, alpha=4))
-    path = export_lora(state, run(LoRA()), dataset(), model, tmp_path, "zorak", facts=CARD, dtype=torch.float32).path
+    path = export_lora(state, run(LoRA()), dataset(), model, tmp_path, "zorak", facts=FACTS, dtype=torch.float32).path
     tensors, weights = load_file(path), layer_weights(model.modules)
     for prefix in ("diffusion_model.", ""):  # ai-toolkit's, peft's
         other = {key.replace("transformer.", prefix, 1): tensor for key, tensor in tensors.items()}

@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
 from autolora.adapters.formats import layer_paths, to_kohya
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.adapters.read import lora_of, read_lora
 from autolora.errors import ExportError
 from autolora.export.metadata import ExportFacts
@@ -24,11 +24,11 @@ from autolora.export.write import export_lora
 from autolora.models.settings import RenderSettings
 from autolora.models.stable_diffusion import StableDiffusion
 from autolora.sampling import Images, RenderRequest, render
-from tests.export.heard import heard
+from tests.export.diffusers_log import heard
 from tests.export.world import dataset, random_state, run
 
 SPEC = LoRA(dim=4, alpha=3.0, text_encoder=True)
-CARD = ExportFacts("1girl, zorak", 0.7, "a test", step=20)
+FACTS = ExportFacts("1girl, zorak", 0.7, "a test", step=20)
 SETTINGS = RenderSettings(num_inference_steps=3, guidance_scale=3.0, batch_size=4, negative_prompt="dull")
 SHOTS = [
     RenderRequest("1girl, zorak", 1, 1.0),
@@ -44,7 +44,9 @@ def state(tiny_model: StableDiffusion) -> State:
 
 @pytest.fixture(scope="module")
 def path(state: State, tiny_model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_lora(state, run(SPEC), dataset(), tiny_model, tmp_path_factory.mktemp("best"), "mona", facts=CARD).path
+    return export_lora(
+        state, run(SPEC), dataset(), tiny_model, tmp_path_factory.mktemp("best"), "mona", facts=FACTS
+    ).path
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def test_bfloat16_is_judged_by_what_it_holds(
 ) -> None:
     """It is eight times as coarse: the error is larger than half precision explains, and still only rounding."""
     path = export_lora(
-        state, run(SPEC), dataset(), tiny_model, tmp_path, "coarse", facts=CARD, dtype=torch.bfloat16
+        state, run(SPEC), dataset(), tiny_model, tmp_path, "coarse", facts=FACTS, dtype=torch.bfloat16
     ).path
     assert 2e-3 < verify_deltas(state, path, tiny_model).delta_error < 1e-2
     assert DiffusersReference(path, tiny_model_dir, tiny_model).verify_deltas(state).layers == len(layer_paths(state))
@@ -146,7 +148,7 @@ def test_jitter_moves_every_factor_by_a_few_last_digits(state: State) -> None:
 def test_unet_only_adapter(tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path) -> None:
     spec = LoRA(dim=2, alpha=2.0, targets=("attention",))
     state = random_state(tiny_model, spec)
-    path = export_lora(state, run(spec), dataset(), tiny_model, tmp_path, "unet", facts=CARD).path
+    path = export_lora(state, run(spec), dataset(), tiny_model, tmp_path, "unet", facts=FACTS).path
     assert DiffusersReference(path, tiny_model_dir, tiny_model).verify_deltas(state).layers == len(layer_paths(state))
     assert lora_of(read_lora(path, tiny_model)) == spec
 
@@ -176,5 +178,5 @@ def test_small_values_are_judged_by_what_half_precision_holds(tiny_model: Stable
     """An adapter that has hardly begun has subnormal factors, whose relative error is large and harmless."""
     state = random_state(tiny_model, SPEC)
     state |= {key: value * 1e-6 for key, value in state.items() if "lora_up" in key}
-    path = export_lora(state, run(SPEC), dataset(), tiny_model, tmp_path, "young", facts=CARD).path
+    path = export_lora(state, run(SPEC), dataset(), tiny_model, tmp_path, "young", facts=FACTS).path
     assert verify_deltas(state, path, tiny_model).delta_error > 1e-2

@@ -17,7 +17,7 @@ from PIL import Image
 
 from autolora import files
 from autolora.adapters.base import State
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.adapters.read import read_lora, read_metadata
 from autolora.data.caption_recipe import CaptionRecipe
 from autolora.errors import ExportError, StorageError
@@ -29,7 +29,9 @@ from autolora.models.stable_diffusion import StableDiffusion
 from tests.export.world import dataset, random_state, run
 
 SPEC = LoRA(dim=4, alpha=3.3)
-CARD = ExportFacts("1girl, zorak, röd", 0.7, "mona at her best", step=24, notes="bleed 0.04", metadata={"score": "0.91"})
+FACTS = ExportFacts(
+    "1girl, zorak, röd", 0.7, "mona at her best", step=24, notes="bleed 0.04", metadata={"score": "0.91"}
+)
 MADE = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -39,7 +41,7 @@ def state(tiny_model: StableDiffusion) -> State:
 
 
 def export(state: State, model: StableDiffusion, folder: Path, preview: Image.Image | None = None) -> ExportedFiles:
-    return export_lora(state, run(SPEC), dataset(), model, folder, "mona", facts=CARD, preview=preview, made=MADE)
+    return export_lora(state, run(SPEC), dataset(), model, folder, "mona", facts=FACTS, preview=preview, made=MADE)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,7 @@ def test_metadata_tell_what_the_recipe_made_of_the_pictures(
     first, second = dataset().concepts
     wide = replace(second, pictures=tuple(replace(p, bucket=(48, 16)) for p in second.pictures))
     mixed = replace(dataset(), concepts=(first, wide))
-    path = export_lora(state, edited, mixed, tiny_model, tmp_path, "mona", facts=CARD, preview=None, made=MADE).path
+    path = export_lora(state, edited, mixed, tiny_model, tmp_path, "mona", facts=FACTS, preview=None, made=MADE).path
     found = read_metadata(path)
     assert json.loads(found["ss_tag_frequency"])["2_zorak fit_b"] == {"1girl": 4, "fit_b": 4, "zorak": 4}
     buckets = json.loads(found["ss_bucket_info"])["buckets"].values()
@@ -226,7 +228,7 @@ def test_another_architecture(state: State, tiny_model: StableDiffusion, tmp_pat
         architecture, prediction_type = "cascade", "epsilon"
 
     with pytest.raises(ExportError, match="cascade"):
-        export_lora(state, run(SPEC), dataset(), Other(), tmp_path, "x", facts=CARD)  # type: ignore[arg-type]
+        export_lora(state, run(SPEC), dataset(), Other(), tmp_path, "x", facts=FACTS)  # type: ignore[arg-type]
 
 
 def test_unreadable_files(exported: ExportedFiles, tiny_model: StableDiffusion, tmp_path: Path) -> None:
@@ -245,6 +247,6 @@ def test_unreadable_files(exported: ExportedFiles, tiny_model: StableDiffusion, 
 
 
 def test_card_weight_goes_into_the_hint(state: State, tiny_model: StableDiffusion, tmp_path: Path) -> None:
-    card = replace(CARD, preferred_weight=0.85)
+    card = replace(FACTS, preferred_weight=0.85)
     path = export_lora(state, run(SPEC), dataset(), tiny_model, tmp_path, "m", facts=card, made=MADE).path
     assert read_metadata(path)["modelspec.usage_hint"] == "weight 0.85; prompt: 1girl, zorak, röd"

@@ -8,7 +8,7 @@ import torch
 
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.data.concepts import Concept, Dataset
 from autolora.data.sources import Picture
 from autolora.models.base import BaseModel

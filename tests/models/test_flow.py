@@ -15,7 +15,7 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from autolora.adapters.adapter_set import AdapterSet, attach
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.errors import ConfigError, ModelError
 from autolora.export.metadata import ExportFacts
 from autolora.export.write import export_lora
@@ -108,7 +108,7 @@ def test_latents_are_shifted_and_scaled(model: FlowModel, pipeline: Any) -> None
 
 def test_a_render_is_the_one_of_diffusers(model: FlowModel, pipeline: Any) -> None:
     prompts, seeds = ["1girl, mona", "b"], [7, 8]
-    negative = "" if model.tells_guidance else "red"
+    negative = "" if model.guidance_embeds else "red"
     shots = [RenderRequest(prompt, seed, 0.0) for prompt, seed in zip(prompts, seeds, strict=True)]
     pictures = render(model, shots, replace(RENDER, negative_prompt=negative))
     guidance = RENDER.guidance_scale - (model.architecture == "z_image")
@@ -196,7 +196,7 @@ def test_trials_that_train_at_once_do_not_mix(model: FlowModel) -> None:
 def test_noise_and_target_are_the_schedulers(model: FlowModel) -> None:
     generator = torch.Generator().manual_seed(0)
     latents, noise = (torch.randn(5, *model.latent_shape, generator=generator) for _ in range(2))
-    timesteps = model.draw_timesteps(5, model.latent_shape, generator)
+    timesteps = model.sample_timesteps(5, model.latent_shape, generator)
     scheduler = SCHEDULER()
     scheduler.set_timesteps(timesteps=timesteps.tolist(), sigmas=(timesteps / 1000).tolist())
     expected = scheduler.scale_noise(latents, timesteps, noise)
@@ -210,7 +210,7 @@ def test_noise_and_target_are_the_schedulers(model: FlowModel) -> None:
 def test_timesteps_are_drawn_where_the_models_own_scheduler_samples(model: FlowModel, pipeline: Any) -> None:
     """The median of a symmetric distribution, one half, comes to lie where the scheduler puts it."""
     shape = (16, 32, 16)
-    drawn = model.draw_timesteps(20_001, shape, torch.Generator().manual_seed(0))
+    drawn = model.sample_timesteps(20_001, shape, torch.Generator().manual_seed(0))
     config, mu = pipeline.scheduler.config, None
     if config.use_dynamic_shifting:
         tokens = shape[1] * shape[2] // 4
@@ -224,11 +224,11 @@ def test_timesteps_follow_their_settings(model: FlowModel) -> None:
     path = str(model.source)
     settings = {"timestep_shift": 1.0, "timestep_sampling": "uniform"}
     plain = tiny_flow.load_tiny_flow(Path(path), model.architecture, **settings)
-    drawn = plain.draw_timesteps(20_000, plain.latent_shape, torch.Generator().manual_seed(0))
+    drawn = plain.sample_timesteps(20_000, plain.latent_shape, torch.Generator().manual_seed(0))
     shares = torch.histc(drawn, 10, 0, 1000) / len(drawn)
     assert torch.allclose(shares, torch.full((10,), 0.1), atol=0.01)
     normal = tiny_flow.load_tiny_flow(Path(path), model.architecture, timestep_shift=1.0)
-    drawn = normal.draw_timesteps(20_000, plain.latent_shape, torch.Generator().manual_seed(0)) / 1000
+    drawn = normal.sample_timesteps(20_000, plain.latent_shape, torch.Generator().manual_seed(0)) / 1000
     assert float(drawn.logit().std()) == pytest.approx(1, abs=0.02)
 
 
@@ -297,7 +297,7 @@ def test_parts_are_frozen(model: FlowModel) -> None:
 def test_tokens_are_the_prompts_own(model: FlowModel) -> None:
     assert "".join(model.tokens("ab c")).replace("\u2581", "\u0120").lstrip("\u0120") == "ab\u0120c"
     rooms = {"sd3": 255, "flux": 511, "z_image": 493}
-    assert model.prompt_tokens == model.most_tokens == rooms[model.architecture]
+    assert model.window_tokens == model.max_prompt_tokens == rooms[model.architecture]
 
 
 def test_a_text_encoder_that_no_file_holds_is_not_adapted(tiny_flows: dict[str, FlowModel]) -> None:

@@ -12,10 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from autolora.adapters.adapter_set import attach
-from autolora.adapters.base import Adapter
 from autolora.adapters.formats import layer_paths, layer_shapes, layer_weights
-from autolora.adapters.lora import LoRA
-from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
+from autolora.adapters.kinds import IA3, Adapter, DoRA, LoHa, LoKr, LoRA
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.errors import ConfigError
 from autolora.export.metadata import ExportFacts

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.adapters.read import read_metadata
 from autolora.export.metadata import ExportFacts
 from autolora.export.readers.diffusers import DiffusersReference

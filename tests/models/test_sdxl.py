@@ -15,7 +15,7 @@ from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.base import State
 from autolora.adapters.formats import kohya_name
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.adapters.read import read_lora, read_metadata
 from autolora.errors import ConfigError, ModelError
 from autolora.export.metadata import ExportFacts
@@ -29,12 +29,12 @@ from autolora.models.stable_diffusion import StableDiffusion
 from autolora.sampling import RenderRequest, render
 from tests import tiny
 from tests.adapters.test_contract import KINDS, move
-from tests.export.heard import warnings_at_loading
+from tests.export.diffusers_log import warnings_at_loading
 from tests.export.world import dataset, run
 
 PIPELINE: Any = StableDiffusionXLPipeline
 SPEC = LoRA(dim=4, alpha=2, text_encoder=True, targets=("attention", "feed_forward", "projections", "conv"))
-CARD = ExportFacts("1girl, zorak", 0.7, "a test", 40)
+FACTS = ExportFacts("1girl, zorak", 0.7, "a test", 40)
 PROMPTS = ["1girl, Mona", "", "mona_(é), " * 7]
 
 
@@ -105,7 +105,7 @@ def test_its_usual_layer_is_also_2_and_is_proved_by_pictures(
 ) -> None:
     plain, model = (tiny.load_tiny(tiny_xl_dir, "sdxl", clip_skip=skip) for skip in (None, 2))
     assert torch.equal(model.encode_prompts(PROMPTS).tokens, plain.encode_prompts(PROMPTS).tokens)
-    path = export_lora(adapter.state(0), run(SPEC), dataset(), model, tmp_path, "xl", facts=CARD).path
+    path = export_lora(adapter.state(0), run(SPEC), dataset(), model, tmp_path, "xl", facts=FACTS).path
     assert read_metadata(path)["ss_clip_skip"] == "None" and DiffusersReference(path, tiny_xl_dir, model).can_render
 
 
@@ -113,7 +113,7 @@ def test_an_export_is_the_same_in_diffusers(
     tiny_xl: StableDiffusion, tiny_xl_dir: Path, adapter: AdapterSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = adapter.state(0)
-    exported = export_lora(state, run(SPEC), dataset(), tiny_xl, tmp_path, "xl", facts=CARD, dtype=torch.float32)
+    exported = export_lora(state, run(SPEC), dataset(), tiny_xl, tmp_path, "xl", facts=FACTS, dtype=torch.float32)
     metadata = read_metadata(exported.path)
     assert metadata["ss_base_model_version"] == "sdxl_base_v1-0" and metadata["ss_v_parameterization"] == "False"
     assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
@@ -157,7 +157,7 @@ def test_every_kind_trains_on_16_bit_weights_and_stays_in_32(kind: str, tiny_xl_
         for parameter in layer.kept[0].parameters(0):
             assert parameter.dtype == torch.float32
             assert unused or (parameter.grad is not None and parameter.grad.dtype == torch.float32), path
-    path = export_lora(adapter.state(0), run(spec), dataset(), model, tmp_path, kind, facts=CARD).path
+    path = export_lora(adapter.state(0), run(spec), dataset(), model, tmp_path, kind, facts=FACTS).path
     verify_deltas(adapter.state(0), path, model)
 
 

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.adapters.read import read_metadata
 from autolora.errors import ConfigError, ModelError
 from autolora.export.metadata import ExportFacts

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autolora.errors import ConfigError
-from autolora.optim import optimizers
+from autolora.optim import prodigy
 from autolora.optim.optimizers import (
     CAME,
     Adafactor,
@@ -136,7 +136,7 @@ def test_prodigy_steps_as_prodigyopt_does(monkeypatch: pytest.MonkeyPatch) -> No
         optimizer = None
         for step in range(60):
             if step % (60 // len(kinds)) == 0:
-                monkeypatch.setattr(optimizers, "BatchedProdigy", kinds[step * len(kinds) // 60])
+                monkeypatch.setattr(prodigy, "BatchedProdigy", kinds[step * len(kinds) // 60])
                 before, optimizer = optimizer, Prodigy(d0=1e-3).build(params)
                 if before:
                     optimizer.load_state_dict(before.state_dict())

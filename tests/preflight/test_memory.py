@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from autolora.adapters.adapter_set import attach
-from autolora.adapters.lora import LoRA
-from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
+from autolora.adapters.kinds import IA3, DoRA, LoHa, LoKr, LoRA
 from autolora.data.concepts import Dataset, DatasetSettings, load_dataset
 from autolora.models.base import BaseModel
 from autolora.models.flow import FlowModel
@@ -33,7 +32,7 @@ from autolora.preflight.memory import (
 )
 from autolora.progress import Bars
 from autolora.sampling import RenderRequest, render
-from autolora.scoring.encoders import Latents, OpenClip, load_encoder
+from autolora.scoring.encoders import OpenClip, VaeEncoder, load_encoder
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.loop import Job, TrainingContext, TrainingSlot, train_step
 from autolora.train.oom_fallback import memory_suggestions
@@ -185,9 +184,9 @@ def test_an_encoder_takes_what_it_looks_with() -> None:
     assert isinstance(encoder, OpenClip)
     meter.count([*encoder.model.parameters(), *encoder.model.buffers()])
     with meter:
-        encoder.views(np.zeros((100, *encoder.side, 3), np.uint8))
+        encoder.embed(np.zeros((100, *encoder.side, 3), np.uint8))
     assert encoder_bytes(encoder) == pytest.approx(meter.peak, rel=0.1)
-    assert encoder_bytes(Latents(tiny_model())) == 0
+    assert encoder_bytes(VaeEncoder(tiny_model())) == 0
 
 
 def test_of_a_study_the_recipes_are_estimated_and_the_largest_of_their_ranges() -> None:

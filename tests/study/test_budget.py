@@ -11,13 +11,13 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from autolora import config as cfg
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.errors import ConfigError
 from autolora.optim.optimizers import AdamW
 from autolora.paperdoll.world import write_dataset
+from autolora.settings import Budget, StudySettings, build_settings
 from autolora.study.budget import describe_plan, may_begin, trials_since_best
-from autolora.study.settings import Budget, StudySettings, study_settings
 from autolora.train.run import Run, TrainSettings
 
 SETTINGS = StudySettings("mona", {"doll-adamw": {}}, Budget(n_trials=9))
@@ -75,7 +75,7 @@ def test_the_plan_is_told(tmp_path: Path) -> None:
     assert said.endswith("; the best one is judged again, averages of its checkpoints too")
 
 
-@pytest.mark.parametrize("name", ["trials", "minutes", "steps", "max_stale_trials"])
+@pytest.mark.parametrize("name", ["n_trials", "minutes", "max_images", "max_stale_trials"])
 def test_impossible_budgets_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"budget.{name} must be"):
         Budget(**{name: 0})
@@ -91,6 +91,6 @@ def test_what_budgets_were_called_before_names_what_they_are_called_now(tmp_path
         file = tmp_path / "mine.yaml"
         file.write_text(f"# @package _global_\nstudy: {{name: mine, recipes: {{doll-adamw: {{}}}}, {body}}}\n")
         with pytest.raises(ConfigError, match=message):
-            study_settings(cfg.compose("tune", [], str(file)))
+            build_settings(cfg.compose("tune", [], str(file)))
     with pytest.raises(ConfigError, match=r"did you mean `budget\.minutes`"):
         cfg.compose("tune", ["budget.minuts=90"], "quickstart")

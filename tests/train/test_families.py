@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from autolora.adapters.adapter_set import attach
-from autolora.adapters.lora import LoRA
-from autolora.data.buckets import BucketSettings, size_ids
+from autolora.adapters.kinds import LoRA
+from autolora.data.buckets import BucketSettings
 from autolora.data.concepts import DatasetSettings, load_dataset, with_buckets
+from autolora.data.crops import size_ids
 from autolora.data.sources import Picture
 from autolora.models.base import BaseModel, Context
 from autolora.models.flow import FlowModel

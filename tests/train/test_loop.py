@@ -14,8 +14,7 @@ import torch
 
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import AdaptedLayer
-from autolora.adapters.lora import DyLoRA, LoRA
-from autolora.adapters.peft_adapters import IA3, DoRA, LoHa, LoKr
+from autolora.adapters.kinds import IA3, DoRA, DyLoRA, LoHa, LoKr, LoRA
 from autolora.adapters.read import read_lora
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.data.sources import Picture
@@ -37,7 +36,7 @@ from tests.export.world import dataset as world
 from tests.export.world import random_state
 from tests.export.world import run as world_run
 
-CARD = ExportFacts("1girl", 1.0, "a file to start from", 10)
+FACTS = ExportFacts("1girl", 1.0, "a file to start from", 10)
 ADAPTER = LoRA(dim=2, alpha=1.1)  # an alpha that float32 cannot hold
 ADAMW = Run(
     "adamw",
@@ -126,7 +125,7 @@ def init(tiny_model: StableDiffusion, tmp_path: Path) -> Path:
     """A LoRA file in kohya's names, of a smaller rank and another scale than the run's."""
     spec = LoRA(dim=1, alpha=0.7)
     return export_lora(
-        random_state(tiny_model, spec), world_run(spec), world(), tiny_model, tmp_path, "init", facts=CARD
+        random_state(tiny_model, spec), world_run(spec), world(), tiny_model, tmp_path, "init", facts=FACTS
     ).path
 
 

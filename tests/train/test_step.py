@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from autolora.adapters.base import in_text_encoder
-from autolora.adapters.lora import DyLoRA, LoRA, cut
+from autolora.adapters.kinds import DyLoRA, LoRA
+from autolora.adapters.low_rank import cut
+from autolora.adapters.targets import in_text_encoder
 from autolora.data.concepts import Dataset
 from autolora.models.stable_diffusion import StableDiffusion
 from autolora.optim.optimizers import AdamW, Optimizer, Prodigy

@@ -60,7 +60,7 @@ class TrialRunner:
             trial.set_user_attr("recipe", recipe)
             trial.set_user_attr("uid", uid)
         run = self.definition.run(recipe, values)
-        if self.packed > 1 and run.adapter.packs != (self.session.context.adapter.slots > 1):
+        if self.packed > 1 and run.adapter.packable != (self.session.context.adapter.slots > 1):
             self.leases.release(trial_id_of(trial))  # it is the first to be taken once those in training have ended
             self.needs_other_set = True
             return None

@@ -59,7 +59,7 @@ def auto_batch_trials(definition: StudyDefinition, session: Session, bars: Bars)
     sampler learns nothing from trials that train at the same time.
     """
     settings = definition.settings
-    if not any(adapter.packs for adapter in session.context.adapter.adapters):
+    if not any(adapter.packable for adapter in session.context.adapter.adapters):
         return 1
     if isinstance(settings.trials_per_device, int):
         return settings.trials_per_device
@@ -67,7 +67,7 @@ def auto_batch_trials(definition: StudyDefinition, session: Session, bars: Bars)
     if most == 1:
         return 1
     recipes = (definition.run(recipe, {}) for recipe in definition.space)
-    packing = next((run for run in recipes if run.adapter.packs), None)
+    packing = next((run for run in recipes if run.adapter.packable), None)
     if packing is None:
         return 1
     with bars.task("trying how many trials train fastest at once", None):

@@ -19,7 +19,7 @@ import pytest
 from optuna.trial import TrialState
 from optuna_dashboard import wsgi
 
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.evaluation.result import CheckpointResult
 from autolora.evaluation.samples import labelled
 from autolora.evaluation.trial_folder import TrialFolder

@@ -19,15 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import optuna
+
 from autolora import config as cfg
 from autolora.adapters.adapter_set import attach
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import LoRA
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.evaluation.result import CheckpointResult
 from autolora.evaluation.session import Session
 from autolora.progress import Bars
+from autolora.settings import build_settings
 from autolora.study.definition import StudyDefinition, define_study
 from autolora.study.lifecycle import join_study, open_study
+from autolora.study.running import RunningStudy
 from autolora.study.search.worker import run_study
 from autolora.train.batches import LatentCache, PromptCache
 from autolora.train.checkpoint import Checkpoint
@@ -39,7 +43,7 @@ TRIALS = 24
 CHECKPOINTS = 4  # of each trial
 STUDY = f"""# @package _global_
 defaults: [override /model: paperdoll, override /scoring: paperdoll]
-budget: {{trials: {TRIALS}}}
+budget: {{n_trials: {TRIALS}}}
 study:
   name: chaos
   heartbeat_interval: 0.5
@@ -48,11 +52,12 @@ study:
     doll-adamw:
       optimizer.lr: {{log: [1.0e-4, 1.0e-2]}}
       adapter.dim: {{choice: [2, 4]}}
-train: {{epochs: {CHECKPOINTS}, images_per_concept: 4, min_character_images: 0, batch_size: 4, prior_preservation_ratio: 0.0}}
+train:
+  {{epochs: {CHECKPOINTS}, images_per_concept: 4, min_character_images: 0, batch_size: 4, prior_preservation_ratio: 0.0}}
 adapter: {{dim: 2, alpha: 2}}
 optimizer: {{lr: 1.0e-3}}
 """
-IDENTITY = {"dataset": "doll", "base model": "tiny"}
+BASE_HASH = "tiny"
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class ScoredByLoss(Session):
 class Said(Bars):
     """Bars whose words go to a file."""
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         note(Path("said"), f"{os.getpid()} {line}")
 
 
@@ -90,7 +95,7 @@ def note(path: Path, line: str) -> None:
     os.close(handle)
 
 
-def planned(settings: Settings) -> tuple[StudyDefinition, dict[str, dict[str, Any]]]:
+def planned(settings: Settings) -> StudyDefinition:
     """The study."""
     study = Path(settings.folder) / "chaos.yaml"
     study.write_text(STUDY)
@@ -98,10 +103,10 @@ def planned(settings: Settings) -> tuple[StudyDefinition, dict[str, dict[str, An
     config = cfg.compose("tune", arguments, str(study))
     if settings.storage:
         config.storage = settings.storage
-    return define_study(config, str(study), arguments)
+    return define_study(build_settings(config, str(study), arguments))
 
 
-def workbench(settings: Settings) -> Session:
+def open_tiny_session(settings: Settings) -> Session:
     """A tiny model; validation loss is what there is to score."""
     model = tiny.load_tiny(tiny.save_tiny(Path(settings.folder) / "model"))
     dataset = load_dataset(DatasetSettings(path=settings.pictures))
@@ -129,14 +134,21 @@ def forked(session: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def start(definition: StudyDefinition, own: dict[str, dict[str, Any]]) -> None:
+def start(definition: StudyDefinition) -> None:
     """What `autolora tune` does first, and the recipes of this study, all of them known."""
-    study = open_study(definition, own, IDENTITY, print)
+    study = open_study(definition, BASE_HASH, print)
     rng = random.Random(0)
     for _ in range(TRIALS - 1):
         values = {"optimizer.lr": 10 ** rng.uniform(-4, -2), "adapter.dim": rng.choice([2, 4])}
         named = {f"doll-adamw/{key}": value for key, value in values.items()}
         study.enqueue_trial(named, user_attrs={"baseline": "doll-adamw"})
+
+
+def run(
+    definition: StudyDefinition, study: optuna.Study, session: Session, bars: Bars, machine: str | None = None
+) -> None:
+    """What `autolora worker` does."""
+    run_study(RunningStudy(definition, study, session, bars), machine)
 
 
 def lines(path: Path) -> int:
@@ -147,9 +159,9 @@ def lines(path: Path) -> int:
 def main(settings: Settings) -> None:
     """Start, kill, start again, wait for the end."""
     os.chdir(settings.folder)
-    definition, own = planned(settings)
-    session = workbench(settings)
-    assert os.waitstatus_to_exitcode(os.waitpid(forked(lambda: start(definition, own)), 0)[1]) == 0
+    definition = planned(settings)
+    session = open_tiny_session(settings)
+    assert os.waitstatus_to_exitcode(os.waitpid(forked(lambda: start(definition)), 0)[1]) == 0
     rng, born = random.Random(settings.seed), 0
 
     def worker() -> int:
@@ -157,7 +169,7 @@ def main(settings: Settings) -> None:
         born += 1
         machine = f"elsewhere-{born}" if born % 2 else None  # half of them can only be missed by their heartbeats
         bars = Said()
-        return forked(lambda: run_study(definition, join_study(definition, IDENTITY, bars.say), session, bars, machine))
+        return forked(lambda: run(definition, join_study(definition, BASE_HASH, bars.log), session, bars, machine))
 
     alive = [worker() for _ in range(settings.workers)]
     for kill in range(settings.kills):
@@ -171,7 +183,7 @@ def main(settings: Settings) -> None:
         if settings.outage and kill == settings.kills // 2:
             crash, start_again = settings.outage
             subprocess.run(crash, check=True, stdout=subprocess.DEVNULL)
-            while b"is away" not in Path("said").read_bytes():  # however quick the server is, someone misses it
+            while b"unreachable" not in Path("said").read_bytes():  # however quick the server is, someone misses it
                 time.sleep(0.02)
             subprocess.run(start_again, check=True, stdout=subprocess.DEVNULL)
         alive.append(worker())

@@ -16,21 +16,19 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from autolora.adapters.lora import LoRA
-from autolora.adapters.peft_adapters import LoHa
+from autolora.adapters.kinds import LoHa, LoRA
 from autolora.errors import ConfigError, MemoryFull, StorageError, StudyError
 from autolora.evaluation import throughput as speed
 from autolora.evaluation.session import Session
 from autolora.paperdoll.world import write_dataset
+from autolora.settings import Budget
 from autolora.stop import Stopped, listening
 from autolora.study.definition import StudyDefinition
 from autolora.study.lifecycle import join_study
 from autolora.study.search import local_workers as workers
-from autolora.study.search import worker as sittings
+from autolora.study.search import worker
+from autolora.study.search.failures import TRIES
 from autolora.study.search.liveness import OWNER
-from autolora.study.search.trial_runner import TRIES
-from autolora.study.search.worker import run_study
-from autolora.study.settings import Budget
 from autolora.train.run import Run
 from tests.study.search import chaos
 
@@ -42,7 +40,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, str]:
     folder = tmp_path_factory.mktemp("shared")
     write_dataset(folder / "doll", seed=1, outfits=1, images_per_outfit=6, size=32)
     settings = chaos.Settings(str(folder), str(folder / "doll"), None, 1, 0, 0, [])
-    return chaos.workbench(settings), settings.pictures
+    return chaos.open_tiny_session(settings), settings.pictures
 
 
 Begun = tuple[StudyDefinition, optuna.Study, Session, chaos.Said]
@@ -57,10 +55,10 @@ def begun(shared: tuple[Session, str], tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def begin(folder: Path, pictures: str) -> tuple[StudyDefinition, optuna.Study]:
-    definition, own = chaos.planned(chaos.Settings(str(folder), pictures, None, 1, 0, 0, []))
+    definition = chaos.planned(chaos.Settings(str(folder), pictures, None, 1, 0, 0, []))
     definition = replace(definition, settings=replace(definition.settings, budget=Budget(TRIALS)))
-    chaos.start(definition, own)
-    return definition, join_study(definition, chaos.IDENTITY, print)
+    chaos.start(definition)
+    return definition, join_study(definition, chaos.BASE_HASH, print)
 
 
 @contextmanager
@@ -92,7 +90,7 @@ def test_a_trial_that_fails_is_tried_again_and_then_left(begun: Begun) -> None:
             raise RuntimeError("CUDA out of memory")
 
     with on_measure(fail):
-        run_study(definition, study, session, said)
+        chaos.run(definition, study, session, said)
     assert states(study) == ["COMPLETE", "FAIL", "COMPLETE"] and len(tried) == TRIES
     failed = study.trials[1]
     assert "CUDA out of memory" in failed.user_attrs["reason"]
@@ -102,11 +100,11 @@ def test_a_trial_that_fails_is_tried_again_and_then_left(begun: Begun) -> None:
 
 def test_trials_trained_at_once_end_as_alone(begun: Begun, shared: tuple[Session, str], tmp_path: Path) -> None:
     definition, packed, session, said = begun
-    run_study(replace(definition, settings=replace(definition.settings, trials_per_device=2)), packed, session, said)
+    chaos.run(replace(definition, settings=replace(definition.settings, trials_per_device=2)), packed, session, said)
     assert session.context.adapter.slots == 1 and session.context.adapter.layers  # as it was, for the finals
     (tmp_path / "alone").mkdir()
     definition, alone = begin(tmp_path / "alone", shared[1])
-    run_study(definition, alone, session, said)
+    chaos.run(definition, alone, session, said)
     assert states(packed) == states(alone) == ["COMPLETE"] * TRIALS
     for one, other in zip(packed.trials[:TRIALS], alone.trials[:TRIALS], strict=True):
         assert one.params == other.params and one.user_attrs["reason"] == other.user_attrs["reason"]
@@ -132,7 +130,7 @@ def test_a_pack_takes_those_that_can_and_the_others_train_alone(
     with on_measure(
         lambda checkpoint: sets.append((type(checkpoint.run.adapter), session.context.adapter.layers == {}))
     ):
-        run_study(mixed, study, session, said)
+        chaos.run(mixed, study, session, said)
     assert states(study) == ["COMPLETE"] * TRIALS
     assert {widened for kind, widened in sets if kind is LoHa} == {False}
     assert {widened for kind, widened in sets if kind is LoRA} == {True}
@@ -149,7 +147,7 @@ def test_a_pack_that_fails_goes_on_one_at_a_time(begun: Begun) -> None:
             raise RuntimeError("no such kernel")
 
     with on_measure(fail):
-        run_study(replace(definition, settings=replace(definition.settings, trials_per_device=2)), study, session, said)
+        chaos.run(replace(definition, settings=replace(definition.settings, trials_per_device=2)), study, session, said)
     assert states(study) == ["COMPLETE", "FAIL", "COMPLETE"]
     assert [trial.user_attrs.get("failures", 0) for trial in study.trials[:TRIALS]] == [0, TRIES, 0]
     assert "go on 1 at a time" in Path("said").read_text()
@@ -165,7 +163,7 @@ def test_a_pack_that_needs_too_much_memory_goes_on_half_as_wide(begun: Begun) ->
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with on_measure(fail):
-        run_study(replace(definition, settings=replace(definition.settings, trials_per_device=4)), study, session, said)
+        chaos.run(replace(definition, settings=replace(definition.settings, trials_per_device=4)), study, session, said)
     assert "its trials go on 2 at a time" in Path("said").read_text()
     assert states(study) == ["COMPLETE"] * TRIALS and not any("failures" in t.user_attrs for t in study.trials)
 
@@ -181,11 +179,11 @@ def test_auto_takes_what_is_fastest(
     definition, _, session, said = begun
     asked = []
     monkeypatch.setattr(
-        sittings, "pack_speeds", lambda run, context, most: asked.append((run.name, most)) or rates or {}
+        worker, "packed_speeds", lambda run, context, most: asked.append((run.name, most)) or rates or {}
     )
     budget = replace(definition.settings.budget, n_trials=trials)
     auto = replace(definition, settings=replace(definition.settings, trials_per_device="auto", budget=budget))
-    assert sittings.at_once(auto, session, said) == expected
+    assert worker.auto_batch_trials(auto, session, said) == expected
     assert asked == ([] if rates is None else [("doll-adamw", 4)])
 
 
@@ -209,9 +207,9 @@ def test_a_worker_on_which_everything_fails_stops(begun: Begun) -> None:
 
     definition, study, session, said = begun
     with on_measure(fail), pytest.raises(StudyError, match=r"in a row failed here.*no such device"):
-        run_study(definition, study, session, said)
+        chaos.run(definition, study, session, said)
     assert states(study)[2] == "WAITING"  # another worker may do better
-    run_study(definition, study, session, said)
+    chaos.run(definition, study, session, said)
     assert states(study)[2] == "COMPLETE"
 
 
@@ -221,7 +219,7 @@ def test_a_full_disk_hands_the_trial_back(begun: Begun) -> None:
 
     definition, study, session, said = begun
     with on_measure(full), pytest.raises(StorageError):
-        run_study(definition, study, session, said)
+        chaos.run(definition, study, session, said)
     assert states(study) == ["WAITING"] * TRIALS
     assert all("failures" not in trial.user_attrs for trial in study.trials)
 
@@ -239,9 +237,9 @@ def test_a_zombie_keeps_nothing(begun: Begun) -> None:
             study._storage.set_trial_state_values(running[0]._trial_id, TrialState.COMPLETE, [0.5])
 
     with on_measure(lose):
-        run_study(definition, study, session, said)
+        chaos.run(definition, study, session, said)
     assert lost == [0] and states(study) == ["COMPLETE"] * TRIALS
-    assert study.trials[0].value == 0.5 and "another worker has taken it over" in Path("said").read_text()
+    assert study.trials[0].value == 0.5 and "another worker runs it now" in Path("said").read_text()
     kept = (definition.folder / "trials" / study.trials[0].user_attrs["uid"] / "curve.json").read_text()
     assert kept.count('"step"') == 1
 
@@ -253,9 +251,9 @@ def test_a_signal_hands_the_trial_back(begun: Begun) -> None:
 
     definition, study, session, said = begun
     with on_measure(stop), pytest.raises(Stopped):
-        run_study(definition, study, session, said)
+        chaos.run(definition, study, session, said)
     assert states(study) == ["WAITING"] * TRIALS and study.trials[0].user_attrs[OWNER] == ""
-    run_study(definition, study, session, said)
+    chaos.run(definition, study, session, said)
     assert states(study) == ["COMPLETE"] * TRIALS
     measured = Path("measured").read_text().splitlines()
     assert len(measured) == len(set(measured)) == TRIALS * chaos.CHECKPOINTS
@@ -281,7 +279,7 @@ def test_a_signal_that_arrives_in_a_destructor_stops_at_the_next_step(
 
     definition, study, session, said = begun
     with listening(), on_measure(lose), pytest.raises(Stopped):
-        run_study(definition, study, session, said)
+        chaos.run(definition, study, session, said)
     assert states(study) == ["WAITING"] * TRIALS and study.trials[0].user_attrs[OWNER] == ""
     assert "Traceback" not in capsys.readouterr().err
 
@@ -291,7 +289,7 @@ def test_a_trial_draws_the_same_in_whatever_worker(begun: Begun) -> None:
     uniform = optuna.distributions.FloatDistribution(0, 1)
 
     def draw(number: int) -> float:
-        study = join_study(definition, chaos.IDENTITY, print)
+        study = join_study(definition, chaos.BASE_HASH, print)
         return float(study.sampler.sample_independent(study, study.trials[number], "lr", uniform))
 
     assert draw(2) == draw(2) != draw(1)

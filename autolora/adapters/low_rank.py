@@ -1,95 +1,17 @@
-"""Low-rank adapters: LoRA, with convolutions LoCon, and DyLoRA, for K trials at once on one frozen base."""
+"""The layers of LoRA, LoCon and DyLoRA: low-rank changes of K adapters at once on one frozen base model."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autolora.adapters.base import AdaptedLayer, Adapter, SlotCapacity, SlotRouting, State, shape_of
+from autolora.adapters.base import AdaptedLayer, SlotRouting, State, shape_of
+from autolora.adapters.kinds import SlotCapacity
 from autolora.errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoRA(Adapter):
-    """Low-rank adaptation (Hu et al. 2021): delta = alpha / dim * up @ down; with `conv` among the targets LoCon."""
-
-    dim: int = 32
-    alpha: float = 16.0
-    conv_dim: int | None = None  # of convolutions of more than one pixel; None: as dim and alpha
-    conv_alpha: float | None = None
-    rank_stabilized: bool = False  # alpha / sqrt(dim) instead (Kalajdzievski 2023, rsLoRA)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranks(self)
-
-    @property
-    def largest(self) -> int:
-        """The rank that every layer's change fits in."""
-        return max(self.dim, self.conv_dim or 1)
-
-    @property
-    def conv_ranks(self) -> tuple[int, float]:
-        """dim and alpha of convolutions of more than one pixel."""
-        return self.conv_dim or self.dim, self.conv_alpha or self.alpha
-
-    def ranks(self, layer: AdaptedLayer) -> tuple[int, float]:
-        """dim and alpha of a layer."""
-        return self.conv_ranks if layer.kernel else (self.dim, self.alpha)
-
-    def notes(self) -> tuple[str, ...]:
-        """The guide's limit for convolutions."""
-        dim, alpha = self.conv_ranks
-        if "conv" not in self.targets or (dim <= 64 and alpha <= 32):
-            return ()
-        return (f"convolutions of dim {dim} and alpha {alpha:g}: above 64 and 32 they pick up the dataset's noise",)
-
-    def start(self, layer: AdaptedLayer, path: str, slot: int, room: SlotCapacity, generator: torch.Generator) -> None:
-        """Down Kaiming-uniform as in peft, up zero."""
-        dim, alpha = self.ranks(layer)
-        scale = alpha / math.sqrt(dim) if self.rank_stabilized else alpha / dim
-        low_rank_of(layer, dim, room).start(slot, [scale] * dim, dim, generator)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DyLoRA(Adapter):
-    """LoRA of which every rank that is a multiple of `unit` works when cut out (Valipour et al. 2022).
-
-    Each step draws such a rank b and trains its last unit on top of those below. It draws at scale alpha / b, and at 1
-    where that would be more, so that the guide's pairs come out: dim 64 and alpha 32 cut to 60 / 32, ..., 4 / 4.
-    """
-
-    dim: int = 64
-    alpha: float = 32.0
-    unit: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranks(self)
-        if self.unit < 1 or self.dim % self.unit:
-            raise ConfigError(f"adapter.dim={self.dim} must be divisible by adapter.unit={self.unit}")
-        if "conv" in self.targets:
-            raise ConfigError("DyLoRA changes no convolutions: leave `conv` out of adapter.targets")
-
-    @property
-    def largest(self) -> int:
-        """The rank that every layer's change fits in."""
-        return self.dim
-
-    @property
-    def steps(self) -> int:
-        """How many ranks there are to draw from."""
-        return self.dim // self.unit
-
-    def start(self, layer: AdaptedLayer, path: str, slot: int, room: SlotCapacity, generator: torch.Generator) -> None:
-        """Down Kaiming-uniform as in peft, up zero."""
-        scales = [min(self.alpha, b) / b for b in range(1, self.dim + 1)]
-        low_rank_of(layer, self.dim, room).start(slot, scales, self.unit, generator)
 
 
 def cut(state: State, rank: int) -> State:
@@ -107,18 +29,6 @@ def cut(state: State, rank: int) -> State:
         else:
             found[key] = (tensor[:rank] if key.endswith(".lora_down.weight") else tensor[:, :rank]).clone()
     return found
-
-
-def check_ranks(spec: object) -> None:
-    """Refuse ranks below 1 and alphas not above 0."""
-    for name in ("dim", "conv_dim"):
-        rank = getattr(spec, name, None)
-        if rank is not None and rank < 1:
-            raise ConfigError(f"adapter.{name} must be at least 1, got {rank}")
-    for name in ("alpha", "conv_alpha"):
-        alpha = getattr(spec, name, None)
-        if alpha is not None and alpha <= 0:
-            raise ConfigError(f"adapter.{name} must be above 0, got {alpha}")
 
 
 def low_rank_of(layer: AdaptedLayer, dim: int, room: SlotCapacity) -> LowRank:

@@ -3,149 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
+from peft import LoHaConfig, LoKrConfig, PeftConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from autolora.adapters.base import AdaptedLayer, SlotCapacity, SlotRouting, State
+from autolora.adapters.base import SlotRouting, State
 from autolora.adapters.deltas import change, layer_scale
-from autolora.adapters.lora import LoRA
+from autolora.adapters.kinds import PEFT_LAYER, DoRA, ia3_config
 from autolora.errors import ConfigError
 
 NAME = "default"  # of peft's adapter in each layer
-LIMIT = 32  # the guide's for LoHa and LoKr
-
-
-@dataclass(frozen=True, kw_only=True)
-class _PeftKind(LoRA):
-    """What the kinds of this module share: dim and alpha by layer, one slot."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank_stabilized and not isinstance(self, DoRA):
-            raise ConfigError("adapter.rank_stabilized is LoRA's and DoRA's; leave it out")
-
-    @property
-    def packs(self) -> bool:
-        """peft trains one at a time."""
-        return False
-
-    def config(self, dim: int, alpha: float) -> PeftConfig:
-        """peft's settings of one layer."""
-        raise NotImplementedError
-
-    def start(self, layer: AdaptedLayer, path: str, slot: int, room: SlotCapacity, generator: torch.Generator) -> None:
-        """As peft starts them, from a state of its own of the global generator."""
-        layer.kept = [PeftLayer(layer.base, self.config(*self.ranks(layer)), generator)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoHa(_PeftKind):
-    """Hadamard product of two low-rank changes (Hyeon-Woo et al. 2022, FedPara): (a1 b1) * (a2 b2) * alpha / dim."""
-
-    def config(self, dim: int, alpha: float) -> PeftConfig:
-        """peft's settings of one layer."""
-        return LoHaConfig(r=dim, alpha=alpha, target_modules=["layer"])
-
-    def notes(self) -> tuple[str, ...]:
-        """The guide's limits."""
-        return (*_limit_notes("LoHa", self), *super().notes())
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoKr(_PeftKind):
-    """Kronecker product (Yeh et al. 2024, LyCORIS): kron(w1, w2), of which w2 is factored where that saves weights.
-
-    The scale alpha / dim belongs to the factored w2. Where both are whole there is no rank and so no scale, as programs
-    that load such files have it.
-    """
-
-    factor: int = -1  # the largest side of w1; -1: as near to a square as the layer allows
-
-    def config(self, dim: int, alpha: float) -> PeftConfig:
-        """peft's settings of one layer."""
-        return LoKrConfig(r=dim, alpha=alpha, decompose_factor=self.factor, target_modules=["layer"])
-
-    def notes(self) -> tuple[str, ...]:
-        """The guide's limits."""
-        return (*_limit_notes("LoKr", self), *super().notes())
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoRA(_PeftKind):
-    """LoRA with each output's magnitude trained apart (Liu et al. 2024): m * (W + delta) / |W + delta|."""
-
-    def config(self, dim: int, alpha: float) -> PeftConfig:
-        """peft's settings of one layer."""
-        return LoraConfig(
-            r=dim,
-            lora_alpha=alpha,
-            use_dora=True,
-            use_rslora=self.rank_stabilized,
-            target_modules=["layer"],
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class IA3(_PeftKind):
-    """A factor for each output of the keys and values and for each input of the feed-forwards (Liu et al. 2022).
-
-    It has no rank: dim and alpha are taken so that recipes of other kinds need no change, and not used. Outputs of
-    layers with a bias are left out, as programs that load such files scale the weight alone.
-    """
-
-    OUTPUTS = ("to_k", "to_v")
-    INPUTS = ("ff.net.2", "fc2", "feed_forward.w2")
-
-    def config(self, dim: int, alpha: float) -> PeftConfig:
-        """peft's settings of one layer that scales its outputs."""
-        return _ia3_config(False)
-
-    def changes(self, path: str) -> bool:
-        """Whether the layer of this path is among the targets."""
-        return super().changes(path) and path.endswith(self.OUTPUTS + self.INPUTS)
-
-    def start(self, layer: AdaptedLayer, path: str, slot: int, room: SlotCapacity, generator: torch.Generator) -> None:
-        """Factors of one.
-
-        Raises:
-            ConfigError: the layer has a bias that they would change too.
-        """
-        on_input = path.endswith(self.INPUTS)
-        if layer.base.bias is not None and not on_input:
-            raise ConfigError(f"IA3 does not suit this model: {path} has a bias, which files of it leave alone")
-        layer.kept = [PeftLayer(layer.base, _ia3_config(on_input))]
-
-    def notes(self) -> tuple[str, ...]:
-        """That it has no rank."""
-        return (f"IA3 has neither rank nor alpha: dim {self.dim} and alpha {self.alpha:g} are not used",)
-
-
-def _ia3_config(on_input: bool) -> IA3Config:
-    return IA3Config(target_modules=["layer"], feedforward_modules=["layer"] if on_input else [])
-
-
-def _limit_notes(kind: str, spec: LoRA) -> tuple[str, ...]:
-    dims = {"dim": spec.dim, "conv_dim": spec.conv_dim if "conv" in spec.targets else None}
-    return tuple(
-        f"{kind} of {name} {dim}: above {LIMIT} it learns no more and burns sooner"
-        for name, dim in dims.items()
-        if dim is not None and dim > LIMIT
-    )
 
 
 class PeftLayer:
     """A layer's change by one of peft's tuners."""
 
     def __init__(self, base: nn.Module, config: PeftConfig, generator: torch.Generator | None = None) -> None:
-        holder: Any = nn.ModuleDict({"layer": base})
+        holder: Any = nn.ModuleDict({PEFT_LAYER: base})
         with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
             torch.manual_seed(0 if generator is None else int(torch.randint(2**62, (), generator=generator)))
             inject_adapter_in_model(config, holder)
-        self.tuner: Any = holder["layer"].eval()  # in training it would ask the global generator for its dropout
+        self.tuner: Any = holder[PEFT_LAYER].eval()  # in training it would ask the global generator for its dropout
         for parameter in self.tuner.parameters():
             if parameter.requires_grad:  # peft takes the base's dtype
                 parameter.data = parameter.data.float()
@@ -282,12 +162,14 @@ def tuned_of(base: nn.Module, parts: Mapping[str, Tensor]) -> PeftLayer:
         ConfigError: they are of no kind that is known.
     """
     if "on_input" in parts:
-        return PeftLayer(base, _ia3_config(bool(parts["on_input"])))
+        return PeftLayer(base, ia3_config(bool(parts["on_input"])))
     if "dora_scale" in parts and "lora_mid.weight" not in parts:
-        return PeftLayer(base, DoRA().config(len(parts["lora_down.weight"]), 1.0))
+        return PeftLayer(base, DoRA().peft_config(len(parts["lora_down.weight"]), 1.0))
     if "hada_w1_b" in parts:
         rank, effective = len(parts["hada_w1_b"]), "hada_t1" in parts
-        return PeftLayer(base, LoHaConfig(r=rank, alpha=rank, use_effective_conv2d=effective, target_modules=["layer"]))
+        return PeftLayer(
+            base, LoHaConfig(r=rank, alpha=rank, use_effective_conv2d=effective, target_modules=[PEFT_LAYER])
+        )
     if any(name.startswith("lokr_") for name in parts):
         return _lokr_of(base, parts)
     raise ConfigError(f"parts {', '.join(sorted(parts))} are of no adapter that is known")
@@ -305,7 +187,7 @@ def _lokr_of(base: nn.Module, parts: Mapping[str, Tensor]) -> PeftLayer:
             decompose_factor=factor,
             decompose_both="lokr_w1_a" in parts,
             use_effective_conv2d="lokr_t2" in parts,
-            target_modules=["layer"],
+            target_modules=[PEFT_LAYER],
         )
         found = PeftLayer(base, config)
         if {name: tuple(tensor.shape) for name, tensor in found.parts(0).items() if name != "alpha"} == wanted:
