@@ -1,1 +1,1 @@
-"""Folders of captioned pictures become concepts with triggers, a held-out part and a step ledger."""
+"""Datasets of captioned images: reading, concepts and triggers, captions, validation images, buckets, step table."""

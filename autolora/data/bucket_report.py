@@ -1,4 +1,4 @@
-"""What pictures lose in their buckets, as a table and as a contact sheet."""
+"""What images lose in their buckets, as a table and as a contact sheet."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageEnhance
 
-from autolora.data.buckets import BucketSize, CropPlan, bucket_of, plan_crop, plan_masked_crop, ratio_then_area
+from autolora.data.buckets import BucketSize, CropPlan, bucket_of, plan_crop, ratio_then_area
+from autolora.data.crops import plan_masked_crop
 from autolora.data.images import load_image
 from autolora.data.sources import Picture
 
 
 @dataclass(frozen=True)
 class BucketRow:
-    """One bucket: its pictures, how much of them is cropped away and by how much they are resized (above 1: up)."""
+    """One bucket: its number of images, the share of them that is cropped away, and their scale (above 1: enlarged)."""
 
     bucket: BucketSize
     pictures: int
@@ -25,68 +26,73 @@ class BucketRow:
 
 
 def bucket_table(pictures: Sequence[Picture]) -> list[BucketRow]:
-    """A row for each bucket, from tall to wide.
+    """One row per bucket, from tall to wide.
 
     Raises:
-        ValueError: a picture has no frame.
+        ValueError: an image has no bucket.
     """
     rows = []
-    for frame, members in _by_frame(pictures).items():
-        fits = [plan_crop(p.width, p.height, frame) for p in members]
-        cropped, scales = [fit.cropped for fit in fits], [fit.scale for fit in fits]
-        mean_cropped, mean_scale = sum(cropped) / len(fits), sum(scales) / len(fits)
-        rows.append(BucketRow(frame, len(fits), mean_cropped, max(cropped), mean_scale, max(scales)))
+    for bucket, members in _by_bucket(pictures).items():
+        plans = [plan_crop(p.width, p.height, bucket) for p in members]
+        cropped, scales = [plan.cropped for plan in plans], [plan.scale for plan in plans]
+        mean_cropped, mean_scale = sum(cropped) / len(plans), sum(scales) / len(plans)
+        rows.append(BucketRow(bucket, len(plans), mean_cropped, max(cropped), mean_scale, max(scales)))
     return rows
 
 
 def bucket_sheet(pictures: Sequence[Picture], columns: int = 5, thumbnail_px: int = 160) -> Image.Image:
-    """A contact sheet: for each bucket the pictures that lose most, what is cut off dimmed, what is kept framed.
+    """A contact sheet with the images of each bucket that lose most: a red frame around the crop, the rest dimmed.
+
+    Args:
+        pictures: images with buckets.
+        columns: number of images per bucket.
+        thumbnail_px: longest side of a thumbnail.
 
     Raises:
-        DatasetError: a file or a mask is gone or broken.
-        ValueError: a picture has no frame.
+        DatasetError: a file or a mask is missing or broken.
+        ValueError: an image has no bucket.
     """
-    shown: list[tuple[int, int, Image.Image]] = []  # left and top of every thumbnail
+    thumbnails: list[tuple[int, int, Image.Image]] = []  # with left and top
     labels: list[tuple[int, int, str]] = []
     gap, line, y = 8, 16, 8  # pixels
-    for row, members in zip(bucket_table(pictures), _by_frame(pictures).values(), strict=True):
-        head = (
-            f"{row.bucket[0]} x {row.bucket[1]}: {row.pictures} pictures, cut off {row.mean_cropped:.0%} (at worst "
+    for row, members in zip(bucket_table(pictures), _by_bucket(pictures).values(), strict=True):
+        title = (
+            f"{row.bucket[0]} x {row.bucket[1]}: {row.pictures} images, cropped {row.mean_cropped:.0%} (at most "
             f"{row.worst_cropped:.0%}), resized x{row.mean_scale:.2f} (at most x{row.worst_scale:.2f})"
         )
-        labels.append((gap, y, head))
+        labels.append((gap, y, title))
         members.sort(key=lambda p: -plan_crop(p.width, p.height, row.bucket).loss)
         row_height = 0
         for column, picture in enumerate(members[:columns]):
             x = gap + column * (thumbnail_px + gap)
-            thumbnail, fit = _show_loss(picture, thumbnail_px)
+            thumbnail, plan = _mark_crop(picture, thumbnail_px)
             row_height = max(row_height, thumbnail.height)
-            shown.append((x, y + line, thumbnail))
-            label = f"{picture.path.stem[:12]}: {fit.cropped:.0%} cut, x{fit.scale:.2f}"
+            thumbnails.append((x, y + line, thumbnail))
+            label = f"{picture.path.stem[:12]}: {plan.cropped:.0%} cropped, x{plan.scale:.2f}"
             labels.append((x, y + line + thumbnail.height, label))
         y += line + row_height + line + gap
     sheet = Image.new("RGB", (gap + columns * (thumbnail_px + gap), y), "white")
-    for x, top, thumbnail in shown:
+    for x, top, thumbnail in thumbnails:
         sheet.paste(thumbnail, (x, top))
     for x, top, label in labels:
         ImageDraw.Draw(sheet).text((x, top), label, "black")
     return sheet
 
 
-def _show_loss(picture: Picture, side_px: int) -> tuple[Image.Image, CropPlan]:
-    """The whole picture in a square, what is cut off dimmed, and its fit."""
+def _mark_crop(picture: Picture, side_px: int) -> tuple[Image.Image, CropPlan]:
+    """A thumbnail of an image with everything outside the crop dimmed, and the crop."""
     image = load_image(picture.path)
-    fit, ratio = plan_masked_crop(picture, image.size), side_px / max(image.size)
+    plan, ratio = plan_masked_crop(picture, image.size), side_px / max(image.size)
     small = image.resize((max(1, round(image.width * ratio)), max(1, round(image.height * ratio))))
-    left, top, right, bottom = (round(edge * ratio) for edge in fit.box)
-    kept = (left, top, max(right, left + 1), max(bottom, top + 1))  # of a very long picture, a line at least
-    shown = ImageEnhance.Brightness(small).enhance(0.35)
-    shown.paste(small.crop(kept), kept)
-    ImageDraw.Draw(shown).rectangle((left, top, kept[2] - 1, kept[3] - 1), outline="red")
-    return shown, fit
+    left, top, right, bottom = (round(edge * ratio) for edge in plan.box)
+    crop = (left, top, max(right, left + 1), max(bottom, top + 1))  # at least one pixel, for very long images
+    marked = ImageEnhance.Brightness(small).enhance(0.35)
+    marked.paste(small.crop(crop), crop)
+    ImageDraw.Draw(marked).rectangle((left, top, crop[2] - 1, crop[3] - 1), outline="red")
+    return marked, plan
 
 
-def _by_frame(pictures: Sequence[Picture]) -> dict[BucketSize, list[Picture]]:
-    """The pictures of each frame, from tall to wide."""
-    frames = sorted({bucket_of(picture) for picture in pictures}, key=ratio_then_area)
-    return {frame: [picture for picture in pictures if picture.bucket == frame] for frame in frames}
+def _by_bucket(pictures: Sequence[Picture]) -> dict[BucketSize, list[Picture]]:
+    """The images of each bucket, from tall to wide."""
+    buckets = sorted({bucket_of(picture) for picture in pictures}, key=ratio_then_area)
+    return {bucket: [picture for picture in pictures if picture.bucket == bucket] for bucket in buckets}

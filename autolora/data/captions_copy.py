@@ -1,4 +1,4 @@
-"""Writes a dataset's pictures and edited captions into a folder of its own."""
+"""Writes a dataset's images with edited captions into a new folder."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from autolora.files import atomic_path, write_atomic
 
 
 def write_copy(dataset: Dataset, out: Path) -> int:
-    """Write every picture, the held-out ones too, as `1_concept/NAME.png` with `NAME.txt`, and masks beside them.
+    """Write every training and validation image as `1_concept/NAME.png`, with `NAME.txt` and its mask beside it.
 
-    Pictures are hard links where the disk allows it, so that a copy takes no room. Returns how many there are.
+    Images are hard links if the disk supports them, so that a copy takes no space. Returns the number of images.
 
     Raises:
-        DatasetError: `out` is not an empty folder, or lies in the dataset's own; a picture is gone.
-        StorageError: the disk is full or the folder cannot be written; nothing is left behind.
+        DatasetError: `out` is not an empty folder, or lies in the dataset's folder; an image is missing.
+        StorageError: the disk is full or the folder cannot be written; everything written is removed.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DatasetError(f"{out} exists and is not an empty folder: choose another or remove it")
     pictures = [*dataset.pictures, *dataset.validation]
-    own = {folder.resolve() for folder in (dataset.root, *(picture.path.parent for picture in pictures))}
-    if not own.isdisjoint((out.resolve(), *out.resolve().parents)):
-        raise DatasetError(f"{out} lies in the dataset's own folder, which is left as it is: choose another")
-    folders = {picture.concept: out / f"1_{_file_name(picture.concept)}" for picture in pictures}
+    dataset_folders = {folder.resolve() for folder in (dataset.root, *(picture.path.parent for picture in pictures))}
+    if not dataset_folders.isdisjoint((out.resolve(), *out.resolve().parents)):
+        raise DatasetError(f"{out} lies in the dataset's own folder, which is never changed: choose another")
+    folders = {picture.concept: out / f"1_{_folder_name(picture.concept)}" for picture in pictures}
     taken: set[str] = set()
     try:
         for picture in pictures:
-            _write_picture(picture, _free_name(folders[picture.concept] / picture.path.stem, taken))
+            _write_picture(picture, _unused_path(folders[picture.concept] / picture.path.stem, taken))
     except BaseException:
         for folder in folders.values():
             shutil.rmtree(folder, ignore_errors=True)  # so that the same command can run again
@@ -43,7 +43,7 @@ def write_copy(dataset: Dataset, out: Path) -> int:
 
 
 def _write_picture(picture: Picture, target: Path) -> None:
-    """Write one picture under a path without its suffix."""
+    """Write one image, its mask and its caption to a path given without a suffix."""
     _link(picture.path, target.with_name(target.name + picture.path.suffix))
     if picture.mask is not None:
         _link_mask(picture.mask, target.with_name(f"{target.name}.mask.png"))
@@ -51,9 +51,9 @@ def _write_picture(picture: Picture, target: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link, else a copy: other disks and some file systems take no links."""
+    """Make a hard link, or a copy on another disk or a file system without links."""
     if not source.is_file():
-        raise DatasetError(f"{source}: is gone: restore the file and run again")
+        raise DatasetError(f"{source}: is missing: restore the file and run again")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(source.resolve(), target)
@@ -63,22 +63,22 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _link_mask(source: Path, target: Path) -> None:
-    """As `_link`; a mask beside a picture must be a PNG file."""
+    """Link a PNG mask, or convert another one, because a mask beside an image must be a PNG file."""
     if source.suffix.lower() == ".png":
         return _link(source, target)
     with atomic_path(target) as temporary:
         load_image(source).convert("L").save(temporary, "PNG")
 
 
-def _file_name(concept: str) -> str:
-    """A concept's name as a folder's, whatever tag it comes from."""
+def _folder_name(concept: str) -> str:
+    """A concept's name without characters that a folder name may not have."""
     return re.sub(r'[\\/:*?"<>|]', "_", unescape_tag(concept))
 
 
-def _free_name(wanted: Path, taken: set[str]) -> Path:
-    """The path, numbered where one of its name is there already: captions go by the name without its suffix."""
-    path, number = wanted, 2
-    while str(path).casefold() in taken:
-        path, number = wanted.with_name(f"{wanted.name}-{number}"), number + 1
-    taken.add(str(path).casefold())
-    return path
+def _unused_path(path: Path, taken: set[str]) -> Path:
+    """The path, with a number appended if its name is taken: captions are found by the name without its suffix."""
+    candidate, number = path, 2
+    while str(candidate).casefold() in taken:
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    taken.add(str(candidate).casefold())
+    return candidate

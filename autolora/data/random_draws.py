@@ -21,9 +21,7 @@ def epoch_order(images: int, shown: int, generator: torch.Generator) -> list[int
         ValueError: `images` is below 1 or `shown` is negative.
     """
     if images < 1 or shown < 0:
-        raise ValueError(
-            f"expected at least one image and a non-negative count, got {images} and {shown}"
-        )
+        raise ValueError(f"expected at least one image and a non-negative count, got {images} and {shown}")
     order: list[int] = []
     while len(order) < shown:
         order += torch.randperm(images, generator=generator).tolist()

@@ -1,4 +1,4 @@
-"""The step ledger: how often a recipe shows each concept; a step is one image shown."""
+"""The step table: how often a recipe shows each concept; a step is one image shown."""
 
 from __future__ import annotations
 
@@ -8,39 +8,37 @@ from dataclasses import dataclass, field
 from autolora.data.captions import mentions
 from autolora.data.concepts import Dataset
 
-OVERLAP_RISK = 2.0  # from here on what concepts share overcooks before any of them is done
-OVERFITS = "may overcook before the outfits are done"
+OVERLAP_RISK = 2.0  # from this overlap on, the shared trigger is overfitted before the single outfits are learned
+OVERFITS = "may overfit before the outfits are learned"
 
 
 @dataclass(frozen=True)
 class StepTableRow:
     """How often one concept is shown; steps are images shown.
 
-    `overlap`: how often its trigger is shown, by all concepts, for each step meant for it (1 = no overlap).
+    `overlap` is the number of times its trigger is shown, by all concepts, per step of the concept: 1 = no overlap.
     """
 
     concept: str
     images: int
-    repeats: float  # of each image, an epoch
+    repeats: float  # per image and epoch
     steps_per_epoch: int
     steps_total: int
     overlap: float
 
     @property
     def risk(self) -> str:
-        """What the overlap may lead to, in words; empty where there is none."""
+        """The risk of a large overlap in words; empty for a small one."""
         return OVERFITS if self.overlap >= OVERLAP_RISK else ""
 
 
 @dataclass(frozen=True)
 class StepTable:
-    """A row for each concept, then one for the main trigger, which every concept's captions share."""
+    """One row per concept, then a row for the main trigger, which the captions of all concepts share."""
 
     rows: tuple[StepTableRow, ...]
     epochs: int
-    class_images: Mapping[str, int] = field(
-        default_factory=dict
-    )  # steps per epoch of what is shown against bleed, by kind
+    class_images: Mapping[str, int] = field(default_factory=dict)  # images against bleed shown per epoch, by kind
 
     @property
     def concepts(self) -> tuple[StepTableRow, ...]:
@@ -54,7 +52,7 @@ class StepTable:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Images shown in an epoch, all concepts and what is shown beside them."""
+        """Images shown per epoch, class images included."""
         return sum(row.steps_per_epoch for row in self.concepts) + sum(self.class_images.values())
 
     @property
@@ -64,21 +62,21 @@ class StepTable:
 
 
 def make_step_table(
-    dataset: Dataset, images_by_concept: Sequence[int], epochs: int, beside: Mapping[str, int] | None = None
+    dataset: Dataset, images_by_concept: Sequence[int], epochs: int, class_images: Mapping[str, int] | None = None
 ) -> StepTable:
-    """Steps (images shown) of each concept and, in the last row, of the main trigger: the sum over concepts.
+    """The step table of a dataset; the last row, of the main trigger, sums over the concepts.
 
-    A caption without a trigger does not train it, so pictures count by the share of captions that carry it.
+    A caption without a trigger does not train it, so images count by the share of captions with the trigger.
 
     Args:
-        dataset: with the captions it is trained with.
-        images_by_concept: each concept's steps per epoch.
-        epochs: how many there are.
-        beside: steps per epoch of what is shown beside the concepts, by kind.
+        dataset: with the captions used in training.
+        images_by_concept: images shown per epoch of each concept.
+        epochs: number of epochs.
+        class_images: images shown per epoch in addition to the concepts, by kind.
     """
 
     def shown(trigger: str) -> float:
-        """Images an epoch whose caption carries the trigger."""
+        """Images shown per epoch whose caption has the trigger."""
         return sum(
             steps * sum(mentions(p.caption, trigger) for p in concept.pictures) / len(concept.pictures)
             for concept, steps in zip(dataset.concepts, images_by_concept, strict=True)
@@ -96,7 +94,7 @@ def make_step_table(
         for concept, steps in zip(dataset.concepts, images_by_concept, strict=True)
     ]
     images = sum(mentions(picture.caption, dataset.trigger) for picture in dataset.pictures)
-    steps, meant = shown(dataset.trigger), sum(images_by_concept) / len(images_by_concept)
+    steps, mean_steps = shown(dataset.trigger), sum(images_by_concept) / len(images_by_concept)
     total, repeats = round(steps * epochs), steps / max(1, images)
-    rows.append(StepTableRow(dataset.trigger, images, repeats, round(steps), total, steps / meant))
-    return StepTable(tuple(rows), epochs, beside or {})
+    rows.append(StepTableRow(dataset.trigger, images, repeats, round(steps), total, steps / mean_steps))
+    return StepTable(tuple(rows), epochs, class_images or {})

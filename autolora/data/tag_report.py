@@ -1,4 +1,4 @@
-"""Which tags the captions carry, what the triggers should absorb, and how often each tag trains."""
+"""Which tags the captions have, which tags the triggers should absorb, and how often each tag is trained."""
 
 from __future__ import annotations
 
@@ -6,126 +6,133 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autolora.data.caption_recipe import LEVELS, CaptionRecipe, apply_captions, tags_to_absorb, trigger_keys
-from autolora.data.captions import booru_key, count_tags, is_sentence, mentions, spell_tags, tag_key
-from autolora.data.concepts import Concept, Dataset
+from autolora.data.caption_cleaning import tag_lists
+from autolora.data.caption_recipe import LEVELS, CaptionRecipe, apply_captions, tags_to_absorb
+from autolora.data.captions import booru_key, count_tags, is_sentence, mentions, most_common_spellings, tag_key
+from autolora.data.concepts import Concept, Dataset, trigger_keys
 from autolora.data.step_table import OVERFITS, OVERLAP_RISK
 from autolora.data.vocabulary import kind_of
 from autolora.errors import ConfigError
 
-ABSORBED_SHARE = 0.9  # of the captions: a tag this frequent cannot be told from the trigger
+ABSORBED_SHARE = 0.9  # share of the captions from which the model cannot tell a tag from the trigger
 RISKS = {
-    "capture": "every caption shows the class word, so it learns the character: add regularization images",
-    OVERFITS: "the outfits share the main trigger: decouple, or fewer steps",
-    "absorbed": "nearly every caption shows it, so it becomes a part of the trigger, or takes a part of it",
+    "bleed": "every caption has the class word, so it learns the character: add regularization images",
+    OVERFITS: "the outfits share the main trigger: set captions.trigger_swap_rate, or show fewer images",
+    "absorbed": "nearly every caption has the tag, so the trigger absorbs it, or it takes over a part of the trigger",
 }
 
 
 @dataclass(frozen=True)
 class TagRow:
-    """How often a tag is in the training captions."""
+    """How many training captions have a tag."""
 
     tag: str
     kind: str  # as `kind_of`, or trigger, or class word
     count: int  # captions
-    shares: Mapping[str, float]  # of each concept's captions
-    absorbed: tuple[str, ...]  # concepts in all of whose captions it is, so that their trigger will absorb it
+    shares: Mapping[str, float]  # of the captions of each concept
+    absorbed: tuple[str, ...]  # concepts whose captions all have the tag, so that their trigger absorbs it
 
 
 @dataclass(frozen=True)
 class TagSteps:
-    """How often a recipe is expected to show a tag; a step is one image shown."""
+    """How often a recipe is expected to show a tag; a step is one image shown.
+
+    `overlap` divides the steps by those of the concept that a trigger belongs to, or by the mean of the concepts whose
+    captions have the tag.
+    """
 
     tag: str
     kind: str
     steps_per_epoch: float
     steps_total: float
-    overlap: float  # steps for each step of the concept meant: its own trigger's, else the mean of those that carry it
-    risk: str  # one of RISKS, or empty
+    overlap: float
+    risk: str  # a key of RISKS, or empty
 
 
 def tag_rows(dataset: Dataset) -> tuple[TagRow, ...]:
-    """Every tag of the training captions, the most frequent first; of sentences only triggers and class word count."""
-    counts = {concept.name: _counts(dataset, concept) for concept in dataset.concepts}
+    """Every tag of the training captions, the most frequent first; in sentences only triggers and class word count."""
+    counts = {concept.name: _count_captions(dataset, concept) for concept in dataset.concepts}
     sizes = {concept.name: len(concept.pictures) for concept in dataset.concepts}
-    spelling = spell_tags(p.caption for p in dataset.pictures) | {booru_key(word): word for word in _words(dataset)}
+    spelling = most_common_spellings(tag_lists(dataset.pictures))
+    spelling |= {booru_key(word): word for word in _triggers_and_class_word(dataset)}
     rows = []
     for key, count in sum(counts.values(), Counter[str]()).most_common():
-        shares = {name: own[key] / sizes[name] for name, own in counts.items()}
+        shares = {name: of_concept[key] / sizes[name] for name, of_concept in counts.items()}
         kind = _kind(spelling[key], dataset)
-        fixed = kind in ("trigger", "class word")
-        absorbed = () if fixed else tuple(name for name, own in counts.items() if own[key] == sizes[name])
+        complete = tuple(name for name, of_concept in counts.items() if of_concept[key] == sizes[name])
+        absorbed = () if kind in ("trigger", "class word") else complete
         rows.append(TagRow(spelling[key], kind, count, shares, absorbed))
     return tuple(rows)
 
 
 def absorbed_by_level(
-    dataset: Dataset, share: float = CaptionRecipe.absorb_min_share
+    dataset: Dataset, min_share: float = CaptionRecipe.absorb_min_share
 ) -> dict[str, dict[str, tuple[str, ...]]]:
-    """For each level of pruning the tags that each trigger would absorb, after cleaning; triggers without any left out.
+    """For each level of `captions.absorb_tags`, the tags that each trigger would absorb after cleaning.
+
+    Triggers that absorb nothing are left out.
 
     Args:
         dataset: as it was read.
-        share: of the captions with a trigger must carry a tag.
+        min_share: share of the captions with a trigger that must have a tag.
     """
     cleaned = apply_captions(CaptionRecipe(), dataset, seed=0)
-    levels = {level: tags_to_absorb(cleaned, level, share) for level in LEVELS if LEVELS[level]}
-    return {level: {word: tags for word, tags in found.items() if tags} for level, found in levels.items()}
+    levels = {level: tags_to_absorb(cleaned, level, min_share) for level in LEVELS if LEVELS[level]}
+    return {level: {trigger: tags for trigger, tags in absorbed.items() if tags} for level, absorbed in levels.items()}
 
 
 def images_by_tag(dataset: Dataset, steps_by_concept: Mapping[str, int], epochs: int) -> tuple[TagSteps, ...]:
-    """How often each tag trains: the sum over concepts of their steps times the share of their captions with the tag.
+    """How often each tag is shown: the sum over concepts of their steps times the share of captions with the tag.
 
     Args:
-        dataset: with the captions it is trained with.
-        steps_by_concept: images of each concept shown per epoch, by its name.
-        epochs: how many there are.
+        dataset: with the captions used in training.
+        steps_by_concept: images shown per epoch, by the concept's name.
+        epochs: number of epochs.
 
     Raises:
-        ConfigError: steps for other concepts than the dataset's, or fewer than one.
+        ConfigError: the steps are not of the dataset's concepts, or a number is below 1.
     """
     names = [concept.name for concept in dataset.concepts]
     if set(steps_by_concept) != set(names) or min(steps_by_concept.values()) < 1 or epochs < 1:
         raise ConfigError(
             f"steps of {', '.join(names)} and epochs must each be at least 1, got {dict(steps_by_concept)} and {epochs}"
         )
-    found = []
+    rows = []
     for row in tag_rows(dataset):
-        # whole multiples come out exact: the count is multiplied first
+        # The count is multiplied before it is divided, so that whole multiples are exact.
         steps = sum(
             steps_by_concept[c.name] * round(row.shares[c.name] * len(c.pictures)) / len(c.pictures)
             for c in dataset.concepts
         )
-        meant = [steps_by_concept[c.name] for c in dataset.concepts if tag_key(c.trigger) == tag_key(row.tag)]
+        reference = [steps_by_concept[c.name] for c in dataset.concepts if tag_key(c.trigger) == tag_key(row.tag)]
         if tag_key(row.tag) == tag_key(dataset.trigger):
-            meant = list(steps_by_concept.values())
-        meant = meant or [steps_by_concept[name] for name, share in row.shares.items() if share]
-        overlap = steps * len(meant) / sum(meant)
-        found.append(TagSteps(row.tag, row.kind, steps, steps * epochs, overlap, _risk(row, overlap, dataset)))
-    return tuple(found)
+            reference = list(steps_by_concept.values())
+        reference = reference or [steps_by_concept[name] for name, share in row.shares.items() if share]
+        overlap = steps * len(reference) / sum(reference)
+        rows.append(TagSteps(row.tag, row.kind, steps, steps * epochs, overlap, _risk(row, overlap, dataset)))
+    return tuple(rows)
 
 
 def _risk(row: TagRow, overlap: float, dataset: Dataset) -> str:
-    """What may come of it, as RISKS words it."""
+    """The key of RISKS for a tag, or empty."""
     share = row.count / len(dataset.pictures)
     if row.kind == "class word":
-        return "capture" if share == 1 else ""
+        return "bleed" if share == 1 else ""
     if row.kind == "trigger":
-        main = tag_key(row.tag) == tag_key(dataset.trigger)
-        return OVERFITS if main and overlap >= OVERLAP_RISK else ""
+        is_main = tag_key(row.tag) == tag_key(dataset.trigger)
+        return OVERFITS if is_main and overlap >= OVERLAP_RISK else ""
     return "absorbed" if share >= ABSORBED_SHARE else ""
 
 
-def _counts(dataset: Dataset, concept: Concept) -> Counter[str]:
-    """In how many of a concept's captions each tag is, by `booru_key`."""
-    captions = [picture.caption for picture in concept.pictures]
-    told = [c for c in captions if is_sentence(c)]
-    words = {booru_key(word): word for word in _words(dataset)}
-    found = {key: count for key, word in words.items() if (count := sum(mentions(c, word) for c in told))}
-    return count_tags(captions) + Counter(found)
+def _count_captions(dataset: Dataset, concept: Concept) -> Counter[str]:
+    """The number of a concept's captions with each tag, by `booru_key`."""
+    sentences = [p.caption for p in concept.pictures if is_sentence(p.caption)]
+    words = {booru_key(word): word for word in _triggers_and_class_word(dataset)}
+    in_sentences = {key: count for key, word in words.items() if (count := sum(mentions(s, word) for s in sentences))}
+    return count_tags(tag_lists(concept.pictures)) + Counter(in_sentences)
 
 
-def _words(dataset: Dataset) -> tuple[str, ...]:
+def _triggers_and_class_word(dataset: Dataset) -> tuple[str, ...]:
     return (dataset.class_word, *(concept.trigger for concept in dataset.concepts), dataset.trigger)
 
 

@@ -1,4 +1,4 @@
-"""Finds a dataset's trigger, class word and sub-concept triggers in its captions, or asks for them."""
+"""Finds a dataset's trigger, class word, concepts and sub-concept triggers in its captions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from autolora.data.captions import split_tags, tag_key
+from autolora.data.captions import count_tags, most_common_spellings, tag_key
 from autolora.data.sources import Picture
 from autolora.data.split import FEWEST_PICTURES
 from autolora.errors import DatasetError
@@ -17,8 +17,8 @@ CLASS_WORDS = (
     *("1girl", "1boy", "1other", "solo", "girl", "boy", "woman", "man", "person"),
     *("animal", "cat", "dog", "object"),
 )
-TRIGGER_SHARE = 0.9  # of the captions: a tag this frequent may be the trigger
-# A tag made only of these words describes what anyone could show, so it is never guessed to be a trigger.
+TRIGGER_SHARE = 0.9  # share of the captions that a tag must have to be the trigger
+# A tag made only of these words describes many characters, so it is never taken for the trigger.
 _COMMON_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -49,34 +49,32 @@ _COMMON_WORDS = frozenset(
 
 
 def find_class_word(pictures: Sequence[Picture]) -> str:
-    """The first of CLASS_WORDS that most captions carry as a tag, else as a word of a sentence.
+    """The first of CLASS_WORDS that is a tag of most captions, else the first that is a word in most captions.
 
     Raises:
-        DatasetError: no class word is that frequent.
+        DatasetError: no class word is in most captions.
     """
-    tags = [{tag_key(tag) for tag in split_tags(picture.caption)} for picture in pictures]
     words = [set(re.findall(r"\w+", picture.caption.casefold())) for picture in pictures]
-    for found in (tags, words):
+    for captions in (_key_sets(pictures), words):
         for word in CLASS_WORDS:
-            if 2 * sum(word in there for there in found) > len(pictures):
+            if 2 * sum(word in caption for caption in captions) > len(pictures):
                 return word
     raise DatasetError(
         f"no class word in most captions (looked for {', '.join(CLASS_WORDS[:6])} ...): "
-        "add dataset.class_word=1girl, or whatever the base model calls such a picture"
+        "set dataset.class_word=1girl, or the base model's word for such an image"
     )
 
 
 def find_trigger(pictures: Sequence[Picture], class_word: str | None) -> str:
-    """The character's trigger, spelt as in the captions.
+    """The character's trigger, spelled as in the captions.
 
-    The first word (or words) of the folders' names that is a tag of every caption; else the one tag in nine
-    tenths of the captions that is neither a class word nor made of common words only.
+    It is the first word, or group of words, of the folder names that is a tag of every caption. Otherwise it is the
+    only tag in 90% of the captions that is not a class word and not made of common words.
 
     Raises:
-        DatasetError: several tags or none could be the trigger.
+        DatasetError: no tag or several tags could be the trigger.
     """
-    counts = _tag_counts(pictures)
-    spelling = _spellings(pictures)
+    counts, spelling = _count_keys(pictures), _spellings(pictures)
     rare = [tag for tag in counts if not _is_common(tag) and tag != tag_key(class_word or "")]
     folders = [_words(name) for name in dict.fromkeys(picture.concept for picture in pictures)]
     named = [tag for tag in rare if counts[tag] == len(pictures) and all(_words(tag) in f for f in folders)]
@@ -87,15 +85,15 @@ def find_trigger(pictures: Sequence[Picture], class_word: str | None) -> str:
         return spelling[frequent[0]]
     if frequent:
         listed = ", ".join(spelling[tag] for tag in frequent[:5])
-        raise DatasetError(f"which tag is the trigger? {listed} are all in most captions: add dataset.trigger=WORD")
+        raise DatasetError(f"which tag is the trigger? {listed} are all in most captions: set dataset.trigger=WORD")
     raise DatasetError(
-        "no tag could be the trigger: write a word of your own into every caption, or name one that is there "
-        "with dataset.trigger=WORD"
+        "no tag could be the trigger: add a word of your own to every caption, or name a word of the captions with "
+        "dataset.trigger=WORD"
     )
 
 
 def check_trigger(pictures: Sequence[Picture], trigger: str) -> str:
-    """The trigger that the user named, spelt as in the captions.
+    """The trigger that the user named, spelled as in the captions.
 
     Raises:
         DatasetError: no caption has it.
@@ -104,93 +102,102 @@ def check_trigger(pictures: Sequence[Picture], trigger: str) -> str:
     if tag_key(trigger) in spelling:
         return spelling[tag_key(trigger)]
     if any(tag_key(trigger) in tag_key(picture.caption) for picture in pictures):
-        return trigger  # a word of a sentence
-    counts = _tag_counts(pictures)
-    near = difflib.get_close_matches(tag_key(trigger), list(counts), 3)
-    listed = ", ".join(spelling[tag] for tag in near or [tag for tag, _ in counts.most_common(3)])
-    kind = "close to it" if near else "most frequent"
+        return trigger  # a word in a sentence
+    counts = _count_keys(pictures)
+    similar = difflib.get_close_matches(tag_key(trigger), list(counts), 3)
+    listed = ", ".join(spelling[tag] for tag in similar or [tag for tag, _ in counts.most_common(3)])
+    kind = "similar tags" if similar else "most frequent tags"
     raise DatasetError(f"dataset.trigger={trigger} is in no caption ({kind}: {listed}): name a tag of the captions")
 
 
 def concepts_by_tag(
     pictures: Sequence[Picture], tags: Sequence[str] | None, trigger: str, class_word: str
 ) -> tuple[Picture, ...]:
-    """The pictures of one folder with the sub-concept that their tags tell; of several folders as they are.
+    """The images with the sub-concepts that their tags indicate; images of several folders keep their concepts.
 
-    A picture belongs to the first of `tags` that it carries, else it stays with its folder. Without any given, tags of
-    uncommon words that never meet are taken where at least two of them, in three pictures or more each, leave none or
-    at least three pictures over.
+    An image belongs to the first of `tags` in its caption; without one it keeps its folder's concept. If `tags` is
+    None, uncommon tags that never occur together are used: at least two tags, each in at least three captions, that
+    leave no image without a tag, or at least three images and at most a fifth of all.
 
     Raises:
-        DatasetError: a given tag is in no caption, or the folders say already what the concepts are.
+        DatasetError: a tag is in no caption, or the folders already define the concepts.
     """
-    counts, spelling = _tag_counts(pictures), _spellings(pictures)
+    counts, spelling = _count_keys(pictures), _spellings(pictures)
     if len({picture.concept for picture in pictures}) > 1:
         if tags:
-            raise DatasetError("dataset.concepts is for pictures in one folder, but there are several: remove it")
+            raise DatasetError("dataset.concepts applies to images in one folder, but there are several: remove it")
         return tuple(pictures)
     unknown = [tag for tag in tags or () if tag_key(tag) not in counts]
     if unknown:
         raise DatasetError(f"dataset.concepts: {', '.join(unknown)} in no caption: name tags of the captions")
-    chosen = [tag_key(tag) for tag in tags] if tags is not None else _exclusive_tags(pictures, trigger, class_word)
-    found = []
-    for picture in pictures:
-        own = {tag_key(tag) for tag in split_tags(picture.caption)}
-        concept = next((spelling[tag] for tag in chosen if tag in own), picture.concept)
-        found.append(replace(picture, concept=concept))
-    return tuple(found)
+    concepts = [tag_key(tag) for tag in tags] if tags is not None else _exclusive_tags(pictures, trigger, class_word)
+    assigned = []
+    for picture, keys in zip(pictures, _key_sets(pictures), strict=True):
+        concept = next((spelling[tag] for tag in concepts if tag in keys), picture.concept)
+        assigned.append(replace(picture, concept=concept))
+    return tuple(assigned)
 
 
 def _exclusive_tags(pictures: Sequence[Picture], trigger: str, class_word: str) -> list[str]:
-    """Uncommon tags that never meet and, together, are in nearly all captions; none where there are not two."""
-    known = (tag_key(trigger), tag_key(class_word))
-    rows = [{tag_key(tag) for tag in split_tags(picture.caption)} for picture in pictures]
-    counts = _tag_counts(pictures)
+    """Uncommon tags that never occur together and are in nearly all captions; empty unless there are at least two."""
+    excluded = (tag_key(trigger), tag_key(class_word))
+    captions = _key_sets(pictures)
+    counts = _count_keys(pictures)
     chosen: list[str] = []
     for tag, count in counts.most_common():
-        if count < FEWEST_PICTURES or tag in known or _is_common(tag):
+        if count < FEWEST_PICTURES or tag in excluded or _is_common(tag):
             continue
-        if not any(tag in row and row.intersection(chosen) for row in rows):
+        if not any(tag in keys and keys.intersection(chosen) for keys in captions):
             chosen.append(tag)
-    left = sum(not row.intersection(chosen) for row in rows)
-    enough = len(chosen) > 1 and (left == 0 or FEWEST_PICTURES <= left <= len(rows) / 5)
-    return chosen if enough else []
+    left = sum(not keys.intersection(chosen) for keys in captions)
+    complete = len(chosen) > 1 and (left == 0 or FEWEST_PICTURES <= left <= len(captions) / 5)
+    return chosen if complete else []
 
 
 def own_trigger(members: Sequence[Picture], others: Sequence[Picture], trigger: str, class_word: str) -> str:
-    """A sub-concept's own trigger: a tag of all its captions and no other concept's; else the main trigger.
+    """A sub-concept's own trigger: a tag of all its captions and of no other concept's; else the main trigger.
 
-    One in the folder's name comes first, then one that is not made of common words, then the first in the
-    captions. With no other concept to compare to, only one in the folder's name counts.
+    A tag in the folder's name is preferred, then a tag that is not made of common words, then the first tag in the
+    captions. Without other concepts, only a tag in the folder's name is used.
+
+    Args:
+        members: the images of the sub-concept.
+        others: the images of all other concepts.
+        trigger: the main trigger.
+        class_word: of the dataset.
     """
-    counts = _tag_counts(members)
-    taken = set(_tag_counts(others)) | {tag_key(trigger), tag_key(class_word), *CLASS_WORDS}
-    own = [tag for tag, count in counts.items() if count == len(members) and tag not in taken]
+    counts = _count_keys(members)
+    excluded = set(_count_keys(others)) | {tag_key(trigger), tag_key(class_word), *CLASS_WORDS}
+    candidates = [tag for tag, count in counts.items() if count == len(members) and tag not in excluded]
     folder = _words(members[0].concept)
-    named = [tag for tag in own if _words(tag) in folder]
+    named = [tag for tag in candidates if _words(tag) in folder]
     if not named and not others:
         return trigger
-    best = min(named or own, key=_is_common, default=None)
+    best = min(named or candidates, key=_is_common, default=None)
     return trigger if best is None else _spellings(members)[best]
 
 
-def _tag_counts(pictures: Sequence[Picture]) -> Counter[str]:
-    """In how many captions each tag is, by `tag_key`, in order of first appearance."""
-    return Counter(key for p in pictures for key in dict.fromkeys(tag_key(tag) for tag in split_tags(p.caption)))
+def _key_sets(pictures: Sequence[Picture]) -> list[set[str]]:
+    """The `tag_key` of the tags of each caption."""
+    return [{tag_key(tag) for tag in picture.tags} for picture in pictures]
+
+
+def _count_keys(pictures: Sequence[Picture]) -> Counter[str]:
+    """The number of captions with each tag, by `tag_key`, in order of first appearance."""
+    return count_tags((picture.tags for picture in pictures), tag_key)
 
 
 def _spellings(pictures: Sequence[Picture]) -> dict[str, str]:
-    """The most frequent spelling of each tag."""
-    counts = Counter(tag for picture in pictures for tag in split_tags(picture.caption))
-    return {tag_key(tag): tag for tag, _ in reversed(counts.most_common())}
+    """The most frequent spelling of each tag, by `tag_key`."""
+    return most_common_spellings((picture.tags for picture in pictures), tag_key)
 
 
 def _words(text: str) -> str:
-    """The words of a tag or folder name between spaces, ` mona fit_a `, so that `in` finds whole words."""
+    """The words of a tag or folder name between spaces, ` mona fit_a `, so that `in` compares whole words."""
     return " " + re.sub(r"[\s_,]+", " ", tag_key(text)).strip() + " "
 
 
 def _is_common(tag: str) -> bool:
-    """Whether a tag is made of common words only (or of no letters at all)."""
+    """Whether a tag is made of common words only, or has no letters."""
     words = re.findall(r"[^\W_]+", tag)
     return tag in CLASS_WORDS or all(word in _COMMON_WORDS or word in CLASS_WORDS or word.isdigit() for word in words)

@@ -1,4 +1,4 @@
-"""What booru tags say: their kind, by the noun they turn on, what excludes and what implies what."""
+"""The meaning of booru tags: their kind, which tags exclude each other, and which tags imply others."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from functools import cache
 
 from autolora.data.captions import booru_key, tag_key
 
-TRAITS = ("marks", "hair colour", "hair style", "eyes", "skin", "body")  # what stays when a character changes clothes
+TRAITS = ("marks", "hair colour", "hair style", "eyes", "skin", "body")  # kinds that do not change with the outfit
 OUTFIT = ("clothing", "accessory")
-LONGEST_TAG = 4  # words; what is longer, or has an article, is a phrase that happens to stand between commas
+LONGEST_TAG = 4  # words; a longer text between commas, or one with an article, is a phrase and not a tag
 
 
-def _set(words: str) -> frozenset[str]:
-    """The words of a text."""
+def _word_set(words: str) -> frozenset[str]:
+    """The words of a text, as a set."""
     return frozenset(words.split())
 
 
-_COLOURS = _set("""
+_COLOURS = _word_set("""
     black brown blonde blond red blue green pink white purple grey gray silver gold golden aqua orange yellow
     teal magenta violet crimson navy lavender beige cyan maroon turquoise amber auburn ginger platinum
     """)
-_CREATURES = _set("""
+_CREATURES = _word_set("""
     animal cat fox wolf dog rabbit bunny mouse bear cow horse deer goat sheep tiger lion dragon bird bat snake
     spider fish demon devil angel monster elf slime plant robot ghost oni succubus vampire raccoon squirrel
     """)
-_PATTERNS = {
+_PATTERN_TEXTS = {
     "rating": r"rating[:\s].+|safe|sfw|nsfw|general|sensitive|questionable|explicit|suggestive",
     "quality": r"masterpiece|(very )?(aesthetic|displeasing)|score \d+( up)?|\w+ quality|4k|8k|uhd|hdr"
     r"|(extremely |ultra |highly |very |intricate |ultra-|insanely )?(detailed|details)",
@@ -56,7 +56,7 @@ _PATTERNS = {
     r"|film grain|cel shading|black and white|spot color|\d{4}s|3d|traditional media",
     "scenery": r"(in|under|against|through) .+",
 }
-_SAYS = {kind: re.compile(pattern) for kind, pattern in _PATTERNS.items()}
+_KIND_PATTERNS = {kind: re.compile(pattern) for kind, pattern in _PATTERN_TEXTS.items()}
 _VERBS = {
     "pose": """
     standing sitting lying kneeling squatting crouching walking running jumping leaning reaching pointing waving
@@ -117,24 +117,24 @@ _NOUNS = {
     coloring painting illustration drawing photo photograph blurry bokeh silhouette border parody sepia
     """,
 }
-_KINDS = {word: kind for kind, text in _NOUNS.items() for word in text.split()}
-_FIRST = {word: kind for kind, text in _VERBS.items() for word in text.split()}
+_KIND_BY_NOUN = {word: kind for kind, text in _NOUNS.items() for word in text.split()}
+_KIND_BY_VERB = {word: kind for kind, text in _VERBS.items() for word in text.split()}
 _ENDINGS = ("dress", "suit", "shirt", "coat", "skirt", "room", "band", "hat")  # sundress, miniskirt, bedroom
-_PARTICLES = _set(
+_PARTICLES = _word_set(
     "of on in at to over under between behind with by from across above below up down out back apart together"
 )
-_MIXED_HAIR = _set(
+_MIXED_HAIR = _word_set(
     "multicolored two-tone streaked gradient split-color rainbow streak tips half inner roots facial chest"
 )
 _MOVING_HAIR = frozenset(("wet", "floating", "flowing", "windblown"))
-# What eyes and brows do for a moment.
-_LOOKS = _set(
+# Words that make a tag of eyes or eyebrows an expression.
+_EYE_EXPRESSIONS = _word_set(
     "closed half-closed narrowed wide rolling crossed averted empty heart-shaped constricted dilated v-shaped raised "
     "furrowed covered teary"
 )
-_SHAPES = frozenset(("star", "cross", "stripe", "stripes", "diamond", "heart", "crescent", "triangle"))
+_MARK_SHAPES = frozenset(("star", "cross", "stripe", "stripes", "diamond", "heart", "crescent", "triangle"))
 _SMILEY = re.compile(r"(?!.*[^\W_]{2}).*[:;=^><@+_|].*")
-_EXCLUSIVE = {
+_EXCLUSIVE_GROUPS = {
     tag: group
     for group, tags in {
         "hair length": "very short hair, short hair, medium hair, long hair, very long hair, absurdly long hair",
@@ -144,11 +144,11 @@ _EXCLUSIVE = {
         "place": "indoors, outdoors",
         "mouth": "open mouth, closed mouth",
         "posture": "standing, sitting, lying, squatting",
-        "frame": "portrait, upper body, cowboy shot, full body",
+        "framing": "portrait, upper body, cowboy shot, full body",
     }.items()
     for tag in tags.split(", ")
 }
-_IMPLIES = {  # beside the rule that `long hair` implies `hair`
+_IMPLIED = {  # tags that match a pattern imply the key, besides the rule that `long hair` implies `hair`
     "animal ears": re.compile(rf"(\w+ )?({'|'.join(sorted(_CREATURES))}) ears"),
     "multicolored hair": re.compile(r"(two-tone|streaked|gradient|split-color|rainbow) hair|colored inner hair"),
     "shirt": re.compile(r"(\w+ )?t-shirt"),
@@ -159,59 +159,63 @@ _NEGATIONS = frozenset(("no", "without", "fake", "unworn", "missing", "removed")
 
 @cache
 def kind_of(tag: str) -> str:
-    """What a booru tag describes.
+    """The kind of thing that a booru tag describes.
 
     One of TRAITS or OUTFIT, or expression, pose, framing, scenery, count, style, meta, quality, rating or unknown.
-    A few whole tags are known; of all others the noun decides, which stands last or before the first particle
-    (`hair over one eye` is of hair), or the verb in front (`holding sword` is a pose).
+    Some tags are recognized as a whole. For all others the noun decides: the last word, or the word before the first
+    particle (`hair over one eye` is about hair). A verb in front decides first (`holding sword` is a pose).
     """
     if _SMILEY.fullmatch(tag_key(tag)):
         return "expression"
     name = booru_key(tag)
-    for kind, pattern in _SAYS.items():
+    for kind, pattern in _KIND_PATTERNS.items():
         if pattern.fullmatch(name):
             return kind
     words = re.sub(r" \([^)]*\)$", "", name).split()
     if not 1 <= len(words) <= LONGEST_TAG or not {"a", "an", "the", "and"}.isdisjoint(words):
         return "unknown"
-    if words[0] in _FIRST:
-        return _FIRST[words[0]]
-    noun = _noun_phrase(words)
-    return _by_noun(noun[-1], frozenset(noun[:-1]))
+    if words[0] in _KIND_BY_VERB:
+        return _KIND_BY_VERB[words[0]]
+    *before, noun = _noun_phrase(words)
+    return _kind_by_noun(noun, frozenset(before))
 
 
 def exclusive_group(tag: str, others: Iterable[str] = ()) -> str | None:
-    """The group of which a picture of one character shows only one tag, such as `hair length`; None: there is none.
+    """The group, such as `hair length`, of which an image of one character shows only one tag; None without a group.
 
-    `others`, the caption's tags, lift exclusion: several people or views, hair of several colours, heterochromia.
+    Args:
+        tag: the tag.
+        others: the caption's tags; several people or views, hair of several colours and heterochromia allow several
+            tags of a group, so the result is None.
     """
     group = _group_of(tag)
     if group is None:
         return None
-    beside = {booru_key(other) for other in others}
-    people = [other for other in beside if _PEOPLE.fullmatch(other)]
+    caption = {booru_key(other) for other in others}
+    people = [other for other in caption if _PEOPLE.fullmatch(other)]
     several = len(people) > 1 or any(not other.startswith("1") for other in people)
-    lifted = several or not beside.isdisjoint(("multiple views", "reference sheet", "comic"))
+    allows_several = several or not caption.isdisjoint(("multiple views", "reference sheet", "comic"))
     if group == "hair colour":
-        lifted |= any(kind_of(other) == "marks" and other.endswith(("hair", "streak", "tips")) for other in beside)
+        mixed_hair = ("hair", "streak", "tips")
+        allows_several |= any(kind_of(other) == "marks" and other.endswith(mixed_hair) for other in caption)
     elif group == "eye colour":
-        lifted |= "heterochromia" in beside
-    return None if lifted else group
+        allows_several |= "heterochromia" in caption
+    return None if allows_several else group
 
 
 def implied_by(tag: str, others: Iterable[str]) -> str | None:
-    """The first of `others` that says all that `tag` says and more (`long hair` beside `hair`), or None."""
+    """The first of `others` that implies the tag, as `long hair` implies `hair`, or None."""
     return next((other for other in others if _implies(other, tag)), None)
 
 
 @cache
 def _group_of(tag: str) -> str | None:
-    """The exclusive group of a tag whatever stands beside it."""
+    """The exclusive group of a tag, without regard to other tags."""
     name, kind = booru_key(tag), kind_of(tag)
     coloured = not _COLOURS.isdisjoint(name.split())
     if kind == "hair colour" or (kind == "eyes" and coloured and name.endswith(" eyes")):
         return kind.replace("eyes", "eye colour")
-    return _EXCLUSIVE.get(name)
+    return _EXCLUSIVE_GROUPS.get(name)
 
 
 @cache
@@ -221,11 +225,11 @@ def noun_of(tag: str) -> str:
 
 
 def _implies(more: str, tag: str) -> bool:
-    """Whether a tag says all that another says and more: it ends in it, or is one of _IMPLIES."""
+    """Whether the tag `more` implies `tag`: it ends in it, or _IMPLIED says so."""
     long, short = booru_key(more), booru_key(tag)
     if not long or long.split()[0] in _NEGATIONS:
         return False
-    if short in _IMPLIES and _IMPLIES[short].fullmatch(long):
+    if short in _IMPLIED and _IMPLIED[short].fullmatch(long):
         return True
     ends = long.removesuffix("s").endswith(" " + short.removesuffix("s"))
     return ends and _family(tag) == _family(more) and _family(tag) not in ("unknown", "count")
@@ -237,11 +241,10 @@ def _noun_phrase(words: list[str]) -> list[str]:
     return words[:end]
 
 
-def _by_noun(noun: str, before: frozenset[str]) -> str:
-    """The kind of a noun with the words before it."""
-    kind = next(
-        (_KINDS[form] for form in (noun, noun.removesuffix("s"), noun.removesuffix("es")) if form in _KINDS), ""
-    )
+def _kind_by_noun(noun: str, before: frozenset[str]) -> str:
+    """The kind of a noun, given the words before it."""
+    forms = (noun, noun.removesuffix("s"), noun.removesuffix("es"))
+    kind = next((_KIND_BY_NOUN[form] for form in forms if form in _KIND_BY_NOUN), "")
     coloured = not _COLOURS.isdisjoint(before)
     if noun == "hair":
         if not _MIXED_HAIR.isdisjoint(before):
@@ -249,14 +252,14 @@ def _by_noun(noun: str, before: frozenset[str]) -> str:
         if not _MOVING_HAIR.isdisjoint(before):
             return "pose"
         return "hair colour" if coloured else "hair style"
-    if kind == "eyes" and not _LOOKS.isdisjoint(before):
+    if kind == "eyes" and not _EYE_EXPRESSIONS.isdisjoint(before):
         return "expression"
-    if noun in _SHAPES and (coloured or not before.isdisjoint(("facial", "forehead", "cheek"))):
+    if noun in _MARK_SHAPES and (coloured or not before.isdisjoint(("facial", "forehead", "cheek"))):
         return "marks"
     if noun in ("girl", "boy") and not _CREATURES.isdisjoint(before):
         return "marks"
     if kind in ("", "scenery") and "hair" in before:
-        return "accessory" if kind else "hair style"  # a hair flower, but hair intakes
+        return "accessory" if kind else "hair style"  # `hair flower` is an accessory, `hair intakes` a hair style
     if not kind and noun.endswith(_ENDINGS):
         return {"room": "scenery", "band": "accessory", "hat": "accessory"}.get(
             next(ending for ending in _ENDINGS if noun.endswith(ending)), "clothing"
@@ -265,6 +268,6 @@ def _by_noun(noun: str, before: frozenset[str]) -> str:
 
 
 def _family(tag: str) -> str:
-    """The kind, traits in one: `hair` is implied by hair of a colour, of a length and of two colours alike."""
+    """The kind of a tag, with all traits as one: hair of any colour, length or mix of colours implies `hair`."""
     kind = kind_of(tag)
     return "trait" if kind in TRAITS else kind

@@ -10,7 +10,7 @@ import torch
 
 from autolora.adapters.adapter_set import attach
 from autolora.data.bucket_report import bucket_sheet, bucket_table
-from autolora.data.caption_recipe import clean_report
+from autolora.data.caption_cleaning import clean_report
 from autolora.data.concepts import Dataset
 from autolora.data.step_table import make_step_table
 from autolora.data.tag_report import RISKS, TagRow, absorbed_by_level, images_by_tag, tag_rows
@@ -78,7 +78,7 @@ def caption_sections(dataset: Dataset, model: BaseModel) -> list[Section]:
         for trigger, tags in found.items()
     )
     tags = Section("Tags", ("tag", "kind", "captions", *names, "always in"), rows, advice)
-    room = model.most_tokens
+    room = model.max_prompt_tokens
     long = tuple(
         (picture.path.name, count, " ".join(model.tokens(picture.caption)[room:]))
         for picture in (*dataset.pictures, *dataset.validation)
@@ -110,7 +110,7 @@ def recipe_section(run: Run, dataset: Dataset) -> Section:
     risks: dict[str, list[str]] = {}
     kept = sum(ledger.class_images.values()) > 0  # class pictures teach the class word something else
     for tag in images_by_tag(edited, by_concept, run.train.epochs):
-        if tag.risk and not (kept and tag.risk == "capture"):
+        if tag.risk and not (kept and tag.risk == "bleed"):
             risks.setdefault(tag.risk, []).append(f"{tag.tag} {tag.steps_total:.0f}")
     words = (
         *run.adapter.notes(),
@@ -201,7 +201,7 @@ def measured_cost(
     settings = model.settings
     with bars.task("timing training and rendering", None):
         adapter = attach(model.modules, runs[0].adapter)
-        model.stay(*adapter.roots)
+        model.keep_on_device(*adapter.roots)
         standing_in = dataset.regularization or dataset.pictures[:4]  # for class pictures: they cost the same
         latents = LatentCache(model, cache / "latents")
         context = TrainingContext(model, adapter, dataset, latents, PromptCache(model), standing_in)

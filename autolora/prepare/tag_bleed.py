@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autolora.data.buckets import load_cropped
+from autolora.data.crops import load_cropped
 from autolora.data.sources import Picture
 from autolora.data.vocabulary import TRAITS, kind_of
 from autolora.prepare.tagger import tag_pictures

@@ -24,7 +24,7 @@ from scipy.stats import t as student_t
 from autolora import config as cfg
 from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.data.captions import replace_tag
-from autolora.data.concepts import Dataset, load_dataset, with_captions
+from autolora.data.concepts import Dataset, edit_captions, load_dataset
 from autolora.files import write_atomic
 from autolora.models.base import BaseModel
 from autolora.models.load import load_model
@@ -70,7 +70,7 @@ def with_known_word(dataset: Dataset, seed: int) -> Dataset:
     """The dataset with a character's name of the base model's in front of its main trigger, as in `Mona_Taco`."""
     people, _ = known_cast()
     word = f"{random.Random(seed).choice(people).name}_{dataset.trigger}"
-    renamed = with_captions(dataset, lambda caption, _: replace_tag(caption, dataset.trigger, word))
+    renamed = edit_captions(dataset, lambda picture, _: replace_tag(picture.caption, dataset.trigger, word))
     return replace(renamed, trigger=word)
 
 

@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteSc
 from torch import Tensor
 from torch.nn import functional as F
 
-from autolora.data.buckets import size_ids
+from autolora.data.crops import size_ids
 from autolora.errors import ModelError
 from autolora.models.flow import FlowModel
 from autolora.models.stable_diffusion import StableDiffusion

@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from autolora.data.buckets import BucketSettings, load_cropped
+from autolora.data.buckets import BucketSettings
 from autolora.data.caption_recipe import CaptionRecipe
 from autolora.data.concepts import Dataset, DatasetSettings, load_dataset, with_buckets
+from autolora.data.crops import load_cropped
 from autolora.data.step_table import make_step_table
 from autolora.data.tag_report import images_by_tag
 from autolora.errors import ConfigError
