@@ -67,7 +67,7 @@ def render(
         stop.check()
         batch = shots[begin : begin + size]
         context = stack_contexts([known[key] for key in _keys(model, batch, settings, trained)])
-        if model.tells_guidance:
+        if model.guidance_embeds:
             context = replace(context, guidance=torch.full((len(batch),), settings.guidance_scale, device=model.device))
         drawn = _draw(model, batch, context, settings, adapter)
         if drawn is None:  # the GPU's memory is full: a picture does not depend on how many are drawn at once
@@ -130,7 +130,7 @@ def _keys(
 ) -> list[_Key]:
     """Unconditional, then conditional prompts, 2B of them; only the latter without guidance, or where it is told."""
     keys = [(settings.prompt(shot.prompt), shot.weight if trained else 0.0) for shot in batch]
-    guided = settings.guidance_scale != 1 and not model.tells_guidance
+    guided = settings.guidance_scale != 1 and not model.guidance_embeds
     return [(settings.negative_prompt, weight) for _, weight in keys] + keys if guided else keys
 
 
@@ -143,7 +143,7 @@ def _contexts(
         trained: the adapter where it changes the text encoders.
     """
     known: dict[_Key, Context] = {}
-    with model.using(*model.text_parts):
+    with model.on_device(*model.text_encoder_names):
         for batch in batches:
             new = [key for key in dict.fromkeys(_keys(model, batch, settings, trained)) if key not in known]
             if new:

@@ -21,7 +21,7 @@ from autolora.prepare.regularization import suggest_regularization
 from autolora.progress import Bars
 from autolora.sampling import Images
 from autolora.scoring.diagnosis import remedy
-from autolora.scoring.scorecard import Scorecard, embed, render_probes, score
+from autolora.scoring.scorecard import Scorecard, embed, render_eval_prompts, score
 from autolora.scoring.scorer import Scorer
 from autolora.scoring.standard_metrics import standard_metrics
 from autolora.train.run import Run
@@ -131,16 +131,16 @@ def score_lora_files(session: Session, states: Mapping[Path, State], bars: Bars)
 def _score_file(path: Path, state: State, session: Session, scorer: Scorer, bars: Bars) -> ScoredFile:
     model, adapter = session.context.model, session.context.adapter
     adapter.load(state)
-    with bars.task(f"rendering {path.name}", scorer.renders) as advance:
-        renders = render_probes(scorer, model, adapter, advance)
+    with bars.task(f"rendering {path.name}", scorer.num_renders) as advance:
+        renders = render_eval_prompts(scorer, model, adapter, advance)
     embeddings = embed(scorer, renders)
     scorecard = score(scorer, renders, embeddings)
-    prompts = [prompt for group, count in GRID_PROMPTS.items() for prompt in scorer.of(group)[:count]]
+    prompts = [prompt for group, count in GRID_PROMPTS.items() for prompt in scorer.select(group)[:count]]
     return ScoredFile(
         path,
         scorecard,
         renders=np.stack([renders[prompt, scorecard.weight][0] for prompt in prompts]),
-        base_renders=np.stack([scorer.base_pictures[prompt][0] for prompt in prompts]),
+        base_renders=np.stack([scorer.base_renders[prompt][0] for prompt in prompts]),
         metrics=standard_metrics(scorer, renders, embeddings, scorecard.weight),
     )
 

@@ -23,9 +23,9 @@ from autolora.prepare.tagger_base import Tagger
 from autolora.progress import Bars
 from autolora.sampling import BaseRenders, Images
 from autolora.scoring.encoders import load_encoder, load_second_encoder
-from autolora.scoring.probes import ALL_GROUPS, EvalPrompt, build_probes, of_groups
-from autolora.scoring.scorecard import Rendered, Scorecard, render_probes, score
-from autolora.scoring.scorer import Scorer, build_scorer, with_encoder, with_fresh_probes
+from autolora.scoring.eval_prompts import ALL_GROUPS, EvalPrompt, build_eval_prompts, in_groups
+from autolora.scoring.scorecard import Rendered, Scorecard, render_eval_prompts, score
+from autolora.scoring.scorer import Scorer, build_scorer, with_encoder, with_fresh_prompts
 from autolora.scoring.settings import ScoringSettings
 from autolora.settings import Settings
 from autolora.train.batches import LatentCache, PromptCache
@@ -44,16 +44,16 @@ class Session:
     renders: BaseRenders
     render_settings: RenderSettings
     scoring: ScoringSettings
-    probes: tuple[EvalPrompt, ...]  # of all groups
+    prompts: tuple[EvalPrompt, ...]  # of all groups
     scorer: Scorer | None  # None where nothing can be measured
     unmeasured: str  # why; empty where it can
     base_losses: tuple[float, ...]  # the base model's validation losses by timestep bucket
     tagger: Tagger | None = None
     export: ExportSettings = field(default_factory=ExportSettings)
 
-    def of(self, *groups: str) -> list[EvalPrompt]:
+    def select(self, *groups: str) -> list[EvalPrompt]:
         """The probes of some groups."""
-        return of_groups(self.probes, *groups)
+        return in_groups(self.prompts, *groups)
 
     def measure(
         self,
@@ -79,13 +79,13 @@ class Session:
 
         def judge(weights: Sequence[float]) -> Scorecard:
             rendered = {weight for _, weight in pictures}
-            pictures.update(self.render(scorer.at(*(w for w in weights if w not in rendered)), bars))
-            return score(scorer.at(*weights), pictures)
+            pictures.update(self.render(scorer.at_weights(*(w for w in weights if w not in rendered)), bars))
+            return score(scorer.at_weights(*weights), pictures)
 
         point = evaluate_progressively(blank, own, seen, scorer.settings, judge)
         if keep and pictures:
             save_grid(keep, checkpoint.step, scorer, pictures)
-            save_samples(keep, checkpoint.step, scorer.probes, pictures, max(scorer.settings.weights))
+            save_samples(keep, checkpoint.step, scorer.prompts, pictures, max(scorer.settings.weights))
         return point
 
     def tag_bleed(self, scorer: Scorer, pictures: Rendered) -> tuple[list[str], dict[str, dict[str, float]]]:
@@ -96,8 +96,8 @@ class Session:
         tags = character_tags(self.tagger, self.context.dataset.pictures) if self.tagger else ()
         if not self.tagger or not tags:
             return [], {}
-        found, probes = {}, scorer.of("class_only")
-        base = [scorer.base_pictures[probe] for probe in probes]
+        found, probes = {}, scorer.select("class_only")
+        base = [scorer.base_renders[probe] for probe in probes]
         for weight in scorer.settings.weights:
             shown = [pictures[probe, weight] for probe in probes]
             found[f"{weight:g}"] = tag_bleed(self.tagger, tags, base, shown, scorer.settings.n_bootstrap).as_dict()
@@ -109,8 +109,8 @@ class Session:
 
     def render(self, scorer: Scorer, bars: Bars) -> Rendered:
         """A scorer's probes with what is in the adapter's slot 0."""
-        with bars.task("rendering probes", scorer.renders) as advance:
-            return render_probes(scorer, self.context.model, self.context.adapter, advance)
+        with bars.task("rendering probes", scorer.num_renders) as advance:
+            return render_eval_prompts(scorer, self.context.model, self.context.adapter, advance)
 
 
 def encode(latents: LatentCache, pictures: Sequence[Picture], flip: bool, bars: Bars) -> None:
@@ -120,7 +120,7 @@ def encode(latents: LatentCache, pictures: Sequence[Picture], flip: bool, bars: 
     change the latents.
     """
     ways = (False, True) if flip else (False,)
-    with bars.task("encoding images", len(ways) * len(pictures)) as advance, latents.model.using("vae"):
+    with bars.task("encoding images", len(ways) * len(pictures)) as advance, latents.model.on_device("vae"):
         for picture in pictures:
             for way in ways:
                 latents.latents([picture], [way], advance)
@@ -163,10 +163,10 @@ def open_session(settings: Settings, dataset: Dataset, runs: Sequence[Run], bars
             bars.log(f"{unmeasured}; going on by validation loss alone")
     class_images = _class_images(settings, dataset, runs, latents, bars)
     adapter = attach(model.modules, *(run.adapter for run in runs))
-    model.stay(*adapter.roots)
+    model.keep_on_device(*adapter.roots)
     context = TrainingContext(model, adapter, dataset, latents, PromptCache(model), class_images)
     losses = validation_losses(model, dataset, latents, context.prompts, adapter)
-    probes = build_probes(dataset, scoring, ALL_GROUPS)
+    probes = build_eval_prompts(dataset, scoring, ALL_GROUPS)
     return Session(context, renders, render, scoring, probes, scorer, unmeasured, losses, tagger, settings.export)
 
 
@@ -196,7 +196,7 @@ def final_scorer(search: Scorer, session: Session, bars: Bars) -> Scorer:
     """The search's score with seeds of its own and more of them, all groups of probes and a second encoder."""
     context, second = session.context, search.settings.second_encoder
     with bars.task("rendering the base model for the finals", None) as advance:
-        scorer = with_fresh_probes(search, context.dataset, session.renders, context.adapter, REPEATS, advance)
+        scorer = with_fresh_prompts(search, context.dataset, session.renders, context.adapter, REPEATS, advance)
     if second is None:
         return scorer
     try:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from autolora.models.settings import DTYPE_NAMES, ModelSettings
 
-MOST_CHUNKS = 3  # windows of the text encoder that a prompt may fill: 225 tokens of CLIP's 75
+MAX_CHUNKS = 3  # windows of the text encoder that a prompt may fill: 225 tokens of CLIP's 75
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
@@ -89,11 +89,11 @@ class BaseModel(Protocol):
     train_timesteps: int
     clip_skip: int | None  # the text encoder's layer that is read, from the last; None: the family's usual one
     text_encoders: dict[str, Any]  # what reads prompts, of which `modules` has those that LoRA files can hold
-    text_parts: tuple[str, ...]  # their names
-    prompt_tokens: int  # a prompt's own that its text encoder reads at once: 75 for CLIP
-    most_tokens: int  # and those of a longer one that it reads in all
+    text_encoder_names: tuple[str, ...]  # their names
+    window_tokens: int  # a prompt's own that its text encoder reads at once: 75 for CLIP
+    max_prompt_tokens: int  # and those of a longer one that it reads in all
     prediction_type: str  # "epsilon", "v_prediction" or "flow"
-    tells_guidance: bool  # it is told the guidance in its context, instead of being guided by two predictions
+    guidance_embeds: bool  # it is told the guidance in its context, instead of being guided by two predictions
     device: torch.device
     dtype: torch.dtype  # of the weights
     loss_scale: float  # what a loss is multiplied by on its way back, so that its gradients fit the dtype
@@ -103,11 +103,11 @@ class BaseModel(Protocol):
         """The roots that adapters attach to: `unet` or `transformer`, and text encoders that LoRA files can hold."""
         ...
 
-    def using(self, *parts: str) -> AbstractContextManager[None]:
-        """Inside it `vae`, or some of `text_parts`, stay on the device between calls, each of which brings its own."""
+    def on_device(self, *parts: str) -> AbstractContextManager[None]:
+        """Inside it `vae`, or some of `text_encoder_names`, stay on the device between calls, each of which brings its own."""
         ...
 
-    def stay(self, *parts: str) -> None:
+    def keep_on_device(self, *parts: str) -> None:
         """From now on these parts never leave the device: an adapter is attached, or someone else uses them."""
         ...
 
@@ -122,7 +122,7 @@ class BaseModel(Protocol):
     def encode_prompts(self, prompts: Sequence[str]) -> Context:
         """Prompts to context, differentiable, so that callers choose.
 
-        A prompt longer than the text encoder's window is encoded in up to MOST_CHUNKS windows side by side.
+        A prompt longer than the text encoder's window is encoded in up to MAX_CHUNKS windows side by side.
         """
         ...
 
@@ -130,7 +130,7 @@ class BaseModel(Protocol):
         """A prompt as the model reads it, without the tokens that begin, end and fill it; never cut."""
         ...
 
-    def checkpoint_gradients(self) -> bool:
+    def enable_gradient_checkpointing(self) -> bool:
         """Compute layers again on the way back from now on, in less memory; False where that is so already."""
         ...
 
@@ -145,7 +145,7 @@ class BaseModel(Protocol):
         """
         ...
 
-    def draw_timesteps(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+    def sample_timesteps(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
         """Timesteps (count,) to train latents of a shape (C, h, w) at, on the CPU."""
         ...
 

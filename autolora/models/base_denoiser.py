@@ -35,18 +35,18 @@ class FrozenBaseModel:
         self.settings = settings
         self.device, self.dtype = self.core.device, DTYPES[settings.dtype]
         if settings.gradient_checkpointing:
-            self.checkpoint_gradients()
-        self.text_parts = tuple(self.text_encoders)
+            self.enable_gradient_checkpointing()
+        self.text_encoder_names = tuple(self.text_encoders)
         resting: dict[str, nn.Module] = {"vae": self.vae, **self.text_encoders}
         self.tiles = offloads(settings.offload, self.device)
-        self.residence = OffloadManager(self.device, resting, self.tiles)
-        self.using, self.stay = self.residence.using, self.residence.stay
+        self.offload = OffloadManager(self.device, resting, self.tiles)
+        self.on_device, self.keep_on_device = self.offload.on_device, self.offload.keep_on_device
         self.vae.tile_sample_min_size = TILE_PX
         self.vae.tile_latent_min_size = TILE_PX // 2 ** (len(self.vae.config.block_out_channels) - 1)
         if self.device.type == "cuda":
             self.vae.enable_slicing()  # one picture after the other: decoding takes more memory than denoising
 
-    def checkpoint_gradients(self) -> bool:
+    def enable_gradient_checkpointing(self) -> bool:
         """Compute layers again on the way back; False where that is so already."""
         if self.core.is_gradient_checkpointing:
             return False
@@ -56,14 +56,14 @@ class FrozenBaseModel:
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) pixels in [-1, 1] -> scaled latents; always in one piece, as tiles would not be as exact."""
         self.vae.use_tiling = False
-        with self.using("vae"):
+        with self.on_device("vae"):
             mean: Tensor = self.vae.encode(pixels.to(self.device)).latent_dist.mean
         return (mean - self.offset) * self.scaling
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Scaled latents -> (B, 3, H, W) pixels around [-1, 1]; in tiles that overlap where memory is short."""
         self.vae.use_tiling = self.tiles
-        with self.using("vae"):
+        with self.on_device("vae"):
             pixels: Tensor = self.vae.decode(latents / self.scaling + self.offset, return_dict=False)[0]
         return pixels
 

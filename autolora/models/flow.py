@@ -44,7 +44,7 @@ class FlowModel(FrozenBaseModel):
     adapted_encoders: tuple[str, ...] = ()  # that LoRA files of the family can hold
     prediction_type = "flow"
     clip_skip: int | None = None
-    tells_guidance = False
+    guidance_embeds = False
     source: Path | None
 
     def __init__(self, parts: FlowParts, name: str, settings: ModelSettings) -> None:
@@ -59,7 +59,7 @@ class FlowModel(FrozenBaseModel):
         self._settle(settings)
         self.loss_scale = 1.0
         self.train_timesteps = int(self.scheduler.config.num_train_timesteps)
-        self.prompt_tokens = self.most_tokens = self._prompt_tokens()  # no prompt is read in several windows
+        self.window_tokens = self.max_prompt_tokens = self._prompt_tokens()  # no prompt is read in several windows
         self._take_size(settings)
 
     def _take_size(self, settings: ModelSettings) -> None:
@@ -87,7 +87,7 @@ class FlowModel(FrozenBaseModel):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Context:
         """N prompts -> their context."""
-        with self._precision(), self.using(*self.text_parts), silence_libraries():
+        with self._precision(), self.on_device(*self.text_encoder_names), silence_libraries():
             return self._read(list(prompts))
 
     def _read(self, prompts: list[str]) -> Context:
@@ -137,7 +137,7 @@ class FlowModel(FrozenBaseModel):
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         return float(config.base_shift + slope * (tokens - config.base_image_seq_len))
 
-    def draw_timesteps(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+    def sample_timesteps(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
         """Of noise levels u, logit-normal (Esser et al. 2024) or uniform, and shifted to k u / (1 + (k - 1) u)."""
         if self.settings.timestep_sampling == "uniform":
             level = torch.rand(count, generator=generator)

@@ -27,8 +27,8 @@ class Flux(FlowModel):
 
     def __init__(self, parts: FlowParts, name: str, settings: ModelSettings) -> None:
         super().__init__(parts, name, settings)
-        self.tells_guidance = bool(self.transformer.config.guidance_embeds)
-        if self.tells_guidance and settings.render.negative_prompt:
+        self.guidance_embeds = bool(self.transformer.config.guidance_embeds)
+        if self.guidance_embeds and settings.render.negative_prompt:
             raise ConfigError(
                 "model.render.negative_prompt: a model that is told its guidance reads none; leave it empty"
             )
@@ -45,7 +45,7 @@ class Flux(FlowModel):
     def _flow(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
         rows, columns = noisy.shape[2] // PATCH, noisy.shape[3] // PATCH
         guidance = None
-        if self.tells_guidance:
+        if self.guidance_embeds:
             guidance = timesteps.new_ones(len(noisy)) if context.guidance is None else context.guidance
         packed = self.transformer(
             hidden_states=F.pixel_unshuffle(noisy, PATCH).flatten(2).transpose(1, 2),

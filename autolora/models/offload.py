@@ -37,9 +37,9 @@ class OffloadManager:
                 part.to(device)
 
     @contextmanager
-    def using(self, *names: str) -> Iterator[None]:
+    def on_device(self, *names: str) -> Iterator[None]:
         """These parts on the device; they leave when nobody uses them any more."""
-        self.stay(*names)
+        self.keep_on_device(*names)
         try:
             yield
         finally:
@@ -48,7 +48,7 @@ class OffloadManager:
                 if not self._users[name]:
                     self._leave(name)
 
-    def stay(self, *names: str) -> None:
+    def keep_on_device(self, *names: str) -> None:
         """These parts on the device from now on, since something there belongs to them."""
         for name in names:
             if not self._users[name]:

@@ -57,7 +57,7 @@ def open_pipeline(source: Path, family: str, dtype: torch.dtype, without: Iterab
     )
 
 
-def converted_lora(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
+def convert_lora(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     """A LoRA file of kohya's, ComfyUI's or another style in diffusers' names, by the pipeline's own conversion.
 
     Raises:
@@ -77,7 +77,7 @@ def converted_lora(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tens
 def guidance_arguments(model: BaseModel, settings: RenderSettings) -> dict[str, Any]:
     """How the pipeline of a model is told to guide as the settings say."""
     negative, strength = {"negative_prompt": settings.negative_prompt}, settings.guidance_scale
-    if model.tells_guidance:
+    if model.guidance_embeds:
         return {"guidance_scale": strength}
     if model.architecture == "flux":
         return {**negative, "true_cfg_scale": strength}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from autolora.models.base import MOST_CHUNKS
+from autolora.models.base import MAX_CHUNKS
 
 _COMMA_REACH = 20  # tokens
 
@@ -18,7 +18,7 @@ def prompt_windows(tokenizer: Any, prompt: str, room: int) -> list[list[int]]:
     comma = tokenizer(",", add_special_tokens=False).input_ids[-1] if len(rest) > room else None
     begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     found: list[list[int]] = []
-    while len(found) < MOST_CHUNKS and (rest or not found):
+    while len(found) < MAX_CHUNKS and (rest or not found):
         cut = room
         if len(rest) > room:
             cut = next((i for i in range(room, room - _COMMA_REACH, -1) if rest[i - 1] == comma), room)

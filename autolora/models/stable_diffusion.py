@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from torch import Tensor, nn
 
 from autolora.errors import ConfigError, ModelError
-from autolora.models.base import MOST_CHUNKS, Context, stack_contexts
+from autolora.models.base import MAX_CHUNKS, Context, stack_contexts
 from autolora.models.base_denoiser import FrozenBaseModel, check_sides
 from autolora.models.parts import Parts
 from autolora.models.prompts import prompt_windows
@@ -29,7 +29,7 @@ class StableDiffusion(FrozenBaseModel):
     """A frozen model of SD1 layout; see `BaseModel` for shapes. Other families change what their text encoders give."""
 
     architecture = "sd1"
-    tells_guidance = False
+    guidance_embeds = False
 
     def __init__(self, parts: Parts, name: str, settings: ModelSettings) -> None:
         settings.refuse("a noise schedule", "timestep_sampling", "timestep_shift")
@@ -40,8 +40,8 @@ class StableDiffusion(FrozenBaseModel):
         self._settle(settings)
         self.loss_scale = HALF_LOSS_SCALE if self.dtype == torch.float16 else 1.0
         self.max_tokens = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        self.prompt_tokens = self.max_tokens - 2  # one begins, one ends
-        self.most_tokens = MOST_CHUNKS * self.prompt_tokens
+        self.window_tokens = self.max_tokens - 2  # one begins, one ends
+        self.max_prompt_tokens = MAX_CHUNKS * self.window_tokens
         self.clip_skip = settings.clip_skip
         self._check_clip_skip()
         self._take_schedule(parts.scheduler)
@@ -93,9 +93,9 @@ class StableDiffusion(FrozenBaseModel):
     def encode_prompts(self, prompts: Sequence[str]) -> Context:
         """N prompts -> their context, long ones in several windows of the text encoders."""
         outputs, counts = [], [0]
-        with self._precision(), self.using(*self.text_parts):
+        with self._precision(), self.on_device(*self.text_encoder_names):
             for name, tokenizer in self.tokenizers.items():
-                own = [prompt_windows(tokenizer, prompt, self.prompt_tokens) for prompt in prompts]
+                own = [prompt_windows(tokenizer, prompt, self.window_tokens) for prompt in prompts]
                 ids = torch.tensor([window for each in own for window in each], device=self.device)
                 outputs.append(self.text_encoders[name](ids, output_hidden_states=True))
                 counts = [len(each) for each in own]
@@ -147,7 +147,7 @@ class StableDiffusion(FrozenBaseModel):
                 if forward is not None:
                     module.forward = forward
 
-    def draw_timesteps(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+    def sample_timesteps(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
         """All of the schedule alike, int64."""
         return torch.randint(0, self.train_timesteps, (count,), generator=generator)
 

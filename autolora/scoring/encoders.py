@@ -20,7 +20,7 @@ from autolora.models.base import BaseModel
 from autolora.models.offload import OffloadManager
 from autolora.scoring.intervals import Array
 
-AT_ONCE = 16  # pictures that an encoder looks at together: of 64, ViT-L takes 0.8 GB more beside a trial in training
+BATCH_SIZE = 16  # pictures that an encoder looks at together: of 64, ViT-L takes 0.8 GB more beside a trial in training
 INNER = ("forward_intermediates", "forward_head")  # what a timm model must have for its details to be seen
 
 
@@ -37,21 +37,21 @@ def _remedy(repository: str, given: str) -> str:
 class Embeddings:
     """Pictures as an encoder sees them; rows are unit vectors."""
 
-    whole: Array  # (N, D) in the space of its texts
-    details: Array  # (N, P) what is where, before it is pooled
+    pooled: Array  # (N, D) in the space of its texts
+    patches: Array  # (N, P) what is where, before it is pooled
 
     def split(self, counts: Sequence[int]) -> list[Embeddings]:
         """As many rows in turn as each of the counts says."""
         ends = np.cumsum(counts)[:-1]
         return [
-            Embeddings(*parts) for parts in zip(np.split(self.whole, ends), np.split(self.details, ends), strict=True)
+            Embeddings(*parts) for parts in zip(np.split(self.pooled, ends), np.split(self.patches, ends), strict=True)
         ]
 
 
-def joined(views: Iterable[Embeddings]) -> Embeddings:
+def concatenate(views: Iterable[Embeddings]) -> Embeddings:
     """The rows of all of them, in turn."""
     views = list(views)
-    return Embeddings(np.concatenate([v.whole for v in views]), np.concatenate([v.details for v in views]))
+    return Embeddings(np.concatenate([v.pooled for v in views]), np.concatenate([v.patches for v in views]))
 
 
 class Encoder(Protocol):
@@ -59,15 +59,15 @@ class Encoder(Protocol):
 
     name: str
 
-    def images(self, pictures: NDArray[np.uint8]) -> Array:
+    def embed_pooled(self, pictures: NDArray[np.uint8]) -> Array:
         """(N, H, W, 3) uint8 -> (N, D) unit vectors in the space of its texts."""
         ...
 
-    def views(self, pictures: NDArray[np.uint8]) -> Embeddings:
+    def embed(self, pictures: NDArray[np.uint8]) -> Embeddings:
         """(N, H, W, 3) uint8 -> the same vectors, and the details behind them."""
         ...
 
-    def texts(self, prompts: Sequence[str]) -> Array:
+    def embed_texts(self, prompts: Sequence[str]) -> Array:
         """N prompts -> (N, D)."""
         ...
 
@@ -88,7 +88,7 @@ class OpenClip:
         finally:
             logging.disable(logging.NOTSET)
         self.model.eval().requires_grad_(False)
-        self.residence = _residence(self.model)
+        self.offload = _offload_manager(self.model)
         self.tokenizer = open_clip.get_tokenizer(name)
         self.name = name
         visual = self.model.visual
@@ -97,34 +97,34 @@ class OpenClip:
         self.mean = torch.tensor(visual.image_mean or (0.481, 0.458, 0.408)).view(1, 3, 1, 1)
         self.std = torch.tensor(visual.image_std or (0.269, 0.261, 0.276)).view(1, 3, 1, 1)
         # Always with the last block: its ModifiedResNet pools what it stops at, whether that is the last or not.
-        with self.residence.using("encoder"):
-            blank = torch.zeros(1, 3, *self.side, device=self.residence.device)
+        with self.offload.on_device("encoder"):
+            blank = torch.zeros(1, 3, *self.side, device=self.offload.device)
             every = self.model.forward_intermediates(image=blank)["image_intermediates"]
         self.blocks = [_detailed(len(every)), len(every) - 1]
 
-    def images(self, pictures: NDArray[np.uint8]) -> Array:
+    def embed_pooled(self, pictures: NDArray[np.uint8]) -> Array:
         """(N, H, W, 3) uint8 -> (N, D) unit vectors."""
-        return self.views(pictures).whole
+        return self.embed(pictures).pooled
 
     @torch.inference_mode()
-    def views(self, pictures: NDArray[np.uint8]) -> Embeddings:
+    def embed(self, pictures: NDArray[np.uint8]) -> Embeddings:
         """(N, H, W, 3) uint8 -> the same vectors, and the details behind them."""
         rows = []
-        with self.residence.using("encoder"):
+        with self.offload.on_device("encoder"):
             for pixels in _batches(pictures, self.side):
-                rows.append(self.look(((pixels - self.mean) / self.std).to(self.residence.device)))
+                rows.append(self.features(((pixels - self.mean) / self.std).to(self.offload.device)))
         return _views(rows)
 
-    def look(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, *side) normalised pixels -> (B, D) and (B, P), as `views` has them but of any length."""
         seen = self.model.forward_intermediates(image=image, image_indices=self.blocks)
         return seen["image_features"], _quarters(seen["image_intermediates"][0])
 
     @torch.inference_mode()
-    def texts(self, prompts: Sequence[str]) -> Array:
+    def embed_texts(self, prompts: Sequence[str]) -> Array:
         """N prompts -> (N, D) unit vectors."""
-        with self.residence.using("encoder"):
-            tokens = self.tokenizer(list(prompts)).to(self.residence.device)
+        with self.offload.on_device("encoder"):
+            tokens = self.tokenizer(list(prompts)).to(self.offload.device)
             return _array(self.model.encode_text(tokens, normalize=True))
 
 
@@ -146,40 +146,40 @@ class Timm:
                 f"timm:{name} does not show its inner blocks (no {' and no '.join(lacking)}): take another model, "
                 "such as timm:vit_small_patch14_dinov2.lvd142m"
             )
-        self.residence = _residence(self.model)
+        self.offload = _offload_manager(self.model)
         config = timm.data.resolve_model_data_config(self.model)
         self.name = f"timm:{name}"
         self.side: tuple[int, int] = config["input_size"][-2:]
         self.mean = torch.tensor(config["mean"]).view(1, 3, 1, 1)
         self.std = torch.tensor(config["std"]).view(1, 3, 1, 1)
-        with self.residence.using("encoder"):
-            blank = torch.zeros(1, 3, *self.side, device=self.residence.device)
+        with self.offload.on_device("encoder"):
+            blank = torch.zeros(1, 3, *self.side, device=self.offload.device)
             self.block = _detailed(len(self.model.forward_intermediates(blank)[1]))
 
-    def images(self, pictures: NDArray[np.uint8]) -> Array:
+    def embed_pooled(self, pictures: NDArray[np.uint8]) -> Array:
         """(N, H, W, 3) uint8 -> (N, D) unit vectors."""
-        return self.views(pictures).whole
+        return self.embed(pictures).pooled
 
     @torch.inference_mode()
-    def views(self, pictures: NDArray[np.uint8]) -> Embeddings:
+    def embed(self, pictures: NDArray[np.uint8]) -> Embeddings:
         """(N, H, W, 3) uint8 -> the same vectors, and the details behind them."""
         rows = []
-        with self.residence.using("encoder"):
+        with self.offload.on_device("encoder"):
             for pixels in _batches(pictures, self.side):
-                rows.append(self.look(((pixels - self.mean) / self.std).to(self.residence.device)))
+                rows.append(self.features(((pixels - self.mean) / self.std).to(self.offload.device)))
         return _views(rows)
 
-    def look(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, *side) normalised pixels -> (B, D) and (B, P), as `views` has them but of any length."""
         last, (block,) = self.model.forward_intermediates(image, indices=[self.block])
         return self.model.forward_head(last), _quarters(block)
 
-    def texts(self, prompts: Sequence[str]) -> Array:
+    def embed_texts(self, prompts: Sequence[str]) -> Array:
         """Refused: there is no text tower."""
         raise ConfigError(f"{self.name} has no text tower: it can be scoring.second_encoder, not scoring.encoder")
 
 
-class Latents:
+class VaeEncoder:
     """The base model's own autoencoder: colours and shapes at a coarse grid, for a second opinion."""
 
     GRID = 4  # cells a side that latents are averaged over
@@ -187,27 +187,27 @@ class Latents:
     def __init__(self, model: BaseModel) -> None:
         self.model, self.name = model, "vae"
 
-    def views(self, pictures: NDArray[np.uint8]) -> Embeddings:
+    def embed(self, pictures: NDArray[np.uint8]) -> Embeddings:
         """(N, H, W, 3) uint8 -> its vectors twice: they are details already."""
-        rows = self.images(pictures)
+        rows = self.embed_pooled(pictures)
         return Embeddings(rows, rows)
 
     @torch.inference_mode()
-    def images(self, pictures: NDArray[np.uint8]) -> Array:
+    def embed_pooled(self, pictures: NDArray[np.uint8]) -> Array:
         """(N, H, W, 3) uint8 -> (N, GRID * GRID * C) unit vectors."""
         rows = []
-        with self.model.using("vae"):
+        with self.model.on_device("vae"):
             for pixels in _batches(pictures, None):
                 latents = self.model.encode_images((pixels * 2 - 1).to(self.model.device))
                 rows.append(F.adaptive_avg_pool2d(latents.float(), self.GRID).flatten(1))
         return _array(F.normalize(torch.cat(rows), dim=-1))
 
-    def texts(self, prompts: Sequence[str]) -> Array:
+    def embed_texts(self, prompts: Sequence[str]) -> Array:
         """Refused: there is no text tower."""
         raise ConfigError(f"{self.name} has no text tower: it can be scoring.second_encoder, not scoring.encoder")
 
 
-def _residence(model: nn.Module) -> OffloadManager:
+def _offload_manager(model: nn.Module) -> OffloadManager:
     """An encoder looks once a checkpoint and then makes room for training."""
     return OffloadManager(
         torch.device("cuda" if torch.cuda.is_available() else "cpu"), {"encoder": model}, offload=True
@@ -216,8 +216,8 @@ def _residence(model: nn.Module) -> OffloadManager:
 
 def _batches(pictures: NDArray[np.uint8], side: tuple[int, int] | None) -> Iterator[Tensor]:
     """(B, 3, h, w) in [0, 1], resized where a side is given."""
-    for start in range(0, len(pictures), AT_ONCE):
-        part = np.ascontiguousarray(pictures[start : start + AT_ONCE])
+    for start in range(0, len(pictures), BATCH_SIZE):
+        part = np.ascontiguousarray(pictures[start : start + BATCH_SIZE])
         pixels = torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255
         if side is not None and tuple(pixels.shape[-2:]) != side:
             pixels = F.interpolate(pixels, side, mode="bicubic", antialias=True).clamp(0, 1)
@@ -280,7 +280,7 @@ def load_second_encoder(name: str, model: BaseModel) -> Encoder:
         ConfigError: there is no such encoder, or it cannot be downloaded.
     """
     if name == "vae":
-        return Latents(model)
+        return VaeEncoder(model)
     return _timm(name.removeprefix("timm:")) if name.startswith("timm:") else load_encoder(name)
 
 

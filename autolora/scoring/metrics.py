@@ -10,8 +10,8 @@ import numpy as np
 from autolora.sampling import Images
 from autolora.scoring import failure_metrics as defects
 from autolora.scoring.encoders import Embeddings
+from autolora.scoring.eval_prompts import EvalPrompt, render_count
 from autolora.scoring.intervals import Array, Estimate, estimate, with_exact_bounds
-from autolora.scoring.probes import EvalPrompt, render_count
 from autolora.scoring.references import Reference
 from autolora.scoring.scorer import Scorer
 from autolora.scoring.terms import editability, relative_position
@@ -72,10 +72,10 @@ def measure(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings], pictures: Map
     bleed = class_bleed(scorer, rows)
     return MetricSet(
         fidelity=_fidelity(scorer, rows),
-        likeness=_position(scorer, scorer.references.character, scorer.of("trigger"), rows),
+        likeness=_position(scorer, scorer.references.character, scorer.select("trigger"), rows),
         editability=_editability(scorer, rows),
         bleed=bleed,
-        defects={"bleed_class": _rate(bleed, scorer.of(CLASS_ONLY)), **found},
+        defects={"bleed_class": _rate(bleed, scorer.select(CLASS_ONLY)), **found},
         unmeasurable=missing,
     )
 
@@ -85,16 +85,16 @@ def measure_likeness(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings]) -> d
     references = scorer.references
     return {
         "fidelity": _fidelity(scorer, rows).estimate(),
-        "likeness": _position(scorer, references.character, scorer.of("trigger"), rows).estimate(),
-        "bleed_class": _rate(class_bleed(scorer, rows), scorer.of(CLASS_ONLY)),
+        "likeness": _position(scorer, references.character, scorer.select("trigger"), rows).estimate(),
+        "bleed_class": _rate(class_bleed(scorer, rows), scorer.select(CLASS_ONLY)),
     }
 
 
 def _fidelity(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings]) -> BootstrapEstimate:
     """Half the character as such, a quarter each the mean and the worst of its concepts."""
     references = scorer.references
-    character = _position(scorer, references.character, scorer.of("trigger"), rows)
-    found = [_position(scorer, one, scorer.of("trigger", concept=one.name), rows) for one in references.concepts]
+    character = _position(scorer, references.character, scorer.select("trigger"), rows)
+    found = [_position(scorer, one, scorer.select("trigger", concept=one.name), rows) for one in references.concepts]
     values, draws = [one.value for one in found], np.stack([one.draws for one in found])
     return BootstrapEstimate(
         0.5 * character.value + 0.25 * float(np.mean(values)) + 0.25 * min(values),
@@ -106,13 +106,13 @@ def _position(
     scorer: Scorer, reference: Reference, probes: list[EvalPrompt], rows: Mapping[EvalPrompt, Embeddings]
 ) -> BootstrapEstimate:
     rendered = np.stack([reference.passes(rows[p]) for p in probes])
-    base = np.stack([reference.passes(scorer.base[p]) for p in probes])
+    base = np.stack([reference.passes(scorer.base_embeddings[p]) for p in probes])
     return BootstrapEstimate(*relative_position(rendered, base, reference.real, scorer.settings.n_bootstrap, seed=1))
 
 
 def class_bleed(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings]) -> BootstrapEstimate:
     """How much of the character the class word alone draws, from 0 to 1: drawing it less than the base is no bleed."""
-    found = _position(scorer, scorer.references.bleed, scorer.of(CLASS_ONLY), rows)
+    found = _position(scorer, scorer.references.bleed, scorer.select(CLASS_ONLY), rows)
     return BootstrapEstimate(float(np.clip(found.value, 0, 1)), np.clip(found.draws, 0, 1))
 
 
@@ -121,12 +121,12 @@ def _rate(bleed: BootstrapEstimate, probes: list[EvalPrompt]) -> Estimate:
 
 
 def _editability(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings]) -> BootstrapEstimate:
-    edited = scorer.of("novel", "style", "people")
+    edited = scorer.select("novel", "style", "people")
     return BootstrapEstimate(
         *editability(
-            np.stack([rows[p].whole for p in edited]),
-            np.stack([scorer.base[p].whole for p in edited]),
-            np.stack([scorer.texts[p] for p in edited]),
+            np.stack([rows[p].pooled for p in edited]),
+            np.stack([scorer.base_embeddings[p].pooled for p in edited]),
+            np.stack([scorer.text_embeddings[p] for p in edited]),
             scorer.settings.n_bootstrap,
             seed=1,
         )
@@ -139,7 +139,7 @@ def _defects(
     draws = scorer.settings.n_bootstrap
     found, missing = {}, {}
     for name, groups in OTHER_BLEED.items():
-        probes = scorer.of(*groups)
+        probes = scorer.select(*groups)
         if probes:
             found[name] = _rate(_position(scorer, scorer.references.bleed, probes, rows), probes)
     concepts, alike = scorer.references.concepts, scorer.references.alike
@@ -149,14 +149,14 @@ def _defects(
         found["bleed_cross"] = estimate(*defects.cross_bleed(*outfit_matrix(scorer, rows), draws, seed=1))
     else:
         missing["bleed_cross"] = "one concept, nothing to be mixed up"
-    asked, plain = scorer.of("trigger"), scorer.of("class_only")
+    asked, plain = scorer.select("trigger"), scorer.select("class_only")
     try:
         found["memorisation"] = defects.memorisation(
-            np.concatenate([rows[p].whole for p in asked]), scorer.references.training
+            np.concatenate([rows[p].pooled for p in asked]), scorer.references.training
         )
     except ValueError as error:
         missing["memorisation"] = str(error)
-    pair = np.stack([rows[p].whole for p in plain]), np.stack([scorer.base[p].whole for p in plain])
+    pair = np.stack([rows[p].pooled for p in plain]), np.stack([scorer.base_embeddings[p].pooled for p in plain])
     for name, of in (("spread", defects.spread), ("class_drift", defects.drift)):
         try:
             found[name] = estimate(*of(*pair, draws, seed=1))
@@ -167,10 +167,10 @@ def _defects(
 
 
 def _burn(scorer: Scorer, pictures: Mapping[EvalPrompt, Images], group: str) -> Estimate:
-    probes = scorer.of(group)
-    rendered, base = (np.concatenate([of[p] for p in probes]) for of in (pictures, scorer.base_pictures))
+    probes = scorer.select(group)
+    rendered, base = (np.concatenate([of[p] for p in probes]) for of in (pictures, scorer.base_renders))
     draws = scorer.settings.n_bootstrap
-    return estimate(*defects.burn(rendered, base, scorer.material.every, len(probes), draws, seed=1))
+    return estimate(*defects.burn(rendered, base, scorer.reference_images.all_training, len(probes), draws, seed=1))
 
 
 def outfit_matrix(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings]) -> tuple[list[Array], list[Array]]:
@@ -180,5 +180,5 @@ def outfit_matrix(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings]) -> tupl
     def passes(seen: Embeddings) -> Array:
         return np.stack([one.passes(seen) for one in concepts], axis=-1)
 
-    asked = [[passes(rows[p]) for p in scorer.of("trigger", concept=concept.name)] for concept in concepts]
+    asked = [[passes(rows[p]) for p in scorer.select("trigger", concept=concept.name)] for concept in concepts]
     return [np.stack(own) for own in asked], [passes(one.validation) for one in concepts]

@@ -15,9 +15,9 @@ from autolora.data.sources import Picture
 from autolora.errors import Unmeasurable
 from autolora.models.base import BaseModel
 from autolora.sampling import Images, to_uint8
-from autolora.scoring.encoders import Embeddings, Encoder, joined
+from autolora.scoring.encoders import Embeddings, Encoder, concatenate
 from autolora.scoring.intervals import Array, bootstrap_means
-from autolora.scoring.terms import LinearDiscriminant, cross_fit, fit_margin
+from autolora.scoring.terms import LinearDiscriminant, cross_fit, fit_discriminant
 from autolora.train.batches import LatentCache
 
 MINIMUM_AUC = 0.9
@@ -30,10 +30,10 @@ class ReferenceImages:
     trigger: str
     training: dict[str, Images]  # by concept
     validation: dict[str, Images]  # by concept
-    contrast: Images  # by the base model
+    negatives: Images  # by the base model
 
     @property
-    def every(self) -> Images:
+    def all_training(self) -> Images:
         """All training pictures."""
         return np.concatenate(list(self.training.values()))
 
@@ -56,14 +56,14 @@ BLEED_DEVIATIONS = 3
 class SoftThreshold:
     """A soft step on a margin of one view, so that few renders still tell a near miss from a far one."""
 
-    view: Literal["whole", "details"]
-    margin: LinearDiscriminant
+    features: Literal["pooled", "patches"]
+    discriminant: LinearDiscriminant
     threshold: float
     width: float
 
     def __call__(self, seen: Embeddings) -> Array:
         """N pictures -> (N,) from 0, surely below, to 1."""
-        return self.at(self.margin(getattr(seen, self.view)))
+        return self.at(self.discriminant(getattr(seen, self.features)))
 
     def at(self, positions: Array) -> Array:
         """The same of positions along the margin."""
@@ -81,13 +81,13 @@ class Reference:
     """
 
     name: str
-    cuts: tuple[SoftThreshold, ...]  # the character's first
+    thresholds: tuple[SoftThreshold, ...]  # the character's first
     real: Array  # (n,) how surely the user's own pictures pass, each judged by margins fitted without it
     validation: Embeddings
 
     def passes(self, seen: Embeddings) -> Array:
         """N pictures -> (N,) from 0, surely no picture of it, to 1."""
-        return np.asarray(np.prod([cut(seen) for cut in self.cuts], axis=0))
+        return np.asarray(np.prod([cut(seen) for cut in self.thresholds], axis=0))
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,12 @@ def fit_references(material: ReferenceImages, encoder: Encoder, bootstrap: int) 
         Unmeasurable: the encoder cannot tell the character from the base model's pictures, so no score would mean
             anything.
     """
-    training = {name: encoder.views(pictures) for name, pictures in material.training.items()}
-    validation = {name: encoder.views(pictures) for name, pictures in material.validation.items()}
-    contrast, every, kept = encoder.views(material.contrast), joined(training.values()), joined(validation.values())
-    details = _tell_apart(every.details, kept.details, contrast.details)
-    whole = _tell_apart(every.whole, kept.whole, contrast.whole)
-    cut, wide = details.cut("details", DEVIATIONS, STEP), whole.cut("whole", BLEED_DEVIATIONS)
+    training = {name: encoder.embed(pictures) for name, pictures in material.training.items()}
+    validation = {name: encoder.embed(pictures) for name, pictures in material.validation.items()}
+    contrast, every, kept = encoder.embed(material.negatives), concatenate(training.values()), concatenate(validation.values())
+    details = _tell_apart(every.patches, kept.patches, contrast.patches)
+    whole = _tell_apart(every.pooled, kept.pooled, contrast.pooled)
+    cut, wide = details.cut("patches", DEVIATIONS, STEP), whole.cut("pooled", BLEED_DEVIATIONS)
     character = Reference(material.trigger, (cut,), cut.at(details.known), kept)
     bleed = Reference(material.trigger, (wide,), wide.at(whole.known), kept)
     auc = min(details.auc, whole.auc)
@@ -128,19 +128,19 @@ def fit_references(material: ReferenceImages, encoder: Encoder, bootstrap: int) 
         )
     concepts, alike, start = [], [], 0
     for name, own in training.items():
-        kept, cuts, count = validation[name], [cut], len(own.details)
-        real = cut.at(np.concatenate([details.known[start : start + count], cut.margin(kept.details)]))
+        kept, thresholds, count = validation[name], [cut], len(own.patches)
+        real = cut.at(np.concatenate([details.known[start : start + count], cut.discriminant(kept.patches)]))
         start += count
         for other, siblings in training.items():
-            between = _between(own.details, siblings.details) if other != name else None
+            between = _between(own.patches, siblings.patches) if other != name else None
             if between:
                 side, positions = between
-                cuts.append(side)
-                real = real * side.at(np.concatenate([positions, side.margin(kept.details)]))
+                thresholds.append(side)
+                real = real * side.at(np.concatenate([positions, side.discriminant(kept.patches)]))
             elif name < other:
                 alike.append(f"{name} and {other}")
-        concepts.append(Reference(name, tuple(cuts), real, kept))
-    return References(tuple(concepts), character, bleed, every.whole, tuple(alike))
+        concepts.append(Reference(name, tuple(thresholds), real, kept))
+    return References(tuple(concepts), character, bleed, every.pooled, tuple(alike))
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class _Apart:
     base: float  # the mean position of the base model's pictures
     auc: float
 
-    def cut(self, view: Literal["whole", "details"], deviations: float, step: float = 0) -> SoftThreshold:
+    def cut(self, view: Literal["pooled", "patches"], deviations: float, step: float = 0) -> SoftThreshold:
         """So many deviations of real pictures below their mean, but at least `step` of the way to the base model's."""
         centre, spread = float(self.known.mean()), float(max(self.known.std(), 1e-6))
         step *= centre - self.base
@@ -161,7 +161,7 @@ class _Apart:
 
 def _tell_apart(training: Array, validation: Array, contrast: Array) -> _Apart:
     unseen, auc = cross_fit(training, contrast)
-    margin = fit_margin(training, contrast)
+    margin = fit_discriminant(training, contrast)
     return _Apart(margin, np.concatenate([unseen, margin(validation)]), float(margin(contrast).mean()), auc)
 
 
@@ -173,9 +173,9 @@ def _between(own: Array, siblings: Array) -> tuple[SoftThreshold, Array] | None:
     positions, auc = cross_fit(own, siblings)
     if auc < MINIMUM_AUC:
         return None
-    margin = fit_margin(own, siblings)
+    margin = fit_discriminant(own, siblings)
     half_way = float(margin(own).mean() + margin(siblings).mean()) / 2
-    return SoftThreshold("details", margin, half_way, float(max(positions.std(), 1e-6))), positions
+    return SoftThreshold("patches", margin, half_way, float(max(positions.std(), 1e-6))), positions
 
 
 @torch.inference_mode()

@@ -12,10 +12,10 @@ from autolora.models.base import BaseModel
 from autolora.sampling import Images, RenderRequest, render
 from autolora.scoring.diagnosis import verdict
 from autolora.scoring.encoders import Embeddings
+from autolora.scoring.eval_prompts import EvalPrompt
 from autolora.scoring.intervals import Array, Estimate, estimate
 from autolora.scoring.metrics import BootstrapEstimate, MetricSet, measure, measure_likeness
-from autolora.scoring.probes import EvalPrompt
-from autolora.scoring.scorer import Scorer, views_of
+from autolora.scoring.scorer import Scorer, embed_each
 from autolora.scoring.settings import BELOW, ScoringSettings
 
 
@@ -55,14 +55,14 @@ Rendered = Mapping[tuple[EvalPrompt, float], Images]  # by probe and weight, one
 Embedded = Mapping[float, Mapping[EvalPrompt, Embeddings]]  # by weight and probe, one row a seed
 
 
-def render_probes(
+def render_eval_prompts(
     scorer: Scorer,
     model: BaseModel,
     adapter: AdapterSet,
     advance: Callable[[int], None] | None = None,
 ) -> Rendered:
     """Every probe at every judged weight, in shared batches."""
-    keys = [(probe, weight) for probe in scorer.probes for weight in scorer.settings.weights]
+    keys = [(probe, weight) for probe in scorer.prompts for weight in scorer.settings.weights]
     shots = [RenderRequest(probe.prompt, seed, weight) for probe, weight in keys for seed in probe.seeds]
     pictures = render(model, shots, scorer.render_settings, adapter, advance)
     found, start = {}, 0
@@ -78,7 +78,7 @@ def score(scorer: Scorer, pictures: Rendered, embedded: Embedded | None = None) 
     if scorer.second:
         seen = embed(scorer.second, pictures)
         second = {f"{weight:g}": measure_likeness(scorer.second, seen[weight]) for weight in weights}
-    parts = {w: measure(scorer, at[w], {probe: pictures[probe, w] for probe in scorer.probes}) for w in weights}
+    parts = {w: measure(scorer, at[w], {probe: pictures[probe, w] for probe in scorer.prompts}) for w in weights}
     by_weight = {f"{weight:g}": part.terms for weight, part in parts.items()}
     strongest = parts[max(weights)]
     constraints = constraint_violations(by_weight, scorer.settings)
@@ -101,13 +101,13 @@ def score(scorer: Scorer, pictures: Rendered, embedded: Embedded | None = None) 
 
 def prompts_asked(scorer: Scorer) -> tuple[int, int]:
     """How many prompts the score's two halves are drawn from, those of all concepts together."""
-    return len(scorer.of("trigger")), len(scorer.of("novel", "style", "people"))
+    return len(scorer.select("trigger")), len(scorer.select("novel", "style", "people"))
 
 
 def embed(scorer: Scorer, pictures: Rendered) -> Embedded:
     """By weight, views of each probe's renders, one a seed."""
-    rows = views_of(scorer.encoder, pictures)
-    return {weight: {p: rows[p, weight] for p in scorer.probes} for weight in scorer.settings.weights}
+    rows = embed_each(scorer.encoder, pictures)
+    return {weight: {p: rows[p, weight] for p in scorer.prompts} for weight in scorer.settings.weights}
 
 
 def recommended_weight(by_weight: dict[str, dict[str, Estimate]], settings: ScoringSettings) -> float:
@@ -200,4 +200,4 @@ def _leaks(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings]) -> dict[str, f
 def _shown(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings], *groups: str) -> list[tuple[str, float]]:
     """Each probe's prompt and the share of its renders that pass for the character."""
     passes = scorer.references.bleed.passes
-    return [(probe.prompt, float((passes(rows[probe]) > 0.5).mean())) for probe in scorer.of(*groups)]
+    return [(probe.prompt, float((passes(rows[probe]) > 0.5).mean())) for probe in scorer.select(*groups)]

@@ -15,8 +15,8 @@ from autolora.models.base import BaseModel
 from autolora.models.settings import RenderSettings
 from autolora.sampling import BaseRenders, Images
 from autolora.scoring.encoders import Embeddings, Encoder
+from autolora.scoring.eval_prompts import ALL_GROUPS, EvalPrompt, build_eval_prompts, in_groups, render_count
 from autolora.scoring.intervals import Array
-from autolora.scoring.probes import ALL_GROUPS, EvalPrompt, build_probes, of_groups, render_count
 from autolora.scoring.references import ReferenceImages, References, decode, fit_references
 from autolora.scoring.settings import ScoringSettings
 from autolora.train.batches import LatentCache
@@ -32,30 +32,30 @@ class Scorer:
     settings: ScoringSettings
     render_settings: RenderSettings  # how its base pictures were rendered, and every checkpoint's must be
     encoder: Encoder
-    probes: tuple[EvalPrompt, ...]
-    base: dict[EvalPrompt, Embeddings]  # of the base model's pictures of each probe, one a seed
-    base_pictures: dict[EvalPrompt, Images]
-    texts: dict[EvalPrompt, Array]  # (D,) embeddings of the prompts without triggers
-    material: ReferenceImages
+    prompts: tuple[EvalPrompt, ...]
+    base_embeddings: dict[EvalPrompt, Embeddings]  # of the base model's pictures of each probe, one a seed
+    base_renders: dict[EvalPrompt, Images]
+    text_embeddings: dict[EvalPrompt, Array]  # (D,) embeddings of the prompts without triggers
+    reference_images: ReferenceImages
     references: References
     second: Scorer | None = None  # the same as another encoder sees it
 
-    def of(self, *groups: str, concept: str | None = None) -> list[EvalPrompt]:
+    def select(self, *groups: str, concept: str | None = None) -> list[EvalPrompt]:
         """The probes of some groups, and of one concept where it is given."""
-        return of_groups(self.probes, *groups, concept=concept)
+        return in_groups(self.prompts, *groups, concept=concept)
 
-    def at(self, *weights: float) -> Scorer:
+    def at_weights(self, *weights: float) -> Scorer:
         """The same at other weights."""
         return replace(self, settings=replace(self.settings, weights=weights))
 
     def only(self, *groups: str) -> Scorer:
         """The same with the probes of some groups."""
-        return replace(self, probes=tuple(self.of(*groups)), second=self.second and self.second.only(*groups))
+        return replace(self, prompts=tuple(self.select(*groups)), second=self.second and self.second.only(*groups))
 
     @property
-    def renders(self) -> int:
+    def num_renders(self) -> int:
         """How many pictures a checkpoint is asked for."""
-        return render_count(self.probes) * len(self.settings.weights)
+        return render_count(self.prompts) * len(self.settings.weights)
 
 
 def build_scorer(
@@ -72,8 +72,8 @@ def build_scorer(
     Raises:
         Unmeasurable: the encoder cannot tell a concept from the base model's pictures.
     """
-    probes = build_probes(dataset, settings)
-    base, base_pictures = _base_of(probes, renders, encoder, None, advance)
+    probes = build_eval_prompts(dataset, settings)
+    base, base_renders = _base_of(probes, renders, encoder, None, advance)
     material = ReferenceImages(
         trigger=dataset.trigger,
         training={c.name: decode(model, latents, c.pictures, renders.side) for c in dataset.concepts},
@@ -81,22 +81,22 @@ def build_scorer(
             c.name: decode(model, latents, [p for p in dataset.validation if p.concept == c.name], renders.side)
             for c in dataset.concepts
         },
-        contrast=renders.render(negative_requests(dataset, settings), advance),
+        negatives=renders.render(negative_requests(dataset, settings), advance),
     )
     return Scorer(
         settings=settings,
         render_settings=renders.settings,
         encoder=encoder,
-        probes=probes,
-        base=base,
-        base_pictures=base_pictures,
-        texts=_texts(probes, dataset, encoder),
-        material=material,
+        prompts=probes,
+        base_embeddings=base,
+        base_renders=base_renders,
+        text_embeddings=_texts(probes, dataset, encoder),
+        reference_images=material,
         references=fit_references(material, encoder, settings.n_bootstrap),
     )
 
 
-def with_fresh_probes(
+def with_fresh_prompts(
     scorer: Scorer,
     dataset: Dataset,
     renders: BaseRenders,
@@ -112,21 +112,21 @@ def with_fresh_probes(
         seeds_per_trigger_prompt=old.seeds_per_trigger_prompt * repeats,
         seeds_per_class_prompt=old.seeds_per_class_prompt * repeats,
     )
-    probes = build_probes(dataset, settings, ALL_GROUPS)
-    base, base_pictures = _base_of(probes, renders, scorer.encoder, adapter, advance)
+    probes = build_eval_prompts(dataset, settings, ALL_GROUPS)
+    base, base_renders = _base_of(probes, renders, scorer.encoder, adapter, advance)
     return replace(
         scorer,
         settings=settings,
         render_settings=renders.settings,
-        probes=probes,
-        base=base,
-        base_pictures=base_pictures,
-        texts=_texts(probes, dataset, scorer.encoder),
+        prompts=probes,
+        base_embeddings=base,
+        base_renders=base_renders,
+        text_embeddings=_texts(probes, dataset, scorer.encoder),
     )
 
 
 def _texts(probes: Sequence[EvalPrompt], dataset: Dataset, encoder: Encoder) -> dict[EvalPrompt, Array]:
-    return dict(zip(probes, encoder.texts([strip_triggers(p.prompt, dataset) for p in probes]), strict=True))
+    return dict(zip(probes, encoder.embed_texts([strip_triggers(p.prompt, dataset) for p in probes]), strict=True))
 
 
 def _base_of(
@@ -140,7 +140,7 @@ def _base_of(
     pictures = renders.render([(probe.base_prompt, seed) for probe in probes for seed in probe.seeds], advance, adapter)
     ends = np.cumsum([len(probe.seeds) for probe in probes])[:-1]
     by_probe = dict(zip(probes, np.split(pictures, ends), strict=True))
-    return views_of(encoder, by_probe), by_probe
+    return embed_each(encoder, by_probe), by_probe
 
 
 def with_encoder(scorer: Scorer, encoder: Encoder) -> Scorer:
@@ -149,14 +149,14 @@ def with_encoder(scorer: Scorer, encoder: Encoder) -> Scorer:
     Raises:
         Unmeasurable: that encoder cannot tell a concept from the base model's pictures.
     """
-    base = views_of(encoder, scorer.base_pictures)
-    references = fit_references(scorer.material, encoder, scorer.settings.n_bootstrap)
-    return replace(scorer, encoder=encoder, base=base, references=references, second=None)
+    base = embed_each(encoder, scorer.base_renders)
+    references = fit_references(scorer.reference_images, encoder, scorer.settings.n_bootstrap)
+    return replace(scorer, encoder=encoder, base_embeddings=base, references=references, second=None)
 
 
-def views_of(encoder: Encoder, pictures: Mapping[K, Images]) -> dict[K, Embeddings]:
+def embed_each(encoder: Encoder, pictures: Mapping[K, Images]) -> dict[K, Embeddings]:
     """Views of each key's pictures, in one pass."""
-    seen = encoder.views(np.concatenate(list(pictures.values())))
+    seen = encoder.embed(np.concatenate(list(pictures.values())))
     return dict(zip(pictures, seen.split([len(own) for own in pictures.values()]), strict=True))
 
 

@@ -27,14 +27,14 @@ def standard_metrics(scorer: Scorer, pictures: Rendered, embedded: Embedded, wei
         embedded: what `embed` made of them.
         weight: of the LoRA.
     """
-    probes = scorer.of("trigger", "novel")
-    asked = [embedded[weight][p].whole for p in probes]
+    probes = scorer.select("trigger", "novel")
+    asked = [embedded[weight][p].pooled for p in probes]
     rows = np.concatenate(asked)
-    texts = np.repeat(np.stack([scorer.texts[p] for p in probes]), [len(own) for own in asked], axis=0)
+    texts = np.repeat(np.stack([scorer.text_embeddings[p] for p in probes]), [len(own) for own in asked], axis=0)
     training = scorer.references.training
     found = {"clip_i": clip_i(rows, training), "clip_t": clip_t(rows, texts), "kid": kid(rows, training)}
     if lpips_weights().is_file():
-        found["lpips"] = lpips(np.concatenate([pictures[p, weight] for p in scorer.of("class_only")]))
+        found["lpips"] = lpips(np.concatenate([pictures[p, weight] for p in scorer.select("class_only")]))
     return found
 
 

@@ -20,7 +20,7 @@ class LinearDiscriminant:
         return np.asarray(embeddings @ self.direction)
 
 
-def fit_margin(positives: Array, negatives: Array, shrinkage: float = 0.3) -> LinearDiscriminant:
+def fit_discriminant(positives: Array, negatives: Array, shrinkage: float = 0.3) -> LinearDiscriminant:
     """Fisher's linear discriminant with the pooled covariance shrunk towards a multiple of the identity.
 
     Args:
@@ -51,7 +51,7 @@ def cross_fit(positives: Array, negatives: Array, folds: int = 5, seed: int = 0)
         keep, left = [p != fold for p in parts], [p == fold for p in parts]
         if min(k.sum() for k in keep) < 2 or not left[0].any():
             continue
-        margin = fit_margin(positives[keep[0]], negatives[keep[1]])
+        margin = fit_discriminant(positives[keep[0]], negatives[keep[1]])
         positions[left[0]] = margin(positives[left[0]])
         wins.append((positions[left[0]][:, None] > margin(negatives[left[1]])[None, :]).ravel())
     return positions, float(np.concatenate(wins).mean()) if wins else 0.0

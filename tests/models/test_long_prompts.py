@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from autolora.models.base import MOST_CHUNKS, stack_contexts
+from autolora.models.base import MAX_CHUNKS, stack_contexts
 from autolora.models.prompts import prompt_windows
 from autolora.models.stable_diffusion import StableDiffusion
 
@@ -24,8 +24,8 @@ def test_a_long_prompt_is_encoded_in_windows_cut_after_a_comma(tiny_model: Stabl
 
 def test_a_prompt_without_commas_is_cut_at_the_window_and_ends_at_the_last(tiny_model: StableDiffusion) -> None:
     assert tiny_model.encode_prompts(["a" * 76]).tokens.shape[1] == 2 * tiny_model.max_tokens
-    most = tiny_model.encode_prompts(["a" * (MOST_CHUNKS * WINDOW + 1)]).tokens
-    assert most.shape[1] == MOST_CHUNKS * tiny_model.max_tokens
+    most = tiny_model.encode_prompts(["a" * (MAX_CHUNKS * WINDOW + 1)]).tokens
+    assert most.shape[1] == MAX_CHUNKS * tiny_model.max_tokens
     assert torch.equal(most, tiny_model.encode_prompts(["a" * 1000]).tokens)
 
 

@@ -38,10 +38,10 @@ def test_a_part_is_on_the_device_while_used_and_comes_back_unchanged() -> None:
     before = copy.deepcopy(vae.state_dict())
     card = Card(CPU, {"vae": vae, "text": text}, offload=True)
     assert not card.has(vae) and not card.has(text)
-    with card.using("vae"):
+    with card.on_device("vae"):
         assert card.has(vae) and not card.has(text)
         assert vae[0].weight.is_contiguous(memory_format=torch.channels_last)
-        with card.using("vae", "text"):
+        with card.on_device("vae", "text"):
             assert card.has(text)
         assert card.has(vae) and not card.has(text)
     assert not card.has(vae)
@@ -51,16 +51,16 @@ def test_a_part_is_on_the_device_while_used_and_comes_back_unchanged() -> None:
 def test_an_error_inside_lets_parts_leave_and_what_stays_never_does() -> None:
     vae, text = part(), part()
     card = Card(CPU, {"vae": vae, "text": text}, offload=True)
-    card.stay("text", "unet")  # what never leaves anyway is no part of it
-    with pytest.raises(InterruptedError), card.using("vae", "text"):
+    card.keep_on_device("text", "unet")  # what never leaves anyway is no part of it
+    with pytest.raises(InterruptedError), card.on_device("vae", "text"):
         raise InterruptedError
     assert not card.has(vae) and card.has(text)
 
 
 def test_without_offloading_everything_is_on_the_device_from_the_start() -> None:
     vae = part()
-    residence = OffloadManager(torch.device("meta"), {"vae": vae}, offload=False)
-    with residence.using("vae"):
+    manager = OffloadManager(torch.device("meta"), {"vae": vae}, offload=False)
+    with manager.on_device("vae"):
         pass
     assert {tensor.device.type for tensor in vae.parameters()} == {"meta"}
 
@@ -69,7 +69,7 @@ def test_weights_that_came_while_rendering_can_be_trained_through() -> None:
     text = nn.Linear(2, 2).requires_grad_(False)
     card = Card(CPU, {"text": text}, offload=True)
     with torch.inference_mode():
-        card.stay("text")
+        card.keep_on_device("text")
     x = torch.ones(1, 2, requires_grad=True)
     text(x).square().sum().backward()
     assert x.grad is not None and x.grad.abs().sum() > 0

@@ -82,7 +82,7 @@ def test_tokens_are_the_prompts_own(tiny_model: StableDiffusion) -> None:
         ids = tiny_model.tokenizer(prompt).input_ids
         assert tiny_model.tokenizer.convert_tokens_to_ids(tiny_model.tokens(prompt)) == ids[1:-1]
     assert tiny_model.tokens("Ab c") == ["a", "b</w>", "c</w>"]
-    assert tiny_model.prompt_tokens == tiny.TOKENS - 2
+    assert tiny_model.window_tokens == tiny.TOKENS - 2
 
 
 def test_prompt_encoding_passes_gradients(tiny_model: StableDiffusion) -> None:

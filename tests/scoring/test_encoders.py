@@ -13,7 +13,7 @@ from timm.models import save_for_hf
 from autolora.errors import ConfigError
 from autolora.models.load import load_model
 from autolora.models.settings import ModelSettings
-from autolora.scoring.encoders import Encoder, OpenClip, _detailed, joined, load_encoder, load_second_encoder
+from autolora.scoring.encoders import Encoder, OpenClip, _detailed, concatenate, load_encoder, load_second_encoder
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
 
@@ -27,15 +27,15 @@ def timm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check(encoder: Encoder) -> None:
-    rows = encoder.images(PICTURES)
+    rows = encoder.embed_pooled(PICTURES)
     assert rows.shape[0] == 5
     assert np.linalg.norm(rows, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
-    assert np.allclose(encoder.images(PICTURES[2:3]), rows[2:3], atol=1e-5)
-    seen = encoder.views(PICTURES)
-    assert np.allclose(seen.whole, rows, atol=1e-5)
-    assert np.linalg.norm(seen.details, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
-    assert [len(part.details) for part in seen.split([2, 0, 3])] == [2, 0, 3]
-    assert np.array_equal(joined(seen.split([2, 0, 3])).details, seen.details)
+    assert np.allclose(encoder.embed_pooled(PICTURES[2:3]), rows[2:3], atol=1e-5)
+    seen = encoder.embed(PICTURES)
+    assert np.allclose(seen.pooled, rows, atol=1e-5)
+    assert np.linalg.norm(seen.patches, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
+    assert [len(part.patches) for part in seen.split([2, 0, 3])] == [2, 0, 3]
+    assert np.array_equal(concatenate(seen.split([2, 0, 3])).patches, seen.patches)
 
 
 def test_the_whole_is_what_open_clip_itself_encodes() -> None:
@@ -44,7 +44,7 @@ def test_the_whole_is_what_open_clip_itself_encodes() -> None:
     assert isinstance(encoder, OpenClip)
     pixels = torch.from_numpy(PICTURES).permute(0, 3, 1, 2).float() / 255
     own = encoder.model.encode_image((pixels - encoder.mean) / encoder.std, normalize=True)
-    assert np.allclose(encoder.images(PICTURES), own.numpy(), atol=1e-5)
+    assert np.allclose(encoder.embed_pooled(PICTURES), own.numpy(), atol=1e-5)
 
 
 def test_details_tell_where_something_is(timm_folder: Path) -> None:
@@ -53,9 +53,9 @@ def test_details_tell_where_something_is(timm_folder: Path) -> None:
     pictures = np.full((2, 64, 64, 3), 200, np.uint8)
     pictures[0, 8:24, 8:24] = pictures[1, 40:56, 8:24] = 0
     for encoder in (load_encoder("paperdoll"), load_second_encoder(f"timm:local-dir:{timm_folder}", model)):
-        seen = encoder.views(pictures)
-        assert seen.details.shape[1] % 4 == 0
-        assert seen.details[0] @ seen.details[1] < 0.995
+        seen = encoder.embed(pictures)
+        assert seen.patches.shape[1] % 4 == 0
+        assert seen.patches[0] @ seen.patches[1] < 0.995
 
 
 @pytest.mark.parametrize(("blocks", "detailed"), [(5, 3), (12, 8), (24, 17), (1, 0)])
@@ -72,7 +72,7 @@ def test_timm_encoders_see_but_do_not_read(timm_folder: Path) -> None:
     encoder = load_second_encoder(f"timm:local-dir:{timm_folder}", load_model(ModelSettings()))
     check(encoder)
     with pytest.raises(ConfigError, match=r"no text tower.*second_encoder"):
-        encoder.texts(["1girl"])
+        encoder.embed_texts(["1girl"])
 
 
 @pytest.mark.parametrize("name", ["clip", "open_clip:", "open_clip:ViT-L-14", "vae", "timm:test_vit"])

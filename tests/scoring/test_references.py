@@ -15,13 +15,13 @@ class Flat:
 
     name = "flat"
 
-    def images(self, pictures: np.ndarray) -> np.ndarray:
+    def embed_pooled(self, pictures: np.ndarray) -> np.ndarray:
         return pictures.reshape(len(pictures), -1)
 
-    def views(self, pictures: np.ndarray) -> Embeddings:
-        return Embeddings(self.images(pictures), self.images(pictures))
+    def embed(self, pictures: np.ndarray) -> Embeddings:
+        return Embeddings(self.embed_pooled(pictures), self.embed_pooled(pictures))
 
-    def texts(self, prompts: list[str]) -> np.ndarray:
+    def embed_texts(self, prompts: list[str]) -> np.ndarray:
         raise NotImplementedError
 
 
@@ -34,7 +34,7 @@ def cloud(center: float, count: int, seed: int, outfit: float = 0.0) -> np.ndarr
 
 
 def seen(rows: np.ndarray) -> Embeddings:
-    return Flat().views(rows)
+    return Flat().embed(rows)
 
 
 def fit(center: float, outfits: tuple[float, ...] = (0.0,)) -> References:

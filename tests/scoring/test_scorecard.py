@@ -10,8 +10,8 @@ import pytest
 
 from autolora.models.settings import RenderSettings
 from autolora.scoring.encoders import Embeddings, Encoder
+from autolora.scoring.eval_prompts import EvalPrompt
 from autolora.scoring.intervals import Estimate
-from autolora.scoring.probes import EvalPrompt
 from autolora.scoring.references import Reference, ReferenceImages, References, SoftThreshold
 from autolora.scoring.scorecard import Rendered, Scorecard, constraint_violations, recommended_weight, score
 from autolora.scoring.scorer import Scorer
@@ -36,13 +36,13 @@ class Passthrough:
 
     name = "made-up"
 
-    def images(self, pictures: np.ndarray) -> np.ndarray:
+    def embed_pooled(self, pictures: np.ndarray) -> np.ndarray:
         return pictures.reshape(len(pictures), -1)[:, : 1 + PROMPTS]
 
-    def views(self, pictures: np.ndarray) -> Embeddings:
-        return twice(self.images(pictures))
+    def embed(self, pictures: np.ndarray) -> Embeddings:
+        return twice(self.embed_pooled(pictures))
 
-    def texts(self, prompts: list[str]) -> np.ndarray:
+    def embed_texts(self, prompts: list[str]) -> np.ndarray:
         raise NotImplementedError
 
 
@@ -57,7 +57,7 @@ def canvas(rows: np.ndarray, noise: np.random.Generator) -> np.ndarray:
     return pictures
 
 
-def probes() -> tuple[EvalPrompt, ...]:
+def eval_prompts() -> tuple[EvalPrompt, ...]:
     groups = ("trigger", "novel", "class_only")
     return tuple(
         EvalPrompt(g, "mona" if g == "trigger" else "", f"{g} {i}", "", (0, 1)) for g in groups for i in range(6)
@@ -76,12 +76,12 @@ def text_of(suite: Sequence[EvalPrompt]) -> dict[EvalPrompt, np.ndarray]:
 
 
 def made_up_scorer(noise: np.random.Generator) -> Scorer:
-    suite = probes()
+    suite = eval_prompts()
     texts = text_of(suite)
     base = {p: np.stack([texts[p] + noise.normal(0, 0.01, 7) for _ in p.seeds]) for p in suite}
     validation = np.tile(CHARACTER, (4, 1))
     reference = Reference(
-        "mona", (SoftThreshold("whole", LinearDiscriminant(CHARACTER), 0.5, 0.1),), np.full(4, 1.0), twice(validation)
+        "mona", (SoftThreshold("pooled", LinearDiscriminant(CHARACTER), 0.5, 0.1),), np.full(4, 1.0), twice(validation)
     )
     encoder: Encoder = Passthrough()  # type: ignore[assignment]
     return Scorer(
@@ -108,8 +108,8 @@ def renders(
     overcooked_at: float | None = None,
 ) -> Rendered:
     shares = {"trigger": (likeness, 1.0), "novel": (likeness, follows), "class_only": (bleed, 1.0)}
-    texts, pictures = text_of(scorer.probes), {}
-    for i, p in enumerate(scorer.probes):
+    texts, pictures = text_of(scorer.prompts), {}
+    for i, p in enumerate(scorer.prompts):
         for weight in WEIGHTS:
             shown, kept = shares[p.group]
             if p.group == "class_only" and overcooked_at not in (None, weight):
@@ -146,16 +146,16 @@ def test_fidelity_is_half_the_character_and_as_much_the_mean_as_the_worst_of_its
     scorer = made_up_scorer(noise)
     mona = scorer.references.character
     never = replace(
-        mona, name="suit", cuts=(*mona.cuts, SoftThreshold("whole", LinearDiscriminant(-CHARACTER), 0.5, 0.1))
+        mona, name="suit", thresholds=(*mona.thresholds, SoftThreshold("pooled", LinearDiscriminant(-CHARACTER), 0.5, 0.1))
     )
-    suited = {p: replace(p, concept="suit") if p.prompt in ("trigger 1", "trigger 4") else p for p in scorer.probes}
+    suited = {p: replace(p, concept="suit") if p.prompt in ("trigger 1", "trigger 4") else p for p in scorer.prompts}
     rendered = {(suited[p], w): own for (p, w), own in renders(scorer, noise, 1.0, 1.0, 0.0).items()}
     two = replace(
         scorer,
-        probes=tuple(suited.values()),
-        base={suited[p]: rows for p, rows in scorer.base.items()},
-        base_pictures={suited[p]: own for p, own in scorer.base_pictures.items()},
-        texts={suited[p]: text for p, text in scorer.texts.items()},
+        prompts=tuple(suited.values()),
+        base_embeddings={suited[p]: rows for p, rows in scorer.base_embeddings.items()},
+        base_renders={suited[p]: own for p, own in scorer.base_renders.items()},
+        text_embeddings={suited[p]: text for p, text in scorer.text_embeddings.items()},
         references=replace(scorer.references, concepts=(mona, never)),
     )
     terms = score(two, rendered).by_weight["1"]
@@ -185,7 +185,7 @@ def test_bleed_above_its_limit_is_taken_off_the_score() -> None:
 def test_bleed_is_a_share_though_the_base_model_shows_more_of_the_character() -> None:
     """Else an interval around a trifle below 0 would not hold 0."""
     scorer = made_up_scorer(np.random.default_rng(0))
-    shown = {p: twice(rows + 0.4 * CHARACTER) for p, rows in scorer.texts.items() for rows in [np.tile(rows, (2, 1))]}
+    shown = {p: twice(rows + 0.4 * CHARACTER) for p, rows in scorer.text_embeddings.items() for rows in [np.tile(rows, (2, 1))]}
     scorer = replace(scorer, base=shown)
     pictures = renders(scorer, np.random.default_rng(0), likeness=1.0, follows=1.0, bleed=0.0)
     bleed = score(scorer, pictures).by_weight["1"]["bleed_class"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autolora.config import compose, scoring_settings
+from autolora.config import compose
 from autolora.errors import ConfigError
 from autolora.scoring.intervals import Estimate, bootstrap_means, estimate, expansion, with_exact_bounds
 from autolora.scoring.settings import ScoringSettings
-from autolora.scoring.terms import cross_fit, editability, fit_margin, relative_position
+from autolora.scoring.terms import cross_fit, editability, fit_discriminant, relative_position
+from autolora.settings import build_settings
 
 RNG = np.random.default_rng(0)
 
@@ -21,7 +22,7 @@ def cloud(center: float, count: int, seed: int = 0) -> np.ndarray:
 
 
 def test_margin_finds_the_axis_that_separates() -> None:
-    margin = fit_margin(cloud(3, 40, 1), cloud(0, 40, 2))
+    margin = fit_discriminant(cloud(3, 40, 1), cloud(0, 40, 2))
     assert abs(margin.direction[0]) > 0.9
     assert np.linalg.norm(margin.direction) == pytest.approx(1)
 
@@ -35,7 +36,7 @@ def test_margin_solves_the_shrunk_covariance(columns: int) -> None:
     covariance = centered.T @ centered / 50
     shrunk = 0.7 * covariance + 0.3 * np.trace(covariance) / columns * np.eye(columns)
     direction = np.linalg.solve(shrunk, positives.mean(0) - negatives.mean(0))
-    assert fit_margin(positives, negatives).direction == pytest.approx(direction / np.linalg.norm(direction))
+    assert fit_discriminant(positives, negatives).direction == pytest.approx(direction / np.linalg.norm(direction))
 
 
 def test_auc_is_half_without_and_one_with_a_difference() -> None:
@@ -47,7 +48,7 @@ def test_references_are_placed_without_themselves() -> None:
     """Where nothing separates them but chance, a margin that has seen a reference flatters it."""
     positives, negatives = cloud(0, 12, 1), cloud(0, 40, 2)
     unseen, _ = cross_fit(positives, negatives)
-    seen = fit_margin(positives, negatives)(positives)
+    seen = fit_discriminant(positives, negatives)(positives)
     assert len(unseen) == len(positives)
     assert seen.mean() - unseen.mean() > 0.3
 
@@ -133,6 +134,6 @@ def test_no_hit_in_few_renders_does_not_say_that_there_is_no_bleed() -> None:
 
 def test_the_default_probes_are_enough_to_rule_bleed_out() -> None:
     for name in ("character", "paperdoll", "style", "object"):
-        found = scoring_settings(compose("tune", [f"scoring={name}"]))
+        found = build_settings(compose("tune", [f"scoring={name}"])).scoring
         renders = found.num_class_renders * found.seeds_per_class_prompt
         assert with_exact_bounds(Estimate(0.0, 0.0, 0.0), renders).high < found.max_bleed

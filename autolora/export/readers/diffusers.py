@@ -47,11 +47,11 @@ class DiffusersReference:
         self.can_render = exact and model.clip_skip in (None, 1)  # diffusers 0.42 ignores it
         dtype = torch.float32 if exact else torch.float16
         # A text encoder that the LoRA leaves alone is not loaded: T5 takes 9 GB.
-        unread = () if exact else [name for name in model.text_parts if name not in model.modules]
+        unread = () if exact else [name for name in model.text_encoder_names if name not in model.modules]
         with silence_libraries(logging.CRITICAL):
             self.pipeline = open_pipeline(source, model.architecture, dtype, unread)
             if exact:  # the VAE is the model's own, or the one that the model uses instead
-                model.stay("vae")
+                model.keep_on_device("vae")
                 self.pipeline.register_modules(vae=model.vae)
                 self.pipeline.set_progress_bar_config(disable=True)
                 self.pipeline.to(model.device)

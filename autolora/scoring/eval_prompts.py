@@ -27,7 +27,7 @@ class EvalPrompt:
     seeds: tuple[int, ...]
 
 
-def of_groups(probes: Iterable[EvalPrompt], *groups: str, concept: str | None = None) -> list[EvalPrompt]:
+def in_groups(probes: Iterable[EvalPrompt], *groups: str, concept: str | None = None) -> list[EvalPrompt]:
     """The probes of some groups, and of one concept where it is given."""
     return [p for p in probes if p.group in groups and concept in (None, p.concept)]
 
@@ -54,7 +54,7 @@ def _parts(dataset: Dataset, choose: Callable[[list[str]], list[str]]) -> list[s
     return [word for word in dict.fromkeys(chosen) if word not in triggers and word != dataset.class_word]
 
 
-def build_probes(
+def build_eval_prompts(
     dataset: Dataset, settings: ScoringSettings, groups: Collection[str] = SEARCH_GROUPS
 ) -> tuple[EvalPrompt, ...]:
     """The probes of the groups asked for, each with seeds of its own.

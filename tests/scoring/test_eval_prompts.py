@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from autolora import config as cfg
+from autolora.config import compose
 from autolora.data.concepts import Dataset, DatasetSettings, load_dataset
 from autolora.evaluation.session import class_prompts
 from autolora.paperdoll.weights import QUICKSTART
-from autolora.scoring.probes import ALL_GROUPS, CLASS_GROUPS, EvalPrompt, build_probes, neighbours
+from autolora.scoring.eval_prompts import ALL_GROUPS, CLASS_GROUPS, EvalPrompt, build_eval_prompts, neighbours
 from autolora.scoring.scorer import negative_requests
 from autolora.scoring.settings import ScoringSettings
+from autolora.settings import build_settings
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +23,12 @@ def dataset() -> Dataset:
 
 @pytest.fixture(scope="module")
 def settings() -> ScoringSettings:
-    return cfg.scoring_settings(cfg.compose("train", ['scoring.bleed_prompts=["1girl, witch"]']))
+    return build_settings(compose("train", ['scoring.bleed_prompts=["1girl, witch"]'])).scoring
 
 
 @pytest.fixture(scope="module")
 def probes(dataset: Dataset, settings: ScoringSettings) -> tuple[EvalPrompt, ...]:
-    return build_probes(dataset, settings)
+    return build_eval_prompts(dataset, settings)
 
 
 def words(dataset: Dataset) -> set[str]:
@@ -54,9 +55,9 @@ def test_every_concept_and_every_extra_prompt_is_probed(dataset: Dataset, probes
 
 def test_the_whole_suite_asks_what_the_search_does_and_more(dataset: Dataset, settings: ScoringSettings) -> None:
     settings = replace(settings, style_prompts=("watercolor",), person_prompts=("crowd",))
-    suite = build_probes(dataset, settings, ALL_GROUPS)
+    suite = build_eval_prompts(dataset, settings, ALL_GROUPS)
     assert {p.group for p in suite} == set(ALL_GROUPS)
-    assert {p.prompt for p in build_probes(dataset, settings)} < {p.prompt for p in suite}
+    assert {p.prompt for p in build_eval_prompts(dataset, settings)} < {p.prompt for p in suite}
     for probe in suite:
         asked = dataset.trigger in probe.prompt.split(", ")
         assert asked == (probe.group not in CLASS_GROUPS)
