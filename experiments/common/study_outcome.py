@@ -22,19 +22,8 @@ RENAMED_FIELDS = {
     "capture": "bleed_rate",
     "leaks": "bleed_by_prompt",
 }
-TEXTS = {
-    "verdict",
-    "remedy",
-    "reason",
-    "unmeasurable",
-    "choice",
-    "export",
-    "diffusers",
-    "read_by",
-    "command",
-    "space",
-    "path",
-}
+TEXTS = {"verdict", "remedy", "reason", "unmeasurable", "choice", "read_by", "command", "space"}
+PATHS = {"export", "diffusers", "path"}
 TIMES = {"seconds", "training_seconds", "scoring_seconds", "worked"}
 RANDOM = {"uid", "owner", "token"}
 METADATA = ("ss_", "sshs_", "modelspec.")
