@@ -22,6 +22,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from autolora.errors import ConfigError, StorageError
 from autolora.files import atomic_path
 
+Prefix = str | tuple[str, ...]
 TRIES = 8  # of a request, ever more seconds apart
 
 
@@ -136,7 +137,7 @@ class TrialFiles:
 
     folder: Path
     store: Store | None = None  # None: whoever works here sees this very folder
-    _ended: set[str] = field(default_factory=set, repr=False, compare=False)  # fetched, and not to change again
+    _ended: set[tuple[str, Prefix]] = field(default_factory=set, repr=False, compare=False)  # fetched for good
 
     def __getitem__(self, name: str) -> Path:
         return self.folder / name
@@ -160,17 +161,22 @@ class TrialFiles:
         for content in known - set(files.values()):
             self.store.remove(f"{name}-{content}")
 
-    def fetch(self, name: str, only: str | None = None, ended: bool = False) -> Path:
-        """Bring a folder, or `only` one of its files, to what was sent last; what `ended` is fetched once.
+    def fetch(self, name: str, only: Prefix = "", ended: bool = False) -> Path:
+        """Bring a folder to what was sent last.
+
+        Args:
+            name: the folder.
+            only: fetch only files whose path in the folder begins with this, or with one of these.
+            ended: whether nothing in it will change again: it is then fetched once.
 
         Raises:
             StorageError: the store cannot be reached, or the disk is full.
         """
-        if self.store is None or name in self._ended:
+        if self.store is None or (name, only) in self._ended:
             return self[name]
         for relative, content in self._listed(name).items():
             path = self[name] / relative
-            if only not in (None, relative) or (path.is_file() and _content(path) == content):
+            if not relative.startswith(only) or (path.is_file() and _content(path) == content):
                 continue
             with (
                 atomic_path(path) as temporary,
@@ -178,8 +184,8 @@ class TrialFiles:
                 temporary.open("wb") as target,
             ):
                 shutil.copyfileobj(source, target)
-        if ended and only is None:
-            self._ended.add(name)
+        if ended:
+            self._ended.add((name, only))
         return self[name]
 
     def _listed(self, name: str) -> dict[str, Any]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from autolora.evaluation.trial_folder import TrialFolder
+from autolora.evaluation.result import TrialResults, load_results
 from autolora.study.definition import StudyDefinition
 from autolora.study.optuna_internals import trial_id_of
 from autolora.study.space import sampled_values
 
+if TYPE_CHECKING:
+    from autolora.evaluation.trial_folder import TrialFolder
+
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+SHOWN = ("curve.json", "samples/")  # what a report shows of a trial's folder
 
 
 def keep_constraints(storage: BaseStorage, trial: Trial, constraints: dict[str, float]) -> None:
@@ -27,18 +32,33 @@ def keep_constraints(storage: BaseStorage, trial: Trial, constraints: dict[str, 
 
 
 def load_trials(definition: StudyDefinition, study: optuna.Study) -> list[tuple[FrozenTrial, TrialFolder]]:
-    """Every trial that has a scored checkpoint, with its record."""
-    found = []
+    """Every trial that has a scored checkpoint, with its folder."""
+    from autolora.evaluation.trial_folder import TrialFolder  # imports torch, which a report does without
+
+    trials = []
     for trial in study.get_trials(deepcopy=False):
         uid = trial.user_attrs.get("uid")
         if not uid:
             continue
-        folder = (
-            definition.trial_files.fetch(uid, ended=True) if trial.state.is_finished() else definition.trial_files[uid]
-        )
-        if (folder / "curve.json").is_file():
-            found.append((trial, TrialFolder.open(folder, definition.run(*sampled_values(trial)))))
-    return [(trial, record) for trial, record in found if record.results]
+        files = definition.trial_files
+        path = files.fetch(uid, ended=True) if trial.state.is_finished() else files[uid]
+        if (path / "curve.json").is_file():
+            trials.append((trial, TrialFolder.open(path, definition.run(*sampled_values(trial)))))
+    return [(trial, trial_folder) for trial, trial_folder in trials if trial_folder.results]
+
+
+def load_trial_results(definition: StudyDefinition, study: optuna.Study) -> list[tuple[FrozenTrial, TrialResults]]:
+    """Every trial that has a scored checkpoint, with its results and its kept renders but without its weights."""
+    trials = []
+    for trial in study.get_trials(deepcopy=False):
+        uid = trial.user_attrs.get("uid")
+        if not uid:
+            continue
+        files = definition.trial_files
+        path = files.fetch(uid, SHOWN, ended=True) if trial.state.is_finished() else files[uid]
+        if results := load_results(path):
+            trials.append((trial, TrialResults(path, results)))
+    return trials
 
 
 TOKEN = "token"  # user attribute of a study: random, so that no two studies' trials are called the same
