@@ -1,4 +1,4 @@
-"""Writes a trial's best checkpoint as the file that people use."""
+"""Writes a trial's best checkpoint as a LoRA file."""
 
 from __future__ import annotations
 
@@ -17,79 +17,98 @@ from autolora.evaluation.result import CheckpointResult
 from autolora.evaluation.session import Session
 from autolora.evaluation.trial_folder import TrialFolder
 from autolora.export.diffusers_copy import FOLDER, write_diffusers
-from autolora.export.key_names import has_format
+from autolora.export.key_names import has_diffusers_format
 from autolora.export.metadata import ExportFacts
 from autolora.export.settings import ExportSettings
-from autolora.export.write import DTYPES, Exported, export_lora
+from autolora.export.write import DTYPES, ExportedFiles, export_lora
 from autolora.sampling import RenderRequest, render
 
-TWIN_SUFFIX = "-lora"  # of its name
-TWIN_DIMS = (8, 16, 32, 64, 128)
-TWIN_DISTANCE = 0.02  # of the changes' norm
+PLAIN_LORA_SUFFIX = "-lora"  # is appended to the exported file's name
+PLAIN_LORA_DIMS = (8, 16, 32, 64, 128)
+PLAIN_LORA_DISTANCE = 0.02  # of the weight change's norm: near enough
 
 
 @dataclass(frozen=True)
 class PlainLora:
-    """A plain LoRA beside an export of another kind, for the programs that do not read that; `apart` is a share."""
+    """A plain LoRA beside an export of another kind, for the programs that cannot read that kind."""
 
     path: Path
     state: State
     dim: int
-    apart: float
+    apart: float  # the distance to the exported adapter, as a share of the weight change's norm
 
 
 def export_best(
-    record: TrialFolder, best: CheckpointResult, session: Session, folder: Path, study: str
-) -> tuple[Exported, PlainLora | None]:
-    """Export a record's best checkpoint with its words, figures and a picture; it is left loaded in the adapter.
+    trial_folder: TrialFolder, result: CheckpointResult, session: Session, folder: Path, study: str
+) -> tuple[ExportedFiles, PlainLora | None]:
+    """Export a checkpoint with its metadata and a preview image; the checkpoint is left loaded in the adapter.
 
-    What is no plain LoRA gets one beside it, as near as its dim allows. The copy for diffusers, where one is asked for,
-    is of the LoRA or DoRA itself, of another kind that plain LoRA.
+    An adapter that is no plain LoRA gets a plain LoRA beside it, as near as its dim allows. If a copy for diffusers is
+    asked for, a LoRA or DoRA is copied itself; for another kind the plain LoRA is copied.
 
     Args:
-        record: the trial.
-        best: its best checkpoint as it was judged last.
-        work: what it was trained and scored on.
-        folder: where the file, its sidecar and its picture go.
+        trial_folder: the trial.
+        result: its checkpoint, as it was scored last.
+        session: what it was trained and scored on.
+        folder: receives the file, its sidecar and its preview.
         study: the name of the study or run, kept in the metadata.
 
     Raises:
         ExportError: the weights cannot be written.
         StorageError: the folder cannot be written.
     """
-    dataset, model, adapter = session.context.dataset, session.context.model, session.context.adapter
-    state = record.load(best)
-    adapter.load(state)
-    triggers = ", ".join(dict.fromkeys([dataset.class_word, dataset.trigger, *(c.trigger for c in dataset.concepts)]))
-    probe = session.of("trigger")[0]
-    preview = render(
-        model, [RenderRequest(probe.prompt, probe.seeds[0], best.weight)], session.render_settings, adapter
-    )[0]
-    card = ExportFacts(
-        activation_text=triggers,
-        preferred_weight=best.weight,
-        description=f"LoRA of {dataset.trigger} by autolora, recipe {record.run.name}: {best.verdict}",
-        step=best.step,
-        facts={"study": study, "score": best.summary, "checkpoint": best.describe_place, "base_hash": model.base_hash},
-    )
-    picture, name, dtype = Image.fromarray(preview), dataset.trigger, DTYPES[session.export.dtype]
-    exported = export_lora(state, record.run, dataset, model, folder, name, card=card, preview=picture, dtype=dtype)
+    dataset, model, run = session.context.dataset, session.context.model, trial_folder.run
+    state, name, dtype = trial_folder.load(result), dataset.trigger, DTYPES[session.export.dtype]
+    session.context.adapter.load(state)
+    facts, preview = _facts(trial_folder, result, session, study), _preview(session, result.weight)
+    exported = export_lora(state, run, dataset, model, folder, name, facts=facts, preview=preview, dtype=dtype)
     if is_plain(state):
         return _with_copy(exported, state, session.export), None
-    kind = type(record.run.adapter).__name__
-    twin, dim, apart = nearest_lora(state, layer_weights(model.modules))
-    note = f"{card.description}; a plain LoRA of dim {dim} in the place of its {kind}"
-    run = replace(record.run, adapter=lora_of(twin))
-    plain = replace(card, description=note, facts={**card.facts, "twin_of": kind, "twin_distance": f"{apart:.4f}"})
-    written = export_lora(
-        twin, run, dataset, model, folder, f"{name}{TWIN_SUFFIX}", card=plain, preview=picture, dtype=dtype
+    kind = type(run.adapter).__name__
+    plain_state, dim, apart = nearest_lora(state, layer_weights(model.modules))
+    plain_run = replace(run, adapter=lora_of(plain_state))
+    plain_facts = replace(
+        facts,
+        description=f"{facts.description}; a plain LoRA of dim {dim} in the place of its {kind}",
+        metadata={**facts.metadata, "twin_of": kind, "twin_distance": f"{apart:.4f}"},
     )
-    readable = state if has_format(state) else twin
-    return _with_copy(exported, readable, session.export), PlainLora(written.path, twin, dim, apart)
+    plain_name = f"{name}{PLAIN_LORA_SUFFIX}"
+    plain = export_lora(
+        plain_state, plain_run, dataset, model, folder, plain_name, facts=plain_facts, preview=preview, dtype=dtype
+    )
+    copied = state if has_diffusers_format(state) else plain_state
+    return _with_copy(exported, copied, session.export), PlainLora(plain.path, plain_state, dim, apart)
 
 
-def _with_copy(exported: Exported, state: State, settings: ExportSettings) -> Exported:
-    """With the copy in diffusers' format, where that is asked for."""
+def _facts(trial_folder: TrialFolder, result: CheckpointResult, session: Session, study: str) -> ExportFacts:
+    """What the file's metadata says of a checkpoint."""
+    dataset = session.context.dataset
+    triggers = [dataset.class_word, dataset.trigger, *(concept.trigger for concept in dataset.concepts)]
+    return ExportFacts(
+        activation_text=", ".join(dict.fromkeys(triggers)),
+        preferred_weight=result.weight,
+        description=f"LoRA of {dataset.trigger} by autolora, recipe {trial_folder.run.name}: {result.verdict}",
+        step=result.step,
+        metadata={
+            "study": study,
+            "score": result.summary,
+            "checkpoint": result.describe_place,
+            "base_hash": session.context.model.base_hash,
+        },
+    )
+
+
+def _preview(session: Session, weight: float) -> Image.Image:
+    """A render of the first prompt with a trigger by the loaded adapter."""
+    prompt = session.select("trigger")[0]
+    request = RenderRequest(prompt.prompt, prompt.seeds[0], weight)
+    return Image.fromarray(
+        render(session.context.model, [request], session.render_settings, session.context.adapter)[0]
+    )
+
+
+def _with_copy(exported: ExportedFiles, state: State, settings: ExportSettings) -> ExportedFiles:
+    """The exported files with a copy in diffusers' format, if the settings ask for one."""
     if not settings.diffusers:
         return exported
     copy = write_diffusers(state, exported.path.parent / FOLDER, DTYPES[settings.dtype])
@@ -97,10 +116,10 @@ def _with_copy(exported: Exported, state: State, settings: ExportSettings) -> Ex
 
 
 def nearest_lora(state: State, weights: Mapping[str, Tensor]) -> tuple[State, int, float]:
-    """The plain LoRA of the smallest rank that comes near enough to an adapter, its rank, and how far it still is."""
-    for dim in TWIN_DIMS:
-        twin = as_lora(state, weights, dim)
-        apart = distance(twin, state, weights)
-        if apart <= TWIN_DISTANCE:
+    """The plain LoRA of the smallest dim that comes near enough to an adapter, its dim, and its distance."""
+    for dim in PLAIN_LORA_DIMS:
+        plain = as_lora(state, weights, dim)
+        apart = distance(plain, state, weights)
+        if apart <= PLAIN_LORA_DISTANCE:
             break
-    return twin, dim, apart
+    return plain, dim, apart

@@ -1,7 +1,8 @@
-"""What the model card of an export says."""
+"""The model card of an exported LoRA: what it shows, how well it scores, and its weaknesses."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from autolora.evaluation.result import CheckpointResult
@@ -10,125 +11,123 @@ from autolora.evaluation.trial_folder import TrialFolder
 from autolora.export.families import family_of
 from autolora.export.metadata import tag_frequency
 from autolora.progress import Bars
-from autolora.publish.gallery import GalleryEntry, SampleRenderer, gallery, matrix
+from autolora.publish.gallery import GalleryEntry, SampleRenderer, render_matrix
 from autolora.report.charts import format_estimate
 from autolora.report.model_card import CardConcept, CardSample, ModelCard, base_licence, write_model_card
-from autolora.report.schema import Gallery, OutfitMatrix
+from autolora.report.schema import OutfitMatrix
 from autolora.scoring.intervals import Estimate
 
 MEANINGS = {
-    "score": "fidelity and editability together, less bleed above its limit",
-    "likeness": "renders with the trigger that pass for the character; 1 = as many as of its real pictures",
-    "fidelity": "the same, and each outfit told from the others",
-    "editability": "how well prompts for other clothes and styles are followed; 1 = as by the base model",
-    "bleed_class": "renders of the class word alone that pass for the character; 0 is wanted",
-    "bleed_context": "the same of the class word in some context",
-    "bleed_cross": "renders of one outfit that show another, beyond what its real pictures do",
-    "memorisation": "renders as near to a training picture as those are to one another",
-    "spread": "how much renders of the class word differ; 1 = as the base model's",
+    "score": "fidelity and editability together, minus the bleed above its limit",
+    "likeness": "share of renders with the trigger that pass for the character; 1 = as many as of its real images",
+    "fidelity": "the same, and each outfit must be told from the others",
+    "editability": "how well prompts for other clothes and styles are followed; 1 = as well as by the base model",
+    "bleed_class": "share of renders of the class word alone that pass for the character; 0 is best",
+    "bleed_context": "the same for the class word in a scene",
+    "bleed_cross": "share of renders of one outfit that show another one, beyond that share of its real images",
+    "memorisation": "share of renders that are as near to a training image as training images are to one another",
+    "spread": "how much renders of the class word differ from one another; 1 = as much as the base model's",
 }
-MIXED = 0.1  # share of an outfit's renders that pass for another from which the card says so
+MIXED = 0.1  # share of an outfit's renders that pass for another outfit from which the card names it
 TAGS = 12
 
 
 def write_card(
-    session: Session,
-    record: TrialFolder,
-    best: CheckpointResult,
-    file: Path,
-    shown: Gallery,
-    mixed: OutfitMatrix | None,
+    renderer: SampleRenderer, best: GalleryEntry, result: CheckpointResult, file: Path, matrix: OutfitMatrix | None
 ) -> None:
-    """Write the model card beside an export, with what a report shows of it.
+    """Write the model card beside an exported file, with its sample images.
+
+    Args:
+        renderer: the samples.
+        best: the exported checkpoint.
+        result: its scores.
+        file: the exported file.
+        matrix: how often its outfits pass for one another, where that was measured.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    write_model_card(model_card(session, record, best, file, shown, mixed), file.parent)
-
-
-def write_card_alone(session: Session, record: TrialFolder, best: CheckpointResult, file: Path, bars: Bars) -> None:
-    """The same where there is no report, which would have made the pictures."""
-    shelf, one = (
-        SampleRenderer.open(session, bars),
-        GalleryEntry("best", record, best.step, record.load(best), best.weight),
+    images = renderer.at(best, result.weight)
+    samples = tuple(
+        CardSample(sample.prompt, sample.seed, result.weight, image, f"samples/{number}.png")
+        for number, (sample, image) in enumerate(zip(renderer.samples, images, strict=True), 1)
     )
-    write_card(session, record, best, file, gallery(shelf, [one]), matrix(shelf, one))
+    card = model_card(renderer.session, best.trial_folder, result, file)
+    weaknesses = known_weaknesses(result, renderer.session.scoring.max_bleed, matrix)
+    write_model_card(replace(card, samples=samples, weaknesses=weaknesses), file.parent)
 
 
-def model_card(
-    session: Session,
-    record: TrialFolder,
-    best: CheckpointResult,
-    file: Path,
-    shown: Gallery,
-    mixed: OutfitMatrix | None,
-) -> ModelCard:
-    """The card of an exported checkpoint."""
-    dataset, model, run = session.context.dataset, session.context.model, record.run
+def write_card_alone(
+    session: Session, trial_folder: TrialFolder, result: CheckpointResult, file: Path, bars: Bars
+) -> None:
+    """Write the model card of a single training run, which has no report; its images are rendered here.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    renderer, best = SampleRenderer.open(session, bars), GalleryEntry.best(trial_folder, result)
+    write_card(renderer, best, result, file, render_matrix(renderer, best))
+
+
+def model_card(session: Session, trial_folder: TrialFolder, result: CheckpointResult, file: Path) -> ModelCard:
+    """The card of an exported checkpoint, without sample images and weaknesses."""
+    dataset, model, run = session.context.dataset, session.context.model, trial_folder.run
     captioned = run.with_captions(dataset)
     tags: dict[str, int] = {}
     for concept in captioned.concepts:
         for tag, count in tag_frequency(concept).items():
             tags[tag] = tags.get(tag, 0) + count
-    terms = {"score": best.score, **best.terms} if best.score else best.terms
-    steps = zip(dataset.concepts, run.images_by_concept(dataset), strict=True)
+    terms = {"score": result.score, **result.terms} if result.score else result.terms
+    epochs = result.step / run.images_per_epoch(dataset)
+    images_per_epoch = zip(dataset.concepts, run.images_by_concept(dataset), strict=True)
     return ModelCard(
         title=dataset.trigger,
         file=file.name,
-        verdict=best.verdict,
+        verdict=result.verdict,
         activation_text=", ".join(dict.fromkeys([dataset.class_word, dataset.trigger])),
         triggers={"the character": dataset.trigger, **{c.name: c.trigger for c in dataset.concepts}},
-        weight=best.weight,
+        weight=result.weight,
         base=f"{model.name} (weights {model.base_hash})",
         family=family_of(model).spec,
         licence=base_licence(model.source),
-        samples=_samples(shown, best.weight),
-        scorecard=tuple((_plain(n), Estimate(**terms[n]), words) for n, words in MEANINGS.items() if n in terms),
-        by_weight={w: {n: Estimate(**term) for n, term in own.items()} for w, own in best.sweep.items()},
-        weaknesses=weaknesses(best, session.scoring.max_bleed, mixed),
+        samples=(),
+        scorecard=tuple((_readable(n), Estimate(**terms[n]), text) for n, text in MEANINGS.items() if n in terms),
+        by_weight={w: {n: Estimate(**term) for n, term in terms.items()} for w, terms in result.sweep.items()},
+        weaknesses=(),
         asked="likeness, editability, bleed on the class word, copies, burnt colours",
-        concepts=tuple(CardConcept(c.name, c.trigger, len(c.pictures), round(n * _epochs(record, best, session)))
-                       for c, n in steps),
+        concepts=tuple(
+            CardConcept(concept.name, concept.trigger, len(concept.pictures), round(images * epochs))
+            for concept, images in images_per_epoch
+        ),
         validation=len(dataset.validation),
         resolution=model.resolution,
         tags=tuple(sorted(tags, key=lambda tag: (-tags[tag], tag))[:TAGS]),
         recipe=run.name,
-        step=best.step,
-    )  # fmt: skip
+        step=result.step,
+    )
 
 
-def weaknesses(best: CheckpointResult, max_bleed: float, matrix: OutfitMatrix | None) -> tuple[str, ...]:
-    """What is known against a checkpoint, the gravest first."""
-    found = [f"breaks the limit on {_plain(name)}" for name in best.broken]
-    bleeding = [w for w, own in best.sweep.items() if own["bleed_class"]["high"] > max_bleed]
+def known_weaknesses(result: CheckpointResult, max_bleed: float, matrix: OutfitMatrix | None) -> tuple[str, ...]:
+    """What is known against a checkpoint, the worst first."""
+    weaknesses = [f"breaks the limit on {_readable(name)}" for name in result.broken]
+    bleeding = [w for w, terms in result.sweep.items() if terms["bleed_class"]["high"] > max_bleed]
     if bleeding:
-        low = min(bleeding, key=float)
-        shown = format_estimate(Estimate(**best.sweep[low]["bleed_class"]))
-        found.append(f"from weight {low} on more than {max_bleed:.0%} bleed cannot be ruled out: {shown}")
-    leaks = {prompt: share for prompt, share in best.bleed_by_prompt.items() if share}
-    found += [f"`{prompt}` shows the character in {share:.0%} of renders" for prompt, share in leaks.items()]
+        lowest = min(bleeding, key=float)
+        bleed = format_estimate(Estimate(**result.sweep[lowest]["bleed_class"]))
+        weaknesses.append(f"from weight {lowest} on, bleed may be above {max_bleed:.0%}: {bleed}")
+    bleed_by_prompt = {prompt: share for prompt, share in result.bleed_by_prompt.items() if share}
+    weaknesses += [
+        f"`{prompt}` shows the character in {share:.0%} of renders" for prompt, share in bleed_by_prompt.items()
+    ]
     if matrix:
         for row, name in enumerate(matrix.names):
             for column, other in enumerate(matrix.names):
                 share = matrix.shares[row][column]
                 if row != column and share.low > MIXED:
-                    found.append(f"asked for {name}, {share.value:.0%} of renders pass for {other}")
-    found += [f"{_plain(name)} is not known: {why}" for name, why in best.unmeasurable.items()]
-    return tuple(found)
+                    weaknesses.append(f"of renders with {name}, {share.value:.0%} pass for {other}")
+    weaknesses += [f"{_readable(name)} is unknown: {reason}" for name, reason in result.unmeasurable.items()]
+    return tuple(weaknesses)
 
 
-def _plain(name: str) -> str:
+def _readable(name: str) -> str:
     return {"bleed_class": "bleed"}.get(name, name.replace("_", " "))
-
-
-def _epochs(record: TrialFolder, best: CheckpointResult, session: Session) -> float:
-    return best.step / record.run.images_per_epoch(session.context.dataset)
-
-
-def _samples(gallery: Gallery, weight: float) -> tuple[CardSample, ...]:
-    images = gallery.columns[-1].by_weight[weight]
-    return tuple(
-        CardSample(sample.prompt, sample.seed, weight, image, f"samples/{number}.png")
-        for number, (sample, image) in enumerate(zip(gallery.samples, images, strict=True), 1)
-    )

@@ -19,7 +19,7 @@ from autolora.export.readers.diffusers import DiffusersReference
 from autolora.export.verify import verify_deltas
 from autolora.models.stable_diffusion import StableDiffusion
 from autolora.paperdoll.world import write_dataset
-from autolora.publish.export import TWIN_DISTANCE, nearest_lora
+from autolora.publish.export import PLAIN_LORA_DISTANCE, nearest_lora
 from autolora.train.loop import Job
 from tests import tiny
 from tests.export.diffusers_log import warnings_at_loading
@@ -45,7 +45,7 @@ def narrow(narrow_dir: Path) -> StableDiffusion:
 
 
 def for_diffusers(kind: str, state: State, model: StableDiffusion, out: Path) -> tuple[Path, State, Adapter]:
-    """The file of a kind that diffusers reads: the export, DoRA's copy in diffusers' names, or the nearest plain LoRA."""
+    """The file that diffusers reads: the export, DoRA's copy in diffusers' names, or the nearest plain LoRA."""
     path = export(model, kind, state, out)
     verify_deltas(state, path, model)
     if is_plain(state):
@@ -53,7 +53,7 @@ def for_diffusers(kind: str, state: State, model: StableDiffusion, out: Path) ->
     if has_diffusers_format(state):
         return write_diffusers(state, out, torch.float32), state, KINDS[kind]
     plain, _, apart = nearest_lora(state, layer_weights(model.modules))
-    assert apart == distance(plain, state, layer_weights(model.modules)) <= TWIN_DISTANCE
+    assert apart == distance(plain, state, layer_weights(model.modules)) <= PLAIN_LORA_DISTANCE
     return export(model, "lora", plain, out), plain, lora_of(plain)
 
 

@@ -10,7 +10,7 @@ from autolora.evaluation.session import Session
 from autolora.evaluation.trial_folder import TrialFolder
 from autolora.export.write import DTYPES, as_in_file
 from autolora.progress import Bars
-from autolora.scoring.probes import DECIDING_GROUPS
+from autolora.scoring.eval_prompts import DECIDING_GROUPS
 from autolora.scoring.scorecard import Scorecard, recommended_weight, score
 from autolora.scoring.scorer import Scorer
 from autolora.settings import SWEEP_WEIGHTS
@@ -32,7 +32,7 @@ class CandidateEvaluator:
     def full_evaluation_renders(self) -> int:
         """The number of renders of `full_evaluation`."""
         assert self.session.scorer is not None
-        return self.scorer.renders + self.session.scorer.at(*SWEEP_WEIGHTS).renders
+        return self.scorer.num_renders + self.session.scorer.at_weights(*SWEEP_WEIGHTS).num_renders
 
     def folder_of(self, candidate: Candidate) -> TrialFolder:
         """The folder of a candidate's checkpoint: its trial's, or one beside it for another training seed."""
@@ -67,7 +67,7 @@ class CandidateEvaluator:
         renders = self.session.render(self.scorer, self.bars)
         result = with_scorecard(finalist.result, score(self.scorer, renders))
         tags, tag_bleed = self.session.tag_bleed(self.scorer, renders)
-        terms_by_weight = self._score(state, self.session.scorer.at(*SWEEP_WEIGHTS)).by_weight
+        terms_by_weight = self._score(state, self.session.scorer.at_weights(*SWEEP_WEIGHTS)).by_weight
         weight = recommended_weight(terms_by_weight, self.scorer.settings)
         sweep = {w: {name: term.as_dict() for name, term in terms.items()} for w, terms in terms_by_weight.items()}
         return replace(result, weight=weight, sweep=sweep, tags=tags, tag_bleed=tag_bleed)

@@ -1,8 +1,8 @@
 """The finals: the best checkpoints are scored again with fresh seeds, the best recipes trained again with other seeds.
 
-Both are trials of a study of their own, `<study>/finals`, so that a checkpoint which was merely lucky in the search does
-not win. Only the winner is then rendered on every prompt group and at more weights; these renders do not affect the
-choice. If the study's minutes are too few, candidates are left out, training again first.
+Both are trials of a study of their own, `<study>/finals`, so that a checkpoint which was merely lucky in the search
+does not win. Only the winner is then rendered on every prompt group and at more weights; these renders do not affect
+the choice. If the study's minutes are too few, candidates are left out, training again first.
 """
 
 from __future__ import annotations
