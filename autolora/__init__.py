@@ -1,7 +1,4 @@
-"""autolora: an overfitting-aware auto-tuning LoRA trainer.
-
-The public API is described in `autolora.api`; its names are here too: `autolora.recipe`, `autolora.train` ...
-"""
+"""autolora: an overfitting-aware auto-tuning LoRA trainer; `autolora.api` describes the functions to call."""
 
 from __future__ import annotations
 
@@ -10,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autolora.api import (
-        configure as configure,
+        configure,
+        export,
+        load_dataset,
+        load_model,
+        open_session,
+        recipe,
+        run_study,
+        score,
+        train,
+        verify,
     )
 
 __version__ = "0.1.0"
@@ -30,7 +36,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The names of the public API; `autolora.api` is imported when one is asked for first, so that import is quick."""
+    """Return a function of the public API; `autolora.api` is imported only when one is asked for."""
     if name in __all__:
         return getattr(import_module("autolora.api"), name)
     raise AttributeError(f"module 'autolora' has no attribute '{name}'")

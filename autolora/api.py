@@ -9,36 +9,50 @@
         print(result.step, result.summary)
     print(autolora.export(session, run, "runs/mona").path)
 
-Importing it changes nothing in the process: no environment variable, no warning filter, no log level. Messages go to the
-logger `autolora`; progress goes to the function that is passed as `on_progress`.
+Importing it changes nothing in the process: no environment variable, no warning filter, no log level. Messages go to
+the logger `autolora`; progress goes to the function that is passed as `on_progress`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autolora import config as cfg
-from autolora.errors import ConfigError, StudyError
+from autolora.errors import StudyError
+from autolora.presets import configure, recipe
 from autolora.progress import Bars, ProgressUpdate
-from autolora.settings import Settings, build_run, build_settings
+from autolora.settings import Settings
 
 if TYPE_CHECKING:  # these import torch, which takes seconds
     from autolora.data.concepts import Dataset
+    from autolora.evaluation.lora_files import ScoredFile
     from autolora.evaluation.result import CheckpointResult
     from autolora.evaluation.session import Session
+    from autolora.export.compatibility import CompatibilityReport
     from autolora.models.base import BaseModel
     from autolora.publish.export import PlainLora
     from autolora.publish.roundtrip import RoundtripReport
+    from autolora.study.results.progress import StudyProgress
     from autolora.train.run import Run
 
+__all__ = [
+    "configure",
+    "export",
+    "load_dataset",
+    "load_model",
+    "open_session",
+    "recipe",
+    "run_study",
+    "score",
+    "train",
+    "verify",
+]
 OnProgress = Callable[[ProgressUpdate], None]
-SECTIONS = ("adapter", "optimizer", "schedule", "train", "captions")  # of a recipe
-GROUPS = ("adapter", "optimizer", "schedule")  # whose kind can be chosen by name
 
 
 @dataclass(frozen=True)
@@ -54,87 +68,23 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """The scores of LoRA files."""
+
+    files: tuple[Path, ...]  # all that were found
+    results: list[ScoredFile]  # the best first
+    refused: dict[Path, str]  # why the others cannot be read
+
+
+@dataclass(frozen=True)
 class StudyResult:
     """The outcome of a study."""
 
-    folder: Path
+    folder: Path  # with the report in `report/index.html`
     lora: Path  # the exported file
-    report: Path  # a web page
     facts: dict[str, Any]  # the content of `result.json`
+    text: str  # the same for a person
     unmeasured: bool  # True: nothing could be scored, and the lowest validation loss was chosen
-
-
-def recipe(name: str = "guide-adamw", **values: Any) -> Run:
-    """Return a recipe of `conf/recipe/` with some keys set.
-
-    Args:
-        name: the recipe's name.
-        values: keys by their last part, `dim=16`, or whole with `**{"train.seed": 1}`; `adapter="loha"`,
-            `optimizer="adamw"` and `schedule="cosine"` choose another kind.
-
-    Raises:
-        ConfigError: no such recipe, kind or key, a key that several sections have, or a value that cannot be.
-    """
-    kinds = [f"{group}={values[group]}" for group in GROUPS if group in values]
-    config = cfg.compose("train", [f"recipe={name}", *kinds])
-    keys = {_full_key(config, key): value for key, value in values.items() if key not in GROUPS}
-    return build_run(cfg.with_values(config, keys))
-
-
-def _full_key(config: Mapping[str, Any], key: str) -> str:
-    if "." in key:
-        section, _, name = key.partition(".")
-        if section not in config or name.split(".")[0] not in config[section]:
-            raise ConfigError(f"a recipe has no key `{key}`")
-        return key
-    sections = [section for section in SECTIONS if key in config[section]]
-    if len(sections) != 1:
-        which = f"write it whole: {', '.join(f'{s}.{key}' for s in sections)}" if sections else "it has no such key"
-        raise ConfigError(f"`{key}` of a recipe: {which}")
-    return f"{sections[0]}.{key}"
-
-
-def configure(
-    dataset: str | Path,
-    *,
-    model: str = "paperdoll",
-    model_path: str | Path | None = None,
-    scoring: str | None = None,
-    study: str | Path | None = None,
-    out: str | Path | None = None,
-    storage: str | None = None,
-    values: Mapping[str, Any] | None = None,
-) -> Settings:
-    """Return the settings of a training run or a study.
-
-    Args:
-        dataset: the folder of captioned images.
-        model: a preset of `conf/model/`, such as `sdxl`.
-        model_path: the base model's file or folder; None: the preset's own.
-        scoring: a preset of `conf/scoring/`; None: `paperdoll` for the synthetic test world, else `character`.
-        study: a study of `studies/`, or the path of a YAML file; None: no study.
-        out: the folder of the study or the run; None: below `runs/`.
-        storage: the URL of the study's storage, see docs/scaling.md; None: SQLite in its folder.
-        values: further keys, such as `{"budget.n_trials": 5}`.
-
-    Raises:
-        ConfigError: a name, a key or a value that cannot be.
-    """
-    scoring = scoring or ("paperdoll" if model == "paperdoll" else "character")
-    given = {"dataset.path": dataset, "model.path": model_path, "out": out, **(values or {})}
-    overrides = [f"model={model}", f"scoring={scoring}"]
-    overrides += [f"{key}={_as_override(value)}" for key, value in given.items() if value is not None]
-    source = str(study) if study is not None else None
-    config = cfg.compose("tune" if source else "train", overrides, source)
-    if storage is not None:
-        config.storage = storage
-    return build_settings(config, source, overrides)
-
-
-def _as_override(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{','.join(_as_override(item) for item in value)}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def load_dataset(settings: Settings) -> Dataset:
@@ -154,9 +104,9 @@ def load_model(settings: Settings) -> BaseModel:
     Raises:
         ModelError: it is missing, of another kind, or broken.
     """
-    from autolora import models
+    from autolora.models import load
 
-    return models.load_model(settings.model)
+    return load.load_model(settings.model)
 
 
 def open_session(
@@ -240,7 +190,7 @@ def train(
 def export(
     session: Session, run: Run, folder: str | Path, *, on_progress: OnProgress | None = None, bars: Bars | None = None
 ) -> Export:
-    """Export the best checkpoint of a folder that `train` filled to its `best/`, with a model card, and verify the file.
+    """Export the best checkpoint of a folder that `train` filled to its `best/`, with a model card; verify the file.
 
     Raises:
         StudyError: no checkpoint is scored yet.
@@ -248,7 +198,7 @@ def export(
     """
     from autolora.evaluation.trial_folder import TrialFolder
     from autolora.publish.model_card import write_card_alone
-    from autolora.publish.roundtrip import export_proved
+    from autolora.publish.roundtrip import export_verified
 
     trial_folder = TrialFolder.open(Path(folder).expanduser(), run)
     best = trial_folder.best_result()
@@ -256,11 +206,83 @@ def export(
         raise StudyError(f"no checkpoint in {folder} is scored yet: train first")
     with _bars(on_progress, bars) as shown:
         target = trial_folder.path / "best"
-        files, plain_lora, roundtrip = export_proved(
+        files, plain_lora, roundtrip = export_verified(
             trial_folder, best, session, target, run.name, session.scorer, shown
         )
         write_card_alone(session, trial_folder, best, files.path, shown)
     return Export(files.path, best, trial_folder.summary(), files.diffusers, plain_lora, roundtrip)
+
+
+def score(
+    settings: Settings,
+    lora: str | Path,
+    *,
+    dataset: Dataset | None = None,
+    on_progress: OnProgress | None = None,
+    bars: Bars | None = None,
+) -> Scores:
+    """Score LoRA files of any trainer against a dataset.
+
+    Args:
+        settings: dataset, model and scoring.
+        lora: a file, or a folder of files.
+        dataset: the dataset, where it was read before.
+        on_progress: is called whenever a task has moved.
+        bars: progress bars to draw in its place.
+
+    Raises:
+        ConfigError: there is no file.
+        ExportError: none of the files can be read.
+        Unmeasurable: nothing can be scored on this dataset.
+    """
+    from autolora.evaluation import lora_files
+
+    files = lora_files.find_lora_files(str(lora))
+    states, refused = lora_files.read_lora_files(files, load_model(settings))
+    with _bars(on_progress, bars) as shown:
+        session = open_session(settings, lora_files.runs_of_files(states), dataset=dataset, bars=shown)
+        return Scores(tuple(files), lora_files.score_lora_files(session, states, shown), refused)
+
+
+def verify(settings: Settings, lora: str | Path) -> CompatibilityReport:
+    """Return which programs read a LoRA file, and whether all of them read it alike.
+
+    Raises:
+        ExportError: it is no LoRA file of this base model.
+    """
+    from autolora.export.compatibility import check_compatibility
+
+    return check_compatibility(Path(lora).expanduser(), load_model(settings))
+
+
+def run_study(
+    settings: Settings,
+    *,
+    dataset: Dataset | None = None,
+    on_checkpoint: Callable[[StudyProgress, bool], None] = lambda progress, trial_ended: None,
+    on_progress: OnProgress | None = None,
+    bars: Bars | None = None,
+) -> StudyResult:
+    """Run a study, or continue it, to its exported LoRA and its report.
+
+    Args:
+        settings: of `configure(..., study=NAME)`.
+        dataset: the dataset, where it was read before.
+        on_checkpoint: is called after every checkpoint, with how the study stands and whether a trial ended.
+        on_progress: is called whenever a task has moved.
+        bars: progress bars to draw in its place.
+
+    Raises:
+        ConfigError: the settings name no study, or a range or a recipe that cannot be.
+        StudyError: the study was started differently, or no checkpoint of it is scored.
+    """
+    from autolora.study import full_study
+
+    dataset = load_dataset(settings) if dataset is None else dataset
+    with _bars(on_progress, bars) as shown:
+        text, unmeasured = full_study.run_full_study(settings, dataset, shown, on_checkpoint)
+    facts = json.loads((settings.folder / "result.json").read_text("utf-8"))
+    return StudyResult(settings.folder, Path(facts["export"]), facts, text, unmeasured)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from autolora.errors import ConfigError
 from autolora.renamed_keys import refuse_renamed
 
 T = TypeVar("T")
-_EXPECTED = {"tuple_type": "a list such as [a, b]", "mapping_type": "keys with values such as {a: 1}"}
+_SCALARS = {"int_type": "int", "float_type": "float", "bool_type": "bool", "string_type": "str"}
+_EXPECTED = {"tuple_type": "a list such as [a, b]", "dict_type": "keys with values such as {a: 1}"}
 
 
 def convert(kind: type[T], node: Any, where: str) -> T:
@@ -88,10 +89,11 @@ def _explain(kind: Any, value: Any, error: str, path: Sequence[str | int], where
             near = difflib.get_close_matches(str(part), fields, 1)
             hint = f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(fields)}"
             return f"{key}.{part} does not exist{hint}"
-        if not fields or (isinstance(value, dict) and part not in value):
+        if not isinstance(value, dict) or part not in value:
             break
         value = value[part]
-        expected, key = _type_of(expected, str(part)), f"{key}.{part}"
+        expected = _type_of(expected, str(part)) if fields else _SCALARS.get(error, error)
+        key = f"{key}.{part}"
     annotation = _EXPECTED.get(error) or getattr(expected, "__name__", None) or str(expected)
     return f"{key}: expected {annotation}, got {value!r}"
 

@@ -1,8 +1,11 @@
-"""Imports point only upward in the list of layers."""
+"""Imports point only upward in the list of layers, in no circle, and the config path imports nothing heavy."""
 
 from __future__ import annotations
 
 import ast
+import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from autolora.models.load import FAMILIES
 
 LAYERS = [
     ("errors", "files", "progress", "provenance", "stop"),
+    ("config", "config_values", "renamed_keys"),
     ("data",),
     ("models",),
     ("adapters",),
@@ -22,42 +26,103 @@ LAYERS = [
     ("prepare",),
     ("export",),
     ("report",),
-    ("config",),
+    ("settings", "presets"),
+    ("evaluation",),
+    ("preflight", "publish"),
     ("study",),
+    ("api",),
+    ("commands",),
     ("cli",),
 ]
+STUDY_LAYERS = [("",), ("search",), ("finals",), ("results",), ("full_study",)]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+STUDY_RANK = {name: rank for rank, names in enumerate(STUDY_LAYERS) for name in names}
 ROOT = Path(autolora.__file__).parent
-# The embedded world stands beside the layers: they know only where its files lie, it knows only errors and files.
+MODULES = sorted(ROOT.rglob("*.py"))
+# The synthetic test world stands beside the layers: they know only where its files are, it knows only errors and files.
 BESIDE = {"paperdoll"}
+HEAVY = ("bitsandbytes", "diffusers", "optuna", "peft", "scipy", "torch", "transformers")
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def imports_of(path: Path, module_level: bool = False) -> list[tuple[list[str], list[str]]]:
+    """What a file imports from autolora: the parts of the module's name, and the names that are taken from it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if module_level else list(ast.walk(tree))
+    return [
+        (node.module.split("."), [alias.name for alias in node.names])
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("autolora") and node.module
+    ]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_upward(path: Path) -> None:
     layer = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("autolora"):
-            continue
-        parts = (node.module or "").split(".")
-        used = [parts[1]] if len(parts) > 1 else [a.name for a in node.names if a.name in RANK]
-        for name in used:
+    for parts, names in imports_of(path):
+        for used in [parts[1]] if len(parts) > 1 else [name for name in names if name in RANK]:
             if layer in BESIDE:
-                assert name in {*BESIDE, "errors", "files"}, f"{path} imports {name}"
-            elif name in BESIDE:
-                assert parts[2] == "weights" or layer == "cli", f"{path} imports {node.module}"
+                assert used in {*BESIDE, "errors", "files"}, f"{path} imports {used}"
+            elif used in BESIDE:
+                assert parts[2] == "weights" or layer == "commands", f"{path} imports {'.'.join(parts)}"
             elif layer in RANK:
-                assert RANK[name] <= RANK[layer], f"{path} imports {name}, which stands above {layer}"
+                assert RANK[used] <= RANK[layer], f"{path} imports {used}, which stands above {layer}"
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", sorted((ROOT / "study").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_rooms_of_a_study_point_upward_too(path: Path) -> None:
+    parts = path.relative_to(ROOT / "study").parts
+    room = parts[0] if len(parts) > 1 else path.stem if path.stem in STUDY_RANK else ""
+    for module, _ in imports_of(path):
+        if module[1:2] == ["study"] and len(module) > 2:
+            used = module[2] if module[2] in STUDY_RANK else ""
+            assert STUDY_RANK[used] <= STUDY_RANK[room], f"{path} imports {'.'.join(module)}"
+
+
+def test_no_import_circle() -> None:
+    modules = {".".join(("autolora", *p.relative_to(ROOT).with_suffix("").parts)): p for p in MODULES}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        graph[name] = set()
+        for parts, names in imports_of(path, module_level=True):
+            module = ".".join(parts)
+            graph[name] |= {module} if module in modules else set()
+            graph[name] |= {f"{module}.{item}" for item in names if f"{module}.{item}" in modules}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join((*above, name))
+        if name not in done:
+            for used in graph[name]:
+                visit(used, (*above, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("room", ["evaluation", "publish", "preflight", "report"])
+def test_what_scores_and_publishes_knows_no_optuna(room: str) -> None:
+    for path in (ROOT / room).rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "import optuna" not in text and "from optuna" not in text, path
+
+
+def test_files_are_short() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    assert {path: length for path, length in lengths.items() if length > 300} == {}
+    assert statistics.median(lengths.values()) <= 120
+    assert len(list((ROOT / "study").glob("*.py"))) <= 16
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_but_models_asks_which_family_a_model_is(path: Path) -> None:
     """Others look a family up in a table."""
     if path.relative_to(ROOT).parts[0] == "models":
         return
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    asked = [node for node in ast.walk(tree) if isinstance(node, ast.Compare | ast.match_case)]
-    said = [part.value for node in asked for part in ast.walk(node) if isinstance(part, ast.Constant)]
-    assert not set(FAMILIES) & {value for value in said if isinstance(value, str)}
+    compared = [node for node in ast.walk(tree) if isinstance(node, ast.Compare | ast.match_case)]
+    values = [part.value for node in compared for part in ast.walk(node) if isinstance(part, ast.Constant)]
+    assert not set(FAMILIES) & {value for value in values if isinstance(value, str)}
 
 
 def test_every_module_has_a_place() -> None:
@@ -65,3 +130,33 @@ def test_every_module_has_a_place() -> None:
         p.stem if p.is_file() else p.name for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()
     }
     assert names - {"__init__"} == set(RANK) | BESIDE
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import autolora",
+        "import autolora.api",
+        "from autolora.cli import main; main(['--help'])",
+        "from autolora.cli import main; main(['tune', 'quickstart', '--cfg', 'job'])",
+        "from autolora.cli import main; main(['tune', 'quickstart', 'train.epochz=1'])",
+        "from autolora.cli import main; main(['tune', 'quickstart', 'dataset.path=/nowhere'])",
+        "import autolora; autolora.recipe('guide-prodigy', dim=16)",
+    ],
+)
+def test_the_config_path_imports_nothing_heavy(code: str) -> None:
+    check = f"import sys; print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", f"{code}; {check}"], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_importing_the_package_changes_nothing_in_the_process() -> None:
+    code = (
+        "import logging, os, sys, warnings\n"
+        "import numpy  # which adds filters of its own\n"
+        "before = dict(os.environ), list(warnings.filters), logging.root.level, logging.root.handlers[:]\n"
+        "import autolora, autolora.api, autolora.settings\n"
+        "after = dict(os.environ), list(warnings.filters), logging.root.level, logging.root.handlers[:]\n"
+        "sys.exit(before != after)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

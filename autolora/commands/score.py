@@ -9,19 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from autolora import api
 from autolora.commands.output import Output
 from autolora.commands.request import Request
-from autolora.evaluation.lora_files import (
-    ScoredFile,
-    comparison_grid,
-    find_lora_files,
-    read_lora_files,
-    runs_of_files,
-    score_lora_files,
-)
-from autolora.evaluation.session import open_session
+from autolora.evaluation.lora_files import ScoredFile, comparison_grid
 from autolora.files import atomic_path, write_atomic
-from autolora.models.load import load_model
 from autolora.scoring.scorecard import Scorecard
 
 
@@ -31,11 +23,9 @@ def score(request: Request) -> int:
     For one file, `score.json` holds one object; for several a list, the best first.
     """
     settings, output = request.settings, Output.of(request.settings)
-    files = find_lora_files(request.lora)
-    states, refused = read_lora_files(files, load_model(settings.model))
     with output.bars() as bars:
-        session = open_session(settings, request.dataset, runs_of_files(states), bars)
-        results = score_lora_files(session, states, bars)
+        scores = api.score(settings, request.lora, dataset=request.dataset, bars=bars)
+    files, results, refused = scores.files, scores.results, scores.refused
     out = settings.out or files[0].parent
     content = [result.as_dict() for result in results]
     write_atomic(out / "score.json", json.dumps(content if len(files) > 1 else content[0], indent=2))

@@ -15,7 +15,7 @@ from autolora.errors import ConfigError, StudyError
 from autolora.settings import StudySettings
 from autolora.study.definition import StudyDefinition
 from autolora.study.optuna_internals import storage_of
-from autolora.study.search.sampler import PerTrialSeededTPE
+from autolora.study.sampler import PerTrialSeededTPE
 from autolora.study.space import as_text, difference
 from autolora.study.storage import open_storage, redact_url, storage_url
 from autolora.study.storage_retry import Log

@@ -74,7 +74,7 @@ def _is_sql(url: str) -> bool:
 
 
 def open_storage(url: str, log: Log) -> BaseStorage:
-    """Open a storage by its URL; `log` is told while it is away.
+    """Open a storage by its URL; `log` is told while it cannot be reached.
 
     Raises:
         ConfigError: no such kind of storage, or the package for it is not installed.
@@ -121,6 +121,6 @@ def _open(url: str, log: Log) -> BaseStorage:
             if tries == OPENINGS:
                 raise
             if tries == 1 and _is_unreachable(error):
-                log(f"the storage {redact_url(url)} is away ({_reason(error)}): trying again")
+                log(f"the storage {redact_url(url)} is unreachable ({_reason(error)}): trying again")
             time.sleep(0.3 * tries)
     raise AssertionError("unreachable")

@@ -18,13 +18,13 @@ from sqlalchemy.exc import (
 
 from autolora.errors import StorageError
 
-LONGEST_WAIT = 15.0  # seconds between two tries to reach a database that is away
+LONGEST_WAIT = 15.0  # seconds between two tries to reach a database that is unreachable
 _FULL = ("disk is full", "No space left", "quota exceeded")
 Log = Callable[[str], None]
 
 
 def retrying(storage: BaseStorage, name: str, log: Log) -> BaseStorage:
-    """The storage, each of whose methods waits while the database is away, then does what it was asked.
+    """The storage, each of whose methods waits until the database is reachable, then does what it was asked.
 
     Raises (of the methods):
         StorageError: the disk of the database is full.
@@ -54,10 +54,10 @@ def _wait_for(ask: Callable[[], Any], name: str, log: Log) -> Any:
             if not is_unreachable(error):
                 raise
             if tries == 1:  # not for a connection that was merely stale
-                log(f"{name} is away ({_reason(error)}): waiting for it")
+                log(f"{name} is unreachable ({_reason(error)}): waiting for it")
         else:
             if tries > 1:
-                log(f"{name} is back")
+                log(f"{name} is reachable again")
             return found
         time.sleep(min(2.0 ** min(tries, 10) / 4, LONGEST_WAIT))
     raise AssertionError("unreachable")

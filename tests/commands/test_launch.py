@@ -18,8 +18,9 @@ from autolora.commands.launch import own_gpu, worker_command
 from autolora.config import ROOT
 from autolora.models.load import load_model
 from autolora.paperdoll.world import write_dataset
+from autolora.settings import build_settings
 from autolora.study.definition import define_study
-from autolora.study.lifecycle import identity, open_study
+from autolora.study.lifecycle import open_study
 from tests import tiny
 from tests.study.search import chaos
 
@@ -45,13 +46,13 @@ def test_a_launched_worker_runs_a_study_to_its_end(tmp_path: Path) -> None:
     write_dataset(tmp_path / "doll", seed=1, outfits=1, images_per_outfit=6, size=32)
     model, study = tiny.save_tiny(tmp_path / "model"), tmp_path / "tiny.yaml"
     study.write_text(
-        f"{chaos.STUDY}model: {{resolution: 32}}\ncache: {tmp_path}/cache\n".replace("trials: 24", "trials: 3")
+        f"{chaos.STUDY}model: {{resolution: 32}}\ncache: {tmp_path}/cache\n".replace("n_trials: 24", "n_trials: 3")
     )
     places = [f"out={tmp_path}/run", f"dataset.path={tmp_path}/doll", f"model.path={model}"]
     config = cfg.compose("tune", places, str(study))
     config.storage = f"sqlite:///{tmp_path}/hush.db"
-    definition, own = define_study(config, str(study), places)
-    begun = open_study(definition, own, identity(config, load_model(cfg.model_settings(config)).base_hash), print)
+    settings = build_settings(config, str(study), places)
+    begun = open_study(define_study(settings), load_model(settings.model).base_hash, print)
     done = launched(tmp_path, 1, "study=chaos", *places, "hydra/launcher=joblib")
     assert done.returncode == 0, done.stderr
     assert [trial.state for trial in begun.trials] == [TrialState.COMPLETE] * 3

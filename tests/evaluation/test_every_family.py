@@ -21,9 +21,9 @@ defaults: [override /model: paperdoll, override /scoring: paperdoll]
 study:
   name: tiny
   final_seeds: 0
-  finalists: 1
-  average: false
-  rescale: false
+  n_finalists: 1
+  average_checkpoints: false
+  try_lora_scales: false
   recipes:
     doll-adamw: {adapter.dim: {choice: [2, 4]}}
 adapter: {dim: 2, alpha: 2}

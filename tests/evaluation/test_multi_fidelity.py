@@ -97,7 +97,7 @@ def test_it_climbs_only_as_far_as_it_must(
 
     def judge(at: Sequence[float]) -> Scorecard:
         asked.append(tuple(at))
-        return score(scorer.at(*at), everything)
+        return score(scorer.at_weights(*at), everything)
 
     point = evaluate_progressively(BLANK, [], seen, scorer.settings, judge)
     assert asked == weights

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from autolora.evaluation.samples import SIDE, Sample, read_samples, sample_probes, save_samples, write_samples
-from autolora.scoring.probes import EvalPrompt
+from autolora.evaluation.samples import SIDE, Sample, read_samples, sample_prompts, save_samples, write_samples
+from autolora.scoring.eval_prompts import EvalPrompt
 
 PROBES = [
     *(
@@ -25,13 +25,13 @@ def pictures(count: int, side: int = 64) -> list[np.ndarray]:
 
 
 def test_one_of_each_concept_and_some_of_the_others() -> None:
-    chosen = sample_probes(PROBES)
+    chosen = sample_prompts(PROBES)
     assert [p.group for p in chosen] == ["trigger"] * 3 + ["novel"] * 2 + ["class_only"] * 2
     assert [p.prompt for p in chosen[:3]] == ["1girl, mona, a, 0", "1girl, mona, b, 0", "1girl, mona, c, 0"]
 
 
 def test_small_ones_are_kept_exactly(tmp_path: Path) -> None:
-    chosen = sample_probes(PROBES)
+    chosen = sample_prompts(PROBES)
     rendered = {(p, 1.0): np.stack([one, one[::-1]]) for p, one in zip(chosen, pictures(7), strict=True)}
     save_samples(tmp_path, 120, PROBES, rendered, 1.0)
     found = read_samples(tmp_path, "120")

@@ -9,9 +9,11 @@ import pytest
 from torch import Tensor
 
 from autolora import config as cfg
+from autolora.data.concepts import load_dataset
 from autolora.evaluation.session import open_session
 from autolora.paperdoll.world import write_dataset
 from autolora.progress import Bars
+from autolora.settings import build_settings
 from autolora.train.loop import train_one
 
 SMALL = (
@@ -38,10 +40,9 @@ def test_nothing_is_encoded_while_something_trains(
     """Encoding takes more memory than training a small card has left."""
     write_dataset(tmp_path / "doll", seed=1, outfits=1, images_per_outfit=6)
     places = [f"dataset.path={tmp_path / 'doll'}", f"cache={tmp_path / 'cache'}"]
-    config = cfg.compose("train", [*places, *SMALL])
-    run = cfg.build_run(config)
-    run = replace(run, train=replace(run.train, flip_aug=True, num_class_images=pictures))
-    session = open_session(config, [run], Bars(quiet=True))
+    settings = build_settings(cfg.compose("train", [*places, *SMALL]))
+    run = replace(settings.run, train=replace(settings.run.train, flip_aug=True, num_class_images=pictures))
+    session = open_session(settings, load_dataset(settings.dataset), [run], Bars(quiet=True))
     encoded = len(list((tmp_path / "cache" / "latents").glob("*.npy")))
     assert encoded == 2 * (6 + (pictures or 6))  # mirrored, too
 

@@ -19,13 +19,13 @@ from autolora import config as cfg
 from autolora.errors import ConfigError, StorageError
 from autolora.evaluation.trial_folder import TrialFolder
 from autolora.paperdoll.world import write_dataset
+from autolora.settings import build_settings
 from autolora.stop import Stopped
 from autolora.study.artifacts import Store, TrialFiles, local_store, open_bucket
 from autolora.study.definition import define_study
 from autolora.study.finals.finals_runner import FinalsRunner
 from autolora.study.lifecycle import join_study
 from autolora.study.results.dashboard_plots import study_curves
-from autolora.study.search.worker import run_study
 from autolora.study.trials import load_trials
 from tests.study.results.test_dashboard import RUN, finish, point
 from tests.study.search import chaos
@@ -145,7 +145,7 @@ def test_without_a_bucket_nothing_is_moved(tmp_path: Path) -> None:
 def test_a_bucket_that_cannot_be_opened_is_explained(address: str, message: str, s3: Any, tmp_path: Path) -> None:
     arguments = [f"artifact_store={address}", f"out={tmp_path}"]
     with pytest.raises(ConfigError, match=message) as caught:
-        define_study(cfg.compose("tune", arguments, "quickstart"), "quickstart", arguments)
+        define_study(build_settings(cfg.compose("tune", arguments, "quickstart"), "quickstart", arguments))
     assert SECRET not in str(caught.value)
 
 
@@ -165,12 +165,14 @@ def test_a_trial_goes_on_on_a_machine_that_has_only_database_and_bucket(
     write_dataset(tmp_path / "doll", seed=1, outfits=1, images_per_outfit=6, size=32)
     for name in ("here", "alone"):
         (tmp_path / name).mkdir()
-    work = chaos.workbench(chaos.Settings(str(tmp_path / "here"), str(tmp_path / "doll"), None, 1, 0, 0, []))
+    work = chaos.open_tiny_session(chaos.Settings(str(tmp_path / "here"), str(tmp_path / "doll"), None, 1, 0, 0, []))
     definition, study = begin(tmp_path / "here", str(tmp_path / "doll"))
     here = replace(definition, bucket=opened())
-    there = replace(here, folder=tmp_path / "there", storage_argument=here.storage, bucket=opened())
+    there = replace(
+        here, folder=tmp_path / "there", settings=replace(here.settings, storage=here.storage), bucket=opened()
+    )
     before, alone = begin(tmp_path / "alone", str(tmp_path / "doll"))
-    run_study(before, alone, work, chaos.Said())
+    chaos.run(before, alone, work, chaos.Said())
     Path("measured").unlink()
 
     def stop(checkpoint: Any) -> None:
@@ -178,8 +180,8 @@ def test_a_trial_goes_on_on_a_machine_that_has_only_database_and_bucket(
             raise Stopped
 
     with on_measure(stop), pytest.raises(Stopped):
-        run_study(here, study, work, chaos.Said())
-    run_study(there, join_study(there, chaos.IDENTITY, print), work, chaos.Said())
+        chaos.run(here, study, work, chaos.Said())
+    chaos.run(there, join_study(there, chaos.BASE_HASH, print), work, chaos.Said())
     assert states(study) == ["COMPLETE"] * TRIALS
     measured = Path("measured").read_text().splitlines()
     assert len(measured) == len(set(measured)) == TRIALS * chaos.CHECKPOINTS  # nothing twice
@@ -207,6 +209,6 @@ def test_a_recipe_trained_again_is_found_elsewhere(s3: Any, tmp_path: Path) -> N
     write(here["uid-seed1"], curve="[]")
     here.send("uid-seed1")
     stage: Any = FinalsRunner.__new__(FinalsRunner)
-    stage.definition = type("Plan", (), {"files": there})
+    stage.definition = type("Definition", (), {"trial_files": there})
     found = stage._record((None, TrialFolder(there["uid"], RUN), None, 1))
-    assert (found.folder / "curve").read_text() == "[]"
+    assert (found.path / "curve").read_text() == "[]"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from autolora import config as cfg
+from autolora.settings import build_run
 from autolora.study.recipes import recipe_yaml, train_command
 
 GIVEN = [
@@ -22,11 +23,11 @@ GIVEN = [
 def test_the_file_composes_to_the_same_run(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = cfg.build_run(cfg.compose("train", overrides))
+    run = build_run(cfg.compose("train", overrides))
     monkeypatch.chdir(tmp_path)
     cfg.RECIPES.mkdir(parents=True)
     (cfg.RECIPES / "mine.yaml").write_text(recipe_yaml(run, "mine"))
-    read = cfg.build_run(cfg.compose("train", ["recipe=mine"]))
+    read = build_run(cfg.compose("train", ["recipe=mine"]))
     assert read == replace(run, name="mine")
 
 
@@ -34,6 +35,6 @@ def test_the_command_composes_to_the_same_run() -> None:
     values = {"optimizer.d_coef": 1.53, "train.scale_weight_norms": None, "train.images_per_concept": 273}
     command = shlex.split(train_command("doll-preserve", values, "mona"))
     assert command[:2] == ["autolora", "train"]
-    run = cfg.build_run(cfg.compose("train", command[2:]))
+    run = build_run(cfg.compose("train", command[2:]))
     assert run.optimizer.d_coef == 1.53 and run.train.images_per_concept == 273 and run.train.scale_weight_norms is None
     assert "dataset.path=mona" in command

@@ -11,9 +11,10 @@ import pytest
 
 from autolora import config as cfg
 from autolora.errors import ConfigError, StudyError
+from autolora.settings import build_run
 from autolora.study.definition import StudyDefinition
 from autolora.study.lifecycle import load_started_study
-from autolora.study.recipe_library import save_recipe
+from autolora.study.recipes import save_recipe
 from autolora.study.space import sampled_values
 from autolora.study.trials import WINNER
 from tests.study.results.test_comparison import point
@@ -24,8 +25,8 @@ from tests.study.test_warm_start import ADAMW, near, planned, run, start
 def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[StudyDefinition, optuna.Study]:
     """A study whose third trial was exported."""
     monkeypatch.chdir(tmp_path)
-    definition, own = planned(tmp_path / "run", ADAMW, "train.epochs=3")
-    run(start(definition, own)[0], definition, near(2e-4), trials=3)
+    definition = planned(tmp_path / "run", ADAMW, "train.epochs=3")
+    run(start(definition)[0], definition, near(2e-4), trials=3)
     study = load_started_study(definition, print)
     study.set_user_attr(WINNER, 2)
     curve = tmp_path / "run" / "trials" / "uid2" / "curve.json"
@@ -40,8 +41,8 @@ def test_a_later_study_takes_it_by_its_name(ended: tuple[StudyDefinition, optuna
     assert path == Path("conf/recipe/mona-best.yaml")
     assert "trial 2 of study mona (doll, tiny), step 100, by its search score 0.700" in path.read_text("utf-8")
     then = replace(definition.run(*sampled_values(study.trials[2])), name="mona-best")
-    assert cfg.build_run(cfg.compose("train", ["recipe=mona-best"])) == then
-    later, _ = planned(tmp_path / "later", "mona-best: {adapter.dim: {choice: [8, 16]}}")
+    assert build_run(cfg.compose("train", ["recipe=mona-best"])) == then
+    later = planned(tmp_path / "later", "mona-best: {adapter.dim: {choice: [8, 16]}}")
     assert later.run("mona-best", {}) == then
     assert save_recipe(definition, study, "mona-best") == path  # the same once more
 
@@ -59,6 +60,6 @@ def test_no_other_recipe_is_overwritten(ended: tuple[StudyDefinition, optuna.Stu
 
 
 def test_a_study_that_has_not_ended_has_none(tmp_path: Path) -> None:
-    definition, own = planned(tmp_path / "run", ADAMW)
+    definition = planned(tmp_path / "run", ADAMW)
     with pytest.raises(StudyError, match="has exported nothing yet"):
-        save_recipe(definition, start(definition, own)[0], "mine")
+        save_recipe(definition, start(definition)[0], "mine")

@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import OperationalError, PendingRollbackError, ProgrammingError
 
 from autolora.errors import AutoloraError, ConfigError, StorageError, StudyError
-from autolora.study import storage as storages
+from autolora.study import storage_retry
 from autolora.study.storage import open_storage, redact_url, storage_url
 from autolora.study.storage_retry import retrying
 
@@ -129,14 +129,14 @@ def lost(text: str, kind: type[Exception] = OperationalError) -> Exception:
 
 def test_a_database_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(storages.time, "sleep", pauses.append)
+    monkeypatch.setattr(storage_retry.time, "sleep", pauses.append)
     said: list[str] = []
     asked_again = optuna.exceptions.StorageInternalError("An exception is raised during the commit.")
     asked_again.__cause__ = PendingRollbackError("Can't reconnect until invalid transaction is rolled back.")
     behind = Failing(asked_again, *[lost("server closed the connection") for _ in range(9)])
     assert retrying(behind, "the storage", said.append).get_all_studies() == []
-    assert said == ["the storage is away (server closed the connection): waiting for it", "the storage is back"]
-    assert pauses[0] < 1 and max(pauses) == storages.LONGEST_WAIT
+    assert said == ["the storage is unreachable (server closed the connection): waiting for it", "the storage is reachable again"]
+    assert pauses[0] < 1 and max(pauses) == storage_retry.LONGEST_WAIT
 
 
 def test_a_full_database_and_a_mistake_are_not_waited_for() -> None:

@@ -54,7 +54,7 @@ class TrialLeases:
             except Exception as reason:
                 if not is_unreachable(reason):
                     raise
-                self.log("the storage is away: the trial is taken over by another worker when it is back")
+                self.log("the storage is unreachable: another worker takes the trial over once it is reachable again")
 
     def acquire(self, trial: FrozenTrial) -> None:
         """Make a running trial this worker's."""
@@ -137,7 +137,7 @@ class TrialLeases:
         storage.set_trial_user_attr(trial_id, WORKED, worked)
 
     def _beat(self) -> None:
-        """Heartbeats of all held trials, until the end; a database that is away is tried again at the next beat."""
+        """Heartbeats of all held trials, until the end; an unreachable database is tried again at the next beat."""
         direct: BaseStorage = getattr(self.storage, "behind", self.storage)
         while not self._over.wait(self.heartbeat_interval):
             for trial_id in list(self.held):

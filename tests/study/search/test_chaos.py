@@ -91,7 +91,7 @@ def test_twenty_workers_are_killed_and_nothing_is_lost(
     assert all("failures" not in t.user_attrs for t in trials)
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
     if kind == "postgres":
-        assert "is away" in said and "is back" in said
+        assert "is unreachable" in said and "is reachable again" in said
         assert "s3cret" not in "".join(
             p.read_text(errors="ignore") for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".json"
         )

@@ -14,11 +14,11 @@ import pytest
 from optuna.trial import TrialState
 
 from autolora.progress import Bars
+from autolora.settings import Budget, StudySettings
 from autolora.study.budget import worked_seconds
 from autolora.study.search.leases import TrialLeases
 from autolora.study.search.liveness import this_machine
 from autolora.study.search.queue import Queue
-from autolora.study.settings import Budget, StudySettings
 from autolora.study.storage import open_storage, storage_url
 from autolora.study.trials import TOKEN, uid_of
 
@@ -93,7 +93,7 @@ def test_a_worker_that_was_silent_for_too_long_is_told(study: optuna.Study) -> N
     assert next_one is not None and next_one.number == 0 and heir.holds(next_one._trial_id)
     assert not zombie.holds(trial._trial_id)
     zombie.held[trial._trial_id] = [[0, 0]]
-    zombie._hand_back(study._storage, trial._trial_id, zombie.worker)  # nor can it give away what it lost
+    zombie._release(study._storage, trial._trial_id, zombie.worker)  # nor can it give away what it lost
     assert heir.holds(trial._trial_id)
 
 
@@ -150,7 +150,7 @@ def test_begun_trials_come_first_and_are_ended_when_time_is_up(study: optuna.Stu
     study.enqueue_trial({})
     assert trial.number == 0
     study._storage.set_trial_user_attr(trial._trial_id, "worked", [[0.0, 3600.0]])
-    me.hand_back(trial._trial_id)
+    me.release(trial._trial_id)
     short = replace(SETTINGS, budget=Budget(minutes=10))
     queue = Queue(study, short, me, Bars())
     again = queue.next()

@@ -25,7 +25,7 @@ from autolora.cli import main
 from autolora.paperdoll.corpus import base_caption, base_picture
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.weights import BASE
-from autolora.study.settings import SWEEP_WEIGHTS
+from autolora.settings import SWEEP_WEIGHTS
 from autolora.study.storage import open_storage, storage_url
 from autolora.train.loop import TrainingSlot
 
@@ -227,7 +227,7 @@ def test_one_recipe_is_trained_and_exported(
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("autolora.publish.roundtrip.prove", killed)
+    monkeypatch.setattr("autolora.publish.roundtrip.verify_export", killed)
     assert main(command) == 130
     assert not list((tmp_path / "best").iterdir())
     monkeypatch.undo()
