@@ -153,7 +153,7 @@ def test_a_peft_folder_of_another_kind(config: Any, tiny_model: StableDiffusion,
     adapter = attach(tiny_model.modules, lora_of(state))
     try:
         adapter.load(state)
-        assert all(type(update).__name__ == "Tuned" for _, update in updates(adapter))
+        assert all(type(update).__name__ == "PeftLayer" for _, update in updates(adapter))
     finally:
         adapter.detach()
 
