@@ -1,4 +1,4 @@
-"""Folders that several tests of the data layer read."""
+"""Folders that several tests of the data package read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.data.folders import write_concepts
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pictures without captions."""
+    """Two images without captions."""
     root = write_concepts(tmp_path / "mona", {"": ["x"] * 2})
     for file in root.glob("*.txt"):
         file.unlink()

@@ -1,4 +1,4 @@
-"""Writes small folders of captioned pictures."""
+"""Writes small folders of captioned images, and builds datasets that exist only as captions."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from autolora.data.concepts import Concept, Dataset
 from autolora.data.sources import Picture
 
 
 def noise_image(seed: int, size: tuple[int, int] = (24, 24)) -> Image.Image:
-    """A picture of coarse random blocks: different seeds are far apart for any perceptual hash."""
+    """An image of coarse random blocks; the perceptual hashes of different seeds differ in many bits."""
     blocks = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC)
 
 
 def write_concepts(root: Path, concepts: Mapping[str, Sequence[str]], first_seed: int = 0) -> Path:
-    """One folder a concept (`""` is the root itself), one different picture a caption."""
+    """Write one folder per concept (`""` is the root itself) with a different image for each caption."""
     seed = first_seed
     for folder, captions in concepts.items():
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -33,7 +34,7 @@ def write_concepts(root: Path, concepts: Mapping[str, Sequence[str]], first_seed
 
 
 def write_zorak(root: Path, pictures: int = 8) -> Path:
-    """A character with two outfits, kohya style."""
+    """Write a character with two outfits as kohya folders."""
     places = ("beach", "city", "blue sky", "meadow")
     return write_concepts(
         root,
@@ -45,9 +46,9 @@ def write_zorak(root: Path, pictures: int = 8) -> Path:
 
 
 def write_layouts(root: Path, out: Path) -> dict[str, Path]:
-    """A kohya-style or plain folder in every layout, by its name: what to give as the dataset's path.
+    """Copy a folder into every layout; returns the dataset's path for each layout by name.
 
-    Metadata lists the pictures backwards and no caption files lie beside them.
+    Metadata lists the images in reverse order; the copies have no caption files.
     """
     paths = {"folder": root}
     images = [path.relative_to(root) for path in sorted(root.rglob("*.png"), reverse=True)]
@@ -65,7 +66,7 @@ def write_layouts(root: Path, out: Path) -> dict[str, Path]:
     with (paths["metadata.csv"] / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("file_name", "text"), *captions.items()])
     entries = {}
-    for image, text in captions.items():  # absolute, without suffix, and split into caption and tags
+    for image, text in captions.items():  # absolute paths without suffix, caption split into caption and tags
         caption, _, tags = text.partition(", ")
         entries[str(paths["meta_cap.json"].absolute() / image)[:-4]] = {"caption": caption, "tags": tags}
     (paths["meta_cap.json"] / "meta_cap.json").write_text(json.dumps(entries), encoding="utf-8")
@@ -77,5 +78,32 @@ def write_layouts(root: Path, out: Path) -> dict[str, Path]:
 
 
 def pictures_of(captions: Sequence[str], concept: str = "zorak") -> list[Picture]:
-    """Pictures that exist only as captions."""
+    """Images that exist only as captions."""
     return [Picture(Path(f"{concept}/{i}.png"), c, concept, 8, 8, str(i)) for i, c in enumerate(captions)]
+
+
+def dataset_of(concepts: dict[str, Sequence[str]], validation: Sequence[str] = ()) -> Dataset:
+    """A dataset of captions by their concept's own trigger; the main trigger is zorak, the class word 1girl."""
+    concept_list = tuple(Concept(f"zorak {t}", t, tuple(pictures_of(c, f"zorak {t}"))) for t, c in concepts.items())
+    return Dataset(
+        "zorak", Path(), "zorak", "1girl", concept_list, tuple(pictures_of(validation, concept_list[0].name))
+    )
+
+
+def captions_of(dataset: Dataset) -> list[str]:
+    return [picture.caption for picture in dataset.pictures]
+
+
+LOOKS = "gold horns, blue hair, long hair, red eyes, pale skin"
+
+
+def outfits(a: int = 10, b: int = 10) -> Dataset:
+    """Two outfits of one character, fully tagged."""
+    places = ("beach", "city", "meadow")
+    return dataset_of(
+        {
+            "fit_a": [f"1girl, zorak, fit_a, {LOOKS}, blue robe, hat, smile, {places[i % 3]}" for i in range(a)],
+            "fit_b": [f"1girl, zorak, fit_b, {LOOKS}, red armor, hat, smile, {places[i % 3]}" for i in range(b)],
+        },
+        validation=[f"1girl, zorak, fit_a, {LOOKS}, blue robe, smile, smile, city"],
+    )

@@ -1,6 +1,9 @@
-"""Captions: splitting and joining, and operations that lose or double nothing."""
+"""Captions: splitting and joining, and edits that lose or repeat no tag."""
 
 from __future__ import annotations
+
+import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -14,14 +17,15 @@ from autolora.data.captions import (
     is_sentence,
     join_tags,
     mentions,
+    most_common_spellings,
     replace_tag,
     replace_trigger,
-    spell_tags,
     split_tags,
     strip_tag,
     tag_key,
     unescape_tag,
 )
+from tests.data.folders import pictures_of
 
 CAPTIONS = st.text(st.sampled_from("ab Z_,\\()\t\n é日"), max_size=40)
 quick = settings(max_examples=60, deadline=None)
@@ -36,7 +40,7 @@ def test_split_and_join_are_inverse(caption: str) -> None:
     assert "".join("".join(tags).split()) == "".join(caption.replace(",", "").split())
 
 
-def test_replace_and_strip_know_every_spelling_and_double_nothing() -> None:
+def test_replace_and_strip_find_every_spelling_and_insert_nothing_twice() -> None:
     caption = r"1girl, Mona \(game\), blue hair, mona (game)"
     assert replace_tag(caption, "mona (game)", "blue hair, red eyes") == "1girl, red eyes, blue hair"
     assert strip_tag(caption, "MONA  (game)") == "1girl, blue hair"
@@ -44,7 +48,7 @@ def test_replace_and_strip_know_every_spelling_and_double_nothing() -> None:
     assert replace_tag("a, b", "c", "d") == "a, b"
     assert has_tag(caption, "mona (game)")
     assert not has_tag(caption, "mona")
-    assert not has_tag("fit_a", "fit a")  # other tokens to the text encoder
+    assert not has_tag("fit_a", "fit a")  # the text encoder reads other tokens
 
 
 @quick
@@ -59,7 +63,7 @@ def test_replace_leaves_all_other_tags(caption: str, old: str, new: str) -> None
 
 @quick
 @given(st.text(st.sampled_from("ab ()é"), max_size=20))
-def test_escapes_are_undone_and_never_doubled(tag: str) -> None:
+def test_escapes_are_removed_and_never_doubled(tag: str) -> None:
     assert unescape_tag(escape_tag(tag)) == tag
     assert escape_tag(escape_tag(tag)) == escape_tag(tag)
     assert escape_tag("mona (game)") == r"mona \(game\)"
@@ -84,7 +88,7 @@ def test_escapes_are_undone_and_never_doubled(tag: str) -> None:
         (" , ", False),
     ],
 )
-def test_sentences_are_told_from_tags(caption: str, sentence: bool) -> None:
+def test_sentences_are_distinguished_from_tags(caption: str, sentence: bool) -> None:
     assert is_sentence(caption) is sentence
 
 
@@ -106,20 +110,30 @@ def test_a_trigger_is_found_and_replaced_in_sentences() -> None:
     assert not mentions("1girl, zorak dress", "zorak")  # another tag
 
 
-def test_tags_are_counted_once_a_caption_in_all_spellings() -> None:
+def test_tags_are_counted_once_per_caption_in_all_spellings() -> None:
     captions = ["long_hair, smile, Long hair", "long hair", "a photo of a girl with long hair", "long hair, ^_^"]
-    assert count_tags(captions) == {"long hair": 3, "smile": 1, "^ ^": 1}
-    assert list(count_tags(captions)) == ["long hair", "smile", "^ ^"]
-    assert spell_tags(captions) == {"long hair": "long hair", "smile": "smile", "^ ^": "^_^"}
+    tag_lists = [split_tags(caption) for caption in captions if not is_sentence(caption)]
+    assert count_tags(tag_lists) == {"long hair": 3, "smile": 1, "^ ^": 1}
+    assert list(count_tags(tag_lists)) == ["long hair", "smile", "^ ^"]
+    assert count_tags(tag_lists, tag_key) == {"long_hair": 1, "smile": 1, "long hair": 3, "^_^": 1}
+    assert most_common_spellings(tag_lists) == {"long hair": "long hair", "smile": "smile", "^ ^": "^_^"}
     assert booru_key(r"Mona_\(game\)") == "mona (game)"
     assert booru_key("_") == "_"
 
 
 @quick
 @given(CAPTIONS, st.sampled_from(["a", "Z", "é"]))
-def test_a_replaced_trigger_is_gone(caption: str, trigger: str) -> None:
+def test_a_replaced_trigger_is_removed(caption: str, trigger: str) -> None:
     replaced = replace_trigger(caption, trigger, "new")
     assert ("new" in replaced) == mentions(caption, trigger)
-    if is_sentence(replaced) == is_sentence(caption):  # a sentence may be too short for one afterwards
+    if is_sentence(replaced) == is_sentence(caption):  # a shortened sentence may no longer count as one
         assert not mentions(replaced, trigger)
     assert mentions(caption, trigger) or split_tags(replaced) == split_tags(caption)
+
+
+def test_tags_follow_the_caption() -> None:
+    picture = pictures_of(["1girl,  zorak , ,smile"])[0]
+    assert picture.tags == ("1girl", "zorak", "smile")
+    assert replace(picture, caption="a, b").tags == ("a", "b")
+    copy = pickle.loads(pickle.dumps(picture))
+    assert copy == picture == pictures_of([picture.caption])[0] and copy.tags == picture.tags

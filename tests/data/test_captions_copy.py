@@ -1,4 +1,4 @@
-"""The edited copy of a dataset."""
+"""Writing a copy of a dataset with edited captions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_a_copy_reads_as_what_was_written(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_copy_reads_as_the_dataset_that_was_written(dataset: Dataset, tmp_path: Path) -> None:
     before = contents(dataset.root)
     modes = {path: path.stat().st_mode for path in dataset.root.rglob("*")}
     recipe = CaptionRecipe(drop_tags=("beach",), trigger_swap_rate=0.4, swap_tags=("gold horns",))
@@ -41,7 +41,7 @@ def test_a_copy_reads_as_what_was_written(dataset: Dataset, tmp_path: Path) -> N
     assert {path: path.stat().st_mode for path in dataset.root.rglob("*")} == modes
 
 
-def test_pictures_are_linked_or_else_copied(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_linked_or_else_copied(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_copy(dataset, tmp_path / "linked")
     first = dataset.pictures[0]
     assert (tmp_path / "linked" / "1_zorak fit_a" / first.path.name).samefile(first.path)
@@ -55,19 +55,19 @@ def test_pictures_are_linked_or_else_copied(dataset: Dataset, tmp_path: Path, mo
     assert copied.read_bytes() == first.path.read_bytes() and not copied.samefile(first.path)
 
 
-def test_equal_names_masks_and_odd_concepts(dataset: Dataset, tmp_path: Path) -> None:
+def test_equal_file_names_masks_and_special_characters_in_concepts(dataset: Dataset, tmp_path: Path) -> None:
     first, second, third = dataset.pictures[:3]
     for folder in ("a", "b", "masks"):
         (tmp_path / folder).mkdir()
     Image.new("L", (24, 24), 255).save(tmp_path / "masks" / "x.png")
     Image.new("L", (24, 24), 255).save(tmp_path / "masks" / "y.bmp")
-    made = []
+    pictures = []
     for picture, name, mask in ((first, "a/x.png", "x.png"), (second, "b/X.png", "y.bmp"), (third, "b/x.jpg", None)):
         (tmp_path / name).write_bytes(picture.path.read_bytes())
         masked = tmp_path / "masks" / mask if mask else None
-        made.append(replace(picture, path=tmp_path / name, concept=r"fit \(a/b\)", mask=masked))
-    odd = replace(dataset, concepts=(Concept(r"fit \(a/b\)", "fit", tuple(made)),), validation=())
-    assert write_copy(odd, tmp_path / "out") == 3
+        pictures.append(replace(picture, path=tmp_path / name, concept=r"fit \(a/b\)", mask=masked))
+    unusual = replace(dataset, concepts=(Concept(r"fit \(a/b\)", "fit", tuple(pictures)),), validation=())
+    assert write_copy(unusual, tmp_path / "out") == 3
     files = contents(tmp_path / "out")
     assert sorted(name.removeprefix("1_fit (a_b)/") for name in files) == sorted(
         ["x.png", "x.txt", "x.mask.png", "X-2.png", "X-2.txt", "X-2.mask.png", "x-3.jpg", "x-3.txt"]
@@ -91,9 +91,9 @@ def test_nothing_is_overwritten(dataset: Dataset, tmp_path: Path) -> None:
     assert write_copy(dataset, tmp_path / "empty") == 16
 
 
-def test_a_broken_copy_leaves_nothing(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_copy_leaves_no_files(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset.pictures[3].path.rename(tmp_path / "elsewhere.png")
-    with pytest.raises(DatasetError, match=r"\.png: is gone: restore the file"):
+    with pytest.raises(DatasetError, match=r"\.png: is missing: restore the file"):
         write_copy(dataset, tmp_path / "copy")
     assert contents(tmp_path / "copy") == {}
     (tmp_path / "elsewhere.png").rename(dataset.pictures[3].path)

@@ -1,4 +1,4 @@
-"""One folder, expressed in every layout, is the same dataset."""
+"""One folder, written in every layout, is the same dataset."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ LAYOUTS = ("metadata.jsonl", "metadata.csv", "meta_cap.json", "kohya.jsonl", "to
 
 
 def bare(dataset: Dataset, root: Path) -> Dataset:
-    """The dataset without what only says where it lies and how often its folders repeat it."""
+    """The dataset without its paths and repeats."""
 
-    def own(pictures: tuple[Picture, ...]) -> tuple[Picture, ...]:
+    def without_paths(pictures: tuple[Picture, ...]) -> tuple[Picture, ...]:
         return tuple(replace(p, path=p.path.relative_to(root), repeats=1) for p in pictures)
 
-    concepts = tuple(replace(concept, pictures=own(concept.pictures)) for concept in dataset.concepts)
-    return replace(dataset, name="", root=Path(), concepts=concepts, validation=own(dataset.validation), notes=())
+    concepts = tuple(replace(concept, pictures=without_paths(concept.pictures)) for concept in dataset.concepts)
+    return replace(
+        dataset, name="", root=Path(), concepts=concepts, validation=without_paths(dataset.validation), notes=()
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_layout_makes_no_difference(layout: str, tmp_path: Path) -> None:
+def test_the_dataset_is_equal_in_every_layout(layout: str, tmp_path: Path) -> None:
     root = write_zorak(tmp_path / "zorak", 8)
     path = write_layouts(root, tmp_path / "others")[layout]
-    settings, other = DatasetSettings(str(root)), DatasetSettings(str(path))
-    found = with_buckets(load_dataset(other), other, 32)
+    settings, layout_settings = DatasetSettings(str(root)), DatasetSettings(str(path))
+    dataset = with_buckets(load_dataset(layout_settings), layout_settings, 32)
     expected = with_buckets(load_dataset(settings), settings, 32)
-    assert bare(found, root if layout == "toml" else path) == bare(expected, root)
-    assert len(found.validation) == 6 and found.concepts[0].trigger == "fit_a"
+    assert bare(dataset, root if layout == "toml" else path) == bare(expected, root)
+    assert len(dataset.validation) == 6 and dataset.concepts[0].trigger == "fit_a"

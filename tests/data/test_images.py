@@ -1,4 +1,4 @@
-"""Every kind of picture is decoded upright, RGB and on white, or refused with its reason."""
+"""Every kind of image is decoded upright, RGB and on white, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.data.folders import noise_image
 
 
 def _png(width: int, height: int, depth: int, colour_type: int, pixels: np.ndarray[Any, Any]) -> bytes:
-    """A PNG file of kinds that Pillow reads but does not write; big-endian pixels, (height, width * channels)."""
+    """A PNG file of a kind that Pillow reads but cannot write; big-endian pixels, (height, width * channels)."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -29,31 +29,31 @@ def _png(width: int, height: int, depth: int, colour_type: int, pixels: np.ndarr
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def test_frames_are_covered_and_cropped_at_the_centre(tmp_path: Path) -> None:
+def test_images_cover_the_size_and_are_cropped_at_the_center(tmp_path: Path) -> None:
     wide = Image.new("RGB", (30, 10), "red")
     wide.paste("blue", (10, 0, 20, 10))
     wide.save(tmp_path / "wide.png")
     assert load_pixels(tmp_path / "wide.png", 10).shape == (10, 10, 3)
-    assert (load_pixels(tmp_path / "wide.png", 10) == (0, 0, 255)).all()  # the middle, unscaled
+    assert (load_pixels(tmp_path / "wide.png", 10) == (0, 0, 255)).all()  # the unscaled middle
     assert load_pixels(tmp_path / "wide.png", 12, 20).shape == (20, 12, 3)
-    with pytest.raises(DatasetError, match="cannot be read any more"):
+    with pytest.raises(DatasetError, match="can no longer be read"):
         load_pixels(tmp_path / "gone.png", 4)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "avif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+def test_exif_rotation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    lying = Image.new("RGB", (48, 16), "red")
-    lying.paste("blue", (0, 0, 24, 16))
+    rotated = Image.new("RGB", (48, 16), "red")
+    rotated.paste("blue", (0, 0, 24, 16))
     path = tmp_path / f"a.{suffix}"
-    lying.save(path, exif=exif)
+    rotated.save(path, exif=exif)
     size = (48, 16) if orientation < 5 else (16, 48)
     assert load_image(path).size == measure(path.read_bytes()) == size
     first = load_image(path).getpixel((4, 4))
     assert isinstance(first, tuple)
-    assert (first[2] > 200) == (orientation in (1, 4, 5, 6)), "blue lies left, or at the top of an upright one"
+    assert (first[2] > 200) == (orientation in (1, 4, 5, 6)), "blue is on the left, or at the top after a quarter turn"
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "avif"])
@@ -66,7 +66,7 @@ def test_transparency_is_flattened_on_white(tmp_path: Path, suffix: str) -> None
     assert np.abs(pixels[:6].astype(int) - (255, 127, 127)).max() <= 3
 
 
-def test_transparent_grey_palette_and_colour_key(tmp_path: Path) -> None:
+def test_transparent_gray_palette_and_colour_key(tmp_path: Path) -> None:
     grey = Image.new("LA", (4, 4), (0, 0))
     grey.putpixel((0, 0), (0, 255))
     grey.save(tmp_path / "grey.png")
@@ -118,7 +118,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.webp", "a.png", "a.avif"])
-def test_of_an_animation_the_first_frame(tmp_path: Path, name: str) -> None:
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path, name: str) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
     with Image.open(tmp_path / name) as image:
@@ -127,7 +127,7 @@ def test_of_an_animation_the_first_frame(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp", "avif"])
-def test_a_suffix_may_lie(tmp_path: Path, kind: str) -> None:
+def test_a_wrong_suffix_is_accepted(tmp_path: Path, kind: str) -> None:
     noise_image(0).save(tmp_path / "a.png", format=kind)
     assert measure((tmp_path / "a.png").read_bytes()) == (24, 24)
     assert load_image(tmp_path / "a.png").size == (24, 24)
@@ -143,14 +143,14 @@ def test_truncated_files_are_refused(kind: str) -> None:
         measure(content[: len(content) * 2 // 3])
 
 
-def test_empty_files_and_other_things_are_refused() -> None:
+def test_empty_files_and_other_file_types_are_refused() -> None:
     with pytest.raises(DatasetError, match=r"^an empty file: replace"):
         measure(b"")
-    with pytest.raises(DatasetError, match=r"^broken, or no picture at all: replace"):
+    with pytest.raises(DatasetError, match=r"^broken, or not an image: replace"):
         measure(b"<html>404</html>")
 
 
-def test_avif_without_its_decoder_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_avif_without_decoder_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = io.BytesIO()
     noise_image(0).save(buffer, format="avif")
 
@@ -159,5 +159,5 @@ def test_avif_without_its_decoder_says_what_to_install(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Image, "open", refuse)
     monkeypatch.setattr(features, "check", lambda name: name != "avif")
-    with pytest.raises(DatasetError, match=r"pillow 11.3 or newer: install it, or save the picture as .png"):
+    with pytest.raises(DatasetError, match=r"pillow 11.3 or newer: install it, or save the image as .png"):
         measure(buffer.getvalue())

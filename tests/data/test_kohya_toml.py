@@ -1,4 +1,4 @@
-"""The dataset file of sd-scripts: what counts where, what is said of others, and each mistake with its one line."""
+"""Dataset files of sd-scripts: which keys are read, notes on the others, and one line per problem."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from autolora.config import ROOT
-from autolora.data.layouts import kohya_toml as toml_layout
+from autolora.data.layouts import kohya_toml
 from autolora.data.sources import read_source
 from autolora.errors import DatasetError
 from tests.data.folders import noise_image, write_concepts
@@ -21,7 +21,7 @@ def _toml(root: Path, text: str) -> Path:
     return root / "dataset.toml"
 
 
-def test_toml_keys_are_inherited_and_the_innermost_counts(tmp_path: Path) -> None:
+def test_toml_keys_are_inherited_and_the_innermost_wins(tmp_path: Path) -> None:
     write_concepts(tmp_path, {"a": ["x", "y"], "b": ["z"], "1_1girl": ["r"], "c": ["u"]})
     (tmp_path / "c" / "000.txt").rename(tmp_path / "c" / "000.wd")
     (tmp_path / "1_1girl" / "000.txt").unlink()
@@ -64,10 +64,10 @@ def test_toml_class_tokens_caption_a_folder_without_captions(folder: Path) -> No
     subset = '[[datasets]]\n[[datasets.subsets]]\nimage_dir="mona"\nclass_tokens="mona girl"'
     source = read_source(_toml(folder.parent, subset))
     assert [p.caption for p in source.pictures] == ["mona girl"] * 2
-    assert source.notes == ("mona: no caption files, so every picture is captioned `mona girl`",)
+    assert source.notes == ("mona: no caption files, so every image gets the caption `mona girl`",)
 
 
-def test_toml_names_metadata_and_masks(folder: Path) -> None:
+def test_toml_with_metadata_and_masks(folder: Path) -> None:
     base = folder.parent
     (base / "masks of mona").mkdir()
     noise_image(0).save(base / "masks of mona" / "001.jpg")
@@ -81,12 +81,12 @@ def test_toml_names_metadata_and_masks(folder: Path) -> None:
     source = read_source(_toml(base, f"[[datasets]]\n[[datasets.subsets]]\n{keys}class_tokens='mona'"))
     assert [p.mask for p in source.pictures] == masks
     assert source.notes == (
-        "mona: no caption files, so every picture is captioned `mona`",
-        "masks of mona: no mask for 000.png: their whole area counts",
+        "mona: no caption files, so every image gets the caption `mona`",
+        "masks of mona: no mask for 000.png: the whole image counts",
     )
 
 
-def test_toml_folders_start_at_the_file_else_at_the_working_directory(
+def test_toml_folders_are_relative_to_the_file_or_else_to_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_concepts(tmp_path / "here", {"a": ["file's"], "b": ["file's"]})
@@ -100,7 +100,7 @@ def test_toml_folders_start_at_the_file_else_at_the_working_directory(
     ]
 
 
-def test_toml_notes_name_the_key_that_does_the_same(tmp_path: Path) -> None:
+def test_toml_notes_name_the_equivalent_key(tmp_path: Path) -> None:
     write_concepts(tmp_path, {"a": ["x"]})
     general = "keep_tokens=2\nshuffle_caption=false\nshufle_caption=true\nzzz=1\ncolor_aug=true\nrandom_crop=false"
     subset = '[[datasets.subsets]]\nimage_dir="a"\nkeep_tokens=3\n'
@@ -109,25 +109,26 @@ def test_toml_notes_name_the_key_that_does_the_same(tmp_path: Path) -> None:
     assert [p.repeats for p in source.pictures] == [1]
     assert source.notes == (
         "wrong in the file is unknown",
-        "keep_tokens=3 in the file: set train.keep_tokens=3",
-        "shuffle_caption=false in the file: set train.shuffle_caption=false",
+        "keep_tokens=3 in the file is not read: set train.keep_tokens=3",
+        "shuffle_caption=false in the file is not read: set train.shuffle_caption=false",
         "shufle_caption in the file is unknown: did you mean shuffle_caption?",
         "zzz in the file is unknown",
         "color_aug=true in the file is not used",
-        "resolution=[512, 768] in the file: set model.resolution to a size that the base model was made for",
-        "a: in several subsets, of which the first counts",
+        "resolution=[512, 768] in the file is not read: "
+        "set model.resolution to a resolution that the base model was trained at",
+        "a: in several subsets, only the first is used",
     )
 
 
-def test_the_keys_that_toml_notes_name_exist() -> None:
+def test_keys_named_in_toml_notes_exist() -> None:
     configs = {"train": OmegaConf.load(ROOT / "conf/train.yaml").train}
     configs |= {
         name: OmegaConf.load(ROOT / f"conf/{name}/{file}.yaml")
         for name, file in (("dataset", "folder"), ("model", "sd15"))
     }
-    named = re.findall(r"set (\w+)\.([\w.]+)", " ".join(toml_layout._ELSEWHERE.values()))
-    assert len(named) > 10
-    for group, key in named:
+    keys = re.findall(r"set (\w+)\.([\w.]+)", " ".join(kohya_toml._AUTOLORA_KEYS.values()))
+    assert len(keys) > 10
+    for group, key in keys:
         *above, last = key.split(".")
         node = OmegaConf.select(configs[group], ".".join(above)) if above else configs[group]
         assert last in node, f"{group}.{key}"
@@ -142,12 +143,12 @@ SUBSET = "[[datasets]]\n[[datasets.subsets]]\n"
         ("[general]\nx = ", "dataset.toml: broken TOML: Invalid value (at end of document): correct it"),
         ('[general]\nx = "C:\\x"', "correct it (Windows paths: use / or 'single quotes')"),
         ("# \xe9".encode("latin-1"), "dataset.toml: not UTF-8 text: save it as UTF-8"),
-        ("", "no pictures: add [[datasets]] and below it [[datasets.subsets]] with image_dir"),
-        ("general = 1", "general is no table: write its keys below [general]"),
-        ("[datasets]", "datasets is no list of tables: write [[datasets]], with two brackets"),
-        ("[[datasets]]\n[datasets.subsets]", "subsets is no list of tables: write [[datasets.subsets]]"),
+        ("", "no images: add [[datasets]] and below it [[datasets.subsets]] with image_dir"),
+        ("general = 1", "general is not a table: write its keys below [general]"),
+        ("[datasets]", "datasets is not a list of tables: write [[datasets]], with two brackets"),
+        ("[[datasets]]\n[datasets.subsets]", "subsets is not a list of tables: write [[datasets.subsets]]"),
         (SUBSET + "num_repeats=1", "subset 1: no image_dir: add image_dir = 'FOLDER'"),
-        (SUBSET + "image_dir='b'", "subset 1: image_dir `b` does not exist, neither here nor below "),
+        (SUBSET + "image_dir='b'", "subset 1: image_dir `b` does not exist, neither in "),
         (SUBSET + "image_dir='~nobody at all'", "subset 1: image_dir `~nobody at all` does not exist"),
         (SUBSET + f"image_dir='{'x' * 999}'", "does not exist"),
         (SUBSET + "image_dir=3", "subset 1: image_dir=3: must be text"),
@@ -164,16 +165,19 @@ SUBSET = "[[datasets]]\n[[datasets.subsets]]\n"
         (SUBSET + "image_dir='a'\nnum_repeats=1.5", "num_repeats=1.5: must be a whole number"),
         (SUBSET + "image_dir='a'\nis_reg='yes'", 'is_reg="yes": must be true or false'),
         (SUBSET + "image_dir='a'\nclass_tokens=1979-05-27", 'class_tokens="1979-05-27": must be text'),
-        (SUBSET + "image_dir='a'\ncaption_extension='/txt'", "must be a file's ending, such as .txt"),
-        (SUBSET + "image_dir='a'\ncaption_extension=''", "must be a file's ending, such as .txt"),
+        (SUBSET + "image_dir='a'\ncaption_extension='/txt'", "must be a file extension, such as .txt"),
+        (SUBSET + "image_dir='a'\ncaption_extension=''", "must be a file extension, such as .txt"),
         (
             SUBSET + "image_dir='a'\ncaption_extension='.wd'",
             "000.png: no caption: write its tags into 000.wd beside it",
         ),
-        (SUBSET + "image_dir='a'\n[[datasets.subsets]]\nimage_dir='a'\nis_reg=true", "both trained and regularization"),
+        (
+            SUBSET + "image_dir='a'\n[[datasets.subsets]]\nimage_dir='a'\nis_reg=true",
+            "listed for training and for regularization",
+        ),
     ],
 )
-def test_each_mistake_in_toml_is_one_line(tmp_path: Path, content: str | bytes, message: str) -> None:
+def test_each_toml_problem_is_one_line(tmp_path: Path, content: str | bytes, message: str) -> None:
     write_concepts(tmp_path, {"a": ["x"]})
     (tmp_path / "dataset.toml").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DatasetError) as caught:
@@ -183,7 +187,7 @@ def test_each_mistake_in_toml_is_one_line(tmp_path: Path, content: str | bytes, 
     assert "\n" not in text
 
 
-def test_all_mistakes_in_toml_come_at_once(tmp_path: Path) -> None:
+def test_all_toml_problems_are_reported_together(tmp_path: Path) -> None:
     write_concepts(tmp_path, {"a": [""]})
     subsets = ("image_dir='a'", "image_dir='b'\nnum_repeats=0", "image_dir='c'\nis_reg=1")
     path = _toml(tmp_path, "[[datasets]]\n" + "\n".join(f"[[datasets.subsets]]\n{keys}" for keys in subsets))

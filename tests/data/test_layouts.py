@@ -1,4 +1,4 @@
-"""Dataset files: one dataset in every layout is the same dataset, and every mistake in them has its one clear line."""
+"""Metadata files: a dataset is the same in every layout, and every problem is reported in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.data.folders import noise_image, write_concepts, write_layouts, write
 
 
 def _relative(path: Path) -> list[Picture]:
-    """What a path holds, with paths that do not tell where the folder lies, and without repeats."""
+    """The images of a path, with relative paths and without repeats."""
     pictures = read_source(path).pictures
     parents = {p.path.parents[1 if p.path.parent.name[:1].isdigit() else 0] for p in pictures}
     assert len(parents) == 1
@@ -52,7 +52,7 @@ def test_a_dataset_is_the_same_in_every_layout(tmp_path: Path, layout: str, plai
         max_size=4,
     )
 )
-def test_any_caption_is_read_alike_from_every_layout(captions: list[str]) -> None:
+def test_captions_are_read_equally_from_every_layout(captions: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "mona"
         root.mkdir()
@@ -60,13 +60,13 @@ def test_any_caption_is_read_alike_from_every_layout(captions: list[str]) -> Non
             (root / f"{number:03}.png").touch()
             (root / f"{number:03}.txt").write_text(caption, encoding="utf-8", newline="")
         paths = write_layouts(root, Path(folder) / "out")
-        expected = {record.path.name: record.caption for record in list_folder(root).records}
+        expected = {entry.path.name: entry.caption for entry in list_folder(root).entries}
         for layout in ("metadata.jsonl", "metadata.csv", "kohya.jsonl"):
             listing = list_metadata(paths[layout] / layout)
-            assert {record.path.name: record.caption for record in listing.records} == expected
+            assert {entry.path.name: entry.caption for entry in listing.entries} == expected
 
 
-def test_metadata_of_kohya_folders_has_their_repeats_and_may_be_given_itself(tmp_path: Path) -> None:
+def test_metadata_of_kohya_folders_has_their_repeats_and_may_be_the_path(tmp_path: Path) -> None:
     paths = write_layouts(write_zorak(tmp_path / "zorak", 2), tmp_path / "out")
     for layout in LAYOUTS[:-1]:
         source = read_source(paths[layout] / layout)
@@ -91,7 +91,7 @@ def test_caption_comes_before_tags_and_either_may_be_missing(folder: Path) -> No
     assert _captions(read_source(folder))[1] == "a"
 
 
-def test_windows_byte_order_mark_line_ends_and_separators(folder: Path) -> None:
+def test_windows_byte_order_mark_line_endings_and_separators(folder: Path) -> None:
     (folder / "fit").mkdir()
     (folder / "000.png").rename(folder / "fit" / "000.png")
     rows = ["file_name, text", '"fit\\000.png", "a, b"', "001.png, c", ""]
@@ -101,7 +101,7 @@ def test_windows_byte_order_mark_line_ends_and_separators(folder: Path) -> None:
     assert {p.concept for p in source.pictures} == {"mona"}
 
 
-def test_line_separators_inside_json_are_not_line_ends(folder: Path) -> None:
+def test_line_separators_inside_json_do_not_end_a_line(folder: Path) -> None:
     _write(
         folder / "metadata.jsonl",
         '{"file_name": "000.png", "text": "a\u2028b"}',
@@ -117,12 +117,12 @@ def test_moved_folders_are_found_by_the_end_of_their_paths(folder: Path) -> None
     keys = ("/content/drive/mona/fit/000.png", "D:\\pictures\\000", str(folder / "001.png"))
     _write(folder / "meta.json", {key: {"caption": str(i)} for i, key in enumerate(keys)})
     source = read_source(folder)
-    found = [p.path.relative_to(folder).as_posix() for p in source.pictures]
-    assert found == ["000.png", "001.png", "fit/000.png"]
+    names = [p.path.relative_to(folder).as_posix() for p in source.pictures]
+    assert names == ["000.png", "001.png", "fit/000.png"]
     assert _captions(source) == ["1", "2", "0"]
 
 
-def test_absolute_keys_below_a_relative_root_are_the_folders_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absolute_keys_below_a_relative_root_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(folder / "meta.json", {str(folder / f"{i:03}.png"): {"caption": "a"} for i in range(2)})
     monkeypatch.chdir(folder.parent)
     source = read_source(Path("mona"))
@@ -130,23 +130,23 @@ def test_absolute_keys_below_a_relative_root_are_the_folders_own(folder: Path, m
     assert source.notes == ()
 
 
-def test_a_dataset_file_wins_over_captions_and_names_what_it_leaves_out(folder: Path) -> None:
+def test_metadata_replaces_caption_files_and_unlisted_images_are_named(folder: Path) -> None:
     (folder / "000.txt").write_text("beside")
     _write(folder / "metadata.jsonl", {"file_name": "000.png", "text": "listed"})
     source = read_source(folder)
     assert _captions(source) == ["listed"]
-    assert source.notes == ("not in metadata.jsonl and so left out: 001.png",)
+    assert source.notes == ("not listed in metadata.jsonl, so left out: 001.png",)
 
 
-def test_two_dataset_files_are_a_problem_that_names_both(folder: Path) -> None:
+def test_two_metadata_files_are_an_error_that_names_both(folder: Path) -> None:
     _write(folder / "metadata.jsonl", {"file_name": "000.png", "text": "a"})
     _write(folder / "meta_cap.json", {"000": {"caption": "b"}})
-    with pytest.raises(DatasetError, match=r"meta_cap.json and metadata.jsonl both list its pictures"):
+    with pytest.raises(DatasetError, match=r"meta_cap.json and metadata.jsonl both list its images"):
         read_source(folder)
     assert _captions(read_source(folder / "meta_cap.json")) == ["b"]
 
 
-def test_other_json_files_are_no_dataset_files(folder: Path) -> None:
+def test_other_json_files_are_not_metadata(folder: Path) -> None:
     for name, content in (
         ("config.json", {"lr": 1e-4}),
         ("000.json", {"x": {"tags": "of a downloader"}}),
@@ -165,16 +165,16 @@ def test_other_json_files_are_no_dataset_files(folder: Path) -> None:
     assert [note.split(":")[0] for note in source.notes] == ["config.json", "dataset.toml", "log.jsonl", "table.csv"]
 
 
-def test_masks_beside_listed_pictures(folder: Path) -> None:
+def test_masks_beside_listed_images(folder: Path) -> None:
     (folder / "masks").mkdir()
     noise_image(0).save(folder / "masks" / "001.png")
     _write(folder / "meta.json", {f"{i:03}": {"caption": "a"} for i in range(2)})
     assert [p.mask for p in read_source(folder).pictures] == [None, folder / "masks" / "001.png"]
 
 
-def test_the_folder_above_is_told_where_the_dataset_is(folder: Path) -> None:
+def test_the_error_for_the_parent_folder_names_the_dataset(folder: Path) -> None:
     _write(folder / "metadata.jsonl", {"file_name": "000.png", "text": "a"})
-    with pytest.raises(DatasetError, match=r"no images here, but there are in `mona`: give dataset.path="):
+    with pytest.raises(DatasetError, match=r"no images here, but there are in `mona`: set dataset.path="):
         read_source(folder.parent)
 
 
@@ -186,7 +186,7 @@ ENTRY = '"000.png": {"caption": "a"}'
     ("name", "content", "message"),
     [
         ("meta.json", "{\n" + ENTRY + "\n,}", "meta.json line 3: broken JSON (Expecting property name"),
-        ("meta.json", "{}", "meta.json: lists no pictures: add them"),
+        ("meta.json", "{}", "meta.json: lists no images: add them"),
         ("meta.json", "[1]", "meta.json: expected an object of images, got a list"),
         ("meta.json", f'{{{ENTRY}, "001": "b"}}', "meta.json: `001` is text: write an object"),
         ("meta.json", f"{{{ENTRY}, {ENTRY}}}", "meta.json: `000.png` is listed more than once: keep one"),
@@ -210,16 +210,16 @@ ENTRY = '"000.png": {"caption": "a"}'
         ),
         ("meta.json", '{"x/000.png": {"caption": "a"}}', "`x/000.png` does not exist"),
         ("meta.json", '{"/x/007.png": {"caption": "a"}}', "`/x/007.png` does not exist"),
-        ("meta.json", '{" ": {"caption": "a"}}', "no path of a picture, got ' '"),
+        ("meta.json", '{" ": {"caption": "a"}}', "no image path, got ' '"),
         ("meta.json", '{"two": {"caption": "a"}}', "`two` may be two.png or two.jpg: write its suffix"),
-        ("meta.json", '{"x.gif": {"caption": "a"}}', "`x.gif`: .gif pictures cannot be read yet: save it as .png"),
-        ("meta.json", '{"x.dat": {"caption": "a"}}', "`x.dat` is no picture: correct the path"),
+        ("meta.json", '{"x.gif": {"caption": "a"}}', "`x.gif`: .gif images are not supported: save it as .png"),
+        ("meta.json", '{"x.dat": {"caption": "a"}}', "`x.dat` is not an image: correct the path"),
         ("meta.json", '{"x.png": {"caption": "a"}}', "x.png: an empty file: replace or remove it"),
         ("metadata.jsonl", ROW + "\n{", "metadata.jsonl line 2: broken JSON (Expecting property name"),
         ("metadata.jsonl", ROW + "\n7", "metadata.jsonl line 2: expected an object, got a number"),
         ("metadata.jsonl", ROW + "\n" + ROW, "line 2: `000.png` is listed already (metadata.jsonl line 1): remove one"),
-        ("metadata.jsonl", ROW + '\n{"text": "a"}', "metadata.jsonl line 2: no path of a picture, got None"),
-        ("metadata.jsonl", ROW + '\n{"file_name": 3}', "metadata.jsonl line 2: no path of a picture, got 3"),
+        ("metadata.jsonl", ROW + '\n{"text": "a"}', "metadata.jsonl line 2: no image path, got None"),
+        ("metadata.jsonl", ROW + '\n{"file_name": 3}', "metadata.jsonl line 2: no image path, got 3"),
         (
             "metadata.jsonl",
             ROW + '\n{"file_name": "001.png"}',
@@ -231,24 +231,24 @@ ENTRY = '"000.png": {"caption": "a"}'
             '{"path": "000.png", "text": "a"}',
             "no column `image_path` or `file_name`, it has path, text",
         ),
-        ("metadata.jsonl", "\n", "metadata.jsonl: lists no pictures"),
+        ("metadata.jsonl", "\n", "metadata.jsonl: lists no images"),
         (
             "metadata.csv",
             "file_name,text\n000.png,a, b",
-            "metadata.csv line 2: more fields than columns: put its caption",
+            "metadata.csv line 2: more fields than columns: put the caption",
         ),
         ("metadata.csv", "file_name,text\n000.png", "000.png: its caption in metadata.csv line 2 is empty"),
         ("metadata.csv", 'file_name,text\n000.png,"a\n001.png,b', "metadata.csv line 3: broken CSV (unexpected end"),
         ("metadata.csv", "file_name;text\n000.png;a", "no column `image_path` or `file_name`, it has file_name;text"),
         ("metadata.csv", "text,file_name\n000.png," + "tag, " * 99, "does not exist"),
         ("metadata.csv", "text,file_name\n000.png," + "x" * 999, "does not exist"),
-        ("metadata.csv", "", "metadata.csv: lists no pictures"),
+        ("metadata.csv", "", "metadata.csv: lists no images"),
         ("metadata.csv", b"file_name,text\n000.png,\xe9", "metadata.csv: not UTF-8 text: save it as UTF-8"),
     ],
 )
-def test_each_mistake_in_metadata_is_one_line(folder: Path, name: str, content: str | bytes, message: str) -> None:
-    for number, other in enumerate(("two.png", "two.jpg", "x.gif")):
-        noise_image(number).save(folder / other)
+def test_each_metadata_problem_is_one_line(folder: Path, name: str, content: str | bytes, message: str) -> None:
+    for number, image in enumerate(("two.png", "two.jpg", "x.gif")):
+        noise_image(number).save(folder / image)
     for empty in ("x.png", "x.dat"):
         (folder / empty).write_bytes(b"")
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -257,7 +257,7 @@ def test_each_mistake_in_metadata_is_one_line(folder: Path, name: str, content: 
     assert message in str(caught.value)
 
 
-def test_all_mistakes_in_metadata_come_at_once(folder: Path) -> None:
+def test_all_metadata_problems_are_reported_together(folder: Path) -> None:
     (folder / "000.png").write_bytes(b"")
     rows = ("{", {"file_name": "7.png", "text": "a"}, {"file_name": "000.png"}, {"file_name": "001.png", "text": ""})
     _write(folder / "metadata.jsonl", ROW, *rows)

@@ -33,7 +33,7 @@ def test_epoch_order_is_seeded_shuffled_and_checked() -> None:
 
 @quick
 @given(CAPTIONS, st.integers(0, 5), st.integers(0, 99))
-def test_shuffle_keeps_every_tag_and_the_first(caption: str, keep: int, seed: int) -> None:
+def test_shuffle_keeps_every_tag_and_the_first_tags_in_place(caption: str, keep: int, seed: int) -> None:
     tags, shuffled = split_tags(caption), split_tags(shuffle_tags(caption, keep, generator(seed)))
     assert sorted(shuffled) == sorted(tags)
     assert shuffled[:keep] == tags[:keep]
@@ -49,7 +49,7 @@ def test_shuffle_reaches_every_order() -> None:
 
 @quick
 @given(CAPTIONS, st.integers(0, 5), st.floats(0, 1), st.integers(0, 99))
-def test_drop_keeps_order_and_the_first(caption: str, keep: int, share: float, seed: int) -> None:
+def test_drop_keeps_the_order_and_the_first_tags(caption: str, keep: int, share: float, seed: int) -> None:
     tags = split_tags(caption)
     left = split_tags(drop_tags(caption, keep, share, generator(seed)))
     assert left[: min(keep, len(tags))] == tags[:keep]
@@ -59,7 +59,7 @@ def test_drop_keeps_order_and_the_first(caption: str, keep: int, share: float, s
     assert split_tags(drop_tags(caption, keep, 1.0, generator(seed))) == tags[:keep]
 
 
-def test_drop_takes_its_share_and_refuses_others() -> None:
+def test_drop_removes_its_share_and_refuses_invalid_shares() -> None:
     caption = join_tags(str(i) for i in range(2000))
     assert 1400 < len(split_tags(drop_tags(caption, 0, 0.25, generator(1)))) < 1600
     with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):

@@ -1,4 +1,4 @@
-"""Reading folders: every layout that is accepted, every mistake with its one clear line."""
+"""Reading folders: supported layouts, and one clear line per problem."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autolora.errors import DatasetError
 from tests.data.folders import noise_image, write_concepts, write_zorak
 
 
-def test_kohya_folders_in_a_fixed_order(tmp_path: Path) -> None:
+def test_kohya_folders_are_read_in_a_fixed_order(tmp_path: Path) -> None:
     root = write_zorak(tmp_path / "Zorak ünï (x=1, ~)", 3)
     pictures = read_folder(root)
     assert [p.concept for p in pictures] == ["zorak fit_a"] * 3 + ["zorak fit_b"] * 3
@@ -36,7 +36,7 @@ def test_plain_folder_is_one_concept_and_every_image_kind_is_read(tmp_path: Path
     assert {p.caption for p in pictures} == {f"mona, {s}" for s in ("png", "jpg", "JPEG", "webp", "bmp", "avif")}
 
 
-def test_junk_is_ignored_and_captions_are_read_as_written(tmp_path: Path) -> None:
+def test_other_files_are_ignored_and_captions_are_read_as_written(tmp_path: Path) -> None:
     root = write_concepts(tmp_path, {"3_mona": ["a"] * 4})
     for junk in (
         "Thumbs.db",
@@ -51,7 +51,7 @@ def test_junk_is_ignored_and_captions_are_read_as_written(tmp_path: Path) -> Non
     folder = root / "3_mona"
     (folder / "000.txt").write_bytes("\ufeff1girl,  café\\(x\\)  ".encode())
     (folder / "001.txt").write_bytes(b"1girl,\r\nmona\n\n, red hair\n")
-    (folder / "002.caption").write_text(" a ,")  # says the same as its .txt
+    (folder / "002.caption").write_text(" a ,")  # the same caption as in its .txt
     captions = [p.caption for p in read_folder(root)]
     assert captions == ["1girl,  café\\(x\\)", "1girl, mona, red hair", "a", "a"]
 
@@ -84,7 +84,7 @@ def _truncated_jpeg(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:-900])
 
 
-def _no_picture(root: Path) -> None:
+def _no_image(root: Path) -> None:
     (root / "3_mona" / "000.png").write_text("<html>404</html>")
 
 
@@ -140,23 +140,26 @@ def _no_mask(root: Path) -> None:
         (_no_caption, "000.png: no caption: write its tags into 000.txt beside it"),
         (_empty_caption, "000.png: its caption 000.txt is empty: write its tags into it"),
         (_latin1_caption, "000.png: its caption 000.txt is not UTF-8 text: save it as UTF-8"),
-        (_two_captions, "000.png: 000.txt and 000.caption say different things: keep one of them"),
+        (_two_captions, "000.png: 000.txt and 000.caption hold different captions: keep one of them"),
         (_truncated, "000.png: broken (image file is truncated"),
         (_truncated_jpeg, "000.jpg: broken (image file is truncated"),
-        (_no_picture, "000.png: broken, or no picture at all: replace or remove it"),
+        (_no_image, "000.png: broken, or not an image: replace or remove it"),
         (_zero_bytes, "000.png: an empty file: replace or remove it"),
-        (_unread_kind, "x.jxl: .jxl pictures cannot be read yet: save it as .png"),
-        (_empty_concept, "5_mona dress: no images: add pictures with captions or remove the folder"),
-        (_nameless_concept, "5_: no class tokens after the number: rename it, such as `5_mona`"),
-        (_number_forgotten, "dress: a folder of pictures without a number"),
+        (_unread_kind, "x.jxl: .jxl images are not supported: save it as .png"),
+        (_empty_concept, "5_mona dress: no images: add captioned images or remove the folder"),
+        (_nameless_concept, "5_: no class tokens after the number: rename it, for example to `5_mona`"),
+        (_number_forgotten, "dress: a folder of images without a number"),
         (_loose, "loose.png: lies beside the concept folders: move it into one of them"),
         (_no_repeats, "0_dress: 0 repeats: rename it to `1_dress`, or to `_dress` to leave it out"),
         (_two_masks, f"000.png: 000.mask.png and {Path('masks/000.png')} are both its mask: keep one of them"),
-        (_mask_of_another_shape, "000.png: its mask 000.mask.png has another shape (48x49, the picture 24x24): cut it"),
-        (_no_mask, "000.png: its mask 000-masklabel.png is broken, or no picture at all: replace or remove it"),
+        (
+            _mask_of_another_shape,
+            "000.png: its mask 000.mask.png has another aspect ratio (48x49, the image 24x24): crop it",
+        ),
+        (_no_mask, "000.png: its mask 000-masklabel.png is broken, or not an image: replace or remove it"),
     ],
 )
-def test_each_mistake_is_one_line_with_file_and_remedy(
+def test_each_problem_is_one_line_with_file_and_remedy(
     tmp_path: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     root = write_concepts(tmp_path / "data", {"3_mona": ["mona"] * 2})
@@ -170,7 +173,7 @@ def test_each_mistake_is_one_line_with_file_and_remedy(
     assert "\n" not in text
 
 
-def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     root = write_concepts(tmp_path, {"3_mona": ["mona"] * 60})
     for spoil in (_unread_kind, _empty_concept, _loose):
         spoil(root)
@@ -188,7 +191,7 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
         read_folder(root)
 
 
-def test_a_path_that_is_no_folder_of_pictures(tmp_path: Path) -> None:
+def test_paths_that_are_not_datasets(tmp_path: Path) -> None:
     write_concepts(tmp_path / "Zorak", {"img/3_mona": ["a"]})
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.zip").write_text("")
@@ -197,13 +200,13 @@ def test_a_path_that_is_no_folder_of_pictures(tmp_path: Path) -> None:
     cases = {
         "zorak ": f"no such folder: did you mean {tmp_path / 'Zorak'}?",
         "Zorrak/img/3_mona": f"no such folder: did you mean {tmp_path / 'Zorak'}?",
-        "qqqqqqqqq": "no such folder: give dataset.path=FOLDER",
-        "a.zip": "is a file: dataset.path takes a folder of pictures, or a .toml, .json, .jsonl, .csv file",
-        "x" * 999: "no such folder: give",
-        "qqqqqqqqq.csv": "no such file: give dataset.path=FOLDER",
+        "qqqqqqqqq": "no such folder: set dataset.path=FOLDER",
+        "a.zip": "is a file: dataset.path takes a folder of images, or a .toml, .json, .jsonl, .csv file",
+        "x" * 999: "no such folder: set",
+        "qqqqqqqqq.csv": "no such file: set dataset.path=FOLDER",
         "dataset.tml": f"no such folder: did you mean {tmp_path / 'dataset.toml'}?",
         "empty": "no images: put png, jpg",
-        "Zorak": f"no images here, but there are in `img`: give dataset.path={tmp_path / 'Zorak' / 'img'}",
+        "Zorak": f"no images here, but there are in `img`: set dataset.path={tmp_path / 'Zorak' / 'img'}",
         "unnumbered": "rename it to `1_fit_b`",
     }
     for name, message in cases.items():
@@ -213,36 +216,36 @@ def test_a_path_that_is_no_folder_of_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no POSIX permissions")
-def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_read_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_zorak(tmp_path, 1)
 
     def refuse(self: Path) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 
-    monkeypatch.setattr(Path, "iterdir", refuse)  # chmod does not stop a test that runs as root
+    monkeypatch.setattr(Path, "iterdir", refuse)  # chmod has no effect for root
     with pytest.raises(DatasetError, match="permission denied: make it readable"):
         read_folder(root)
 
 
-def test_folder_names_tell_repeats_and_concept(tmp_path: Path) -> None:
+def test_folder_names_give_repeats_and_concept(tmp_path: Path) -> None:
     root = write_concepts(tmp_path / "zorak", {"10_zorak fit_a": ["a"], "2_zorak": ["b"]})
     assert [(p.concept, p.repeats) for p in read_folder(root)] == [("zorak fit_a", 10), ("zorak", 2)]
     assert [(p.concept, p.repeats) for p in read_folder(root / "10_zorak fit_a")] == [("zorak fit_a", 10)]
 
 
-def test_class_tokens_are_the_caption_only_where_a_folder_has_none(tmp_path: Path) -> None:
+def test_class_tokens_are_the_caption_only_in_a_folder_without_captions(tmp_path: Path) -> None:
     root = write_concepts(tmp_path, {"1_mona": ["a"] * 2, "2_mona dress": ["b"] * 2})
     for file in (root / "2_mona dress").glob("*.txt"):
         file.unlink()
     source = read_source(root)
     assert [p.caption for p in source.pictures] == ["a", "a", "mona dress", "mona dress"]
-    assert source.notes == ("2_mona dress: no caption files, so every picture is captioned `mona dress`",)
+    assert source.notes == ("2_mona dress: no caption files, so every image gets the caption `mona dress`",)
     (root / "2_mona dress" / "001.txt").write_text("b")
     with pytest.raises(DatasetError, match=r"000.png: no caption: write its tags into 000.txt"):
         read_source(root)
 
 
-def test_masks_are_found_by_name_and_are_no_pictures(tmp_path: Path) -> None:
+def test_masks_are_found_by_name_and_are_no_images(tmp_path: Path) -> None:
     root = write_concepts(tmp_path, {"3_mona": ["mona"] * 4})
     for name, size in (("000.mask.png", (24, 24)), ("001-masklabel.png", (48, 48)), ("masks/002.png", (240, 241))):
         _mask(root, size, name)
@@ -250,10 +253,10 @@ def test_masks_are_found_by_name_and_are_no_pictures(tmp_path: Path) -> None:
     source = read_source(root)
     masks = [p.mask.name if p.mask else None for p in source.pictures]
     assert masks == ["000.mask.png", "001-masklabel.png", "002.png", None]
-    assert source.notes == ("3_mona: taken for masks, but of no picture: _stray.mask.png",)
+    assert source.notes == ("3_mona: masks without an image: _stray.mask.png",)
 
 
-def test_a_folder_of_masks_is_no_concept(tmp_path: Path) -> None:
+def test_a_folder_of_masks_is_not_a_concept(tmp_path: Path) -> None:
     root = write_concepts(tmp_path, {"": ["mona"]})
     (root / "masks").mkdir()
     noise_image(0).save(root / "masks" / "000.png")
@@ -273,7 +276,7 @@ def test_regularization_needs_no_captions(tmp_path: Path) -> None:
     assert [p.caption for p in read_source(root, plain).regularization] == ["a red dress"]
 
 
-def test_problems_of_regularization_come_with_the_others(tmp_path: Path) -> None:
+def test_problems_of_regularization_images_are_reported_with_the_others(tmp_path: Path) -> None:
     root = write_zorak(tmp_path / "zorak", 1)
     (root / "10_zorak fit_a" / "000.png").write_bytes(b"")
     reg = write_concepts(tmp_path / "reg", {"": ["a"]})
@@ -281,9 +284,9 @@ def test_problems_of_regularization_come_with_the_others(tmp_path: Path) -> None
     with pytest.raises(DatasetError) as caught:
         read_source(root, reg)
     assert f"{reg / '000.png'}: an empty file" in str(caught.value) and "fit_a" in str(caught.value)
-    with pytest.raises(DatasetError, match=r"no such folder of pictures: correct dataset.reg_data_dir"):
+    with pytest.raises(DatasetError, match=r"the folder does not exist: correct dataset.reg_data_dir"):
         read_source(root, tmp_path / "nothing")
-    with pytest.raises(DatasetError, match="both trained and regularization"):
+    with pytest.raises(DatasetError, match="listed for training and for regularization"):
         read_source(root, root)
 
 

@@ -1,4 +1,4 @@
-"""The held-out pictures: enough, seeded, and never a near-duplicate of a training picture."""
+"""The validation images: enough, seeded, and never a near-duplicate of a training image."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def _by_concept(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
 
 
 def _distances(hashes: NDArray[np.bool_]) -> NDArray[np.int_]:
-    """In how many bits any two differ, (n, n)."""
+    """The number of bits in which each pair differs, (n, n)."""
     return (hashes[:, None] != hashes[None, :]).sum(axis=2)
 
 
 def _check(concepts: Mapping[str, Sequence[Picture]], seed: int = 0) -> tuple[Picture, ...]:
-    """Split, and assert what always holds."""
+    """Split, and assert what is true of every split."""
     train, validation = split_validation(concepts, 0.15, 3, seed)
-    kept = [p for pictures in train.values() for p in pictures]
-    assert sorted(p.path for p in (*kept, *validation)) == sorted(p.path for c in concepts.values() for p in c)
+    trained = [p for pictures in train.values() for p in pictures]
+    assert sorted(p.path for p in (*trained, *validation)) == sorted(p.path for c in concepts.values() for p in c)
     for name in concepts:
         assert train[name]
         assert any(p.concept == name for p in validation)
@@ -43,14 +43,14 @@ def _check(concepts: Mapping[str, Sequence[Picture]], seed: int = 0) -> tuple[Pi
 
 
 @pytest.mark.parametrize(
-    ("pictures", "wanted"), [(3, 1), (5, 1), (6, 3), (8, 3), (20, 3), (24, 4), (100, 15), (1000, 150)]
+    ("images", "count"), [(3, 1), (5, 1), (6, 3), (8, 3), (20, 3), (24, 4), (100, 15), (1000, 150)]
 )
-def test_how_many(pictures: int, wanted: int) -> None:
-    assert validation_count(pictures, 0.15, 3) == wanted
-    assert validation_count(pictures, 0.5, 600) <= pictures // 2
+def test_number_of_validation_images(images: int, count: int) -> None:
+    assert validation_count(images, 0.15, 3) == count
+    assert validation_count(images, 0.5, 600) <= images // 2
 
 
-def test_a_split_is_seeded_and_does_not_depend_on_where_the_folder_is(tmp_path: Path) -> None:
+def test_a_split_is_seeded_and_does_not_depend_on_the_path(tmp_path: Path) -> None:
     captions = {"1_a": ["a"] * 12, "1_b": ["b"] * 4}
     here, there = (_by_concept(read_folder(write_concepts(tmp_path / name, captions))) for name in "xy")
     validation = _check(here)
@@ -81,15 +81,15 @@ def test_near_duplicates_stay_on_one_side(tmp_path: Path) -> None:
     concepts = _by_concept(read_folder(tmp_path))
     for seed in range(10):
         validation = _check(concepts, seed)
-        held = {p.path.name[0] for p in validation}
-        kept = {p.path.name[0] for p in concepts["a"] if p not in validation}
-        assert not held & kept
+        validation_names = {p.path.name[0] for p in validation}
+        training_names = {p.path.name[0] for p in concepts["a"] if p not in validation}
+        assert not validation_names & training_names
     original = [p for p in concepts["a"] if p.path.stem == p.path.name[0]]
     distances = _distances(difference_hashes(original))
     assert distances[~np.eye(len(original), dtype=bool)].min() > NEAR_DUPLICATE_BITS
 
 
-def test_a_copy_in_another_concept_follows_its_original(tmp_path: Path) -> None:
+def test_a_copy_in_another_concept_stays_with_its_original(tmp_path: Path) -> None:
     root = write_concepts(tmp_path, {"1_a": ["a"] * 8, "1_b": ["b"] * 8})
     for name in ("000.png", "001.png", "002.png"):
         (root / "1_b" / name).write_bytes((root / "1_a" / name).read_bytes())
@@ -100,34 +100,34 @@ def test_a_copy_in_another_concept_follows_its_original(tmp_path: Path) -> None:
             assert (concepts["a"][i] in validation) == (concepts["b"][i] in validation)
 
 
-def test_alike_pictures_can_still_be_split_but_copies_cannot(tmp_path: Path) -> None:
+def test_similar_images_can_be_split_but_copies_cannot(tmp_path: Path) -> None:
     root = write_concepts(tmp_path, {"1_a": ["a"] * 6, "1_b": ["b"] * 6})
     for i in range(6):
-        Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(root / "1_a" / f"{i:03}.png")  # one hash for all of them
+        Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(root / "1_a" / f"{i:03}.png")  # all have the same hash
     _check(_by_concept(read_folder(root)))
     for i in range(6):
         Image.new("RGB", (16, 16), "red").save(root / "1_a" / f"{i:03}.png")
-    with pytest.raises(DatasetError, match="nothing can be held out: concept `a` has only copies of one picture"):
+    with pytest.raises(DatasetError, match="no image is left for validation: concept `a` has only copies of one image"):
         split_validation(_by_concept(read_folder(root)), 0.15, 3, 0)
 
 
 def test_a_chain_of_near_duplicates_stays_on_one_side() -> None:
     pictures = [Picture(Path(str(i)), "", "a", 8, 8, str(i)) for i in range(9)]
-    places = np.array([8, 0, 12, 4, 20, 30, 40, 50, 60])  # each of 0, 4, 8, 12 is near the next one only
-    hashes = np.arange(64) < places[:, None]  # bits that differ: how far two places lie apart
+    places = np.array([8, 0, 12, 4, 20, 30, 40, 50, 60])  # of 0, 4, 8 and 12, each is near only its neighbors
+    hashes = np.arange(64) < places[:, None]  # the number of different bits is the distance of two places
     with patch.object(split, "difference_hashes", return_value=hashes):
         for seed in range(10):
             _, validation = split_validation({"a": pictures}, 0.15, 3, seed)
-            assert not set(pictures[:4]) & set(validation)  # four together are more than the three wanted
+            assert not set(pictures[:4]) & set(validation)  # a group of four does not fit into three validation images
             assert len(validation) == 3
 
 
-def test_too_few_pictures(tmp_path: Path) -> None:
+def test_too_few_images(tmp_path: Path) -> None:
     concepts = _by_concept(read_folder(write_concepts(tmp_path, {"1_a": ["a"] * 2, "1_b": ["b"], "1_c": ["c"] * 3})))
     with pytest.raises(DatasetError) as caught:
         split_validation(concepts, 0.15, 3, 0)
-    assert "concept `a` has 2 picture(s): at least 3 are needed" in str(caught.value)
-    assert "concept `b` has 1 picture(s)" in str(caught.value)
+    assert "concept `a` has 2 image(s): at least 3 are needed" in str(caught.value)
+    assert "concept `b` has 1 image(s)" in str(caught.value)
     assert "concept `c`" not in str(caught.value)
 
 
@@ -138,37 +138,37 @@ def test_too_few_pictures(tmp_path: Path) -> None:
     st.integers(1, 6),
     st.integers(0, 9),
 )
-def test_no_training_picture_is_near_a_held_out_one(
+def test_no_training_image_is_a_near_duplicate_of_a_validation_image(
     drawn: list[list[int]], share: float, minimum: int, seed: int
 ) -> None:
-    """Numbers stand for drawings: the same number is a near-duplicate, in any concept; two are its own."""
+    """Images with the same number are near-duplicates, in any concept; two numbers of each concept are unique."""
     drawn = [[*numbers, 100 + 2 * c, 101 + 2 * c] for c, numbers in enumerate(drawn)]
     concepts = {
         str(c): [Picture(Path(f"{c}/{i}"), "", str(c), 8, 8, f"{c}/{i}") for i in range(len(numbers))]
         for c, numbers in enumerate(drawn)
     }
     flat = np.array([n for numbers in drawn for n in numbers])
-    looks = np.random.default_rng(0).random((200, 64)) < 0.5  # far apart
+    looks = np.random.default_rng(0).random((200, 64)) < 0.5  # hashes with large distances
     with patch.object(split, "difference_hashes", return_value=looks[flat]):
         train, validation = split_validation(concepts, share, minimum, seed)
     number = dict(zip((p.path for c in concepts.values() for p in c), flat.tolist(), strict=True))
-    kept = [p for pictures in train.values() for p in pictures]
-    assert len(kept) + len(validation) == len(flat)
-    assert not {number[p.path] for p in kept} & {number[p.path] for p in validation}
+    trained = [p for pictures in train.values() for p in pictures]
+    assert len(trained) + len(validation) == len(flat)
+    assert not {number[p.path] for p in trained} & {number[p.path] for p in validation}
     for name, pictures in concepts.items():
         assert train[name]
-        held = sum(p.concept == name for p in validation)
-        assert 1 <= held <= validation_count(len(pictures), share, minimum)
+        count = sum(p.concept == name for p in validation)
+        assert 1 <= count <= validation_count(len(pictures), share, minimum)
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 40), st.sampled_from([0.01, 0.03, 0.06]), st.integers(1, 50), st.integers(0, 999))
-def test_blocks_group_as_the_whole_matrix_would(pictures: int, noise: float, block: int, seed: int) -> None:
+def test_blocks_give_the_same_groups_as_the_full_matrix(pictures: int, noise: float, block: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     looks = rng.random((5, 64)) < 0.5
     hashes = looks[rng.integers(0, 5, pictures)] ^ (rng.random((pictures, 64)) < noise)
     files, bits = rng.integers(0, 2 * pictures, pictures), rng.integers(-1, 5, pictures)
-    hashes = np.stack([hashes[list(files).index(file)] for file in files])  # the same file looks the same
+    hashes = np.stack([hashes[list(files).index(file)] for file in files])  # copies of one file have the same hash
     distances = np.where(files[:, None] == files[None, :], -1, _distances(hashes))
     near = distances <= np.minimum(bits[:, None], bits[None, :])
     expected: list[list[int]] = []
@@ -178,17 +178,17 @@ def test_blocks_group_as_the_whole_matrix_would(pictures: int, noise: float, blo
             group = grown
         expected.append(sorted(group))
     with patch.object(split, "_BLOCK_ROWS", block):
-        assert split._groups(hashes, [str(file) for file in files], bits) == expected
+        assert split._group_duplicates(hashes, [str(file) for file in files], bits) == expected
 
 
-def test_many_pictures_are_grouped_in_little_memory() -> None:
-    """Also where nothing or everything is alike: less than the whole matrix at two bytes a pair."""
+def test_many_images_are_grouped_in_little_memory() -> None:
+    """Less memory than the full matrix at two bytes per pair, if no images or all images are similar."""
     pictures = 3_000
     files, bits = [str(i) for i in range(pictures)], np.full(pictures, NEAR_DUPLICATE_BITS)
     different = np.random.default_rng(0).random((pictures, 64)) < 0.5
     for hashes, groups in ((different, pictures), (np.zeros_like(different), 1)):
         tracemalloc.start()
-        assert len(split._groups(hashes, files, bits)) == groups
+        assert len(split._group_duplicates(hashes, files, bits)) == groups
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < pictures**2 * 2

@@ -1,4 +1,4 @@
-"""The step ledger: what it promises is what an epoch's order shows."""
+"""The step table: it equals what the order of an epoch shows."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from tests.data.folders import pictures_of
 
 
 def _dataset(*concepts: tuple[str, list[str]]) -> Dataset:
-    made = tuple(Concept(f"zorak {t}", t, tuple(pictures_of(c, f"zorak {t}"))) for t, c in concepts)
-    return Dataset("zorak", Path(), "zorak", "1girl", made, ())
+    concept_list = tuple(Concept(f"zorak {t}", t, tuple(pictures_of(c, f"zorak {t}"))) for t, c in concepts)
+    return Dataset("zorak", Path(), "zorak", "1girl", concept_list, ())
 
 
-def test_the_ledger_counts_overlap() -> None:
+def test_the_table_counts_overlap() -> None:
     dataset = _dataset(*((f, [f"1girl, zorak, {f}"] * n) for f, n in (("a", 50), ("b", 100), ("c", 8))))
-    ledger = make_step_table(dataset, (500,) * 3, 8)
-    assert [(r.repeats, r.steps_per_epoch, r.steps_total, r.overlap) for r in ledger.concepts] == [
+    table = make_step_table(dataset, (500,) * 3, 8)
+    assert [(r.repeats, r.steps_per_epoch, r.steps_total, r.overlap) for r in table.concepts] == [
         (10, 500, 4000, 1),
         (5, 500, 4000, 1),
         (62.5, 500, 4000, 1),
     ]
-    character = ledger.character
+    character = table.character
     assert (character.concept, character.images, character.steps_total) == ("zorak", 158, 12000)
     assert character.overlap == 3
-    assert (ledger.steps_per_epoch, ledger.steps_total) == (1500, 12000)
-    assert [row.risk for row in ledger.rows] == ["", "", "", "may overcook before the outfits are done"]
+    assert (table.steps_per_epoch, table.steps_total) == (1500, 12000)
+    assert [row.risk for row in table.rows] == ["", "", "", "may overfit before the outfits are learned"]
 
 
-def test_the_ledger_takes_steps_of_each_concept() -> None:
+def test_the_table_takes_steps_of_each_concept() -> None:
     dataset = _dataset(("a", ["zorak, a"] * 10), ("b", ["zorak, b"] * 4))
-    ledger = make_step_table(dataset, (50, 10), 2, {"class pictures": 30})
-    assert [(row.repeats, row.steps_total) for row in ledger.concepts] == [(5, 100), (2.5, 20)]
-    assert ledger.character.steps_total == 120 and ledger.steps_total == 180
+    table = make_step_table(dataset, (50, 10), 2, {"class pictures": 30})
+    assert [(row.repeats, row.steps_total) for row in table.concepts] == [(5, 100), (2.5, 20)]
+    assert table.character.steps_total == 120 and table.steps_total == 180
 
 
 def test_captions_without_the_trigger_do_not_train_it() -> None:
@@ -59,17 +59,17 @@ def test_captions_without_the_trigger_do_not_train_it() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.integers(1, 300), st.integers(1, 9))
-def test_ledger_and_epoch_order_agree(sizes: list[int], steps: int, epochs: int) -> None:
+def test_table_and_epoch_order_agree(sizes: list[int], steps: int, epochs: int) -> None:
     dataset = _dataset(*((f"f{i}", [f"zorak, f{i}"] * n) for i, n in enumerate(sizes)))
-    ledger = make_step_table(dataset, (steps,) * len(sizes), epochs)
+    table = make_step_table(dataset, (steps,) * len(sizes), epochs)
     generator = torch.Generator().manual_seed(1)
     shown = 0
-    for concept, row in zip(dataset.concepts, ledger.concepts, strict=True):
+    for concept, row in zip(dataset.concepts, table.concepts, strict=True):
         for _ in range(epochs):
             order = epoch_order(len(concept.pictures), steps, generator)
             shown += len(order)
             counts = Counter(order)
             assert all(abs(counts[i] - row.repeats) < 1 for i in range(row.images))
             assert set(order) <= set(range(row.images))
-    assert shown == ledger.steps_total == ledger.character.steps_total
-    assert ledger.character.overlap == pytest.approx(len(sizes))
+    assert shown == table.steps_total == table.character.steps_total
+    assert table.character.overlap == pytest.approx(len(sizes))

@@ -1,4 +1,4 @@
-"""What tags say: kinds, exclusion and implication."""
+"""The meaning of tags: kinds, exclusion and implication."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_kinds_by_noun(kind: str) -> None:
     assert {tag: kind_of(tag) for tag in tags} == dict.fromkeys(tags, kind)
 
 
-def test_the_kind_does_not_depend_on_spelling() -> None:
+def test_the_kind_does_not_depend_on_the_spelling() -> None:
     assert kind_of(" Long_HAIR ") == kind_of("long hair") == "hair style"
     assert kind_of(r"bow \(weapon\)") == "accessory"
     assert kind_of("") == kind_of("...") == kind_of("(x)") == "unknown"
 
 
-def test_the_embedded_world_is_known() -> None:
+def test_tags_of_the_synthetic_world_are_recognized() -> None:
     for group, kind in (
         ("count", "count"),
         ("hair_style", "hair style"),
@@ -80,7 +80,7 @@ def test_the_embedded_world_is_known() -> None:
         ("indoors; outdoors", "place"),
         ("open mouth; closed mouth", "mouth"),
         ("standing; sitting; lying", "posture"),
-        ("upper body; full body", "frame"),
+        ("upper body; full body", "framing"),
         ("smile; hat; spiky hair; slit pupils; closed eyes; two-tone hair; zorak; 1girl", None),
     ],
 )
@@ -88,7 +88,7 @@ def test_exclusive_groups(tags: str, group: str | None) -> None:
     assert {exclusive_group(tag) for tag in tags.split("; ")} == {group}
 
 
-def test_exclusion_is_lifted() -> None:
+def test_groups_that_allow_several_tags() -> None:
     assert exclusive_group("blue hair", ["1girl", "red hair", "heterochromia", "streaked jacket"]) == "hair colour"
     for mixed in ("multicolored hair", "streaked_hair", "teal left half hair", "blonde streak"):
         assert exclusive_group("blue hair", [mixed]) is None
@@ -122,7 +122,7 @@ def test_the_less_specific_tag_is_implied(tag: str, more: str) -> None:
 @pytest.mark.parametrize(
     ("tag", "other"),
     [
-        ("dress", "sundress"),  # other tokens
+        ("dress", "sundress"),  # the text encoder reads other tokens
         ("pants", "no pants"),
         ("animal ears", "fake animal ears"),
         ("hair", "holding own hair"),
@@ -130,8 +130,8 @@ def test_the_less_specific_tag_is_implied(tag: str, more: str) -> None:
         ("girl", "cat girl"),
         ("zorak", "young zorak"),
         ("eyes", "closed eyes"),
-        ("long hair", "long_hair"),  # the same
+        ("long hair", "long_hair"),  # the same tag
     ],
 )
-def test_what_is_not_implied(tag: str, other: str) -> None:
+def test_tags_that_are_not_implied(tag: str, other: str) -> None:
     assert implied_by(tag, [other]) is None
