@@ -10,6 +10,7 @@ from autolora.study.definition import define_study
 from autolora.study.lifecycle import join_study, load_started_study
 from autolora.study.recipes import save_recipe
 from autolora.study.results.finalize import finalize_study
+from autolora.study.running import RunningStudy
 
 
 def export(request: Request) -> int:
@@ -23,6 +24,6 @@ def export(request: Request) -> int:
     with output.bars() as bars:
         session = open_session(request.settings, request.dataset, definition.session_runs, bars)
         study = join_study(definition, session.context.model.base_hash, bars.log)
-        text = finalize_study(definition, study, session, bars)
+        text = finalize_study(RunningStudy(definition, study, session, bars))
     output.last(text, read_json(definition.folder / "result.json"))
     return UNMEASURED_EXIT_CODE if session.unmeasured else 0

@@ -1,22 +1,17 @@
-"""`autolora report`."""
+"""`autolora report`: the report of a study, finished or not."""
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
 from autolora.commands.output import Output
-from autolora.evaluation.session import open_session
-from autolora.study.lifecycle import existing_study
-from autolora.study.results.finalize import study_report
+from autolora.commands.request import Request
+from autolora.study.definition import define_study
+from autolora.study.lifecycle import load_started_study
+from autolora.study.results.report_data import write_study_report
 
 
-def report(config: DictConfig, study: str | None, arguments: list[str]) -> int:
-    """Write a study's report again, from what its folder holds."""
-    output = Output.of(config)
-    definition, opened = existing_study(config, study, arguments)
-    with output.bars() as bars:
-        own = [definition.run(recipe, {}) for recipe in definition.space]
-        session = open_session(config, [*own, *definition.widest_runs()], bars)
-        path = study_report(definition, opened, session, bars)
+def report(request: Request) -> int:
+    """Write a study's report from what its storage and folder hold; no model is loaded and no trial is added."""
+    output, definition = Output.of(request.settings), define_study(request.settings)
+    path = write_study_report(definition, load_started_study(definition, print))
     output.last(f"report: {path}", {"report": path})
     return 0

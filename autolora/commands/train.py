@@ -10,7 +10,7 @@ from autolora.commands.request import Request
 from autolora.errors import UNMEASURED_EXIT_CODE
 from autolora.files import write_atomic
 from autolora.study.definition import adapter_notes
-from autolora.study.results.summary import twin_as_dict, twin_in_words
+from autolora.study.results.summary import plain_lora_as_dict, describe_plain_lora
 
 
 def train(request: Request) -> int:
@@ -29,11 +29,11 @@ def train(request: Request) -> int:
             bars.log(f"{result.step} images: {result.summary}")
         exported = api.export(session, run, folder, bars=bars)
     plain_lora, roundtrip = exported.plain_lora, exported.roundtrip
-    facts = exported.facts | ({"plain": twin_as_dict(plain_lora, roundtrip)} if plain_lora else {})
+    facts = exported.facts | ({"plain": plain_lora_as_dict(plain_lora, roundtrip)} if plain_lora else {})
     write_atomic(folder / "score.json", json.dumps(facts, indent=2))
     best = exported.checkpoint
     lines = [f"best checkpoint: {best.describe_place}, {best.summary}", f"LoRA: {exported.path}"]
     lines += [f"for diffusers: {exported.diffusers.parent}"] if exported.diffusers else []
-    lines += [twin_in_words(plain_lora, roundtrip)] if plain_lora else []
+    lines += [describe_plain_lora(plain_lora, roundtrip)] if plain_lora else []
     output.last("\n".join(lines), {**facts, "export": exported.path})
     return UNMEASURED_EXIT_CODE if session.unmeasured else 0

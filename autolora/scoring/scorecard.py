@@ -17,6 +17,7 @@ from autolora.scoring.intervals import Array, Estimate, estimate
 from autolora.scoring.metrics import BootstrapEstimate, MetricSet, measure, measure_likeness
 from autolora.scoring.scorer import Scorer, embed_each
 from autolora.scoring.settings import BELOW, ScoringSettings
+from autolora.scoring.terms import clipped_harmonic_mean
 
 
 @dataclass(frozen=True)
@@ -176,12 +177,6 @@ def _score_at_weight(part: MetricSet, max_bleed: float) -> BootstrapEstimate:
     return BootstrapEstimate(
         float(of(*(np.asarray(term.value) for term in terms))), of(*(term.draws for term in terms))
     )
-
-
-def clipped_harmonic_mean(a: Array, b: Array) -> Array:
-    """2ab / (a + b) of what is held within [0, 1], so that no excess of one buys off the other."""
-    a, b = np.clip(a, 0, 1), np.clip(b, 0, 1)
-    return np.asarray(2 * a * b / np.maximum(a + b, 1e-9))
 
 
 def _capture(scorer: Scorer, rows: Mapping[EvalPrompt, Embeddings]) -> float:

@@ -96,3 +96,9 @@ def editability(rendered: Array, base: Array, texts: Array, draws: int, seed: in
     value = follows.mean() / reference.mean()
     spread = bootstrap_means(follows, draws, seed) / np.maximum(bootstrap_means(reference, draws, seed), 1e-6)
     return float(value), spread
+
+
+def clipped_harmonic_mean(a: Array, b: Array) -> Array:
+    """2ab / (a + b) of values clipped to [0, 1]: an excess of one cannot make up for the other."""
+    a, b = np.clip(a, 0, 1), np.clip(b, 0, 1)
+    return np.asarray(2 * a * b / np.maximum(a + b, 1e-9))

@@ -11,9 +11,10 @@ from autolora.settings import Settings
 from autolora.study.budget import describe_plan
 from autolora.study.definition import adapter_notes, define_study
 from autolora.study.lifecycle import is_started, open_study
+from autolora.study.results.facts import save_facts
 from autolora.study.results.finalize import finalize_study
 from autolora.study.results.progress import StudyProgress, study_progress
-from autolora.study.results.report_data import report_progress
+from autolora.study.results.report_data import write_study_report
 from autolora.study.running import RunningStudy
 from autolora.study.search.local_workers import count_workers, local_workers
 from autolora.study.search.worker import run_study
@@ -46,14 +47,15 @@ def run_full_study(
     study = open_study(definition, session.context.model.base_hash, bars.log, priors)
     bars.log(describe_plan(study_settings, definition.baseline_runs, session.context.dataset, workers))
     running = RunningStudy(definition, study, session, bars)
+    save_facts(running)
 
     def after_checkpoint(trial_ended: bool) -> None:
         progress = study_progress(definition, study)
         bars.show(progress.table(), progress.line() if trial_ended else None)
         if trial_ended:
-            report_progress(definition, study, session)
+            write_study_report(definition, study, running=True)
         on_checkpoint(progress, trial_ended)
 
     with local_workers(definition, workers, bars):
         run_study(running, on_checkpoint=after_checkpoint)
-    return finalize_study(definition, study, session, bars), bool(session.unmeasured)
+    return finalize_study(running), bool(session.unmeasured)

@@ -92,9 +92,9 @@ class FinalsRunner:
             return True
         searched = candidate.trial.user_attrs
         seconds_per_image: float = searched.get("training_seconds", 0.0) / max(1, searched.get(STEP, 1))
-        scoring = took[0] * (1 + self.evaluator.full_evaluation_renders / self.evaluator.deciding.renders)
+        scoring = took[0] * (1 + self.evaluator.full_evaluation_renders / self.evaluator.deciding.num_renders)
         training = seconds_per_image * candidate.result.step if candidate.seed_offset else 0.0
-        return sum(took) + scoring + training <= self.seconds_limit
+        return bool(sum(took) + scoring + training <= self.seconds_limit)
 
     def _run(self, trial: Trial, candidate: Candidate) -> None:
         began = time.perf_counter()

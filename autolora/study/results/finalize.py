@@ -1,126 +1,117 @@
-"""The end of a study: the best checkpoint exported, proved and scored again, the report and `result.json` written."""
+"""The end of a study: the finals, the winner exported and verified, the outcome, the report and `result.json`."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from optuna import Study
 from optuna.trial import FrozenTrial
 
 from autolora.errors import StudyError
-from autolora.evaluation.session import Session
 from autolora.evaluation.trial_folder import TrialFolder
-from autolora.export.write import Exported
+from autolora.export.write import ExportedFiles
 from autolora.files import write_atomic
-from autolora.progress import Bars
-from autolora.publish.export import PlainLora
-from autolora.publish.roundtrip import RoundtripReport, export_proved
+from autolora.publish.roundtrip import export_verified
 from autolora.study.budget import add_seconds, spent_seconds, training_seconds
-from autolora.study.definition import StudyDefinition
 from autolora.study.finals.decision import Finals
 from autolora.study.finals.preference import apply_preference
 from autolora.study.finals.run import run_finals
 from autolora.study.results.dashboard_plots import save_plots
-from autolora.study.results.report_data import report_study
-from autolora.study.results.summary import _summary, twin_as_dict, twin_in_words
+from autolora.study.results.facts import save_facts
+from autolora.study.results.finals_outcome import gather_outcome
+from autolora.study.results.outcome import write_outcome
+from autolora.study.results.report_data import write_study_report
+from autolora.study.results.summary import describe_plain_lora, plain_lora_as_dict, summarize_study
+from autolora.study.running import RunningStudy
 from autolora.study.trials import WINNER, load_trials
 
+Trials = Sequence[tuple[FrozenTrial, TrialFolder]]
 
-def finalize_study(definition: StudyDefinition, study: Study, session: Session, bars: Bars) -> str:
-    """Choose, export, prove the file, write report and result; returns the summary for a person."""
-    found = load_trials(definition, study)
-    finals = _finals(definition, study, found, session, bars)
+
+def finalize_study(running: RunningStudy) -> str:
+    """Hold the finals, export and verify the winner, write outcome, report and result; return the result in words.
+
+    Finals that were held before are read back.
+
+    Raises:
+        StudyError: no trial has a scored checkpoint.
+        MemoryFull: the GPU's memory is too small to score any finalist.
+        ExportError: the exported file is not what was trained; nothing was exported.
+        StorageError: the study's folder cannot be written.
+    """
+    definition, study, session = running.definition, running.study, running.session
+    trials = load_trials(definition, study)
+    finals = _hold_finals(running, trials)
     winner = finals.winner
-    score = winner.point.score["value"] if winner.point.score else None
-    folder, name = definition.folder / "best", definition.settings.name
-    exported, twin, proof = export_proved(
-        winner.record, winner.point, session, folder, name, finals.scorer, bars, score
+    exported, plain_lora, roundtrip = export_verified(
+        winner.trial_folder,
+        winner.result,
+        session,
+        definition.folder / "best",
+        definition.settings.name,
+        finals.scorer,
+        running.bars,
+        winner.result.score["value"] if winner.result.score else None,
     )
-    page = report_study(definition, study, session, found, finals, exported.path, bars)
-    result = _result(definition, study, found, finals, exported) | _files(twin, proof)
-    save_plots(study, definition.trial_files, winner.point.sweep)
+    save_facts(running)
+    write_outcome(gather_outcome(running, trials, finals, exported, plain_lora, roundtrip), definition.folder)
+    page = write_study_report(definition, study)
+    result = _result(running, trials, finals, exported) | {"read_by": roundtrip.read_by}
+    if plain_lora:
+        result["plain"] = plain_lora_as_dict(plain_lora, roundtrip)
+    save_plots(study, definition.trial_files, winner.result.sweep)
     study.set_user_attr(WINNER, winner.trial.number)
     write_atomic(definition.folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    return _summary(found, finals, exported, page) + (f"\n{twin_in_words(twin, proof)}" if twin else "")
+    summary = summarize_study(trials, finals, exported, page)
+    return summary + (f"\n{describe_plain_lora(plain_lora, roundtrip)}" if plain_lora else "")
 
 
-def study_report(definition: StudyDefinition, study: Study, session: Session, bars: Bars) -> Path:
-    """Write `report/index.html` from what the study's folder holds, and the card of what it exported."""
-    found = load_trials(definition, study)
-    finals = _finals(definition, study, found, session, bars)
-    result = definition.folder / "result.json"
-    exported = Path(json.loads(result.read_text("utf-8"))["export"]) if result.is_file() else None
-    still = exported if exported and exported.is_file() else None
-    return report_study(definition, study, session, found, finals, still, bars)
-
-
-def _finals(
-    definition: StudyDefinition,
-    study: Study,
-    found: list[tuple[FrozenTrial, TrialFolder]],
-    session: Session,
-    bars: Bars,
-) -> Finals:
-    """The finals; what they took is added to the study's seconds.
+def _hold_finals(running: RunningStudy, trials: Trials) -> Finals:
+    """The finals; their time is added to the study's seconds.
 
     Raises:
         StudyError: no trial has a scored checkpoint.
     """
-    if not found:
+    study = running.study
+    if not trials:
         reasons = [trial.user_attrs["reason"] for trial in study.trials if "reason" in trial.user_attrs]
         why = f"the last trial {reasons[-1]}" if reasons else "run it longer"
         raise StudyError(f"no trial of this study has a scored checkpoint yet; {why}")
     began = time.perf_counter()
-    finals = run_finals(
-        definition, found, session, bars, partial(apply_preference, definition, study._storage, session, bars)
-    )
+    finals = run_finals(running, trials, partial(apply_preference, running))
     add_seconds(study, finals.training_seconds, time.perf_counter() - began - finals.training_seconds)
     return finals
 
 
-def _result(
-    definition: StudyDefinition,
-    study: Study,
-    found: list[tuple[FrozenTrial, TrialFolder]],
-    finals: Finals,
-    exported: Exported,
-) -> dict[str, Any]:
-    """`result.json`: what programs read."""
-    winner = finals.winner
+def _result(running: RunningStudy, trials: Trials, finals: Finals, exported: ExportedFiles) -> dict[str, Any]:
+    """The content of `result.json`, for programs."""
+    winner, study = finals.winner, running.study
     states = Counter(trial.state.name for trial in study.trials)
     return {
-        "study": definition.settings.name,
+        "study": running.definition.settings.name,
         "seconds": round(spent_seconds(study), 1),
         "training_seconds": round(training_seconds(study), 1),
         "trials": {"complete": states["COMPLETE"], "pruned": states["PRUNED"], "failed": states["FAIL"]},
-        "best": {"trial": winner.trial.number, **winner.record.summary(winner.point)},
+        "best": {"trial": winner.trial.number, **winner.trial_folder.summary(winner.result)},
         "baselines": {
             trial.user_attrs["baseline"]: {
                 "trial": trial.number,
-                **record.summary(),
+                **trial_folder.summary(),
                 "reason": trial.user_attrs.get("reason", ""),
             }
-            for trial, record in found
+            for trial, trial_folder in trials
             if trial.user_attrs.get("baseline")
         },
         "ties": finals.ties,
         "choice": finals.choice,
-        "training_seeds": {number: [p.score for p in points] for number, points in finals.retrained.items()},
-        "sweep": winner.point.sweep,
-        "tag_bleed": {"tags": winner.point.tags, **winner.point.tag_bleed},
-        "verdict": winner.point.verdict,
+        "training_seeds": {number: [p.score for p in results] for number, results in finals.retrained.items()},
+        "sweep": winner.result.sweep,
+        "tag_bleed": {"tags": winner.result.tags, **winner.result.tag_bleed},
+        "verdict": winner.result.verdict,
         "export": str(exported.path),
         "diffusers": str(exported.diffusers) if exported.diffusers else None,
     }
-
-
-def _files(twin: PlainLora | None, proof: RoundtripReport) -> dict[str, Any]:
-    """What the files are good for."""
-    if twin is None:
-        return {"read_by": proof.read_by}
-    return {"read_by": proof.read_by, "plain": twin_as_dict(twin, proof)}

@@ -1,7 +1,8 @@
-"""The finals in words."""
+"""The finals in words, for the report and the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,96 +10,106 @@ from optuna.trial import FrozenTrial
 
 from autolora.evaluation.result import CheckpointResult
 from autolora.evaluation.trial_folder import TrialFolder
-from autolora.export.write import Exported
+from autolora.export.write import ExportedFiles
 from autolora.publish.export import PlainLora
 from autolora.publish.roundtrip import RoundtripReport
 from autolora.study.finals.decision import Finals, seed_verdict
 from autolora.study.finals.finalist import Finalist
 
 
-def disagreement(finals: Finals, encoder: str | None) -> str:
-    """Whom the second encoder prefers to the winner: clearly more like it or clearly less bleed, and worse in neither.
+def describe_disagreement(finals: Finals, encoder: str | None) -> str:
+    """The finalist that the second encoder prefers to the winner; empty if it prefers none.
 
-    Empty where it prefers nobody.
+    It prefers a finalist that is clearly more like the character or bleeds clearly less, and is clearly worse in
+    neither.
     """
 
-    def seen(one: Finalist, name: str) -> dict[str, float]:
-        return one.point.second[max(one.point.second, key=float)][name]
+    def term(finalist: Finalist, name: str) -> dict[str, float]:
+        by_weight = finalist.result.second
+        return by_weight[max(by_weight, key=float)][name]
 
     winner, *others = finals.finalists
-    for one in others if winner.point.second else ():
-        closer = seen(one, "fidelity")["low"] > seen(winner, "fidelity")["high"]
-        calmer = seen(one, "bleed_class")["high"] < seen(winner, "bleed_class")["low"]
-        farther = seen(one, "fidelity")["high"] < seen(winner, "fidelity")["low"]
-        bleeds = seen(one, "bleed_class")["low"] > seen(winner, "bleed_class")["high"]
+    for other in others if winner.result.second else ():
+        closer = term(other, "fidelity")["low"] > term(winner, "fidelity")["high"]
+        calmer = term(other, "bleed_class")["high"] < term(winner, "bleed_class")["low"]
+        farther = term(other, "fidelity")["high"] < term(winner, "fidelity")["low"]
+        bleeds = term(other, "bleed_class")["low"] > term(winner, "bleed_class")["high"]
         if (closer or calmer) and not (farther or bleeds):
             reason = "more like the character" if closer else "less bleed"
-            return f"the second encoder ({encoder}) disagrees: it sees {reason} in trial {one.trial.number}"
+            return f"the second encoder ({encoder}) disagrees: it sees {reason} in trial {other.trial.number}"
     return ""
 
 
-def tags_in_words(winner: CheckpointResult, class_word: str) -> str:
-    """What a tagger sees of the character on the class word alone; empty where none was asked."""
-    shown = [
-        f"{found['value']:+.0%} ({found['low']:+.0%} to {found['high']:+.0%}) at weight {weight}"
-        for weight, found in winner.tag_bleed.items()
+def describe_tag_bleed(winner: CheckpointResult, class_word: str) -> str:
+    """How much more often a tagger sees the character's tags on the class word alone; empty without a tagger."""
+    shares = [
+        f"{share['value']:+.0%} ({share['low']:+.0%} to {share['high']:+.0%}) at weight {weight}"
+        for weight, share in winner.tag_bleed.items()
     ]
-    if not shown:
+    if not shares:
         return ""
     tags = ", ".join(winner.tags)
-    return f"how often a tagger sees {tags} on `{class_word}` alone, less the base model's: {', '.join(shown)}"
+    return f"how often a tagger sees {tags} on `{class_word}` alone, minus the base model's share: {', '.join(shares)}"
 
 
-def seeds_in_words(finals: Finals) -> str:
-    """What training again with other seeds showed; empty where nothing was trained again."""
+def describe_seeds(finals: Finals) -> str:
+    """The scores of recipes that were trained again with other seeds; empty if none was."""
     if not finals.retrained:
         return ""
     beaten = seed_verdict(finals.retrained)
     scores = {
-        number: ", ".join(f"{p.score['value']:.2f}" for p in points if p.score)
-        for number, points in finals.retrained.items()
+        number: ", ".join(f"{result.score['value']:.2f}" for result in results if result.score)
+        for number, results in finals.retrained.items()
     }
-    shown = [f"trial {number} scores {values}" for number, values in scores.items()]
+    trials = [f"trial {number} scores {values}" for number, values in scores.items()]
     if len(finals.retrained) < 2:
-        return f"over {len(next(iter(finals.retrained.values())))} training seeds {shown[0]}"
+        return f"over {len(next(iter(finals.retrained.values())))} training seeds {trials[0]}"
     verdict = "a tie" if beaten is None else f"trial {beaten} is clearly behind"
-    return f"over the training seeds {' and '.join(shown)}: {verdict}"
+    return f"over the training seeds {' and '.join(trials)}: {verdict}"
 
 
-def twin_as_dict(twin: PlainLora, proof: RoundtripReport) -> dict[str, Any]:
-    """The plain LoRA beside the file, for programs."""
-    score = proof.twin_score.as_dict() if proof.twin_score else None
-    return {"path": str(twin.path), "dim": twin.dim, "distance": round(twin.apart, 4), "score": score}
+def plain_lora_as_dict(plain_lora: PlainLora, roundtrip: RoundtripReport) -> dict[str, Any]:
+    """The plain LoRA beside an exported file, for `result.json`."""
+    score = roundtrip.plain_lora_score.as_dict() if roundtrip.plain_lora_score else None
+    return {
+        "path": str(plain_lora.path),
+        "dim": plain_lora.dim,
+        "distance": round(plain_lora.apart, 4),
+        "score": score,
+    }
 
 
-def twin_in_words(twin: PlainLora, proof: RoundtripReport) -> str:
-    """The plain LoRA beside the file, for a person."""
-    score = f", score {proof.twin_score.value:.3f}" if proof.twin_score else ""
-    readers = ", ".join(proof.read_by) or "LyCORIS"
-    return f"plain:  {twin.path} (dim {twin.dim}, {twin.apart:.1%} off{score}), for programs other than {readers}"
+def describe_plain_lora(plain_lora: PlainLora, roundtrip: RoundtripReport) -> str:
+    """The plain LoRA beside an exported file, as a line for the terminal."""
+    score = f", score {roundtrip.plain_lora_score.value:.3f}" if roundtrip.plain_lora_score else ""
+    readers = ", ".join(roundtrip.read_by) or "LyCORIS"
+    facts = f"dim {plain_lora.dim}, {plain_lora.apart:.1%} off{score}"
+    return f"plain:  {plain_lora.path} ({facts}), for programs other than {readers}"
 
 
-def _fate(record: TrialFolder) -> str:
+def describe_baseline(trial_folder: TrialFolder) -> str:
     """How an unchanged recipe ended, and what may help."""
-    last, step = record.results[-1], record.overcooked_step()
-    said = f"at step {last.step} {last.verdict}"
+    last, overcooked = trial_folder.results[-1], trial_folder.overcooked_step()
+    ending = f"after {last.step} images: {last.verdict}"
     if last.bleed_rate:
         share = max(last.bleed_rate.values())
-        said = f"overcooked after step {step}" if step else "did not overcook"
-        said += f": without the trigger, {share:.0%} of renders show the character at step {last.step}"
-    advice = record.remedy(last)
-    return f"{record.run.name} {said}" + (f"; try {advice}" if advice else "")
+        ending = f"overcooked after {overcooked} images" if overcooked else "did not overcook"
+        ending += f": without the trigger, {share:.0%} of renders show the character after {last.step} images"
+    advice = trial_folder.remedy(last)
+    return f"{trial_folder.run.name} {ending}" + (f"; try {advice}" if advice else "")
 
 
-def _summary(found: list[tuple[FrozenTrial, TrialFolder]], finals: Finals, exported: Exported, page: Path) -> str:
-    """The last words of a study."""
-    lines = [_fate(record) for trial, record in found if trial.user_attrs.get("baseline")]
-    winner, p = finals.winner, finals.winner.point
-    name = f"trial {winner.trial.number} ({winner.record.run.name})"
-    lines.append(f"best: {name} at {p.describe_place}: {p.summary}")
+def summarize_study(
+    trials: Sequence[tuple[FrozenTrial, TrialFolder]], finals: Finals, exported: ExportedFiles, page: Path
+) -> str:
+    """The result of a study in a few lines, for the terminal."""
+    lines = [describe_baseline(folder) for trial, folder in trials if trial.user_attrs.get("baseline")]
+    winner, result = finals.winner, finals.winner.result
+    name = f"trial {winner.trial.number} ({winner.trial_folder.run.name})"
+    lines.append(f"best: {name}, {result.describe_place}: {result.summary}")
     if finals.ties:
-        lines.append(f"not to be told from it by score: trial {' and '.join(map(str, finals.ties))}")
-    lines += [seeds_in_words(finals)] if finals.retrained else []
+        lines.append(f"its score cannot be told from that of trial {' and '.join(map(str, finals.ties))}")
+    lines += [describe_seeds(finals)] if finals.retrained else []
     lines += [finals.choice] if finals.choice else []
     lines += [f"LoRA:   {exported.path}", f"report: {page}"]
     lines += [f"for diffusers: {exported.diffusers.parent}"] if exported.diffusers else []

@@ -1,0 +1,101 @@
+"""The outcome of a study's finals: `finals.json` in its folder, where everything that shows the outcome reads it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from optuna import Study
+from pydantic import TypeAdapter, ValidationError
+
+from autolora.data.step_table import StepTable
+from autolora.errors import StudyError
+from autolora.evaluation.result import CheckpointResult
+from autolora.files import write_atomic
+from autolora.publish.gallery_files import ImageFiles
+from autolora.report.schema import Reproduction
+
+FILE = "finals.json"
+
+
+@dataclass(frozen=True)
+class FinalistOutcome:
+    """A checkpoint as the finals scored it."""
+
+    trial: int
+    recipe: str
+    folder: str  # of its trial, or of an average or a copy beside it
+    result: CheckpointResult
+
+
+@dataclass(frozen=True)
+class PlainLoraOutcome:
+    """The plain LoRA beside an exported adapter of another kind."""
+
+    path: str
+    dim: int
+    distance: float  # to the exported adapter, as a share of the weight change's norm
+    score: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class ExportOutcome:
+    """The exported files, by their paths in the study's folder, and the programs that read the LoRA correctly."""
+
+    lora: str
+    diffusers: str | None
+    plain_lora: PlainLoraOutcome | None
+    read_by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FinalsOutcome:
+    """Everything that is known when the finals of a study have ended."""
+
+    trial_states: dict[int, str]  # of every trial when the finals were held
+    finalists: tuple[FinalistOutcome, ...]  # the best checkpoint of each trial, the winner first
+    ties: tuple[int, ...]  # numbers of the trials whose score cannot be told from the winner's
+    retrained: dict[int, tuple[CheckpointResult, ...]]  # by trial, its recipe at several training seeds
+    weight: float  # recommended for the winner
+    choice: str  # the effect of a person's choice by images, where that was asked for
+    notes: tuple[str, ...]  # sentences about the finals
+    export: ExportOutcome
+    step_table: StepTable  # of the winner's recipe
+    reproduction: Reproduction
+    images: ImageFiles
+
+    @property
+    def winner(self) -> FinalistOutcome:
+        """The checkpoint that was exported."""
+        return self.finalists[0]
+
+
+def trial_states(study: Study) -> dict[int, str]:
+    """The state of every trial, by its number."""
+    return {trial.number: trial.state.name for trial in study.get_trials(deepcopy=False)}
+
+
+def write_outcome(outcome: FinalsOutcome, study_folder: Path) -> None:
+    """Write the outcome of the finals.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    write_atomic(study_folder / FILE, json.dumps(asdict(outcome), indent=1, ensure_ascii=False) + "\n")
+
+
+def read_outcome(study: Study, study_folder: Path) -> FinalsOutcome | None:
+    """The outcome of the finals; None if none were held, or if the search has continued since.
+
+    Raises:
+        StudyError: the file is broken.
+    """
+    path = study_folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        outcome = TypeAdapter(FinalsOutcome).validate_python(json.loads(path.read_text("utf-8")))
+    except (ValueError, ValidationError) as error:
+        raise StudyError(f"{path} cannot be read; run `autolora export` on the study to write it again") from error
+    return outcome if outcome.trial_states == trial_states(study) else None
