@@ -146,13 +146,15 @@ def _configured(command: str, rest: list[str]) -> int:
 
 
 def _run(command: str, request: object) -> int:
-    import torch
-
+    """Run a command; some of them, such as `report`, import no torch."""
     action: Callable[[object], int] = getattr(importlib.import_module(f"autolora.commands.{command}"), command)
     try:
         return action(request)
-    except torch.OutOfMemoryError as error:
-        raise MemoryFull(memory_full(error)) from error
+    except Exception as error:
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(error, torch.OutOfMemoryError):
+            raise MemoryFull(memory_full(error)) from error
+        raise
 
 
 def _split(command: str, rest: list[str]) -> tuple[list[str], list[str]]:
