@@ -1,4 +1,4 @@
-"""Anyone's file: which programs read it, and what they make of it."""
+"""Which programs read a file of any trainer, and whether they read it correctly."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from peft import LoHaConfig, LoraConfig
 from safetensors.torch import load_file, save_file
 
 from autolora.adapters.deltas import parts_by_layer
-from autolora.adapters.formats import delta, layer_weights, layers_of
+from autolora.adapters.formats import layer_delta, layer_weights, layers_of
 from autolora.adapters.read import read_lora
 from autolora.cli import main
-from autolora.export import key_names as naming
-from autolora.export.compatibility import CompatibilityResult, check_compatibility
+from autolora.export import key_names
+from autolora.export.compatibility import CompatibilityReport, CompatibilityResult, check_compatibility
 from autolora.export.readers import PROGRAMS
 from autolora.export.readers.peft import peft_reader
 from autolora.models.stable_diffusion import StableDiffusion
@@ -32,46 +32,52 @@ READ = {
     "loha": {"A1111", "ComfyUI"},
     "lokr": {"A1111", "ComfyUI"},
     "ia3": {"A1111"},
-    "dora": set(),  # peft and LyCORIS read it: tests of theirs
+    "dora": set(),  # peft and LyCORIS read it, see their tests
 }
 
 
-def by_program(found: list[CompatibilityResult]) -> dict[str, CompatibilityResult]:
-    assert [one.program for one in found] == [*PROGRAMS, "diffusers"]
-    return {one.program: one for one in found}
+def by_program(report: CompatibilityReport) -> dict[str, CompatibilityResult]:
+    assert [result.program for result in report.results] == [*PROGRAMS, "diffusers"]
+    return {result.program: result for result in report.results}
+
+
+def correct_programs(report: CompatibilityReport) -> list[str]:
+    return [result.program for result in report.results if result.correct]
 
 
 @pytest.mark.parametrize("kind", READ)
-def test_each_kind_is_read_by_whom_it_is_for(kind: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+def test_programs_that_read_each_kind(kind: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
     state, changes = trained(tiny_model, kind)
-    layers, found = check_compatibility(export(tiny_model, kind, state, tmp_path), tiny_model)
-    seen = by_program(found)
-    assert layers == len(changes)
-    assert {program for program, one in seen.items() if one.alike} == READ[kind]
+    report = check_compatibility(export(tiny_model, kind, state, tmp_path), tiny_model)
+    results = by_program(report)
+    assert report.layers == len(changes)
+    assert set(correct_programs(report)) == READ[kind]
     assert all(
-        one.unread for program, one in seen.items() if not one.alike and (program, kind) != ("diffusers", "dora")
+        result.unreadable
+        for program, result in results.items()
+        if not result.correct and (program, kind) != ("diffusers", "dora")
     )
-    assert bool(seen["diffusers"].differs) == (kind == "dora")  # it leaves the magnitudes out
+    assert bool(results["diffusers"].difference) == (kind == "dora")  # diffusers leaves the magnitudes out
 
 
-def test_sdxl_in_either_style_of_names(tiny_xl: StableDiffusion, tmp_path: Path) -> None:
-    """kohya's are the original UNet's; some programs write diffusers' below the same prefix."""
+def test_sdxl_in_original_and_in_diffusers_names(tiny_xl: StableDiffusion, tmp_path: Path) -> None:
+    """kohya's names are the original UNet's; some programs write diffusers' names with the same prefix."""
     state, _ = trained(tiny_xl, "lora")
     path = export(tiny_xl, "lora", state, tmp_path)
-    assert all(one.alike for one in by_program(check_compatibility(path, tiny_xl)[1]).values())
-    other = {
+    assert all(result.correct for result in by_program(check_compatibility(path, tiny_xl)).values())
+    renamed = {
         f"lora_{layer.replace('.', '_')}.{part}": tensor.contiguous()
         for layer, parts in parts_by_layer(state).items()
         if layer.startswith("unet.")
         for part, tensor in parts.items()
     }
-    save_file(other, tmp_path / "other.safetensors")
-    layers, found = check_compatibility(tmp_path / "other.safetensors", tiny_xl)
-    assert layers == len(other) // 3
-    assert all(one.alike for one in found if one.program != "diffusers")
+    save_file(renamed, tmp_path / "other.safetensors")
+    report = check_compatibility(tmp_path / "other.safetensors", tiny_xl)
+    assert report.layers == len(renamed) // 3
+    assert all(result.correct for result in report.results if result.program != "diffusers")
 
 
-def test_a_file_in_diffusers_names_is_diffusers_own(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+def test_only_diffusers_reads_a_file_in_its_own_names(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     wrapped, _ = peft_trained(tiny_model, LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "proj_in"]))
     layers = {
         key.removeprefix("base_model.model.").replace(".default", ""): value
@@ -79,9 +85,9 @@ def test_a_file_in_diffusers_names_is_diffusers_own(tiny_model: StableDiffusion,
         if "lora_" in key
     }
     StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
-    _, found = check_compatibility(tmp_path / "pytorch_lora_weights.safetensors", tiny_model)
-    assert [one.program for one in found if one.alike] == ["diffusers"]
-    assert all("names" in one.unread for one in found if not one.alike)
+    report = check_compatibility(tmp_path / "pytorch_lora_weights.safetensors", tiny_model)
+    assert correct_programs(report) == ["diffusers"]
+    assert all("names" in result.unreadable for result in report.results if not result.correct)
 
 
 PEFT_TARGETS = ["to_q", "to_out.0", "proj_in", "ff.net.2", "resnets.0.conv1"]
@@ -96,37 +102,38 @@ PEFT_TARGETS = ["to_q", "to_out.0", "proj_in", "ff.net.2", "resnets.0.conv1"]
     ],
     ids=["lora", "dora", "loha"],
 )
-def test_a_file_of_pefts_own_is_read_by_peft(
+def test_peft_reads_a_file_that_it_saved(
     config: Any, tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     peft_trained(tiny_model, config)[0].save_pretrained(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
-    _, found = check_compatibility(path, tiny_model)
-    assert [one.program for one in found if one.alike] == ["peft"]
+    assert correct_programs(check_compatibility(path, tiny_model)) == ["peft"]
     assert main(command(path, tiny_model_dir)) == 0
-    assert "as it is" in capsys.readouterr().out.splitlines()[-1]
+    assert "correctly" in capsys.readouterr().out.splitlines()[-1]
     settings = json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))
     name = "lora_alpha" if isinstance(config, LoraConfig) else "alpha"
-    read = read_lora(path, tiny_model)
+    state = read_lora(path, tiny_model)
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {name: 3, "alpha_pattern": {}}))
-    other = peft_reader(load_file(path), path, layers_of(tiny_model.modules))
-    layer = next(iter(parts_by_layer(read)))
+    read_layer = peft_reader(load_file(path), path, layers_of(tiny_model.modules))
+    layer = next(iter(parts_by_layer(state)))
     weight = layer_weights(tiny_model.modules)[layer]
-    assert not torch.allclose(other(layer, weight), delta(read, layer, weight), rtol=0.01)  # it is peft that says
+    # peft follows the changed settings, so the values are really its own
+    assert not torch.allclose(read_layer(layer, weight), layer_delta(state, layer, weight), rtol=0.01)
 
 
-def test_a_layer_that_pefts_own_settings_leave_out_is_told(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+def test_a_layer_that_pefts_settings_leave_out_is_reported(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     peft_trained(tiny_model, LoraConfig(r=4, target_modules=PEFT_TARGETS))[0].save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"target_modules": ["to_q", "proj_in"]}))
-    (peft,) = [one for one in check_compatibility(tmp_path / "adapter_model.safetensors", tiny_model)[1] if one.program == "peft"]
-    assert "Target modules" in peft.unread and "(unet." in peft.unread
+    report = check_compatibility(tmp_path / "adapter_model.safetensors", tiny_model)
+    (peft,) = [result for result in report.results if result.program == "peft"]
+    assert "Target modules" in peft.unreadable and "(unet." in peft.unreadable
 
 
-def test_a_mixed_alpha_is_found_where_a_program_takes_one_for_all(
+def test_a_program_that_takes_one_alpha_for_all_layers_is_reported(
     tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A program with another formula is told by the layer of which it makes something else."""
+    """The result names the layer that the program's formula reads differently."""
     state, _ = trained(tiny_model, "lora")
     path = export(tiny_model, "lora", state, tmp_path)
     tensors = load_file(path)
@@ -136,19 +143,20 @@ def test_a_mixed_alpha_is_found_where_a_program_takes_one_for_all(
     def one_alpha(parts: Any, weight: torch.Tensor) -> torch.Tensor:
         return PROGRAMS["A1111"]({**parts, "alpha": torch.tensor(2.0)}, weight)
 
-    monkeypatch.setattr(naming, "CONSUMERS", {**PROGRAMS, "ComfyUI": one_alpha})
-    seen = by_program(check_compatibility(path, tiny_model)[1])
-    assert seen["A1111"].alike and seen["kohya sd-scripts"].alike
+    monkeypatch.setattr(key_names, "PROGRAMS", {**PROGRAMS, "ComfyUI": one_alpha})
+    results = by_program(check_compatibility(path, tiny_model))
+    assert results["A1111"].correct and results["kohya sd-scripts"].correct
     layer = key.removesuffix(".alpha").removeprefix("lora_unet_").removeprefix("lora_te_")
-    assert seen["ComfyUI"].differs.split(" is ")[0].replace(".", "_").endswith(layer.removeprefix("text_model_"))
-    assert "33.3% off" in seen["ComfyUI"].differs
+    difference = results["ComfyUI"].difference
+    assert difference.split(" is ")[0].replace(".", "_").endswith(layer.removeprefix("text_model_"))
+    assert "33.3% off" in difference
 
 
 @pytest.mark.parametrize("kind", ["loha", "locon", "lokr", "dora"])
-def test_kernels_of_their_own_are_read_by_a1111_and_comfyui(
+def test_a1111_and_comfyui_read_tucker_kernels_and_dora_norms_per_input(
     kind: str, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
-    """LyCORIS' Tucker convolutions and DoRA with norms by input, which kohya's and diffusers' loaders leave alone."""
+    """Kohya's and diffusers' loaders do not read these."""
     name, (out, inputs, *kernel) = (
         "lora_unet_mid_block_resnets_0_conv1",
         tiny_model.unet.mid_block.resnets[0].conv1.weight.shape,
@@ -167,45 +175,45 @@ def test_kernels_of_their_own_are_read_by_a1111_and_comfyui(
     generator = torch.Generator().manual_seed(0)
     tensors = {f"{name}.{part}": torch.randn(shape, generator=generator) * 0.3 for part, shape in shapes.items()}
     save_file(tensors | {f"{name}.alpha": torch.tensor(1.0)}, tmp_path / "tucker.safetensors")
-    seen = by_program(check_compatibility(tmp_path / "tucker.safetensors", tiny_model)[1])
-    assert {program for program, one in seen.items() if one.alike} == {"A1111", "ComfyUI"}
-    assert not any(one.differs for program, one in seen.items() if program != "diffusers")
+    report = check_compatibility(tmp_path / "tucker.safetensors", tiny_model)
+    assert correct_programs(report) == ["A1111", "ComfyUI"]
+    assert not any(result.difference for program, result in by_program(report).items() if program != "diffusers")
 
 
 def command(path: Path, folder: Path) -> list[str]:
-    return ["export", f"verify={path}", f"model.path={folder}", "model.resolution=null"]
+    return ["verify", str(path), f"model.path={folder}", "model.resolution=null"]
 
 
-def test_the_command_says_who_reads_what(
+def test_the_command_lists_the_programs(
     tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = export(tiny_model, "locon", trained(tiny_model, "locon")[0], tmp_path)
     assert main(command(plain, tiny_model_dir)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "layers on" in lines[0] and sum("as it is" in line for line in lines) == 4
+    assert "layers on" in lines[0] and sum("correctly" in line for line in lines) == 4
     assert main([*command(plain, tiny_model_dir), "json=true"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["event"] == "result" and set(result["read_by"].values()) == {"as it is"}
+    assert result["event"] == "result" and set(result["read_by"].values()) == {"correctly"}
     dora = export(tiny_model, "dora", trained(tiny_model, "dora")[0], tmp_path)
     assert main(command(dora, tiny_model_dir)) == 6
     printed = capsys.readouterr()
-    assert "not the same everywhere: diffusers: its change of unet." in printed.err
-    assert "otherwise" in printed.out and "norms by input" in printed.out
+    assert "is read differently by diffusers: its change of unet." in printed.err
+    assert "differently" in printed.out and "norms per input" in printed.out
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("none.safetensors", "does not exist"), ("other.safetensors", "another model"), ("text.safetensors", "broken")],
 )
-def test_bad_files_are_one_line(
-    name: str, said: str, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_bad_file_gives_one_line(
+    name: str, message: str, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_file({"lora_unet_nowhere.lora_down.weight": torch.zeros(2, 4)}, tmp_path / "other.safetensors")
     (tmp_path / "text.safetensors").write_text("hello")
     assert main(command(tmp_path / name, tiny_model_dir)) == 6
     printed = capsys.readouterr().err
-    assert said in printed and "Traceback" not in printed
+    assert message in printed and "Traceback" not in printed
 
 
-def test_kinds_of_the_contract_are_all_looked_at() -> None:
+def test_all_kinds_of_the_contract_are_covered() -> None:
     assert {name.partition("-")[0] for name in KINDS} - {"rslora"} == set(READ)

@@ -42,7 +42,7 @@ def trained(model: StableDiffusion, kind: str) -> tuple[State, dict[str, torch.T
         adapter.start(0, KINDS[kind], torch.Generator().manual_seed(0))
         move(adapter, size=0.05)
         changes = {
-            p: u.change(0).detach().clone() for (p, _), u in zip(adapter.layers.items(), adapter.updates, strict=True)
+            p: u.dense(0).detach().clone() for (p, _), u in zip(adapter.layers.items(), adapter.deltas, strict=True)
         }
         return adapter.state(0), changes
     finally:
@@ -106,7 +106,7 @@ def test_a_program_that_reads_a_layer_differently_is_named_with_the_layer(
         change = PROGRAMS[program](parts, base)
         return change * 1.1 if torch.equal(base, weight) else change
 
-    monkeypatch.setattr(key_names, "CONSUMERS", {**PROGRAMS, program: wrong_formula})
+    monkeypatch.setattr(key_names, "PROGRAMS", {**PROGRAMS, program: wrong_formula})
     with pytest.raises(ExportError, match=f"lora.safetensors in {program}: the change of {last} differs"):
         verify_deltas(state, path, tiny_model)
 

@@ -1,4 +1,4 @@
-"""The command for sd-scripts says what the run does, and admits what it cannot say."""
+"""The command for sd-scripts has the settings of the run, and its notes name what sd-scripts cannot do."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from typing import Any
 import pytest
 import torch
 
-from autolora import config as cfg
+from autolora.config import compose
 from autolora.data.concepts import Dataset, load_dataset
 from autolora.export.kohya_command import KohyaCommand, kohya_command
+from autolora.settings import build_run, build_settings
 from autolora.train.run import Run
 
 
 def model(architecture: str = "sd1", prediction: str = "epsilon") -> Any:
-    found = {"architecture": architecture, "prediction_type": prediction, "resolution": 512, "clip_skip": None}
+    settings = {"architecture": architecture, "prediction_type": prediction, "resolution": 512, "clip_skip": None}
     snr = torch.tensor([9.0, 0.0] if prediction == "v_prediction" else [9.0, 0.1])
-    return SimpleNamespace(**found, tells_guidance=False, train_timesteps=2, snr=lambda steps: snr[steps])
+    return SimpleNamespace(**settings, guidance_embeds=False, train_timesteps=2, snr=lambda steps: snr[steps])
 
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return load_dataset(cfg.dataset_settings(cfg.compose("train", ["dataset=quickstart"])))
+    return load_dataset(build_settings(compose("train", ["dataset=quickstart"])).dataset)
 
 
 def run_of(*overrides: str) -> Run:
-    return cfg.build_run(cfg.compose("train", list(overrides)))
+    return build_run(compose("train", list(overrides)))
 
 
 def flags(command: KohyaCommand) -> list[str]:
@@ -38,30 +39,30 @@ def flags(command: KohyaCommand) -> list[str]:
 def test_adamw_with_restarts(dataset: Dataset) -> None:
     run = run_of("recipe=guide-adamw", "train.scale_weight_norms=1", "optimizer.lr=3e-4")
     step = 4 * run.images_per_epoch(dataset)
-    found = flags(kohya_command(run, dataset, model(), step))
-    assert found[:3] == ["accelerate", "launch", "train_network.py"]
-    wanted = [
+    arguments = flags(kohya_command(run, dataset, model(), step))
+    assert arguments[:3] == ["accelerate", "launch", "train_network.py"]
+    expected = [
         "--network_module=networks.lora", "--network_dim=32", "--network_alpha=16", "--network_train_unet_only",
         "--optimizer_type=AdamW", "--learning_rate=0.0003", "--lr_scheduler=cosine_with_restarts",
         "--lr_scheduler_num_cycles=3", "--scale_weight_norms=1", "--min_snr_gamma=5", "--shuffle_caption",
         "--keep_tokens=1", f"--max_train_steps={step // 4}", "--resolution=512,512",
     ]  # fmt: skip
-    assert set(wanted) <= set(found)
-    assert "--v_parameterization" not in found
+    assert set(expected) <= set(arguments)
+    assert "--v_parameterization" not in arguments
 
 
-def test_what_is_shown_beside_is_not_counted_and_is_named(dataset: Dataset) -> None:
+def test_class_images_are_not_counted_and_are_named(dataset: Dataset) -> None:
     run = run_of("recipe=doll-preserve")
     command = kohya_command(run, dataset, model(), 3 * run.images_per_epoch(dataset))
-    own = 3 * sum(run.images_by_concept(dataset))
-    assert f"--max_train_steps={-(-own // run.train.batch_size)}" in flags(command)
-    said = " ".join(command.notes)
-    assert "train.prior_preservation_ratio" in said and "train.min_lora_multiplier" in said and "schedule.gamma" in said
+    shown = 3 * sum(run.images_by_concept(dataset))
+    assert f"--max_train_steps={-(-shown // run.train.batch_size)}" in flags(command)
+    notes = " ".join(command.notes)
+    assert all(key in notes for key in ("prior_preservation_ratio", "train.min_lora_multiplier", "schedule.gamma"))
     assert "d_coef=2" in flags(command)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "wanted"),
+    ("overrides", "expected"),
     [
         (("recipe=guide-loha",), ["--network_module=lycoris.kohya", "algo=loha"]),
         (("recipe=guide-locon",), ["conv_dim=32", "conv_alpha=16"]),
@@ -73,12 +74,14 @@ def test_what_is_shown_beside_is_not_counted_and_is_named(dataset: Dataset) -> N
         (("adapter.text_encoder=true", "optimizer.text_encoder_lr=0.5"), ["--text_encoder_lr=0.5"]),
     ],
 )  # fmt: skip
-def test_kinds(overrides: tuple[str, ...], wanted: list[str], dataset: Dataset) -> None:
-    found = flags(kohya_command(run_of(*overrides), dataset, model(), 100))
-    assert set(wanted) <= set(found)
+def test_adapter_optimizer_and_schedule_kinds(
+    overrides: tuple[str, ...], expected: list[str], dataset: Dataset
+) -> None:
+    arguments = flags(kohya_command(run_of(*overrides), dataset, model(), 100))
+    assert set(expected) <= set(arguments)
 
 
-def test_other_bases(dataset: Dataset) -> None:
+def test_other_base_models(dataset: Dataset) -> None:
     assert "sdxl_train_network.py" in kohya_command(run_of(), dataset, model("sdxl"), 100).text
     velocity = flags(kohya_command(run_of(), dataset, model(prediction="v_prediction"), 100))
     assert {"--v_parameterization", "--zero_terminal_snr"} <= set(velocity)
@@ -87,7 +90,7 @@ def test_other_bases(dataset: Dataset) -> None:
     assert not kohya_command(run_of(), dataset, model("flux", "flow"), 100).text
 
 
-def test_no_private_path(dataset: Dataset, tmp_path: Path) -> None:
+def test_the_command_holds_no_private_path(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "before.safetensors").write_bytes(b"a LoRA")
     command = kohya_command(run_of(f"init_lora={tmp_path / 'before.safetensors'}"), dataset, model(), 100)
     assert "--network_weights=START.safetensors" in flags(command) and "START" in " ".join(command.notes)

@@ -1,4 +1,4 @@
-"""LyCORIS' own package loads what is exported, and makes the same change of every layer of it."""
+"""LyCORIS' own package loads an exported file and changes every layer as the adapter does."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.export.test_kinds import KINDS, export, trained
 UNREAD = pytest.mark.xfail(
     raises=TypeError,
     strict=True,
-    reason="LyCORIS 4.1 reads two tensors of an IA3 layer, and its make_module_from_state_dict takes one",
+    reason="LyCORIS 4.1 reads two tensors of an IA3 layer, but its make_module_from_state_dict takes one",
 )
 LOADED = [pytest.param(kind, marks=[UNREAD] if kind == "ia3" else []) for kind in KINDS]
 
 
 def change_of(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
-    """What a change of weight adds to a layer's output."""
+    """What a weight change adds to the output of a layer."""
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight)
     return F.conv2d(x, weight, None, layer.stride, layer.padding)  # type: ignore[arg-type]
@@ -33,10 +33,10 @@ def change_of(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor
 @pytest.mark.parametrize("model", ["tiny_model", "tiny_xl"])
 @pytest.mark.parametrize("kind", LOADED)
 @torch.no_grad()
-def test_it_makes_the_same_of_every_layer(
+def test_lycoris_changes_every_layer_the_same(
     model: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """By what a layer puts out: merged into a weight, its LoHa and LoKr have alpha / dim twice."""
+    """Outputs are compared, because LyCORIS applies alpha / dim twice when it merges LoHa or LoKr into a weight."""
     base: StableDiffusion = request.getfixturevalue(model)
     state, changes = trained(base, kind)
     tensors = load_file(export(base, kind, state, tmp_path))
@@ -54,7 +54,7 @@ def test_it_makes_the_same_of_every_layer(
             added = layer(x) - before
         finally:
             loaded.restore()
-            del layer.forward  # which it leaves on the shared layer, in front of the class's own
+            del layer.forward  # LyCORIS leaves it on the shared layer, where it hides the method of the class
         expected = change_of(layer, x, changes[path])
         assert torch.allclose(added, expected, atol=1e-5, rtol=1e-4), path
         assert expected.abs().max() > 1e-3

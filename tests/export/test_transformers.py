@@ -1,4 +1,4 @@
-"""LoRA files of the flow-matching families: diffusers' names, read and drawn by diffusers as they were trained."""
+"""LoRA files of the flow-matching families have diffusers' names, and render in diffusers as they were trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
 from autolora.adapters.deltas import as_lora, distance
-from autolora.adapters.formats import delta, layer_paths, layer_weights
+from autolora.adapters.formats import layer_delta, layer_paths, layer_weights
 from autolora.adapters.kinds import IA3, DoRA, DyLoRA, LoHa, LoKr, LoRA
 from autolora.adapters.read import read_lora, read_metadata
 from autolora.errors import ConfigError, ExportError
@@ -32,7 +32,7 @@ from tests.adapters.test_contract import move
 from tests.export.world import dataset, run
 
 FACTS = ExportFacts("1girl, zorak", 0.7, "a test", 40)
-OTHERS = {"dora": DoRA(dim=4, alpha=2), "loha": LoHa(dim=4, alpha=2), "lokr": LoKr(dim=2, alpha=1)}
+OTHER_KINDS = {"dora": DoRA(dim=4, alpha=2), "loha": LoHa(dim=4, alpha=2), "lokr": LoKr(dim=2, alpha=1)}
 VERSIONS = {
     "sd3": ("sd3", "stable-diffusion-3/lora", "Unknown"),
     "flux": ("flux1", "flux-1-dev/lora", "Flux"),
@@ -59,17 +59,17 @@ def spec_of(model: FlowModel) -> LoRA:
     return LoRA(dim=4, alpha=2, text_encoder=len(model.modules) > 1)
 
 
-def test_a_lora_is_drawn_by_diffusers_as_by_us(model: FlowModel, tmp_path: Path) -> None:
+def test_diffusers_renders_a_lora_as_autolora_does(model: FlowModel, tmp_path: Path) -> None:
     spec = spec_of(model)
     state = trained(model, spec, size=0.3)
     exported = export_lora(state, run(spec), dataset(), model, tmp_path, "zorak", facts=FACTS)
     assert all(".lora_A." in key or ".lora_B." in key for key in load_file(exported.path))
     assert verify_deltas(state, exported.path, model).read_by == ("ComfyUI",)
     assert model.source is not None
-    twin = DiffusersReference(exported.path, model.source, model)
-    assert twin.verify_deltas(state).layers == exported.layers
+    reference = DiffusersReference(exported.path, model.source, model)
+    assert reference.verify_deltas(state).layers == exported.layers
 
-    shots = [RenderRequest("1girl, mona", 7, weight) for weight in (1.0, 0.5, 0.0)]
+    requests = [RenderRequest("1girl, mona", 7, weight) for weight in (1.0, 0.5, 0.0)]
     negative = "" if model.guidance_embeds else "red"
     settings = RenderSettings(
         num_inference_steps=4, guidance_scale=3.0, scheduler="euler", batch_size=2, negative_prompt=negative
@@ -78,81 +78,85 @@ def test_a_lora_is_drawn_by_diffusers_as_by_us(model: FlowModel, tmp_path: Path)
     try:
         adapter.start(0, spec, torch.Generator().manual_seed(0))
         adapter.load(read_lora(exported.path, model))
-        ours = render(model, shots, settings, adapter)
+        ours = render(model, requests, settings, adapter)
     finally:
         adapter.detach()
-    compare_renders(ours, twin.render(shots, settings), most=0.1)
+    compare_renders(ours, reference.render(requests, settings), most=0.1)
     assert abs(ours[0].astype(int) - ours[2].astype(int)).mean() > 1
 
 
-def test_what_is_judged_is_what_the_file_holds(model: FlowModel, tmp_path: Path) -> None:
-    """Its scale is rounded with the factors that it is put into."""
+def test_the_scored_adapter_is_what_the_file_holds(model: FlowModel, tmp_path: Path) -> None:
+    """The scale is multiplied into the factors, and rounded with them."""
     spec = spec_of(model)
     state = trained(model, spec)
     path = export_lora(state, run(spec), dataset(), model, tmp_path, "zorak", facts=FACTS).path
-    held, read = as_in_file(state, model, torch.float16), read_lora(path, model)
-    assert held.keys() == read.keys() and all(torch.equal(held[key], tensor) for key, tensor in read.items())
+    rounded, read = as_in_file(state, model, torch.float16), read_lora(path, model)
+    assert rounded.keys() == read.keys() and all(torch.equal(rounded[key], tensor) for key, tensor in read.items())
 
 
-def test_a_lora_of_a_16_bit_model_is_proved_without_what_it_leaves_alone(model: FlowModel, tmp_path: Path) -> None:
+def test_a_lora_of_a_16_bit_model_is_verified_without_the_parts_it_leaves_alone(
+    model: FlowModel, tmp_path: Path
+) -> None:
     source, spec = Path(str(model.source)), spec_of(model)
     half = tiny_flow.load_tiny_flow(source, model.architecture, dtype="bfloat16")
     state = trained(half, spec)
     exported = export_lora(state, run(spec), dataset(), half, tmp_path, "zorak", facts=FACTS)
-    twin = DiffusersReference(exported.path, source, half)
-    assert not twin.can_render and twin.verify_deltas(state).layers == exported.layers
+    reference = DiffusersReference(exported.path, source, half)
+    assert not reference.can_render and reference.verify_deltas(state).layers == exported.layers
     last = half.text_encoder_names[-1]
-    assert (getattr(twin.pipeline, last) is None) == (last not in half.modules)
+    assert (getattr(reference.pipeline, last) is None) == (last not in half.modules)
     assert verify_deltas(state, exported.path, half).read_by == ("ComfyUI",)
 
 
-def test_a_file_says_what_it_is_for(model: FlowModel, tmp_path: Path) -> None:
+def test_metadata_name_the_base_model(model: FlowModel, tmp_path: Path) -> None:
     spec = spec_of(model)
     exported = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", facts=FACTS)
-    found = read_metadata(exported.path)
+    metadata = read_metadata(exported.path)
     version, spec_name, webui = VERSIONS[model.architecture]
-    assert (found["ss_base_model_version"], found["modelspec.architecture"]) == (version, spec_name)
-    assert not {"modelspec.prediction_type", "ss_network_module"} & found.keys()
+    assert (metadata["ss_base_model_version"], metadata["modelspec.architecture"]) == (version, spec_name)
+    assert not {"modelspec.prediction_type", "ss_network_module"} & metadata.keys()
     assert json.loads(exported.sidecar.read_text())["sd version"] == webui
     assert kohya_command(run(spec), dataset(), model, 4).text == ""
 
 
-def test_a_file_is_read_by_whom_it_is_for(model: FlowModel, tmp_path: Path) -> None:
+def test_programs_that_read_the_file(model: FlowModel, tmp_path: Path) -> None:
     spec = spec_of(model)
     exported = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", facts=FACTS)
-    _, found = check_compatibility(exported.path, model)
-    assert {one.program for one in found if one.alike} == {"ComfyUI", "diffusers"}
-    assert {one.program for one in found if one.unread} == {"A1111", "kohya sd-scripts"}
+    results = check_compatibility(exported.path, model).results
+    assert {result.program for result in results if result.correct} == {"ComfyUI", "diffusers"}
+    assert {result.program for result in results if result.unreadable} == {"A1111", "kohya sd-scripts"}
 
 
-@pytest.mark.parametrize("kind", OTHERS)
-def test_other_kinds_have_lycoris_names_and_a_plain_twin(kind: str, model: FlowModel, tmp_path: Path) -> None:
-    state = trained(model, OTHERS[kind])
-    path = export_lora(state, run(OTHERS[kind]), dataset(), model, tmp_path, kind, facts=FACTS).path
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_other_kinds_have_lycoris_names_and_a_plain_lora_beside_them(
+    kind: str, model: FlowModel, tmp_path: Path
+) -> None:
+    state = trained(model, OTHER_KINDS[kind])
+    path = export_lora(state, run(OTHER_KINDS[kind]), dataset(), model, tmp_path, kind, facts=FACTS).path
     assert all(key.startswith("lycoris_") for key in load_file(path))
     assert verify_deltas(state, path, model).read_by == (() if kind == "dora" else ("ComfyUI",))
     weights = layer_weights(model.modules)
-    twin = as_lora(state, weights, 16)
-    written = export_lora(twin, run(LoRA(dim=16)), dataset(), model, tmp_path, f"{kind}-lora", facts=FACTS).path
-    verify_deltas(twin, written, model)
+    plain = as_lora(state, weights, 16)
+    written = export_lora(plain, run(LoRA(dim=16)), dataset(), model, tmp_path, f"{kind}-lora", facts=FACTS).path
+    verify_deltas(plain, written, model)
     assert distance(read_lora(path, model), state, weights) < 1e-2
     assert model.source is not None
-    DiffusersReference(written, model.source, model).verify_deltas(twin)
+    DiffusersReference(written, model.source, model).verify_deltas(plain)
     if kind == "dora":
         DiffusersReference(write_diffusers(state, tmp_path / "copy"), model.source, model).verify_deltas(state)
 
 
-def test_ia3_suits_no_layers_with_a_bias(model: FlowModel, tmp_path: Path) -> None:
+def test_ia3_is_refused_for_layers_with_a_bias(model: FlowModel, tmp_path: Path) -> None:
     if model.architecture != "z_image":
         with pytest.raises(ConfigError, match=r"IA3 does not suit this model: transformer\..* has a bias"):
             trained(model, IA3())
         return
     state = trained(model, IA3())
     path = export_lora(state, run(IA3()), dataset(), model, tmp_path, "ia3", facts=FACTS).path
-    assert verify_deltas(state, path, model).read_by == ()  # its plain twin is for them
+    assert verify_deltas(state, path, model).read_by == ()  # the plain LoRA beside it is for them
 
 
-def test_a_smaller_file_has_the_same_names(model: FlowModel, tmp_path: Path) -> None:
+def test_a_resized_file_has_the_same_names(model: FlowModel, tmp_path: Path) -> None:
     spec = LoRA(dim=4, alpha=2)
     source = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", facts=FACTS).path
     smaller = Resizer(read_lora(source, model), layer_weights(model.modules), None).to(2)
@@ -166,26 +170,26 @@ def test_files_of_other_trainers_are_read(model: FlowModel, tmp_path: Path) -> N
     state = trained(model, LoRA(dim=4, alpha=4))
     path = export_lora(state, run(LoRA()), dataset(), model, tmp_path, "zorak", facts=FACTS, dtype=torch.float32).path
     tensors, weights = load_file(path), layer_weights(model.modules)
-    for prefix in ("diffusion_model.", ""):  # ai-toolkit's, peft's
-        other = {key.replace("transformer.", prefix, 1): tensor for key, tensor in tensors.items()}
-        save_file(other, tmp_path / "other.safetensors")
+    for prefix in ("diffusion_model.", ""):  # the prefixes of ai-toolkit and of peft
+        renamed = {key.replace("transformer.", prefix, 1): tensor for key, tensor in tensors.items()}
+        save_file(renamed, tmp_path / "other.safetensors")
         assert distance(read_lora(tmp_path / "other.safetensors", model), state, weights) < 1e-6
 
 
-def test_kohyas_files_for_flux_are_read_and_drawn(tiny_flows: dict[str, FlowModel], tmp_path: Path) -> None:
-    """Queries, keys and values are one layer there."""
+def test_kohyas_files_for_flux_are_read(tiny_flows: dict[str, FlowModel], tmp_path: Path) -> None:
+    """In these files, queries, keys and values are one layer."""
     model, generator = tiny_flows["flux"], torch.Generator().manual_seed(0)
     down, up = torch.randn(4, 32, generator=generator), torch.randn(96, 4, generator=generator)
     name = "lora_unet_double_blocks_0_img_attn_qkv"
     tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(2.0)}
     save_file(tensors, tmp_path / "kohya.safetensors")
-    state, whole = read_lora(tmp_path / "kohya.safetensors", model), up @ down * 0.5
-    for part, expected in zip("qkv", whole.chunk(3), strict=True):
+    state, change = read_lora(tmp_path / "kohya.safetensors", model), up @ down * 0.5
+    for part, expected in zip("qkv", change.chunk(3), strict=True):
         path = f"transformer.transformer_blocks.0.attn.to_{part}"
-        torch.testing.assert_close(delta(state, path), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(layer_delta(state, path), expected, atol=1e-5, rtol=1e-4)
     assert len(layer_paths(state)) == 3
-    _, found = check_compatibility(tmp_path / "kohya.safetensors", model)
-    assert [(one.program, one.alike) for one in found] == [("diffusers", True)]
+    results = check_compatibility(tmp_path / "kohya.safetensors", model).results
+    assert [(result.program, result.correct) for result in results] == [("diffusers", True)]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +200,7 @@ def test_kohyas_files_for_flux_are_read_and_drawn(tiny_flows: dict[str, FlowMode
         ("z_image", "lora_unet_nothing_known", r"diffusers cannot convert it for Z-Image"),
     ],
 )
-def test_files_that_nobody_can_convert_are_refused(
+def test_files_that_diffusers_cannot_convert_are_refused(
     family: str, name: str, message: str, tiny_flows: dict[str, FlowModel], tmp_path: Path
 ) -> None:
     save_file({f"{name}.lora_down.weight": torch.zeros(4, 32)}, tmp_path / "a.safetensors")

@@ -1,4 +1,4 @@
-"""The written file, loaded by diffusers alone, changes every weight and every picture as the adapter does."""
+"""An exported file, loaded by diffusers alone, changes every weight and every render as the adapter does."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from autolora.export.write import export_lora
 from autolora.models.settings import RenderSettings
 from autolora.models.stable_diffusion import StableDiffusion
 from autolora.sampling import Images, RenderRequest, render
-from tests.export.diffusers_log import heard
+from tests.export.diffusers_log import diffusers_warnings
 from tests.export.world import dataset, random_state, run
 
 SPEC = LoRA(dim=4, alpha=3.0, text_encoder=True)
 FACTS = ExportFacts("1girl, zorak", 0.7, "a test", step=20)
 SETTINGS = RenderSettings(num_inference_steps=3, guidance_scale=3.0, batch_size=4, negative_prompt="dull")
-SHOTS = [
+REQUESTS = [
     RenderRequest("1girl, zorak", 1, 1.0),
     RenderRequest("1girl", 2, 0.0),
     RenderRequest("1girl, zorak, fit_a", 3, 0.7),
@@ -50,7 +50,7 @@ def path(state: State, tiny_model: StableDiffusion, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="module")
-def twin(path: Path, tiny_model_dir: Path, tiny_model: StableDiffusion) -> DiffusersReference:
+def reference(path: Path, tiny_model_dir: Path, tiny_model: StableDiffusion) -> DiffusersReference:
     return DiffusersReference(path, tiny_model_dir, tiny_model)
 
 
@@ -59,21 +59,23 @@ def ours(model: StableDiffusion, path: Path) -> np.ndarray:
     adapter = attach(model.modules, lora_of(loaded))
     try:
         adapter.load(loaded)
-        return render(model, SHOTS, SETTINGS, adapter)
+        return render(model, REQUESTS, SETTINGS, adapter)
     finally:
         adapter.detach()
 
 
-def test_reloaded_deltas_are_the_adapters(state: State, path: Path, tiny_model: StableDiffusion) -> None:
-    found = verify_deltas(state, path, tiny_model)
-    assert found.layers == len(layer_paths(state))
-    assert 0 < found.delta_error < 2e-3  # half precision rounds, so exactly 0 would mean nothing was compared
+def test_weight_changes_of_the_file_are_the_adapters(state: State, path: Path, tiny_model: StableDiffusion) -> None:
+    result = verify_deltas(state, path, tiny_model)
+    assert result.layers == len(layer_paths(state))
+    assert (
+        0 < result.delta_error < 2e-3
+    )  # half precision rounds, so an error of exactly 0 would mean that nothing was compared
 
 
-def test_bfloat16_is_judged_by_what_it_holds(
+def test_bfloat16_is_verified_within_its_own_rounding(
     state: State, tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    """It is eight times as coarse: the error is larger than half precision explains, and still only rounding."""
+    """It is eight times as coarse: the error is larger than float16 explains, but still only rounding."""
     path = export_lora(
         state, run(SPEC), dataset(), tiny_model, tmp_path, "coarse", facts=FACTS, dtype=torch.bfloat16
     ).path
@@ -81,13 +83,13 @@ def test_bfloat16_is_judged_by_what_it_holds(
     assert DiffusersReference(path, tiny_model_dir, tiny_model).verify_deltas(state).layers == len(layer_paths(state))
 
 
-def test_diffusers_loads_every_key_without_a_word(
+def test_diffusers_loads_every_key_without_a_warning(
     path: Path, tiny_model_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_model_dir, safety_checker=None, torch_dtype=torch.float32)
-    with heard(caplog) as found:
+    with diffusers_warnings(caplog) as messages:
         pipeline.load_lora_weights(path)
-    assert not [words for words in found if "lora" in words.lower() or "key" in words.lower()]
+    assert not [message for message in messages if "lora" in message.lower() or "key" in message.lower()]
     parts = sum(
         name.endswith(("lora_A.default_0.weight", "lora_B.default_0.weight"))
         for module in (pipeline.unet, pipeline.text_encoder)
@@ -96,47 +98,49 @@ def test_diffusers_loads_every_key_without_a_word(
     assert parts == sum("lora_" in key.split(".", 1)[1] for key in safetensors.torch.load_file(path))
 
 
-def test_deltas_in_diffusers_are_the_files(
-    state: State, path: Path, twin: DiffusersReference, tiny_model: StableDiffusion
+def test_weight_changes_in_diffusers_are_the_files(
+    state: State, path: Path, reference: DiffusersReference, tiny_model: StableDiffusion
 ) -> None:
-    assert twin.verify_deltas(state).layers == len(layer_paths(state))
-    assert twin.verify_deltas(read_lora(path, tiny_model)).delta_error < 1e-6
+    assert reference.verify_deltas(state).layers == len(layer_paths(state))
+    assert reference.verify_deltas(read_lora(path, tiny_model)).delta_error < 1e-6
 
 
-def test_pictures_in_diffusers_are_ours(path: Path, twin: DiffusersReference, tiny_model: StableDiffusion) -> None:
-    mine, theirs = ours(tiny_model, path), twin.render(SHOTS, SETTINGS)
+def test_renders_of_diffusers_are_ours(path: Path, reference: DiffusersReference, tiny_model: StableDiffusion) -> None:
+    mine, theirs = ours(tiny_model, path), reference.render(REQUESTS, SETTINGS)
     assert compare_renders(mine, theirs) <= 0.1
     assert np.abs(mine.astype(int) - theirs.astype(int)).max() <= 2
 
 
-def test_smaller_pictures_in_diffusers_are_ours(
-    path: Path, twin: DiffusersReference, tiny_model: StableDiffusion
+def test_smaller_renders_of_diffusers_are_ours(
+    path: Path, reference: DiffusersReference, tiny_model: StableDiffusion
 ) -> None:
     small = replace(SETTINGS, size=tiny_model.resolution // 2)
-    base = render(tiny_model, [replace(shot, weight=0.0) for shot in SHOTS], small)
-    assert compare_renders(base, twin.render([replace(shot, weight=0.0) for shot in SHOTS], small)) <= 0.1
+    base = render(tiny_model, [replace(request, weight=0.0) for request in REQUESTS], small)
+    assert compare_renders(base, reference.render([replace(request, weight=0.0) for request in REQUESTS], small)) <= 0.1
 
 
-def test_pictures_tell_a_lora_from_the_base(path: Path, twin: DiffusersReference, tiny_model: StableDiffusion) -> None:
-    base = render(tiny_model, [RenderRequest(shot.prompt, shot.seed, 0.0) for shot in SHOTS], SETTINGS)
-    with pytest.raises(ExportError, match="otherwise"):
-        compare_renders(base, twin.render(SHOTS, SETTINGS))
+def test_renders_of_the_base_model_are_refused(
+    path: Path, reference: DiffusersReference, tiny_model: StableDiffusion
+) -> None:
+    base = render(tiny_model, [RenderRequest(request.prompt, request.seed, 0.0) for request in REQUESTS], SETTINGS)
+    with pytest.raises(ExportError, match="differs from autolora's"):
+        compare_renders(base, reference.render(REQUESTS, SETTINGS))
 
 
-def test_what_its_own_rounding_moves_is_no_difference_between_programs() -> None:
-    pictures = np.full((2, 8, 8, 3), 100, np.uint8)
-    apart = pictures + np.array([0, 3], np.uint8).reshape(2, 1, 1, 1)
-    assert compare_renders(pictures, apart, jittered=lambda: pictures + np.uint8(2)) == 3
-    with pytest.raises(ExportError, match=r"picture 1 otherwise .* 3\.0 of 255 levels .* expected at most 2\.0"):
-        compare_renders(pictures, apart, jittered=lambda: pictures + np.uint8(1))
+def test_a_difference_that_rounding_alone_causes_is_allowed() -> None:
+    images = np.full((2, 8, 8, 3), 100, np.uint8)
+    changed = images + np.array([0, 3], np.uint8).reshape(2, 1, 1, 1)
+    assert compare_renders(images, changed, jittered=lambda: images + np.uint8(2)) == 3
+    with pytest.raises(ExportError, match=r"render 1 .* differs .* 3\.0 of 255 levels .* expected at most 2\.0"):
+        compare_renders(images, changed, jittered=lambda: images + np.uint8(1))
 
-    def unasked() -> Images:
+    def not_called() -> Images:
         raise AssertionError
 
-    assert compare_renders(pictures, pictures + np.uint8(1), jittered=unasked) == 1
+    assert compare_renders(images, images + np.uint8(1), jittered=not_called) == 1
 
 
-def test_jitter_moves_every_factor_by_a_few_last_digits(state: State) -> None:
+def test_jitter_changes_every_factor_in_the_last_digits(state: State) -> None:
     moved = jitter(state)
     assert moved.keys() == state.keys()
     for key, tensor in state.items():
@@ -145,7 +149,7 @@ def test_jitter_moves_every_factor_by_a_few_last_digits(state: State) -> None:
     assert all(torch.equal(tensor, moved[key]) for key, tensor in jitter(state).items())
 
 
-def test_unet_only_adapter(tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_the_unet_alone(tiny_model: StableDiffusion, tiny_model_dir: Path, tmp_path: Path) -> None:
     spec = LoRA(dim=2, alpha=2.0, targets=("attention",))
     state = random_state(tiny_model, spec)
     path = export_lora(state, run(spec), dataset(), tiny_model, tmp_path, "unet", facts=FACTS).path
@@ -169,13 +173,13 @@ def test_wrong_files_are_refused(change: str, state: State, tiny_model: StableDi
         expected = {key: value for key, value in state.items() if not key.startswith(f"{gone}.")}
     path = tmp_path / "wrong.safetensors"
     safetensors.torch.save_file(tensors, path)
-    said = {"alpha": "differs", "value": "differs", "layer": "1 layers missing", "added": "1 layers added"}
-    with pytest.raises(ExportError, match=said[change]):
+    message = {"alpha": "differs", "value": "differs", "layer": "1 layers missing", "added": "1 layers added"}
+    with pytest.raises(ExportError, match=message[change]):
         verify_deltas(expected, path, tiny_model)
 
 
-def test_small_values_are_judged_by_what_half_precision_holds(tiny_model: StableDiffusion, tmp_path: Path) -> None:
-    """An adapter that has hardly begun has subnormal factors, whose relative error is large and harmless."""
+def test_small_values_are_verified_within_half_precision(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    """After a few steps an adapter has subnormal factors, whose relative error is large and harmless."""
     state = random_state(tiny_model, SPEC)
     state |= {key: value * 1e-6 for key, value in state.items() if "lora_up" in key}
     path = export_lora(state, run(SPEC), dataset(), tiny_model, tmp_path, "young", facts=FACTS).path

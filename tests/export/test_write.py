@@ -1,4 +1,4 @@
-"""What the exported files say of themselves, and that they are whole or not there."""
+"""The metadata and sidecars of exported files, and that a file is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SPEC = LoRA(dim=4, alpha=3.3)
 FACTS = ExportFacts(
     "1girl, zorak, röd", 0.7, "mona at her best", step=24, notes="bleed 0.04", metadata={"score": "0.91"}
 )
-MADE = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+CREATED_AT = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,9 @@ def state(tiny_model: StableDiffusion) -> State:
 
 
 def export(state: State, model: StableDiffusion, folder: Path, preview: Image.Image | None = None) -> ExportedFiles:
-    return export_lora(state, run(SPEC), dataset(), model, folder, "mona", facts=FACTS, preview=preview, made=MADE)
+    return export_lora(
+        state, run(SPEC), dataset(), model, folder, "mona", facts=FACTS, preview=preview, created_at=CREATED_AT
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def exported(state: State, tiny_model: StableDiffusion, tmp_path_factory: pytest
     return export(state, tiny_model, tmp_path_factory.mktemp("best"), Image.new("RGB", (512, 512), "teal"))
 
 
-def test_files_lie_side_by_side(exported: ExportedFiles) -> None:
+def test_the_three_files_of_an_export(exported: ExportedFiles) -> None:
     names = sorted(path.name for path in exported.path.parent.iterdir())
     assert names == ["mona.json", "mona.png", "mona.safetensors"]
     assert exported.size == exported.path.stat().st_size
@@ -63,7 +65,7 @@ def test_factors_are_half_precision_and_alphas_exact(exported: ExportedFiles) ->
 
 
 def test_metadata_that_programs_read(exported: ExportedFiles, tiny_model: StableDiffusion) -> None:
-    found = read_metadata(exported.path)
+    metadata = read_metadata(exported.path)
     expected = {
         "ss_output_name": "mona",
         "ss_base_model_version": "sd_v1_v",
@@ -96,22 +98,22 @@ def test_metadata_that_programs_read(exported: ExportedFiles, tiny_model: Stable
         "autolora.step": "24",
         "autolora.base_hash": tiny_model.base_hash,
     }
-    assert {key: found.get(key) for key in expected} == expected
-    assert float(found["ss_training_started_at"]) == MADE.timestamp()
-    assert found["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    assert {key: metadata.get(key) for key in expected} == expected
+    assert float(metadata["ss_training_started_at"]) == CREATED_AT.timestamp()
+    assert metadata["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
 
 
 def test_json_metadata(exported: ExportedFiles) -> None:
-    found = read_metadata(exported.path)
-    assert json.loads(found["ss_network_args"]) == {}
-    assert json.loads(found["ss_dataset_dirs"])["2_zorak fit_a"] == {"n_repeats": 2, "img_count": 4}
-    tags = json.loads(found["ss_tag_frequency"])["2_zorak fit_b"]
+    metadata = read_metadata(exported.path)
+    assert json.loads(metadata["ss_network_args"]) == {}
+    assert json.loads(metadata["ss_dataset_dirs"])["2_zorak fit_a"] == {"n_repeats": 2, "img_count": 4}
+    tags = json.loads(metadata["ss_tag_frequency"])["2_zorak fit_b"]
     assert tags == {"1girl": 4, "fit_b": 4, "röd \\(x\\)": 4, "zorak": 4}
-    assert json.loads(found["ss_bucket_info"])["buckets"]["0"] == {"resolution": [32, 32], "count": 20}
-    assert json.loads(found["autolora.settings"])["train"]["scale_weight_norms"] == 1.0
+    assert json.loads(metadata["ss_bucket_info"])["buckets"]["0"] == {"resolution": [32, 32], "count": 20}
+    assert json.loads(metadata["autolora.settings"])["train"]["scale_weight_norms"] == 1.0
 
 
-def test_metadata_tell_what_the_recipe_made_of_the_pictures(
+def test_metadata_describe_the_captions_and_buckets_of_the_recipe(
     state: State, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     """Captions as they were trained, both frames, and what was shown beside them."""
@@ -124,32 +126,34 @@ def test_metadata_tell_what_the_recipe_made_of_the_pictures(
     first, second = dataset().concepts
     wide = replace(second, pictures=tuple(replace(p, bucket=(48, 16)) for p in second.pictures))
     mixed = replace(dataset(), concepts=(first, wide))
-    path = export_lora(state, edited, mixed, tiny_model, tmp_path, "mona", facts=FACTS, preview=None, made=MADE).path
-    found = read_metadata(path)
-    assert json.loads(found["ss_tag_frequency"])["2_zorak fit_b"] == {"1girl": 4, "fit_b": 4, "zorak": 4}
-    buckets = json.loads(found["ss_bucket_info"])["buckets"].values()
+    path = export_lora(
+        state, edited, mixed, tiny_model, tmp_path, "mona", facts=FACTS, preview=None, created_at=CREATED_AT
+    ).path
+    metadata = read_metadata(path)
+    assert json.loads(metadata["ss_tag_frequency"])["2_zorak fit_b"] == {"1girl": 4, "fit_b": 4, "zorak": 4}
+    buckets = json.loads(metadata["ss_bucket_info"])["buckets"].values()
     assert [(b["resolution"], b["count"]) for b in buckets] == [([32, 32], 10), ([48, 16], 10)]
-    assert found["ss_num_reg_images"] == "12"  # eight to preserve, four to train on
+    assert metadata["ss_num_reg_images"] == "12"  # eight to preserve, four to train on
 
 
 def test_hashes_are_those_of_the_written_bytes(exported: ExportedFiles) -> None:
-    content, found = exported.path.read_bytes(), read_metadata(exported.path)
+    content, metadata = exported.path.read_bytes(), read_metadata(exported.path)
     header = int.from_bytes(content[:8], "little")
-    whole = hashlib.sha256(content[8 + header :]).hexdigest()
-    assert found["sshs_model_hash"] == whole
-    assert found["modelspec.hash_sha256"] == f"0x{whole}"
-    assert len(found["sshs_legacy_hash"]) == 8
+    digest = hashlib.sha256(content[8 + header :]).hexdigest()
+    assert metadata["sshs_model_hash"] == digest
+    assert metadata["modelspec.hash_sha256"] == f"0x{digest}"
+    assert len(metadata["sshs_legacy_hash"]) == 8
 
 
-def test_the_legacy_hash_is_of_a_slice_of_the_file_with_training_metadata_alone(tmp_path: Path) -> None:
-    """64 KiB from the first MiB on, as sd-scripts and A1111 take it."""
+def test_the_legacy_hash_is_of_a_part_of_the_file_with_training_metadata_alone(tmp_path: Path) -> None:
+    """Sd-scripts and A1111 hash the 64 KiB that follow the first MiB."""
     tensors, training = {"a": torch.arange(400_000.0)}, {"ss_seed": "0"}
-    found = hashes(tensors, training | {"modelspec.title": "changed later"})
+    metadata = hashes(tensors, training | {"modelspec.title": "changed later"})
     safetensors.torch.save_file(tensors, tmp_path / "a.safetensors", training)
     with (tmp_path / "a.safetensors").open("rb") as file:
         file.seek(2**20)
         part = file.read(2**16)
-    assert found["sshs_legacy_hash"] == hashlib.sha256(part).hexdigest()[:8] and len(part) == 2**16
+    assert metadata["sshs_legacy_hash"] == hashlib.sha256(part).hexdigest()[:8] and len(part) == 2**16
 
 
 def test_sidecar(exported: ExportedFiles) -> None:
@@ -169,7 +173,7 @@ def test_the_same_export_is_the_same_bytes(
     assert again.path.read_bytes() == exported.path.read_bytes()
 
 
-def test_an_old_preview_does_not_stay(state: State, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+def test_an_old_preview_is_removed(state: State, tiny_model: StableDiffusion, tmp_path: Path) -> None:
     export(state, tiny_model, tmp_path, Image.new("RGB", (8, 8)))
     assert export(state, tiny_model, tmp_path).preview is None
     assert not (tmp_path / "mona.png").exists()
@@ -190,24 +194,24 @@ def test_no_space_left_at_any_file_leaves_none(
 ) -> None:
     move = os.replace
 
-    def full(source: Path, target: Path) -> None:
+    def disk_is_full(source: Path, target: Path) -> None:
         if target.name == name:
             raise OSError(errno.ENOSPC, "No space left on device")
         move(source, target)
 
-    def everything() -> ExportedFiles:
+    def export_all() -> ExportedFiles:
         with atomic_files(tmp_path) as hidden:
-            found = export(state, tiny_model, hidden, Image.new("RGB", (8, 8)))
-            found = replace(found, diffusers=write_diffusers(state, hidden / "diffusers"))
-        return found.moved(hidden, tmp_path)
+            exported = export(state, tiny_model, hidden, Image.new("RGB", (8, 8)))
+            exported = replace(exported, diffusers=write_diffusers(state, hidden / "diffusers"))
+        return exported.moved(hidden, tmp_path)
 
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", disk_is_full)
     with pytest.raises(StorageError, match=f"{name}: no space left"):
-        everything()
+        export_all()
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
-    found = everything()
-    assert {found.path, found.sidecar, found.preview, found.diffusers} == {*tmp_path.rglob("*.*")}
+    exported = export_all()
+    assert {exported.path, exported.sidecar, exported.preview, exported.diffusers} == {*tmp_path.rglob("*.*")}
 
 
 @pytest.mark.parametrize(
@@ -218,7 +222,7 @@ def test_file_stem(name: str, stem: str) -> None:
     assert file_stem(name) == stem
 
 
-def test_no_file_stem() -> None:
+def test_a_name_without_usable_characters() -> None:
     with pytest.raises(ExportError, match="no usable file name"):
         file_stem("../..")
 
@@ -246,7 +250,9 @@ def test_unreadable_files(exported: ExportedFiles, tiny_model: StableDiffusion, 
         read_lora(tmp_path, tiny_model)
 
 
-def test_card_weight_goes_into_the_hint(state: State, tiny_model: StableDiffusion, tmp_path: Path) -> None:
-    card = replace(FACTS, preferred_weight=0.85)
-    path = export_lora(state, run(SPEC), dataset(), tiny_model, tmp_path, "m", facts=card, made=MADE).path
+def test_the_preferred_weight_goes_into_the_usage_hint(
+    state: State, tiny_model: StableDiffusion, tmp_path: Path
+) -> None:
+    facts = replace(FACTS, preferred_weight=0.85)
+    path = export_lora(state, run(SPEC), dataset(), tiny_model, tmp_path, "m", facts=facts, created_at=CREATED_AT).path
     assert read_metadata(path)["modelspec.usage_hint"] == "weight 0.85; prompt: 1girl, zorak, röd"

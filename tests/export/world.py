@@ -17,12 +17,12 @@ from autolora.train.run import Run, TrainSettings
 
 
 def picture(name: str, caption: str, concept: str) -> Picture:
-    """A picture that nobody opens."""
+    """An image whose file does not exist; no test opens it."""
     return Picture(Path(name), caption, concept, 64, 64, "0" * 64)
 
 
 def dataset() -> Dataset:
-    """Two outfits of one character."""
+    """A dataset of one character in two outfits."""
     concepts = tuple(
         Concept(
             f"zorak {tag}",
@@ -35,13 +35,13 @@ def dataset() -> Dataset:
 
 
 def run(adapter: LoRA) -> Run:
-    """Two epochs of ten steps of each outfit."""
+    """A run of two epochs, each with ten images of each outfit."""
     settings = TrainSettings(epochs=2, images_per_concept=10, batch_size=4, scale_weight_norms=1.0)
     return Run("guide-adamw", adapter=adapter, schedule=CosineRestarts(), train=settings)
 
 
 def random_state(model: BaseModel, spec: LoRA, seed: int = 0, size: float = 0.05) -> State:
-    """An adapter whose every factor is random, so that no layer's change is zero."""
+    """An adapter with random factors, so that no layer's weight change is zero."""
     generator = torch.Generator().manual_seed(seed)
     adapter = attach(model.modules, spec)
     try:

@@ -154,7 +154,7 @@ def test_every_kind_trains_on_16_bit_weights_and_stays_in_32(kind: str, tiny_xl_
     assert predicted.dtype == torch.float32
     for path, layer in adapter.layers.items():
         unused = path.startswith("text_encoder.encoder.layers.1.")  # the first encoder's last layer is not read
-        for parameter in layer.kept[0].parameters(0):
+        for parameter in layer.delta.parameters(0):
             assert parameter.dtype == torch.float32
             assert unused or (parameter.grad is not None and parameter.grad.dtype == torch.float32), path
     path = export_lora(adapter.state(0), run(spec), dataset(), model, tmp_path, kind, facts=FACTS).path

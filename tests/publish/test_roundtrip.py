@@ -29,7 +29,7 @@ from autolora.publish import roundtrip as proof
 from autolora.scoring.intervals import Estimate
 from autolora.study.finals.finalist import Finalist
 from autolora.study.finals.finals_runner import FinalsRunner
-from tests.export.test_kinds import CARD, KINDS, trained
+from tests.export.test_kinds import FACTS, KINDS, trained
 from tests.export.world import dataset as world
 from tests.export.world import run
 from tests.study.search.test_tune import SMALL
@@ -76,7 +76,7 @@ def test_an_adapter_as_its_file_holds_it(
     kind: str, dtype: torch.dtype, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     state, _ = trained(tiny_model, kind)
-    path = export_lora(state, run(KINDS[kind]), world(), tiny_model, tmp_path, "a", facts=CARD, dtype=dtype).path
+    path = export_lora(state, run(KINDS[kind]), world(), tiny_model, tmp_path, "a", facts=FACTS, dtype=dtype).path
     held, read = as_in_file(state, tiny_model, dtype), read_lora(path, tiny_model)
     assert held.keys() == read.keys() and all(torch.equal(held[key], tensor) for key, tensor in read.items())
     assert any(not torch.equal(held[key], tensor.float()) for key, tensor in state.items())
