@@ -1,12 +1,11 @@
-"""The keys and shapes of LoRA files by the rules of the programs that read them; nothing of autolora or diffusers here.
+"""Derives the keys and shapes of LoRA files from the rules of other programs, without autolora or diffusers.
 
     python -m tests.golden.derive
 
-Layers: SD 1.x has the UNet of Rombach et al. (2022) under diffusers' names, as kohya's sd-scripts train it, SD 2.x the
-same with linear projections; SDXL that of Podell et al. (2023) under the names of its own code, in which an input block
-is a resnet (0) and an attention (1), or a downsampler (`op`). Text encoders are OpenAI's ViT-L and open_clip's ViT-H
-and ViT-bigG under transformers' names.
-Parts: LyCORIS.
+Layers: SD 1.x is the UNet of Rombach et al. (2022) in diffusers' names, which kohya's sd-scripts use; SD 2.x is the
+same with linear projections. SDXL is the UNet of Podell et al. (2023) in the names of its own code, where an input
+block is a resnet (0) and an attention (1), or a downsampler (`op`). The text encoders are OpenAI's ViT-L and
+open_clip's ViT-H and ViT-bigG in transformers' names. The names of parts are LyCORIS'.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def transformer(name: str, width: int, context: int, depth: int, linear: bool) -
 
 
 def resnet(name: str, inside: int, outside: int, style: str) -> Iterator[tuple[str, Shape]]:
-    """Two convolutions, the time's projection, and a shortcut where the width changes."""
+    """A resnet: two convolutions, the time projection, and a shortcut where the width changes."""
     first, time, second, shortcut = _RESNET[style]
     yield f"{name}_{first}", (outside, inside, 3, 3)
     yield f"{name}_{time}", (outside, 1280)
@@ -53,75 +52,75 @@ def resnet(name: str, inside: int, outside: int, style: str) -> Iterator[tuple[s
 
 
 def sd1_unet(context: int = 768, linear: bool = False) -> Layers:
-    """Widths of 320, 640, 1280 and 1280; no attention in the innermost blocks but the middle one."""
-    found: list[tuple[str, Shape]] = []
+    """The UNet of SD 1.x: widths 320, 640, 1280 and 1280; of the innermost blocks only the middle one has attention."""
+    layers: list[tuple[str, Shape]] = []
     widths, before = (320, 640, 1280, 1280), 320
     skipped = [320]
     for block, width in enumerate(widths):
         for index in range(2):
-            found += resnet(f"lora_unet_down_blocks_{block}_resnets_{index}", before, width, "diffusers")
+            layers += resnet(f"lora_unet_down_blocks_{block}_resnets_{index}", before, width, "diffusers")
             if block < 3:
-                found += transformer(f"lora_unet_down_blocks_{block}_attentions_{index}", width, context, 1, linear)
+                layers += transformer(f"lora_unet_down_blocks_{block}_attentions_{index}", width, context, 1, linear)
             before = width
             skipped.append(width)
         if block < 3:
-            found.append((f"lora_unet_down_blocks_{block}_downsamplers_0_conv", (width, width, 3, 3)))
+            layers.append((f"lora_unet_down_blocks_{block}_downsamplers_0_conv", (width, width, 3, 3)))
             skipped.append(width)
     for index in range(2):
-        found += resnet(f"lora_unet_mid_block_resnets_{index}", 1280, 1280, "diffusers")
-    found += transformer("lora_unet_mid_block_attentions_0", 1280, context, 1, linear)
+        layers += resnet(f"lora_unet_mid_block_resnets_{index}", 1280, 1280, "diffusers")
+    layers += transformer("lora_unet_mid_block_attentions_0", 1280, context, 1, linear)
     for block, width in enumerate(reversed(widths)):
         for index in range(3):
             name = f"lora_unet_up_blocks_{block}_resnets_{index}"
-            found += resnet(name, before + skipped.pop(), width, "diffusers")
+            layers += resnet(name, before + skipped.pop(), width, "diffusers")
             if block > 0:
-                found += transformer(f"lora_unet_up_blocks_{block}_attentions_{index}", width, context, 1, linear)
+                layers += transformer(f"lora_unet_up_blocks_{block}_attentions_{index}", width, context, 1, linear)
             before = width
         if block < 3:
-            found.append((f"lora_unet_up_blocks_{block}_upsamplers_0_conv", (width, width, 3, 3)))
-    return dict(found)
+            layers.append((f"lora_unet_up_blocks_{block}_upsamplers_0_conv", (width, width, 3, 3)))
+    return dict(layers)
 
 
 def sdxl_unet() -> Layers:
-    """Widths of 320, 640 and 1280 with none, 2 and 10 transformer blocks; every module of a block is numbered."""
-    found: list[tuple[str, Shape]] = []
+    """The UNet of SDXL: widths 320, 640 and 1280 with 0, 2 and 10 transformer blocks; the modules are numbered."""
+    layers: list[tuple[str, Shape]] = []
     levels, before, number = ((320, 0), (640, 2), (1280, 10)), 320, 1
     skipped = [320]
     for level, (width, depth) in enumerate(levels):
         for _ in range(2):
             name = f"lora_unet_input_blocks_{number}"
-            found += resnet(f"{name}_0", before, width, "sgm")
+            layers += resnet(f"{name}_0", before, width, "sgm")
             if depth:
-                found += transformer(f"{name}_1", width, 2048, depth, True)
+                layers += transformer(f"{name}_1", width, 2048, depth, True)
             before, number = width, number + 1
             skipped.append(width)
         if level < 2:
-            found.append((f"lora_unet_input_blocks_{number}_0_op", (width, width, 3, 3)))
+            layers.append((f"lora_unet_input_blocks_{number}_0_op", (width, width, 3, 3)))
             number += 1
             skipped.append(width)
-    found += resnet("lora_unet_middle_block_0", 1280, 1280, "sgm")
-    found += transformer("lora_unet_middle_block_1", 1280, 2048, 10, True)
-    found += resnet("lora_unet_middle_block_2", 1280, 1280, "sgm")
+    layers += resnet("lora_unet_middle_block_0", 1280, 1280, "sgm")
+    layers += transformer("lora_unet_middle_block_1", 1280, 2048, 10, True)
+    layers += resnet("lora_unet_middle_block_2", 1280, 1280, "sgm")
     number = 0
     for level, (width, depth) in enumerate(reversed(levels)):
         for index in range(3):
             name = f"lora_unet_output_blocks_{number}"
-            found += resnet(f"{name}_0", before + skipped.pop(), width, "sgm")
+            layers += resnet(f"{name}_0", before + skipped.pop(), width, "sgm")
             if depth:
-                found += transformer(f"{name}_1", width, 2048, depth, True)
+                layers += transformer(f"{name}_1", width, 2048, depth, True)
             if index == 2 and level < 2:
-                found.append((f"{name}_2_conv", (width, width, 3, 3)))
+                layers.append((f"{name}_2_conv", (width, width, 3, 3)))
             before, number = width, number + 1
-    return dict(found)
+    return dict(layers)
 
 
-def text_encoder(prefix: str, width: int, layers: int) -> Layers:
-    """CLIP's."""
-    found: Layers = {}
-    for layer in (f"{prefix}_text_model_encoder_layers_{i}" for i in range(layers)):
-        found |= {f"{layer}_self_attn_{part}_proj": (width, width) for part in ("q", "k", "v", "out")}
-        found |= {f"{layer}_mlp_fc1": (4 * width, width), f"{layer}_mlp_fc2": (width, 4 * width)}
-    return found
+def text_encoder(prefix: str, width: int, depth: int) -> Layers:
+    """The layers of a CLIP text encoder."""
+    layers: Layers = {}
+    for layer in (f"{prefix}_text_model_encoder_layers_{i}" for i in range(depth)):
+        layers |= {f"{layer}_self_attn_{part}_proj": (width, width) for part in ("q", "k", "v", "out")}
+        layers |= {f"{layer}_mlp_fc1": (4 * width, width), f"{layer}_mlp_fc2": (width, 4 * width)}
+    return layers
 
 
 def layers_of(architecture: str) -> Layers:
@@ -134,44 +133,44 @@ def layers_of(architecture: str) -> Layers:
 
 
 def is_convolutional(name: str) -> bool:
-    """Whether a layer is in a resnet or sampler, which plain LoRA leaves alone."""
-    ours = (*_RESNET["diffusers"], *_RESNET["sgm"], "samplers_0_conv", "_op", "_2_conv")
-    return name.endswith(ours)
+    """Whether a layer is in a resnet or sampler; plain LoRA does not train these."""
+    names = (*_RESNET["diffusers"], *_RESNET["sgm"], "samplers_0_conv", "_op", "_2_conv")
+    return name.endswith(names)
 
 
 def low_rank(shape: Shape, dim: int) -> dict[str, Shape]:
-    """kohya's: a kernel is the first factor's."""
+    """The parts of LoRA in kohya's format: the first factor has the kernel."""
     pixel = (1,) * len(shape[2:])
     return {"lora_down.weight": (dim, *shape[1:]), "lora_up.weight": (shape[0], dim, *pixel), "alpha": ()}
 
 
 def loha(shape: Shape, dim: int) -> dict[str, Shape]:
-    """A kernel stands behind the inputs of the second factors."""
-    inside = flat(shape)
-    halves = {"hada_w1_a": (shape[0], dim), "hada_w1_b": (dim, inside)}
-    return {**halves, "hada_w2_a": (shape[0], dim), "hada_w2_b": (dim, inside), "alpha": ()}
+    """The parts of LoHa: the second factors hold inputs times kernel pixels."""
+    columns = flat(shape)
+    first = {"hada_w1_a": (shape[0], dim), "hada_w1_b": (dim, columns)}
+    return {**first, "hada_w2_a": (shape[0], dim), "hada_w2_b": (dim, columns), "alpha": ()}
 
 
 def near_root(number: int) -> tuple[int, int]:
-    """LyCORIS' factorization without a limit: the two divisors nearest to the root, the smaller one first."""
+    """LyCORIS' factorization: the two divisors nearest to the square root, the smaller one first."""
     small = next(d for d in range(int(number**0.5), 0, -1) if number % d == 0)
     return small, number // small
 
 
 def lokr(shape: Shape, dim: int) -> dict[str, Shape]:
-    """Small factors whole; the large one factored where twice its dim is less than its larger side."""
+    """The parts of LoKr: the large factor is split if twice the dim is less than its longer side."""
     (small_out, large_out), (small_in, large_in) = near_root(shape[0]), near_root(shape[1])
-    found: dict[str, Shape] = {"lokr_w1": (small_out, small_in)}
+    parts: dict[str, Shape] = {"lokr_w1": (small_out, small_in)}
     kernel = shape[2:]
     if dim < max(large_out, large_in) / 2:
-        found |= {"lokr_w2_a": (large_out, dim), "lokr_w2_b": (dim, flat((0, large_in, *kernel)))}
+        parts |= {"lokr_w2_a": (large_out, dim), "lokr_w2_b": (dim, flat((0, large_in, *kernel)))}
     else:
-        found["lokr_w2"] = (large_out, large_in, *kernel)
-    return found | {"alpha": ()}
+        parts["lokr_w2"] = (large_out, large_in, *kernel)
+    return parts | {"alpha": ()}
 
 
 def ia3(name: str, shape: Shape) -> dict[str, Shape]:
-    """A factor for each output of keys and values, for each input of a feed-forward's second layer."""
+    """The parts of IA3: a factor per output of keys and values, per input of a feed-forward's second layer."""
     if name.endswith(("_to_k", "_to_v")):
         return {"weight": shape[:1], "on_input": ()}
     if name.endswith(("_ff_net_2", "_mlp_fc2")):
@@ -180,7 +179,7 @@ def ia3(name: str, shape: Shape) -> dict[str, Shape]:
 
 
 def flat(shape: Shape) -> int:
-    """Inputs times the pixels of a kernel."""
+    """The number of inputs times the pixels of a kernel."""
     count = 1
     for side in shape[1:]:
         count *= side
@@ -188,7 +187,7 @@ def flat(shape: Shape) -> int:
 
 
 def parts_of(kind: str, name: str, shape: Shape) -> dict[str, Shape]:
-    """A layer's parts in a file of a kind."""
+    """The parts of a layer in a file of a kind of adapter."""
     if kind != "locon" and is_convolutional(name):
         return {}
     dim = CONV_DIM if shape[2:] == (3, 3) else DIM
@@ -200,7 +199,7 @@ def parts_of(kind: str, name: str, shape: Shape) -> dict[str, Shape]:
 
 
 def derive(architecture: str, kind: str) -> str:
-    """A line a key, in order: `key 4x320`; no sides for a number."""
+    """One line per key, sorted: `key 4x320`; a scalar has no sides."""
     lines = [
         f"{name}.{part} {'x'.join(map(str, sides))}".rstrip()
         for name, shape in layers_of(architecture).items()
@@ -210,12 +209,12 @@ def derive(architecture: str, kind: str) -> str:
 
 
 def read(architecture: str, kind: str) -> str:
-    """The list as it is kept."""
+    """The stored list."""
     return gzip.decompress((HERE / f"{architecture}-{kind}.txt.gz").read_bytes()).decode()
 
 
 def main() -> None:
-    """Write every list."""
+    """Write all lists."""
     for architecture in ARCHITECTURES:
         for kind in KINDS:
             content = gzip.compress(derive(architecture, kind).encode(), mtime=0)
