@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from autolora.adapters.base import State
-from autolora.adapters.deltas import change, parts_by_layer
-from autolora.adapters.formats import delta, layer_paths, layer_weights, layers_of
+from autolora.adapters.deltas import delta_weight, parts_by_layer
+from autolora.adapters.formats import layer_delta, layer_paths, layer_weights, layers_of
 from autolora.adapters.read import read_file, read_lora
 from autolora.errors import ExportError
 from autolora.export.key_names import layers_in_file, readers_of
@@ -87,7 +87,7 @@ def check_compatibility(
     max_errors = dict.fromkeys(readers, 0.0)
     for name, parts in sorted(parts_by_layer(state).items()):
         weight = weights[name].float().cpu()
-        expected = change(parts, weight)
+        expected = delta_weight(parts, weight)
         for program, read in tuple(readers.items()):
             tolerance = HALF_TOLERANCE if half and program == "diffusers" else TOLERANCE
             result = _compare_layer(program, name, expected, weight, read, tolerance)
@@ -120,7 +120,7 @@ def _open_readers(
         if isinstance(loaded, CompatibilityResult):
             results[loaded.program] = loaded
         else:
-            readers["diffusers"] = partial(delta, loaded)
+            readers["diffusers"] = partial(layer_delta, loaded)
     if is_peft_file(tensors):
         readers["peft"] = peft_reader(tensors, path, layers_of(model.modules))
     return results, readers

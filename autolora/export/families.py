@@ -41,7 +41,7 @@ def family_of(model: BaseModel) -> Family:
         ExportError: the architecture has no names yet.
     """
     architecture = model.architecture
-    variant = "v" if model.prediction_type == "v_prediction" else "guidance" if model.tells_guidance else ""
+    variant = "v" if model.prediction_type == "v_prediction" else "guidance" if model.guidance_embeds else ""
     if f"{architecture} {variant}" in FAMILIES:
         return FAMILIES[f"{architecture} {variant}"]
     if architecture not in FAMILIES:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from autolora.adapters.base import State
-from autolora.adapters.deltas import change, parts_by_layer
-from autolora.adapters.formats import delta, layer_paths, layer_weights
+from autolora.adapters.deltas import delta_weight, parts_by_layer
+from autolora.adapters.formats import layer_delta, layer_paths, layer_weights
 from autolora.adapters.read import read_lora
 from autolora.errors import ExportError
 from autolora.export.key_names import layers_in_file, readers_of
@@ -47,7 +47,7 @@ def verify_deltas(state: State, path: Path, model: BaseModel) -> Verification:
     max_error = 0.0
     for name, expected in expected_changes(state, weights, rounding_unit(path), model.device):
         weight = weights[name].to(model.device).float()
-        max_error = max(max_error, check_change(name, expected, delta(loaded, name, weight), str(path)))
+        max_error = max(max_error, check_change(name, expected, layer_delta(loaded, name, weight), str(path)))
         for program, read in tuple(readers.items()):
             try:
                 actual = read(layers[name], weight).flatten(1)
@@ -120,7 +120,7 @@ def expected_changes(
     """Yield each layer and its trained weight change, one by one: all of them together may be as large as the model."""
     for name, layer_parts in sorted(parts_by_layer(state).items()):
         parts = to_device(layer_parts, device)
-        expected = change(parts, weights[name])
+        expected = delta_weight(parts, weights[name])
         size = float(torch.linalg.vector_norm(expected))
         yield name, ExpectedChange(expected, size, _tolerance(parts, expected, weights[name], unit))
 
@@ -178,5 +178,5 @@ def _tolerance(parts: State, expected: Tensor, weight: Tensor, unit: float) -> f
         return 1.01 * 4 * unit * float(torch.linalg.vector_norm(weight.to(expected).flatten(1) + expected))
     exact = ("alpha", "on_input")
     bounds = {name: part if name in exact else part.float().abs() + 2**-14 for name, part in parts.items()}
-    moved = ((1 + unit) ** (len(parts) - 1) - 1) * torch.linalg.vector_norm(change(bounds, weight.abs()))
+    moved = ((1 + unit) ** (len(parts) - 1) - 1) * torch.linalg.vector_norm(delta_weight(bounds, weight.abs()))
     return 1.01 * float(moved) + 2e-6 * float(torch.linalg.vector_norm(expected)) + 1e-12

@@ -11,7 +11,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from autolora.adapters.base import State
-from autolora.adapters.formats import delta, layer_paths, layer_weights
+from autolora.adapters.formats import layer_delta, layer_paths, layer_weights
 from autolora.errors import ExportError
 from autolora.export.verify import (
     Verification,
@@ -87,7 +87,7 @@ class DiffusersReference:
         check_layers(state, loaded, where)
         weights, max_error = layer_weights(self.model.modules), 0.0
         for name, expected in expected_changes(state, weights, rounding_unit(self.path), self.model.device):
-            max_error = max(max_error, check_change(name, expected, delta(loaded, name, weights[name]), where))
+            max_error = max(max_error, check_change(name, expected, layer_delta(loaded, name, weights[name]), where))
         return Verification(len(layer_paths(state)), max_error)
 
     @torch.inference_mode()
