@@ -1,4 +1,4 @@
-"""Sample pictures of a trial's checkpoints for the report: some of the renders that they were scored by."""
+"""Sample images of a trial's checkpoints for the report: some of the renders that they were scored by."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from autolora.files import atomic_path, write_atomic
-from autolora.scoring.probes import EvalPrompt, of_groups
+from autolora.scoring.eval_prompts import EvalPrompt, in_groups
 
 if TYPE_CHECKING:  # these modules import torch, which a report does without
     from autolora.sampling import Images
     from autolora.scoring.scorecard import Rendered
     from autolora.scoring.scorer import Scorer
 
-LOSSLESS_UP_TO = 128  # pixels; larger ones are kept as lossy WebP of at most SIDE
+LOSSLESS_UP_TO = 128  # pixels; larger images are kept as lossy WebP of at most SIDE pixels
 SIDE = 320
 LABEL_PIXELS = 14
-CONCEPTS, OTHERS = 3, 2  # most concepts shown, and prompts of each other group
+CONCEPTS, OTHERS = 3, 2  # the most concepts, and prompts of each other group, that are shown
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt and seed that every checkpoint is shown by; `base_prompt` is the same without triggers."""
+    """A prompt and a seed that every checkpoint is shown by; `base_prompt` is the prompt without triggers."""
 
     group: str  # trigger, novel or class_only
     prompt: str
@@ -35,24 +35,25 @@ class Sample:
     seed: int
 
     @classmethod
-    def of(cls, probe: EvalPrompt) -> Sample:
-        """A probe at its first seed."""
-        return cls(probe.group, probe.prompt, probe.base_prompt, probe.seeds[0])
+    def of(cls, prompt: EvalPrompt) -> Sample:
+        """An evaluation prompt at its first seed."""
+        return cls(prompt.group, prompt.prompt, prompt.base_prompt, prompt.seeds[0])
 
 
-def sample_probes(probes: Sequence[EvalPrompt]) -> list[EvalPrompt]:
-    """The probes whose first render is kept: one of each concept, then some in other clothes and without triggers."""
-    by_concept = {probe.concept: probe for probe in reversed(of_groups(probes, "trigger"))}
-    concepts = list(dict.fromkeys(probe.concept for probe in of_groups(probes, "trigger")))[:CONCEPTS]
-    others = [p for group in ("novel", "class_only") for p in of_groups(probes, group)[:OTHERS]]
+def sample_prompts(prompts: Sequence[EvalPrompt]) -> list[EvalPrompt]:
+    """The prompts whose first render is kept: one of each concept, then some in other clothes and without triggers."""
+    with_trigger = in_groups(prompts, "trigger")
+    by_concept = {prompt.concept: prompt for prompt in reversed(with_trigger)}
+    concepts = list(dict.fromkeys(prompt.concept for prompt in with_trigger))[:CONCEPTS]
+    others = [prompt for group in ("novel", "class_only") for prompt in in_groups(prompts, group)[:OTHERS]]
     return [*(by_concept[name] for name in concepts), *others]
 
 
 def save_samples(
     folder: Path,
     step: int,
-    probes: Sequence[EvalPrompt],
-    pictures: Mapping[tuple[EvalPrompt, float], Images],
+    prompts: Sequence[EvalPrompt],
+    renders: Mapping[tuple[EvalPrompt, float], Images],
     weight: float,
 ) -> None:
     """Keep the samples of a checkpoint's renders at one weight.
@@ -60,20 +61,20 @@ def save_samples(
     Raises:
         StorageError: the folder cannot be written.
     """
-    chosen = sample_probes(probes)
-    write_samples(folder, f"{step}", [Sample.of(p) for p in chosen], [pictures[p, weight][0] for p in chosen])
+    kept = sample_prompts(prompts)
+    write_samples(folder, f"{step}", [Sample.of(p) for p in kept], [renders[p, weight][0] for p in kept])
 
 
-def write_samples(folder: Path, name: str, samples: Sequence[Sample], pictures: Sequence[Images]) -> None:
-    """Write pictures side by side as one file, and once which samples they are.
+def write_samples(folder: Path, name: str, samples: Sequence[Sample], images: Sequence[Images]) -> None:
+    """Write square images, (H, W, 3) each, side by side as one file, and the list of their samples once.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    side = min(pictures[0].shape[1], SIDE)
-    strip = Image.new("RGB", (side * len(pictures), side))
-    for place, picture in enumerate(pictures):
-        strip.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS), (place * side, 0))
+    side = min(images[0].shape[1], SIDE)
+    strip = Image.new("RGB", (side * len(images), side))
+    for place, image in enumerate(images):
+        strip.paste(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS), (place * side, 0))
     listed = folder / "samples.json"
     content = json.dumps([asdict(sample) for sample in samples], indent=1, ensure_ascii=False)
     if not listed.is_file() or listed.read_text("utf-8") != content:
@@ -83,7 +84,7 @@ def write_samples(folder: Path, name: str, samples: Sequence[Sample], pictures: 
 
 
 def read_samples(folder: Path, name: str) -> list[tuple[Sample, Image.Image]]:
-    """What `write_samples` wrote; nothing where it is missing or broken, as a report can do without."""
+    """The samples and images that `write_samples` wrote; none if a file is missing or broken."""
     try:
         samples = [Sample(**entry) for entry in json.loads((folder / "samples.json").read_text("utf-8"))]
         with Image.open(folder / f"{name}.webp") as opened:
@@ -97,14 +98,14 @@ def read_samples(folder: Path, name: str) -> list[tuple[Sample, Image.Image]]:
 
 
 def labelled(rows: Sequence[tuple[str, Images]]) -> Image.Image:
-    """Rows of as many pictures each, (N, H, W, 3), under their names."""
+    """One image of labelled rows; each row has the same number of images, (N, H, W, 3)."""
     count, side = rows[0][1].shape[:2]
     sheet = Image.new("RGB", (side * count, (side + LABEL_PIXELS) * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, (label, pictures) in enumerate(rows):
+    for i, (label, images) in enumerate(rows):
         top = i * (side + LABEL_PIXELS)
         draw.text((2, top), label, fill="black")
-        sheet.paste(Image.fromarray(np.concatenate(list(pictures), axis=1)), (0, top + LABEL_PIXELS))
+        sheet.paste(Image.fromarray(np.concatenate(list(images), axis=1)), (0, top + LABEL_PIXELS))
     return sheet
 
 
@@ -113,30 +114,30 @@ SEEDS = 4  # columns
 
 
 def save_grid(folder: Path, step: int, scorer: Scorer, rendered: Rendered) -> None:
-    """Write the grid of a checkpoint's renders: prompts x seeds, trigger on and off, the base model's beside."""
+    """Write the grid of a checkpoint's renders and the base model's: prompts x seeds, with and without the trigger."""
     with atomic_path(folder / f"{step}.png") as temporary:
-        picture_grid(scorer, rendered).save(temporary, format="PNG")
+        render_grid(scorer, rendered).save(temporary, format="PNG")
 
 
-def picture_grid(scorer: Scorer, rendered: Rendered) -> Image.Image:
-    """Two rows a prompt, at the strongest weight: the base model's pictures, and the same seeds with the LoRA."""
+def render_grid(scorer: Scorer, rendered: Rendered) -> Image.Image:
+    """Two rows for each prompt, at the strongest weight: renders of the base model and of the LoRA, with the same seeds."""
     weight = max(weight for _, weight in rendered)
-    probes = [p for group in ("trigger", "class_only") for p in scorer.of(group)[:PROMPTS]]
+    prompts = [p for group in ("trigger", "class_only") for p in scorer.select(group)[:PROMPTS]]
     rows = [
         row
-        for probe in probes
-        if (probe, weight) in rendered
+        for prompt in prompts
+        if (prompt, weight) in rendered
         for row in (
-            (f"base: {probe.base_prompt}", _columns(scorer.base_pictures[probe])),
-            (f"LoRA at {weight:g}: {probe.prompt}", _columns(rendered[probe, weight])),
+            (f"base: {prompt.base_prompt}", _columns(scorer.base_renders[prompt])),
+            (f"LoRA at {weight:g}: {prompt.prompt}", _columns(rendered[prompt, weight])),
         )
     ]
     return labelled(rows)
 
 
-def _columns(pictures: Images) -> Images:
-    """As many pictures as there are columns; white where a prompt has fewer."""
-    missing = SEEDS - len(pictures)
+def _columns(images: Images) -> Images:
+    """One image for each column; white if there are fewer."""
+    missing = SEEDS - len(images)
     if missing <= 0:
-        return pictures[:SEEDS]
-    return np.concatenate([pictures, np.full((missing, *pictures.shape[1:]), 255, np.uint8)])
+        return images[:SEEDS]
+    return np.concatenate([images, np.full((missing, *images.shape[1:]), 255, np.uint8)])
