@@ -50,7 +50,7 @@ def fill(adapter: AdapterSet, strength: float = 0.3) -> AdapterSet:
     generator = torch.Generator().manual_seed(0)
     adapter.start(0, spec, generator)
     with torch.no_grad():
-        for layer in adapter.updates:
+        for layer in adapter.deltas:
             layer.up.copy_(torch.randn(layer.up.shape, generator=generator) * strength)
     return adapter
 
@@ -137,7 +137,7 @@ def test_weight_zero_is_the_base_in_any_company(tiny_model: StableDiffusion, ada
 def test_a_weight_scales_the_update(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
     weighted = render(tiny_model, [RenderRequest("mona", 3, 0.4), RenderRequest("mona", 3, 1.0)], SETTINGS, adapter)
     with torch.no_grad():
-        for layer in adapter.updates:
+        for layer in adapter.deltas:
             layer.up.mul_(0.4)
     scaled = render(tiny_model, [RenderRequest("mona", 3, 1.0)], SETTINGS, adapter)
     assert apart(weighted[:1], scaled) <= 1
@@ -206,7 +206,7 @@ def test_silently_wrong_calls_are_refused(tiny_model: StableDiffusion) -> None:
 
 
 def test_render_settings_name_every_mistake() -> None:
-    with pytest.raises(ConfigError, match=r"steps must be .* got 0; .*guidance .* got 0\.5; .*batch_size .* got 0"):
+    with pytest.raises(ConfigError, match=r"num_inference_steps must be .* got 0; .*guidance_scale .* got 0\.5; .*batch_size .* got 0"):
         RenderSettings(num_inference_steps=0, guidance_scale=0.5, batch_size=0)
     with pytest.raises(ConfigError, match=r"search_inference_steps must be at least 1 or null, got 0"):
         RenderSettings(search_inference_steps=0)
@@ -251,8 +251,8 @@ def test_the_cache_key_holds_what_decides_a_picture(tiny_model: StableDiffusion,
     def place(settings: RenderSettings, prompt: str = "a", seed: int = 1) -> Path:
         return BaseRenders(tiny_model, settings, tmp_path).path(prompt, seed)
 
-    changes: list[dict[str, Any]] = [{"steps": 5}, {"guidance": 2.0}, {"negative": "b"}]
-    changes += [{"prefix": "b"}, {"sampler": "euler"}, {"guidance_rescale": 0.5}]
+    changes: list[dict[str, Any]] = [{"num_inference_steps": 5}, {"guidance_scale": 2.0}, {"negative_prompt": "b"}]
+    changes += [{"prompt_prefix": "b"}, {"scheduler": "euler"}, {"guidance_rescale": 0.5}]
     other = [dataclasses.replace(SETTINGS, **change) for change in changes]
     assert place(SETTINGS) == place(dataclasses.replace(SETTINGS, batch_size=9))
     assert len({place(SETTINGS), place(SETTINGS, "b"), place(SETTINGS, seed=2), *map(place, other)}) == 9

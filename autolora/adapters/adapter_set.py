@@ -1,7 +1,7 @@
-"""The wrapped layers of one model, with room for K adapters at once (K = 1 is the same code).
+"""The adapted layers of one model, for K adapters at once; K = 1 uses the same code.
 
-Batches are contiguous, equally long segments, one for each slot or for some of them; every sample has its own weight,
-so that the base model (weight 0) and several weights render in one batch.
+A batch consists of contiguous segments of equal length, one for each slot or for some of them. Every sample has its own
+LoRA weight, so that one batch can render the base model (weight 0) and several weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from autolora.adapters.base import AdaptedLayer, NormStats, SlotRouting, State, 
 from autolora.adapters.deltas import LOW_RANK, parts_by_layer
 from autolora.adapters.kinds import Adapter, SlotCapacity
 from autolora.adapters.low_rank import LowRank
-from autolora.adapters.peft_layers import tuned_of
+from autolora.adapters.peft_layers import peft_layer_for
 from autolora.adapters.targets import in_text_encoder
 from autolora.errors import ConfigError
 
@@ -25,32 +25,38 @@ from autolora.errors import ConfigError
 def attach(
     modules: Mapping[str, nn.Module], *adapters: Adapter, slots: int = 1, max_dim: int | None = None
 ) -> AdapterSet:
-    """Wrap every layer that any of the adapters changes, for `slots` adapters of rank up to `max_dim`.
+    """Wrap every layer that any of the adapters changes.
+
+    Args:
+        modules: the model's root modules by name.
+        adapters: the kinds that will be trained or loaded.
+        slots: how many adapters the set holds at once.
+        max_dim: the largest rank of a slot; None: the largest of `adapters`.
 
     Raises:
-        ConfigError: they change none.
+        ConfigError: they change no layer of the model.
     """
-    return AdapterSet(modules, adapters, SlotCapacity(slots, max_dim or max(one.max_rank for one in adapters)))
+    return AdapterSet(modules, adapters, SlotCapacity(slots, max_dim or max(a.max_rank for a in adapters)))
 
 
 class AdapterSet:
-    """The wrapped layers of one model, reused by every trial of a process."""
+    """The adapted layers of one model, reused by every trial of a process."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], adapters: Sequence[Adapter], room: SlotCapacity) -> None:
-        self.modules, self.adapters, self.room = modules, tuple(adapters), room
-        self.touches_text_encoder = any(one.text_encoder for one in adapters)
+    def __init__(self, modules: Mapping[str, nn.Module], adapters: Sequence[Adapter], capacity: SlotCapacity) -> None:
+        self.modules, self.adapters, self.capacity = modules, tuple(adapters), capacity
+        self.touches_text_encoder = any(adapter.text_encoder for adapter in adapters)
         if self.touches_text_encoder and not any(in_text_encoder(name) for name in modules):
             raise ConfigError(
                 "adapter.text_encoder=true: LoRA files for this model hold no text encoder; set it to false"
             )
         self.routing = SlotRouting()
         self.layers: dict[str, AdaptedLayer] = {}
-        self._homes: list[tuple[nn.Module, str, nn.Module]] = []
-        self._specs: list[Adapter | None] = [None] * room.slots
-        self._left: list[str] = []  # paths of layers that stay as they are
+        self._originals: list[tuple[nn.Module, str, nn.Module]] = []  # parent, attribute, original layer
+        self._slot_adapters: list[Adapter | None] = [None] * capacity.slots
+        self._unadapted: list[str] = []  # paths of the layers that are not wrapped
         self._wrap()
         if not self.layers:
-            targets = sorted({target for one in adapters for target in one.targets})
+            targets = sorted({target for adapter in adapters for target in adapter.targets})
             raise ConfigError(f"adapter.targets={targets} match no layer of the model")
 
     def _wrap(self) -> None:
@@ -59,111 +65,118 @@ class AdapterSet:
                 path = f"{root_name}.{name}"
                 if not isinstance(module, nn.Linear | nn.Conv2d):
                     continue
-                if not any(one.adapts(path) for one in self.adapters):
-                    self._left.append(path)
+                if not any(adapter.adapts(path) for adapter in self.adapters):
+                    self._unadapted.append(path)
                 else:
                     parent_name, _, attribute = name.rpartition(".")
                     parent = root.get_submodule(parent_name)
                     self.layers[path] = AdaptedLayer(module, self.routing)
                     setattr(parent, attribute, self.layers[path])
-                    self._homes.append((parent, attribute, module))
+                    self._originals.append((parent, attribute, module))
 
     @property
     def roots(self) -> tuple[str, ...]:
-        """The names of the modules in which layers are wrapped."""
+        """The names of the root modules that have adapted layers."""
         return tuple(dict.fromkeys(path.partition(".")[0] for path in self.layers))
 
     @property
     def slots(self) -> int:
-        """How many segments a batch has."""
-        return self.room.slots if self.routing.only is None else len(self.routing.only)
+        """How many segments the current batch has."""
+        return self.capacity.slots if self.routing.only is None else len(self.routing.only)
 
     def detach(self) -> None:
         """Put the original layers back."""
-        for parent, attribute, module in self._homes:
+        for parent, attribute, module in self._originals:
             setattr(parent, attribute, module)
-        self.layers, self._homes, self._left = {}, [], []
+        self.layers, self._originals, self._unadapted = {}, [], []
 
     @contextmanager
     def widened(self, slots: int) -> Iterator[AdapterSet]:
-        """A set of so many slots in the place of this one, which is empty afterwards."""
+        """Replace this set by one with so many slots for a while; afterwards this set holds no adapters."""
         self.detach()
-        wide = AdapterSet(self.modules, self.adapters, replace(self.room, slots=slots))
+        wide = AdapterSet(self.modules, self.adapters, replace(self.capacity, slots=slots))
         try:
             yield wide
         finally:
             wide.detach()
             self._wrap()
 
-    def start(self, slot: int, spec: Adapter, generator: torch.Generator) -> list[nn.Parameter]:
-        """Give a slot a fresh adapter and return its parameters.
+    def start(self, slot: int, adapter: Adapter, generator: torch.Generator) -> list[nn.Parameter]:
+        """Put a new adapter into a slot and return its parameters.
 
         Raises:
-            ConfigError: its rank does not fit, it changes layers that are not wrapped, or it cannot share the set.
+            ConfigError: its rank is too large, it changes layers that are not wrapped, or it cannot share the set.
         """
-        if left := next((path for path in self._left if spec.adapts(path)), None):
-            raise ConfigError(f"{type(spec).__name__} changes {left}, which this set was not built for")
-        if self.room.slots > 1 and not spec.packable:
-            raise ConfigError(f"{type(spec).__name__} trains one at a time, not in a set of {self.room.slots}")
-        if self.room.slots > 1 and spec.max_rank > self.room.max_dim:
-            raise ConfigError(f"adapter.dim={spec.max_rank} exceeds the {self.room.max_dim} this set was built for")
-        self._specs[slot] = spec
+        kind = type(adapter).__name__
+        if path := next((path for path in self._unadapted if adapter.adapts(path)), None):
+            raise ConfigError(f"{kind} changes {path}, which this set was not built for")
+        if self.capacity.slots > 1 and not adapter.packable:
+            raise ConfigError(f"{kind} trains one at a time, not in a set of {self.capacity.slots}")
+        if self.capacity.slots > 1 and adapter.max_rank > self.capacity.max_dim:
+            raise ConfigError(f"adapter.dim={adapter.max_rank} exceeds the {self.capacity.max_dim} of this set")
+        self._slot_adapters[slot] = adapter
         for path, layer in self.layers.items():
-            if spec.adapts(path):
-                spec.start(layer, path, slot, self.room, generator)
-            elif self.room.slots == 1:
-                layer.kept = []
+            if adapter.adapts(path):
+                adapter.start(layer, path, slot, self.capacity, generator)
+            elif self.capacity.slots == 1:
+                layer.delta = None
         return self.parameters(slot)
 
     @property
-    def updates(self) -> list[WeightDelta]:
+    def deltas(self) -> list[WeightDelta]:
         """The changes of all layers that have one."""
-        return [layer.kept[0] for layer in self.layers.values() if layer.kept]
+        return [layer.delta for layer in self.layers.values() if layer.delta is not None]
 
     def parameters(self, slot: int, text_encoder: bool | None = None) -> list[nn.Parameter]:
-        """A slot's own parameters, so that any optimizer works on them: all, or the text encoder's or the others'."""
+        """Return a slot's own parameters, which any optimizer can train.
+
+        Args:
+            slot: the slot.
+            text_encoder: True for the text encoder's alone, False for the others alone, None for all.
+        """
         return [
             parameter
             for path, layer in self.layers.items()
-            if layer.kept and text_encoder in (None, in_text_encoder(path))
-            for parameter in layer.kept[0].parameters(slot)
+            if layer.delta is not None and text_encoder in (None, in_text_encoder(path))
+            for parameter in layer.delta.parameters(slot)
         ]
 
     def draw_rank(self, slot: int, generator: torch.Generator) -> None:
-        """Limit the coming step to a rank drawn at random, where the slot's adapter asks for it, and to no more."""
-        spec = self._specs[slot]
-        if spec is not None and spec.n_ranks > 1:
-            rank = (int(torch.randint(spec.n_ranks, (), generator=generator)) + 1) * (spec.max_rank // spec.n_ranks)
-            for update in self.updates:
-                update.limit(slot, rank)
+        """Limit the next step to a random rank, if the slot's adapter is trained that way (DyLoRA)."""
+        adapter = self._slot_adapters[slot]
+        if adapter is not None and adapter.n_ranks > 1:
+            unit = adapter.max_rank // adapter.n_ranks
+            rank = (int(torch.randint(adapter.n_ranks, (), generator=generator)) + 1) * unit
+            for delta in self.deltas:
+                delta.limit_rank(slot, rank)
 
     def gather_grads(self, loss_scale: float = 1.0) -> None:
-        """Hand each slot its gradients, free of what its loss was multiplied by, and use all ranks again."""
-        for update in self.updates:
-            for slot in range(self.room.slots):
-                update.gather_grads(slot)
-                update.limit(slot, None)
-                for parameter in update.parameters(slot) if loss_scale != 1 else ():
+        """Store each slot's gradients in its parameters, divided by `loss_scale`, and lift the limits of the ranks."""
+        for delta in self.deltas:
+            for slot in range(self.capacity.slots):
+                delta.gather_grads(slot)
+                delta.limit_rank(slot, None)
+                for parameter in delta.parameters(slot) if loss_scale != 1 else ():
                     if parameter.grad is not None:
                         parameter.grad = parameter.grad / loss_scale
 
     def clear_grads(self) -> None:
-        """Drop the gradients."""
-        for update in self.updates:
-            update.clear_grads()
+        """Delete the gradients of all slots."""
+        for delta in self.deltas:
+            delta.clear_grads()
 
     @contextmanager
     def weighted(self, per_sample: Tensor) -> Iterator[None]:
-        """Each sample's weight, (B,); where all are 1 the faster path for one scale is kept."""
-        self.routing.set(None if bool((per_sample == 1).all()) else per_sample)
+        """Give each sample its LoRA weight, (B,); where all are 1 the faster code for a single scale stays in use."""
+        self.routing.set_weights(None if bool((per_sample == 1).all()) else per_sample)
         try:
             yield
         finally:
-            self.routing.set(None)
+            self.routing.set_weights(None)
 
     @contextmanager
     def only(self, *slots: int) -> Iterator[None]:
-        """Batches of these slots' segments, in this order, as if there were no others."""
+        """Take batches that have segments of these slots only, in this order."""
         self.routing.only = slots
         try:
             yield
@@ -172,7 +185,7 @@ class AdapterSet:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """The base model alone."""
+        """Compute the base model without any adapter."""
         self.routing.enabled = False
         try:
             yield
@@ -180,10 +193,10 @@ class AdapterSet:
             self.routing.enabled = True
 
     def load(self, state: Mapping[str, Tensor], slot: int = 0) -> None:
-        """Put a saved adapter into a slot; layers it does not name stay as the base model has them.
+        """Load a saved adapter into a slot; layers that it does not name become the base model's.
 
         Raises:
-            ConfigError: it names layers this set has not wrapped, or does not fit them.
+            ConfigError: it names layers that are not adapted here, or it does not fit them.
         """
         by_layer = parts_by_layer(state)
         unknown = sorted(set(by_layer) - set(self.layers))
@@ -191,47 +204,56 @@ class AdapterSet:
             raise ConfigError(f"the adapter does not fit this model: layers {unknown[:3]} are not adapted here")
         for path, layer in self.layers.items():
             try:
-                _load_layer(layer, by_layer.get(path), slot, self.room)
+                _load_layer(layer, by_layer.get(path), slot, self.capacity)
             except ConfigError as error:
                 raise ConfigError(f"the adapter does not fit this model: {path}: {error}") from error
 
     def state(self, slot: int = 0) -> State:
-        """A slot's adapter as CPU tensors, by the paths of its layers and the names that LyCORIS gives to its parts."""
+        """Return a slot's adapter as CPU tensors named `<path of a layer>.<part>`, with the parts' LyCORIS names."""
         return {
             f"{path}.{part}": tensor
             for path, layer in self.layers.items()
-            if layer.kept
-            for part, tensor in layer.kept[0].parts(slot).items()
+            if layer.delta is not None
+            for part, tensor in layer.delta.parts(slot).items()
         }
 
     @torch.no_grad()
     def rescale(self, factor: float, slot: int = 0) -> None:
-        """Multiply a slot's change of every layer."""
-        for update in self.updates:
-            update.rescale(slot, torch.tensor(factor))  # of no dimension: it goes with any device
+        """Multiply a slot's change of every layer by a factor."""
+        for delta in self.deltas:
+            delta.rescale(slot, torch.tensor(factor))  # a 0-dim tensor works with any device
 
     @torch.no_grad()
     def apply_max_norm(self, slot: int, max_norm: float) -> NormStats:
-        """Cap each module's change: where its norm n > max_norm it becomes max_norm / n of itself."""
-        updates = self.updates
-        norms = torch.stack([update.norm(slot) for update in updates])
+        """Scale each layer's change whose norm exceeds `max_norm` down to it."""
+        deltas = self.deltas
+        norms = torch.stack([delta.norm(slot) for delta in deltas])
         factors = (max_norm / norms.clamp(min=1e-12)).clamp(max=1)
-        for update, factor in zip(updates, factors, strict=True):
-            update.rescale(slot, factor)
+        for delta, factor in zip(deltas, factors, strict=True):
+            delta.rescale(slot, factor)
         capped = norms.clamp(max=max_norm)
         return NormStats(int((norms > max_norm).sum()), float(capped.mean()), float(capped.max()))
 
 
-def _load_layer(layer: AdaptedLayer, parts: State | None, slot: int, room: SlotCapacity) -> None:
-    """Into the change that is there, where an optimizer may hold its parameters, if that has the same parts."""
-    if room.slots > 1:
-        if layer.update is not None:
-            layer.update.load(slot, parts or {})
+def _load_layer(layer: AdaptedLayer, parts: State | None, slot: int, capacity: SlotCapacity) -> None:
+    """Load a layer's parts; the present change is reused where its parts have the same shapes.
+
+    An optimizer may hold the parameters of the present change.
+    """
+    if capacity.slots > 1:
+        if layer.delta is not None:
+            layer.delta.load(slot, parts or {})
         return
     if parts is None:
-        layer.kept = []
+        layer.delta = None
         return
-    there = layer.update.parts(0) if layer.update is not None else {}
-    if {name: tensor.shape for name, tensor in there.items()} != {name: t.shape for name, t in parts.items()}:
-        layer.kept = [LowRank.of(layer, parts) if parts.keys() <= LOW_RANK else tuned_of(layer.base, parts)]
-    layer.kept[0].load(0, parts)
+    delta = layer.delta
+    if delta is None or _shapes(delta.parts(0)) != _shapes(parts):
+        is_low_rank = parts.keys() <= LOW_RANK
+        delta = LowRank.for_parts(layer, parts) if is_low_rank else peft_layer_for(layer.base, parts)
+        layer.delta = delta
+    delta.load(0, parts)
+
+
+def _shapes(parts: State) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in parts.items()}

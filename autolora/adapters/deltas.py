@@ -47,7 +47,7 @@ def parts_by_layer(state: Mapping[str, Tensor]) -> dict[str, State]:
     return found
 
 
-def change(parts: Mapping[str, Tensor], weight: Tensor | None = None) -> Tensor:
+def delta_weight(parts: Mapping[str, Tensor], weight: Tensor | None = None) -> Tensor:
     """A layer's change of weight in float32, (out, in) or (out, in * k * k).
 
     LoRA (Hu et al. 2021): alpha / r * up @ down. DoRA (Liu et al. 2024): m (W + D) / |W + D| - W. LoHa (Hyeon-Woo et
@@ -87,11 +87,11 @@ def _needed(weight: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _lora(parts: Mapping[str, Tensor]) -> Tensor:
-    down, up = without_mid(parts)["lora_down.weight"], parts["lora_up.weight"]
+    down, up = merge_mid(parts)["lora_down.weight"], parts["lora_up.weight"]
     return layer_scale(parts, len(down)) * (up.flatten(1) @ down.flatten(1))
 
 
-def without_mid(parts: Mapping[str, Tensor]) -> State:
+def merge_mid(parts: Mapping[str, Tensor]) -> State:
     """The same LoRA in two factors, where LyCORIS has a convolution (r, r, k, k) between two of one pixel."""
     found = dict(parts)
     if "lora_mid.weight" in found:
@@ -161,7 +161,7 @@ def ordered_factors(parts: Mapping[str, Tensor], weight: Tensor) -> tuple[Tensor
     A LoRA keeps its rank, as the SVD is only of what QR leaves of its factors; another kind takes what it needs.
     """
     if not parts.keys() <= LOW_RANK:
-        return low_rank(change(parts, weight).cpu())
+        return low_rank(delta_weight(parts, weight).cpu())
     down, up = parts["lora_down.weight"].flatten(1).double(), parts["lora_up.weight"].flatten(1).double()
     outer, left = torch.linalg.qr(up)
     inner, right = torch.linalg.qr(down.T)
@@ -182,7 +182,7 @@ def as_lora(state: Mapping[str, Tensor], weights: Mapping[str, Tensor], rank: in
     found: State = {}
     for path, parts in parts_by_layer(state).items():
         weight = weights[path]
-        up, down = low_rank(change(parts, weight), rank)
+        up, down = low_rank(delta_weight(parts, weight), rank)
         missing = 0 if rank is None else rank - len(down)
         up, down = F.pad(up, (0, missing)), F.pad(down, (0, 0, 0, missing))
         found[f"{path}.lora_down.weight"] = down.view(len(down), *weight.shape[1:])
@@ -201,7 +201,7 @@ def distance(state: Mapping[str, Tensor], other: Mapping[str, Tensor], weights: 
     theirs = parts_by_layer(state)
     apart = whole = 0.0
     for path, parts in parts_by_layer(other).items():
-        wanted = change(parts, weights[path])
-        apart += float((change(theirs[path], weights[path]) - wanted).square().sum())
+        wanted = delta_weight(parts, weights[path])
+        apart += float((delta_weight(theirs[path], weights[path]) - wanted).square().sum())
         whole += float(wanted.square().sum())
     return (apart / whole) ** 0.5 if whole else 0.0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autolora.adapters.base import State, shape_of
-from autolora.adapters.deltas import FACTORS, PARTS, change, layer_scale, parts_by_layer, split_key
+from autolora.adapters.deltas import FACTORS, PARTS, delta_weight, layer_scale, parts_by_layer, split_key
 from autolora.adapters.sgm import sgm_path
 from autolora.adapters.targets import in_text_encoder
 from autolora.errors import ExportError
@@ -114,7 +114,7 @@ def from_kohya(tensors: Mapping[str, Tensor], architecture: str, shapes: Shapes)
             raise ExportError(f"{name} has no {missing}: the file is incomplete; export or download it again")
         if f"{path}.alpha" in state:
             raise ExportError(f"{name} is in the file under two names; programs read either, so export it again")
-        state |= fitted(name, path, down, up, alpha, shapes[path])
+        state |= fit_to_layer(name, path, down, up, alpha, shapes[path])
     return state
 
 
@@ -154,9 +154,9 @@ def layer_shapes(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]
     return {path: shape_of(layer) for path, layer in layers_of(modules).items()}
 
 
-def delta(state: State, path: str, weight: Tensor | None = None) -> Tensor:
+def layer_delta(state: State, path: str, weight: Tensor | None = None) -> Tensor:
     """A layer's change of weight in float32, (out, in) or (out, in * k * k), as in every program that loads it."""
-    return change(_of_layer(state, path), weight)
+    return delta_weight(_of_layer(state, path), weight)
 
 
 def _of_layer(state: State, path: str) -> State:
@@ -188,7 +188,7 @@ def _prefixes(architecture: str) -> dict[str, str]:
     return PREFIXES[architecture]
 
 
-def fitted(name: str, path: str, down: Tensor, up: Tensor, alpha: Tensor | None, shape: tuple[int, ...]) -> State:
+def fit_to_layer(name: str, path: str, down: Tensor, up: Tensor, alpha: Tensor | None, shape: tuple[int, ...]) -> State:
     """One layer's tensors with the dimensions of the model's layer; `shape` is its weight's."""
     rank = down.shape[0] if down.dim() >= 2 else 0
     shaped = rank > 0 and up.dim() >= 2 and up.shape[1] == rank and up.numel() == rank * up.shape[0]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from autolora.adapters.base import State
-from autolora.adapters.deltas import LOW_RANK, PARTS, as_lora, change, parts_by_layer, without_mid
-from autolora.adapters.formats import fitted, paths_by_name, same_weights
-from autolora.adapters.peft_layers import held
+from autolora.adapters.deltas import LOW_RANK, PARTS, as_lora, delta_weight, merge_mid, parts_by_layer
+from autolora.adapters.formats import fit_to_layer, paths_by_name, same_weights
+from autolora.adapters.peft_layers import as_peft_parts
 from autolora.errors import ConfigError, ExportError
 
 Layers = Mapping[str, nn.Linear | nn.Conv2d]  # of a model, by path
@@ -112,17 +112,17 @@ def _as_held(name: str, path: str, parts: State, layer: nn.Linear | nn.Conv2d) -
     """One layer's part of a state; `name` is the file's own."""
     weight = layer.weight.detach()
     try:
-        found = change(parts, weight)
+        found = delta_weight(parts, weight)
     except ExportError as error:
         raise ExportError(f"{name} is {error}") from error
     if found.shape != weight.flatten(1).shape:
         raise ExportError(f"{name} changes {tuple(found.shape)} weights, the model has {tuple(weight.shape)}")
     if parts.keys() <= LOW_RANK | {"lora_mid.weight"}:
-        parts = without_mid(parts)
+        parts = merge_mid(parts)
         down, up = parts["lora_down.weight"], parts["lora_up.weight"]
-        return fitted(name, path, down, up, parts.get("alpha"), tuple(weight.shape))
+        return fit_to_layer(name, path, down, up, parts.get("alpha"), tuple(weight.shape))
     try:
-        return {f"{path}.{part}": tensor for part, tensor in held(layer, parts).items()}
+        return {f"{path}.{part}": tensor for part, tensor in as_peft_parts(layer, parts).items()}
     except ConfigError:
         return as_lora({f"{path}.{part}": tensor for part, tensor in parts.items()}, {path: weight})
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autolora.adapters.base import State
-from autolora.adapters.deltas import change, layer_scale, ordered_factors, parts_by_layer
+from autolora.adapters.deltas import delta_weight, layer_scale, ordered_factors, parts_by_layer
 from autolora.adapters.formats import Weights
 from autolora.errors import ConfigError
 
@@ -97,7 +97,7 @@ def _filled_up(path: str, given: State, fresh: State, weight: Tensor, ordered: b
         "lora_up.weight": widened.view_as(fresh["lora_up.weight"]),
     }
     if "dora_scale" in fresh:
-        whole = weight.detach().float().flatten(1).cpu() + change(given, weight)
+        whole = weight.detach().float().flatten(1).cpu() + delta_weight(given, weight)
         magnitude = given.get("dora_scale", torch.linalg.vector_norm(whole, dim=1))
         found["dora_scale"] = magnitude.view_as(fresh["dora_scale"])
     return found

@@ -108,11 +108,11 @@ class LoRA(Adapter):
 
     def start(self, layer: AdaptedLayer, path: str, slot: int, capacity: SlotCapacity, generator: Generator) -> None:
         """Start with `down` Kaiming-uniform, as peft does, and `up` zero."""
-        from autolora.adapters.low_rank import low_rank_of
+        from autolora.adapters.low_rank import low_rank_delta
 
         dim, alpha = self.ranks(layer)
         scale = alpha / math.sqrt(dim) if self.rank_stabilized else alpha / dim
-        low_rank_of(layer, dim, capacity).start(slot, [scale] * dim, dim, generator)
+        low_rank_delta(layer, dim, capacity).start(slot, [scale] * dim, dim, generator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +148,10 @@ class DyLoRA(Adapter):
 
     def start(self, layer: AdaptedLayer, path: str, slot: int, capacity: SlotCapacity, generator: Generator) -> None:
         """Start with `down` Kaiming-uniform, as peft does, and `up` zero."""
-        from autolora.adapters.low_rank import low_rank_of
+        from autolora.adapters.low_rank import low_rank_delta
 
         scales = [min(self.alpha, rank) / rank for rank in range(1, self.dim + 1)]
-        low_rank_of(layer, self.dim, capacity).start(slot, scales, self.unit, generator)
+        low_rank_delta(layer, self.dim, capacity).start(slot, scales, self.unit, generator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,7 @@ class PeftKind(LoRA):
         """Start as peft does, with a seed drawn from `generator`."""
         from autolora.adapters.peft_layers import PeftLayer
 
-        layer.kept = [PeftLayer(layer.base, self.peft_config(*self.ranks(layer)), generator)]
+        layer.delta = PeftLayer(layer.base, self.peft_config(*self.ranks(layer)), generator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +255,7 @@ class IA3(PeftKind):
         on_input = path.endswith(self.INPUTS)
         if layer.base.bias is not None and not on_input:
             raise ConfigError(f"IA3 does not suit this model: {path} has a bias, which IA3 files cannot scale")
-        layer.kept = [PeftLayer(layer.base, ia3_config(on_input))]
+        layer.delta = PeftLayer(layer.base, ia3_config(on_input))
 
     def notes(self) -> tuple[str, ...]:
         """Return a note that dim and alpha are ignored."""

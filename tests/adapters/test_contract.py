@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.base import AdaptedLayer
-from autolora.adapters.deltas import change, parts_by_layer
+from autolora.adapters.deltas import delta_weight, parts_by_layer
 from autolora.adapters.kinds import IA3, DoRA, DyLoRA, LoHa, LoKr, LoRA
 from autolora.adapters.low_rank import cut
 from autolora.errors import ConfigError
@@ -89,16 +89,16 @@ def test_changes_the_layers_that_it_says(kind: str, adapter: AdapterSet) -> None
     assert adapter.layers and all(spec.adapts(path) for path in adapter.layers)
     assert any(layer.kernel for layer in adapter.layers.values()) == ("conv" in spec.targets)
     assert any(path.startswith("text_encoder.") for path in adapter.layers) == spec.text_encoder
-    assert len(adapter.updates) == len(adapter.layers)
+    assert len(adapter.deltas) == len(adapter.layers)
 
 
 def test_a_layer_is_its_base_with_the_change_added(adapter: AdapterSet) -> None:
     move(adapter)
     with torch.no_grad():
         for path, layer in adapter.layers.items():
-            assert layer.update is not None
+            assert layer.delta is not None
             x, base = given(layer), layer.base
-            weight = base.weight + layer.update.change(0)
+            weight = base.weight + layer.delta.dense(0)
             if isinstance(base, nn.Linear):
                 expected = F.linear(x, weight, base.bias)
             else:
@@ -171,13 +171,13 @@ def test_weights_are_linear_and_per_sample(adapter: AdapterSet) -> None:
 
 def test_max_norm_shortens_every_change_and_turns_none(kind: str, adapter: AdapterSet) -> None:
     move(adapter)
-    before = {path: layer.update.change(0).detach().clone() for path, layer in adapter.layers.items() if layer.update}
-    limit = sorted(float(change.norm()) for change in before.values())[len(before) // 2]
+    before = {path: layer.delta.dense(0).detach().clone() for path, layer in adapter.layers.items() if layer.delta}
+    limit = sorted(float(delta_weight.norm()) for delta_weight in before.values())[len(before) // 2]
     adapter.apply_max_norm(0, limit)
     for path, old in before.items():
-        update = adapter.layers[path].update
+        update = adapter.layers[path].delta
         assert update is not None
-        new, length = update.change(0).detach(), float(old.norm())
+        new, length = update.dense(0).detach(), float(old.norm())
         assert float(new.norm()) <= limit * (1 + TOLERANCE)
         if kind != "dylora":  # whose smaller ranks may be what is too long
             assert float(new.norm()) == pytest.approx(min(length, limit), rel=1e-3)
@@ -188,16 +188,16 @@ def test_max_norm_shortens_every_change_and_turns_none(kind: str, adapter: Adapt
 @pytest.mark.parametrize("factor", [0.8, 1.5])
 def test_a_rescaled_adapter_changes_so_many_times_as_much(factor: float, adapter: AdapterSet) -> None:
     move(adapter)
-    before = {path: layer.update.change(0).detach().clone() for path, layer in adapter.layers.items() if layer.update}
+    before = {path: layer.delta.dense(0).detach().clone() for path, layer in adapter.layers.items() if layer.delta}
     state = adapter.state()
     for layer in adapter.layers.values():
-        layer.kept = []
+        layer.delta = None
     adapter.load(state)  # as the finals do, which train nothing
     adapter.rescale(factor)
     for path, old in before.items():
-        update = adapter.layers[path].update
+        update = adapter.layers[path].delta
         assert update is not None
-        assert torch.allclose(update.change(0), factor * old, atol=TOLERANCE, rtol=1e-3), path
+        assert torch.allclose(update.dense(0), factor * old, atol=TOLERANCE, rtol=1e-3), path
 
 
 def test_the_same_seed_starts_alike_and_trials_share_nothing(
@@ -257,8 +257,8 @@ def test_every_cut_of_a_dylora_is_what_its_step_trained(dylora: AdapterSet, tiny
     """The naive cut keeps alpha / dim of the whole; the steps were drawn at alpha / rank."""
     state, whole, limited = dylora.state(0), call(tiny_model), {}
     for rank in (2, 4, 6, 8):
-        for update in dylora.updates:
-            update.limit(0, rank)
+        for update in dylora.deltas:
+            update.limit_rank(0, rank)
         limited[rank] = call(tiny_model)
     for rank, expected in limited.items():
         dylora.load(cut(state, rank))  # of another shape, so it is a change of its own
@@ -274,7 +274,7 @@ def test_a_step_of_a_dylora_trains_one_unit(dylora: AdapterSet, tiny_model: Stab
         noisy = torch.randn(1, *tiny_model.latent_shape, generator=generator)
         tiny_model.predict(noisy, torch.tensor([50]), tiny_model.encode_prompts(["1girl"])).square().mean().backward()
         dylora.gather_grads()
-        pairs = len(dylora.parameters(0)) // len(dylora.updates)
+        pairs = len(dylora.parameters(0)) // len(dylora.deltas)
         trained = {i % pairs // 2 for i, p in enumerate(dylora.parameters(0)) if p.grad is not None}
         assert len(trained) == 1
         seen |= trained
@@ -287,7 +287,7 @@ def test_max_norm_holds_for_every_cut_of_a_dylora(dylora: AdapterSet) -> None:
     def lengths() -> dict[str, list[float]]:
         state = dylora.state(0)
         cuts = [parts_by_layer(cut(state, rank)) for rank in (2, 4, 6, 8)]
-        return {path: [float(change(parts[path]).norm()) for parts in cuts] for path in dylora.layers}
+        return {path: [float(delta_weight(parts[path]).norm()) for parts in cuts] for path in dylora.layers}
 
     before = lengths()
     assert all(own[1] > own[3] for own in before.values())

@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
-from autolora.adapters.formats import delta, from_kohya, kohya_name, layer_paths, layer_shapes, scaled, to_kohya
+from autolora.adapters.formats import layer_delta, from_kohya, kohya_name, layer_paths, layer_shapes, scaled, to_kohya
 from autolora.adapters.kinds import LoRA
 from autolora.errors import ExportError
 from autolora.models.stable_diffusion import StableDiffusion
@@ -74,12 +74,12 @@ def test_missing_alpha_is_scale_one(state: State, tiny_model: StableDiffusion) -
     back = from_kohya(tensors, "sd1", layer_shapes(tiny_model.modules))
     path = layer_paths(back)[0]
     expected = state[f"{path}.lora_up.weight"].flatten(1) @ state[f"{path}.lora_down.weight"].flatten(1)
-    torch.testing.assert_close(delta(back, path), expected)
+    torch.testing.assert_close(layer_delta(back, path), expected)
 
 
 def test_delta_is_scaled_by_alpha_over_rank() -> None:
     state = {"a.lora_down.weight": torch.ones(2, 3), "a.lora_up.weight": torch.ones(5, 2), "a.alpha": torch.tensor(1.0)}
-    torch.testing.assert_close(delta(state, "a"), torch.ones(5, 3))
+    torch.testing.assert_close(layer_delta(state, "a"), torch.ones(5, 3))
 
 
 @pytest.mark.parametrize("with_alpha", [True, False])
@@ -88,7 +88,7 @@ def test_a_scaled_adapter_changes_every_weight_that_many_times(state: State, wit
     more = scaled(kept, 1.2)
     assert layer_paths(more) == layer_paths(kept)
     for path in layer_paths(kept):
-        torch.testing.assert_close(delta(more, path), 1.2 * delta(kept, path))
+        torch.testing.assert_close(layer_delta(more, path), 1.2 * layer_delta(kept, path))
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from autolora.adapters.adapter_set import AdapterSet, attach
-from autolora.adapters.deltas import change
-from autolora.adapters.formats import delta, kohya_name, layer_paths, layer_weights
+from autolora.adapters.deltas import delta_weight
+from autolora.adapters.formats import layer_delta, kohya_name, layer_paths, layer_weights
 from autolora.adapters.read import lora_of, read_lora
 from autolora.errors import ExportError
 from autolora.models.stable_diffusion import StableDiffusion
@@ -43,13 +43,13 @@ def trained(model: StableDiffusion, config: Any) -> tuple[Any, dict[str, Tensor]
 
 
 def updates(adapter: AdapterSet) -> list[tuple[str, Any]]:
-    return [(path, layer.update) for path, layer in adapter.layers.items() if layer.update]
+    return [(path, layer.delta) for path, layer in adapter.layers.items() if layer.delta]
 
 
 def assert_same(state: dict[str, Tensor], changes: dict[str, Tensor]) -> None:
     assert set(layer_paths(state)) == set(changes)
     for path, expected in changes.items():
-        assert torch.allclose(delta(state, path), expected, atol=1e-5), path
+        assert torch.allclose(layer_delta(state, path), expected, atol=1e-5), path
 
 
 @pytest.mark.parametrize("more", [{}, {"use_rslora": True}, {"alpha_pattern": {"to_q": 3}}], ids=str)
@@ -76,7 +76,7 @@ def test_a_file_of_diffusers(with_metadata: bool, tiny_model: StableDiffusion, t
     StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers, **facts)
     state = read_lora(tmp_path / "pytorch_lora_weights.safetensors", tiny_model)
     scale = 1.0 if with_metadata else 2.0  # without metadata the file does not know its alpha
-    assert_same(state, {path: change * scale for path, change in changes.items()})
+    assert_same(state, {path: delta_weight * scale for path, delta_weight in changes.items()})
 
 
 @pytest.mark.parametrize("old", ["unet.{layer}.lora.{half}.weight", "unet.{block}.processor.{kind}_lora.{half}.weight"])
@@ -117,7 +117,7 @@ def test_lycoris_layers_keep_their_kind(config: Any, tiny_model: StableDiffusion
     adapter = attach(tiny_model.modules, lora_of(state))
     try:
         adapter.load(state)
-        assert all(torch.allclose(u.change(0).flatten(1), changes[p], atol=1e-5) for p, u in updates(adapter))
+        assert all(torch.allclose(u.dense(0).flatten(1), changes[p], atol=1e-5) for p, u in updates(adapter))
     finally:
         adapter.detach()
 
@@ -149,7 +149,7 @@ def test_a_peft_folder_of_another_kind(config: Any, tiny_model: StableDiffusion,
     assert len(layer_paths(state)) > 5
     for path in layer_paths(state):
         expected = merged.get_submodule(path.removeprefix("unet.")).weight - weights[path]
-        assert torch.allclose(delta(state, path, weights[path]), expected.detach().flatten(1), atol=1e-5), path
+        assert torch.allclose(layer_delta(state, path, weights[path]), expected.detach().flatten(1), atol=1e-5), path
     adapter = attach(tiny_model.modules, lora_of(state))
     try:
         adapter.load(state)
@@ -202,7 +202,7 @@ def test_rarer_lycoris_layers(layer: str, kind: str, tiny_model: StableDiffusion
     parts |= {"on_input": torch.tensor(0)} if kind == "ia3-on-a-bias" else {"alpha": torch.tensor(1.0)}
     save_file({f"{name}.{part}": tensor for part, tensor in parts.items()}, tmp_path / "rare.safetensors")
     state = read_lora(tmp_path / "rare.safetensors", tiny_model)
-    assert torch.allclose(delta(state, path, weight), change(parts, weight), atol=1e-4)
+    assert torch.allclose(layer_delta(state, path, weight), delta_weight(parts, weight), atol=1e-4)
     assert any("hada_t1" in key for key in state) == (kind == "loha-tucker")
     if kind == "locon-tucker":
         assert state[f"{path}.lora_down.weight"].shape == (2, inputs, *kernel)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
-from autolora.adapters.deltas import change, parts_by_layer
+from autolora.adapters.deltas import delta_weight, parts_by_layer
 from autolora.adapters.formats import layer_weights
 from autolora.adapters.initialize import start_from
 from autolora.adapters.kinds import IA3, DoRA, DyLoRA, LoHa, LoKr, LoRA
@@ -47,7 +47,7 @@ def assert_changes(state: State, expected: dict[str, Tensor], model: StableDiffu
     weights = layer_weights(model.modules)
     for path, parts in parts_by_layer(state).items():
         wanted = expected.get(path, torch.zeros_like(weights[path])).flatten(1)
-        assert torch.allclose(change(parts, weights[path]), wanted, atol=2e-6, rtol=1e-4), path
+        assert torch.allclose(delta_weight(parts, weights[path]), wanted, atol=2e-6, rtol=1e-4), path
 
 
 @pytest.mark.parametrize("kind", WIDER)
@@ -85,7 +85,7 @@ def test_a_lora_is_a_dora_and_a_dylora_too(spec: DoRA | DyLoRA, tiny_model: Stab
     if ordered:  # what is cut off is what matters least
         path = next(iter(changes))
         whole = changes[path].flatten(1)
-        half = change(parts_by_layer(cut(started, 2))[path])
+        half = delta_weight(parts_by_layer(cut(started, 2))[path])
         best = torch.linalg.svdvals(whole)[:2].square().sum().sqrt()
         cosine = float((half * whole).sum() / (half.norm() * whole.norm()))
         assert cosine == pytest.approx(float(best / whole.norm()), abs=1e-4)

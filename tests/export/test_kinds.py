@@ -57,13 +57,15 @@ def assert_predicts_as(reference: DiffusersReference, model: StableDiffusion, sp
     """Assert that diffusers' UNet with the file predicts what ours predicts with the adapter."""
     noisy = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     context, steps = model.encode_prompts(["1girl", "hat"]), torch.tensor([50, 500])
-    told = model._told(noisy, context)
+    conditions = model._added_conditions(noisy, context)
     adapter = attach(model.modules, spec)
     try:
         adapter.load({key: tensor for key, tensor in state.items() if key.startswith("unet.")})
         with torch.no_grad():
             ours = model.predict(noisy, steps, context)
-            theirs = reference.pipeline.unet(noisy, steps, context.tokens, added_cond_kwargs=told, return_dict=False)[0]
+            theirs = reference.pipeline.unet(
+                noisy, steps, context.tokens, added_cond_kwargs=conditions, return_dict=False
+            )[0]
     finally:
         adapter.detach()
     assert torch.allclose(ours, theirs, atol=1e-4)

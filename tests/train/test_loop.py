@@ -256,7 +256,7 @@ def test_divergence_ends_the_run_and_says_so(tiny_model: StableDiffusion, folder
     queue, last = iter([Job(wild)]), None
     for ready in train(lambda: next(queue, None), context):
         with torch.no_grad():
-            context.adapter.updates[0].up.fill_(float("nan"))
+            context.adapter.deltas[0].up.fill_(float("nan"))
         last = ready[0].checkpoint
         if last and last.step > 60:
             break
@@ -415,7 +415,7 @@ def test_what_is_preserved_pulls_back_to_the_base_model(
     )
     train_step(context, {0: slot})
     with torch.no_grad():
-        for layer in context.adapter.updates:
+        for layer in context.adapter.deltas:
             layer.up.normal_(generator=torch.Generator().manual_seed(0))
     train_step(context, {0: slot})
     context.adapter.detach()

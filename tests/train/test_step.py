@@ -50,7 +50,7 @@ def test_the_text_encoder_has_an_optimizer_of_its_own(
     try:
         for _ in range(15):
             train_step(context, {0: slot})
-        updates = {path: layer.update for path, layer in context.adapter.layers.items() if layer.update}
+        updates = {path: layer.delta for path, layer in context.adapter.layers.items() if layer.delta}
         parts = [
             {id(p) for path, update in updates.items() if in_text_encoder(path) == own for p in update.parameters(0)}
             for own in (False, True)
