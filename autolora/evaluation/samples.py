@@ -120,7 +120,7 @@ def save_grid(folder: Path, step: int, scorer: Scorer, rendered: Rendered) -> No
 
 
 def render_grid(scorer: Scorer, rendered: Rendered) -> Image.Image:
-    """Two rows for each prompt, at the strongest weight: renders of the base model and of the LoRA, with the same seeds."""
+    """Two rows for each prompt, at the strongest weight: the base model's renders, and the LoRA's at the same seeds."""
     weight = max(weight for _, weight in rendered)
     prompts = [p for group in ("trigger", "class_only") for p in scorer.select(group)[:PROMPTS]]
     rows = [
