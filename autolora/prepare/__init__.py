@@ -1,1 +1,1 @@
-"""What a base model, an encoder or a tagger says of a dataset before training; and class pictures for it."""
+"""Preparation of a dataset: tagging, auditing triggers and tags with the base model, and class images."""

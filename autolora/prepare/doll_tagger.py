@@ -1,4 +1,4 @@
-"""The embedded world's tagger: a linear head on its scoring CLIP, which never saw the oracle."""
+"""The tagger of the synthetic test world: a linear head on its CLIP model, independent of the attribute classifier."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ HEAD = WEIGHTS.parent / "tagger.safetensors"  # written by `python -m autolora.p
 
 
 class DollTagger:
-    """Reads the base model's own tags off paper-doll pictures; each group's probabilities add up to 1.
+    """Finds the base model's tags in paper-doll images; the probabilities of each group of tags add up to 1.
 
-    A group may hold an empty tag, for what the base model has no word for. The groups of `pair` give one tag
-    together, `red dress`, as probable as its parts are at once.
+    A group may contain an empty tag, for things that the base model has no word for. The two groups of `pair` form one
+    tag together, such as `red dress`; its probability is the product of theirs.
     """
 
     def __init__(self, clip: OpenClip, head: Path) -> None:
@@ -33,49 +33,49 @@ class DollTagger:
         self.groups: dict[str, list[str]] = json.loads(metadata["groups"])
         self.pair: list[str] = json.loads(metadata["pair"])
         self.clip, self.layer = clip, metadata["layer"]
-        self.categories = dict.fromkeys(self._name(np.zeros(len(self.bias))), "general")
+        self.categories = dict.fromkeys(self._by_tag(np.zeros(len(self.bias))), "general")
 
-    def tag(self, pictures: TaggerImages) -> list[dict[str, float]]:
-        """The probability of every tag of the base model's world, for each picture."""
-        if not len(pictures):
+    def tag(self, images: TaggerImages) -> list[dict[str, float]]:
+        """The probability of every tag of the base model, for each image."""
+        if not len(images):
             return []
-        rows = self._features(np.stack([squared(picture, self.clip.side[0]) for picture in pictures]))
+        rows = self._features(np.stack([squared(image, self.clip.side[0]) for image in images]))
         sizes = [len(tags) for tags in self.groups.values()]
         logits = torch.split(rows @ self.weight + self.bias, sizes, dim=1)
-        columns = torch.cat([part.softmax(1) for part in logits], 1).double().numpy()
-        return [self._name(row) for row in columns]
+        probabilities = torch.cat([part.softmax(1) for part in logits], 1).double().numpy()
+        return [self._by_tag(row) for row in probabilities]
 
     @torch.inference_mode()
-    def _features(self, pictures: NDArray[np.uint8]) -> Tensor:
-        """(N, H, W, 3) uint8 -> (N, features) of the layer that the head was fitted on."""
-        found: list[Tensor] = []
+    def _features(self, images: NDArray[np.uint8]) -> Tensor:
+        """The features of the layer that the head was fitted on: (N, H, W, 3) uint8 -> (N, features)."""
+        outputs: list[Tensor] = []
         layer = getattr(self.clip.model.visual, self.layer)
-        handle = layer.register_forward_hook(lambda module, inputs, output: found.append(output.flatten(1)))
+        handle = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output.flatten(1)))
         try:
-            self.clip.images(pictures)
+            self.clip.embed_pooled(images)
         finally:
             handle.remove()
-        return torch.cat(found).float().cpu()
+        return torch.cat(outputs).float().cpu()
 
-    def _name(self, columns: NDArray[np.float64]) -> dict[str, float]:
-        """Probabilities by tag."""
+    def _by_tag(self, probabilities: NDArray[np.float64]) -> dict[str, float]:
+        """The probabilities of one image by tag."""
         ends = np.cumsum([len(tags) for tags in self.groups.values()])[:-1]
-        parts = dict(zip(self.groups, np.split(columns, ends), strict=True))
-        named = {
+        by_group = dict(zip(self.groups, np.split(probabilities, ends), strict=True))
+        by_tag = {
             tag: float(value)
             for group, tags in self.groups.items()
             if group not in self.pair
-            for tag, value in zip(tags, parts[group], strict=True)
+            for tag, value in zip(tags, by_group[group], strict=True)
             if tag
         }
         first, second = self.pair
-        for a, one in zip(self.groups[first], parts[first], strict=True):
-            named |= {
-                f"{a} {b}": float(one * other)
-                for b, other in zip(self.groups[second], parts[second], strict=True)
+        for a, first_value in zip(self.groups[first], by_group[first], strict=True):
+            by_tag |= {
+                f"{a} {b}": float(first_value * second_value)
+                for b, second_value in zip(self.groups[second], by_group[second], strict=True)
                 if a and b
             }
-        return named
+        return by_tag
 
 
 def load_doll_tagger(head: Path = HEAD) -> DollTagger:

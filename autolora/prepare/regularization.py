@@ -1,4 +1,4 @@
-"""Regularization pictures: other pictures of the class and of the trigger's words, as the base model draws them."""
+"""Class images for regularization: images of the class and of the trigger's words, rendered by the base model."""
 
 from __future__ import annotations
 
@@ -12,24 +12,32 @@ from autolora.data.concepts import Dataset, strip_triggers
 from autolora.data.sources import Picture
 from autolora.models.settings import ModelSettings
 from autolora.sampling import BaseRenders
-from autolora.scoring.probes import trigger_words
+from autolora.scoring.eval_prompts import trigger_words
 
-FIRST_SEED = 700_000  # beyond scoring.seed and every probe, so that bleed is not judged on what was trained
-# On development character 5 (one training seed), without any: 93 to 97% bleed. Half a picture for each own one leaves 0
-# to 7%, a quarter 5 to 23% with more likeness. 48 different ones (25 showings each) do as well as 192; of 12 (100
-# showings each) 2 to 20% is left; 24 are enough where one is shown for each own one.
-MOST_SHOWINGS, FEWEST = 25, 48
-UNKNOWN_COUNT = ModelSettings.num_class_images  # where nothing is known of how it was trained
+SEED_OFFSET = 700_000  # above the seeds of all evaluation prompts, so that bleed is not measured on training images
+# Measured on development character 5 with one training seed. Without class images bleed is 93 to 97%. With half a
+# class image per training image it is 0 to 7%, with a quarter 5 to 23% and more likeness. 48 different class images,
+# each shown 25 times, are as good as 192. With 12, each shown 100 times, bleed is 2 to 20%. With one class image per
+# training image, 24 different ones are enough.
+MOST_REPEATS = 25  # times that one class image is shown
+FEWEST_IMAGES = 48
+DEFAULT_COUNT = ModelSettings.num_class_images  # if the number of images shown in training is not known
 
 
 def class_prompts(dataset: Dataset, class_tags: Sequence[str], count: int) -> list[str]:
-    """What `count` class pictures show: three of four the class word alone, the others with tags beside it.
+    """The prompts of `count` class images: 3 of 4 are the class word alone, the others add tags.
 
-    The tags are the model's `class_tags`, or the training captions' visible ones where it has none. Without any the
-    prompts are no longer followed; with more of them likeness suffers, as the trigger has all of them against it.
-    (On development character 9 all, 3/4, 1/4 alone: likeness .78, .79, .59, bleed .04, .06, .19 by the oracle,
-    editability .49, .83, .91.) Where a trigger is made of several words, every second of the others is one of them
-    alone, since `Mona_Taco` would drag in what `mona` and `taco` are to the base model.
+    The tags are the model's `class_tags`, or the training captions without triggers if the model has none. Without any
+    tags the LoRA no longer follows prompts. With more of them likeness drops, because the class images then contradict
+    the trigger in every tag. (Development character 9 with the class word alone in all, 3/4 and 1/4 of the prompts:
+    likeness .78, .79, .59; bleed .04, .06, .19 by the attribute classifier; editability .49, .83, .91.) If the trigger
+    is made of several words, half of the other prompts are one of these words alone, so that `Mona_Taco` does not bring
+    in what `mona` and `taco` mean to the base model.
+
+    Args:
+        dataset: the dataset.
+        class_tags: prompts of the model's settings that are added to the class word.
+        count: number of prompts.
     """
     captions = [strip_triggers(picture.caption, dataset) for picture in dataset.pictures]
     tagged = [join_tags([dataset.class_word, *split_tags(tags)]) for tags in class_tags] or captions
@@ -49,48 +57,59 @@ def class_prompts(dataset: Dataset, class_tags: Sequence[str], count: int) -> li
 def class_pictures(
     prompts: Sequence[str], renders: BaseRenders, first_seed: int, advance: Callable[[int], None] | None = None
 ) -> tuple[Picture, ...]:
-    """The prompts as the base model draws them, as training pictures, each different; what is cached is not drawn."""
-    shots = [(prompt, first_seed + FIRST_SEED + i) for i, prompt in enumerate(prompts)]
-    renders.render(shots, advance)
+    """The base model's renders of the prompts as training images, without duplicates; cached renders are reused.
+
+    Args:
+        prompts: one per image; they become the captions.
+        renders: the base model's renders.
+        first_seed: of the scoring; class images use seeds far above it.
+        advance: called with the number of finished renders.
+    """
+    requests = [(prompt, first_seed + SEED_OFFSET + i) for i, prompt in enumerate(prompts)]
+    renders.render(requests, advance)
     side = renders.model.resolution
-    found = {}
-    for prompt, seed in shots:
+    pictures = {}
+    for prompt, seed in requests:
         path = renders.path(prompt, seed)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        found[digest] = Picture(path, prompt, "", side, side, digest, bucket=(side, side))
-    return tuple(found.values())
+        pictures[digest] = Picture(path, prompt, "", side, side, digest, bucket=(side, side))
+    return tuple(pictures.values())
 
 
 @dataclass(frozen=True)
 class Regularization:
-    """How many different pictures, of which prompts, and how many of them shown for each of the dataset's own."""
+    """A suggestion: the number of class images, how many are shown per training image, and their prompts."""
 
     count: int
-    share: float
+    reg_ratio: float
     prompts: tuple[str, ...]
 
     @property
     def summary(self) -> str:
-        """What to do, with the settings that do it."""
-        of = ", ".join(f"`{prompt}`" for prompt in self.prompts)
+        """The suggestion in words, with the settings to change."""
+        prompts = ", ".join(f"`{prompt}`" for prompt in self.prompts)
         return (
-            f"{self.count} regularization images of {of} "
-            f"(train.reg_ratio={self.share:g} model.num_class_images={self.count})"
+            f"{self.count} regularization images of {prompts} "
+            f"(train.reg_ratio={self.reg_ratio:g} model.num_class_images={self.count})"
         )
 
 
 def suggest_regularization(
-    leaks: Mapping[str, float], share: float = 0.0, own_steps: int | None = None
+    bleed_by_prompt: Mapping[str, float], reg_ratio: float = 0.0, images_shown: int | None = None
 ) -> Regularization:
-    """How many regularization pictures, and of what, the measured bleed asks for.
+    """The number and prompts of class images to add against a measured bleed.
 
     Args:
-        leaks: by prompt without a trigger, the share of its renders that shows the character; the class word first.
-        share: as it was trained, class pictures for each of the dataset's own.
-        own_steps: pictures of the dataset shown in the whole bake; None where that is not known.
+        bleed_by_prompt: for each prompt without a trigger, the share of its renders that show the character; the class
+            word is first.
+        reg_ratio: class images per training image in the measured training run.
+        images_shown: training images shown in that run; None if unknown.
     """
-    worst = max(leaks.values())
-    share = min(share + (0.5 if worst >= 0.5 else 0.25), 4.0)
-    count = UNKNOWN_COUNT if own_steps is None else max(FEWEST, math.ceil(share * own_steps / MOST_SHOWINGS))
-    class_word, *others = leaks
-    return Regularization(count, share, (class_word, *(p for p in others if leaks[p] and leaks[p] >= worst / 2)))
+    worst = max(bleed_by_prompt.values())
+    ratio = min(reg_ratio + (0.5 if worst >= 0.5 else 0.25), 4.0)
+    count = DEFAULT_COUNT
+    if images_shown is not None:
+        count = max(FEWEST_IMAGES, math.ceil(ratio * images_shown / MOST_REPEATS))
+    class_word, *others = bleed_by_prompt
+    bleeding = (p for p in others if bleed_by_prompt[p] and bleed_by_prompt[p] >= worst / 2)
+    return Regularization(count, ratio, (class_word, *bleeding))

@@ -1,4 +1,4 @@
-"""What every tagger offers, and its settings."""
+"""The interface of taggers, their settings and their results; imports no machine-learning library."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ TaggerImages = Sequence[Image.Image | NDArray[np.uint8]] | NDArray[np.uint8]  # 
 
 
 class Tagger(Protocol):
-    """What reads tags off pictures."""
+    """Finds tags in images."""
 
     @property
     def categories(self) -> Mapping[str, str]:
-        """Every tag it knows, spelt as in its own list: `general`, `character` or `rating`."""
+        """All tags of the tagger, in its own spelling, with their category: `general`, `character` or `rating`."""
         ...
 
-    def tag(self, pictures: TaggerImages) -> list[dict[str, float]]:
-        """The probability of every tag it knows, for each picture of one batch."""
+    def tag(self, images: TaggerImages) -> list[dict[str, float]]:
+        """The probability of every tag, for each image of one batch."""
         ...
 
 
 @dataclass(frozen=True)
 class TaggerSettings:
-    """Which tagger, and what of its findings becomes a caption; the thresholds are WD14 taggers' usual ones."""
+    """The tagger, and which of its tags become a caption; the default thresholds are common for WD14 taggers."""
 
     path: str = "paperdoll"  # a folder with model.onnx and selected_tags.csv, or OWNER/NAME in the hub's cache
-    prefix: tuple[str, ...] = ()  # tags in front of every caption, such as 1girl and the trigger
+    prefix: tuple[str, ...] = ()  # tags at the start of every caption, such as 1girl and the trigger
     general_threshold: float = 0.35
     character_threshold: float = 0.85
-    underscores: bool = False  # `long_hair` as it is; kaomojis such as ^_^ keep theirs anyway
-    escape_brackets: bool = False  # `mona \(game\)`, as prompt boxes want it
-    exclude: tuple[str, ...] = ()  # tags never written, in any spelling
+    underscores: bool = False  # write `long_hair` instead of `long hair`; kaomojis such as ^_^ always keep theirs
+    escape_brackets: bool = False  # write `mona \(game\)`, as prompt boxes need it
+    exclude: tuple[str, ...] = ()  # tags that are never written, in any spelling
     batch_size: int = 8
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class TaggerSettings:
 
 @dataclass(frozen=True)
 class TagScore:
-    """A tag, spelt as it would be written, with its probability."""
+    """A tag, spelled as in captions, with its probability."""
 
     tag: str
     score: float
@@ -63,24 +63,25 @@ class TagScore:
 
 @dataclass(frozen=True)
 class Tagging:
-    """What a tagger found in one picture: characters first, then general tags, each by falling probability."""
+    """The tags of one image: characters first, then general tags, each in order of falling probability."""
 
     tags: tuple[TagScore, ...]
-    rating: TagScore | None  # the likeliest; none where the tagger has no ratings
+    rating: TagScore | None  # the most probable rating; None if the tagger has no ratings
 
     @property
     def caption(self) -> str:
-        """The tags as a caption; the rating is never part of it."""
-        return join_tags(found.tag for found in self.tags)
+        """The tags as a caption, without the rating."""
+        return join_tags(score.tag for score in self.tags)
 
 
-def squared(picture: Image.Image | NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """A picture padded to a square and resized, (side, side, 3) in RGB.
+def squared(image: Image.Image | NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """An image padded to a square and resized, (side, side, 3) uint8 RGB.
 
-    Transparency and padding are white, the resize is bicubic, as in the WD14 authors' own demo (SmilingWolf/wd-tagger).
+    Transparency and padding are white and the resize is bicubic, as in the demo of the WD14 authors
+    (SmilingWolf/wd-tagger).
     """
-    image = (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).convert("RGBA")
-    longest = max(image.size)
+    rgba = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGBA")
+    longest = max(rgba.size)
     square = Image.new("RGBA", (longest, longest), (255, 255, 255, 255))
-    square.alpha_composite(image, ((longest - image.width) // 2, (longest - image.height) // 2))
+    square.alpha_composite(rgba, ((longest - rgba.width) // 2, (longest - rgba.height) // 2))
     return np.asarray(square.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))

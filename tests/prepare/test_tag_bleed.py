@@ -1,4 +1,4 @@
-"""Bleed as a tagger reads it."""
+"""Bleed measured by a tagger."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from autolora.prepare.tag_bleed import character_tags, tag_bleed
 from autolora.prepare.tagger_base import TaggerImages
 
 
-class Reds:
-    """Sees `red eyes` in red pictures, `blue hair` in blue ones and a smile in all."""
+class ColourTagger:
+    """Finds `red eyes` in red images, `blue hair` in blue images and a smile in all images."""
 
     categories: Mapping[str, str] = dict.fromkeys(("red eyes", "blue hair", "smile"), "general")
 
-    def tag(self, pictures: TaggerImages) -> list[dict[str, float]]:
-        means = [np.asarray(picture).mean((0, 1)) / 255 for picture in pictures]
+    def tag(self, images: TaggerImages) -> list[dict[str, float]]:
+        means = [np.asarray(image).mean((0, 1)) / 255 for image in images]
         return [{"red eyes": red, "blue hair": blue, "smile": 1.0} for red, _, blue in means]
 
 
@@ -31,20 +31,22 @@ def plain(color: tuple[int, int, int], count: int) -> np.ndarray:
 RED, PURPLE, GREEN = (255, 0, 0), (255, 0, 255), (0, 255, 0)
 
 
-def test_the_characters_tags_are_the_traits_of_most_pictures(tmp_path: Path) -> None:
+def test_the_characters_tags_are_the_traits_of_most_images(tmp_path: Path) -> None:
     pictures = []
     for i, color in enumerate([RED] * 3 + [PURPLE] * 2):
         path = tmp_path / f"{i}.png"
         Image.new("RGB", (8, 8), color).save(path)
         pictures.append(Picture(path, "mona", "mona", 8, 8, str(i), bucket=(8, 8)))
-    assert character_tags(Reds(), pictures) == ("red eyes",)  # a smile is no trait, blue hair in two of five
+    assert character_tags(ColourTagger(), pictures) == (
+        "red eyes",
+    )  # a smile is not a trait, blue hair is in two of five
 
 
-def test_bleed_is_how_much_oftener_than_on_the_base_models_renders() -> None:
+def test_bleed_is_the_excess_over_the_base_models_renders() -> None:
     tags = ("red eyes", "blue hair")
     base = [plain(GREEN, 2), plain(RED, 2)]
-    assert tag_bleed(Reds(), tags, base, base, 50).value == 0
-    found = tag_bleed(Reds(), tags, base, [plain(PURPLE, 2), plain(RED, 2)], 50)
-    assert found.value == pytest.approx(0.5)  # both tags more on the first prompt's renders, none on the second's
-    assert found.low < 0.1 and found.high > 0.9
-    assert tag_bleed(Reds(), tags, base, [plain(GREEN, 2), plain(GREEN, 2)], 50).value == pytest.approx(-0.25)
+    assert tag_bleed(ColourTagger(), tags, base, base, 50).value == 0
+    bleed = tag_bleed(ColourTagger(), tags, base, [plain(PURPLE, 2), plain(RED, 2)], 50)
+    assert bleed.value == pytest.approx(0.5)  # the mean of 1 for the first prompt and 0 for the second
+    assert bleed.low < 0.1 and bleed.high > 0.9
+    assert tag_bleed(ColourTagger(), tags, base, [plain(GREEN, 2), plain(GREEN, 2)], 50).value == pytest.approx(-0.25)

@@ -1,4 +1,4 @@
-"""WD14-type taggers, on a small ONNX model that turns a picture's mean colours into tags."""
+"""WD14 taggers, tested with a small ONNX model that turns the mean colours of an image into tags."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from autolora.errors import ConfigError
-from autolora.prepare.tagger import choose_tags, load_tagger, preprocess, read_tags, spell, tag_pictures
+from autolora.prepare.tagger import choose_tags, load_tagger, preprocess, read_tags, spell, tag_images
 from autolora.prepare.tagger_base import Tagger, TaggerSettings
 
 SIDE = 8  # pixels
-# Tag, category, and how much blue, green, red (in the order of the model's input) and nothing count for it.
+# Tag, category, and the weights of blue, green, red (the order of the model's input) and of the bias.
 TAGS = [
     ("general", 9, (0, 0, 0, 1)),
     ("explicit", 9, (0, 0, 0, -1)),
@@ -31,7 +31,7 @@ RED, BLUE = (np.full((SIDE, SIDE, 3), color, np.uint8) for color in ((255, 0, 0)
 
 
 def save_model(folder: Path, batch: int | str = "N", first: bool = False, activation: str = "Sigmoid") -> Path:
-    """A logit of 6 for a full colour, -6 for none, as `model.onnx` with its selected_tags.csv."""
+    """Write `model.onnx`, with a logit of 6 for a full colour and -6 for none, and its selected_tags.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     weight = np.array([w[:3] for _, _, w in TAGS], np.float32).T * (12 / 255)
     bias = np.array([2 * w[3] if w[3] else -6 for _, _, w in TAGS], np.float32)
@@ -67,8 +67,8 @@ def tagger(folder: Path) -> Tagger:
     return load_tagger(folder)
 
 
-def test_colours_become_their_tags(tagger: Tagger) -> None:
-    """Fails if the channels are not blue first, or not from 0 to 255."""
+def test_colours_get_their_tags(tagger: Tagger) -> None:
+    """Fails if the channels are not in BGR order, or not from 0 to 255."""
     red, blue = tagger.tag([RED, BLUE])
     assert (red["red_(rose)"], red["blue_sky"], red["green_grass"]) == pytest.approx((0.9975, 0.0025, 0.0025), abs=1e-4)
     assert (blue["blue_sky"], blue["red_(rose)"]) == pytest.approx((0.9975, 0.0025), abs=1e-4)
@@ -76,14 +76,14 @@ def test_colours_become_their_tags(tagger: Tagger) -> None:
 
 
 @pytest.mark.parametrize(("batch", "first"), [(1, False), (2, False), ("N", True), (2, True)])
-def test_other_layouts_and_fixed_batches_say_the_same(
+def test_other_layouts_and_fixed_batches_give_the_same_tags(
     tagger: Tagger, tmp_path: Path, batch: int | str, first: bool
 ) -> None:
-    pictures = [RED, BLUE, RED]
-    assert load_tagger(save_model(tmp_path, batch, first)).tag(pictures) == tagger.tag(pictures)
+    images = [RED, BLUE, RED]
+    assert load_tagger(save_model(tmp_path, batch, first)).tag(images) == tagger.tag(images)
 
 
-def test_pictures_are_padded_on_white_and_keep_their_order(tagger: Tagger) -> None:
+def test_images_are_padded_with_white_and_in_bgr_order(tagger: Tagger) -> None:
     wide = preprocess(np.full((4, 8, 3), (255, 0, 0), np.uint8), 8)
     assert (wide[:2] == 255).all() and (wide[6:] == 255).all()
     assert (wide[2:6] == (0, 0, 255)).all()
@@ -92,25 +92,25 @@ def test_pictures_are_padded_on_white_and_keep_their_order(tagger: Tagger) -> No
     assert (preprocess(Image.new("L", (3, 3), 7), SIDE) == 7).all()
 
 
-def test_tags_come_in_order_and_ratings_apart(tagger: Tagger) -> None:
+def test_tags_are_ordered_and_ratings_are_separate(tagger: Tagger) -> None:
     purple = np.full((5, 9, 3), (255, 0, 254), np.uint8)[:5, :5]
-    heard: list[int] = []
+    finished: list[int] = []
     settings = TaggerSettings(character_threshold=0.2, batch_size=2)
-    found = tag_pictures(tagger, [purple, BLUE, RED], settings, heard.append)
-    assert [t.tag for t in found[0].tags] == ["mona (game)", "red (rose)", "blue sky"]
-    assert found[0].caption == "mona (game), red (rose), blue sky"
-    assert found[0].tags[0].score < found[0].tags[2].score < found[0].tags[1].score
-    assert found[0].rating is not None and found[0].rating.tag == "general"
-    assert [t.tag for t in found[1].tags] == ["blue sky"]
-    assert heard == [2, 1]
+    taggings = tag_images(tagger, [purple, BLUE, RED], settings, finished.append)
+    assert [t.tag for t in taggings[0].tags] == ["mona (game)", "red (rose)", "blue sky"]
+    assert taggings[0].caption == "mona (game), red (rose), blue sky"
+    assert taggings[0].tags[0].score < taggings[0].tags[2].score < taggings[0].tags[1].score
+    assert taggings[0].rating is not None and taggings[0].rating.tag == "general"
+    assert [t.tag for t in taggings[1].tags] == ["blue sky"]
+    assert finished == [2, 1]
 
 
-def test_an_array_of_pictures_and_none_at_all(tagger: Tagger) -> None:
-    assert [r.caption for r in tag_pictures(tagger, np.stack([RED, BLUE]), TaggerSettings())] == [
+def test_an_array_of_images_and_an_empty_list(tagger: Tagger) -> None:
+    assert [r.caption for r in tag_images(tagger, np.stack([RED, BLUE]), TaggerSettings())] == [
         "red (rose)",
         "blue sky",
     ]
-    assert tag_pictures(tagger, [], TaggerSettings()) == []
+    assert tag_images(tagger, [], TaggerSettings()) == []
 
 
 def test_thresholds_of_categories_and_exclusions() -> None:
@@ -128,40 +128,40 @@ def test_thresholds_of_categories_and_exclusions() -> None:
 
 
 @pytest.mark.parametrize("tag", ["^_^", "0_0", "(o)_(o)", "<|>_<|>", ">_o", "||_||", "u_u"])
-def test_kaomojis_keep_their_underscore(tag: str) -> None:
+def test_kaomojis_keep_their_underscores(tag: str) -> None:
     assert spell(tag, TaggerSettings()) == tag
 
 
-def test_spelling() -> None:
+def test_spelling_of_tags() -> None:
     assert spell("mona_(game)", TaggerSettings()) == "mona (game)"
     assert spell("mona_(game)", TaggerSettings(underscores=True)) == "mona_(game)"
     assert spell("mona_(game)", TaggerSettings(escape_brackets=True)) == r"mona \(game\)"
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"general_threshold": 0}, r"tagger\.general_threshold must be above 0"),
         ({"character_threshold": 1.5}, r"tagger\.character_threshold must be above 0 and at most 1, got 1\.5"),
         ({"batch_size": 0}, r"tagger\.batch_size must be at least 1, got 0"),
     ],
 )
-def test_impossible_settings(wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_settings_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         TaggerSettings(**wrong)
 
 
-def test_missing_files_and_folders(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no such folder; expected one with model\.onnx and selected_tags\.csv"):
+def test_missing_files_and_folders_are_errors(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such folder; expected a folder with model\.onnx and selected_tags\.csv"):
         load_tagger(tmp_path / "nothing")
-    with pytest.raises(ConfigError, match=r"model\.onnx and selected_tags\.csv missing there"):
+    with pytest.raises(ConfigError, match=r"model\.onnx and selected_tags\.csv missing in this folder"):
         load_tagger(tmp_path)
     (tmp_path / "model.onnx").write_bytes((folder / "model.onnx").read_bytes())
-    with pytest.raises(ConfigError, match=r": selected_tags\.csv missing there"):
+    with pytest.raises(ConfigError, match=r": selected_tags\.csv missing in this folder"):
         load_tagger(tmp_path)
 
 
-def test_names_are_looked_up_in_the_hubs_cache_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_looked_up_only_in_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ConfigError, match=r"`hf download SmilingWolf/tagger model\.onnx selected_tags\.csv`"):
         load_tagger("SmilingWolf/tagger")
@@ -172,33 +172,33 @@ def test_names_are_looked_up_in_the_hubs_cache_alone(tmp_path: Path, monkeypatch
     assert len(load_tagger("SmilingWolf/tagger").categories) == len(TAGS)
 
 
-def test_without_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_onnxruntime_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ConfigError, match=r"install autolora\[tagger\]"):
         load_tagger(folder)
 
 
-def test_a_broken_model_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_broken_model_is_one_line(tmp_path: Path) -> None:
     (save_model(tmp_path) / "model.onnx").write_bytes(b"no model")
     with pytest.raises(ConfigError, match="cannot be loaded") as caught:
         load_tagger(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_files_of_two_models(tmp_path: Path) -> None:
+def test_files_of_different_models_are_an_error(tmp_path: Path) -> None:
     table = save_model(tmp_path) / "selected_tags.csv"
     table.write_text(table.read_text() + "7,solo,0,1\n")
-    with pytest.raises(ConfigError, match=r"gives 6 tags, selected_tags\.csv lists 7: take both"):
+    with pytest.raises(ConfigError, match=r"has 6 tags, selected_tags\.csv lists 7: use two files"):
         load_tagger(tmp_path)
 
 
-def test_outputs_that_are_no_probabilities(tmp_path: Path) -> None:
+def test_outputs_that_are_not_probabilities(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected probabilities"):
         load_tagger(save_model(tmp_path, activation="Identity")).tag([RED])
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "columns none; expected tag_id, name, category, count"),
         (b"tag,kind\n1girl,0\n", "columns tag, kind; expected"),
@@ -209,10 +209,10 @@ def test_outputs_that_are_no_probabilities(tmp_path: Path) -> None:
         (b"tag_id,name,category,count\n1,\xff,0,3\n", "cannot be read"),
     ],
 )
-def test_broken_lists_of_tags(tmp_path: Path, content: bytes, said: str) -> None:
+def test_broken_lists_of_tags(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "selected_tags.csv"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         read_tags(path)
 
 
@@ -222,7 +222,7 @@ def test_quoted_names_and_a_byte_order_mark(tmp_path: Path) -> None:
     assert read_tags(path) == {"a,b": "general"}
 
 
-def test_an_input_that_is_no_picture(tmp_path: Path) -> None:
+def test_an_input_that_is_not_an_image(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("Sigmoid", ["x"], ["y"])],
         "none",
@@ -231,7 +231,7 @@ def test_an_input_that_is_no_picture(tmp_path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     onnx.save(model, save_model(tmp_path) / "model.onnx")
-    with pytest.raises(ConfigError, match=r"its input is of shape \[1, 6\]"):
+    with pytest.raises(ConfigError, match=r"its input has shape \[1, 6\]"):
         load_tagger(tmp_path)
 
 
@@ -239,7 +239,7 @@ def pixels(seed: int) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 
 
-def test_a_picture_is_tagged_alike_in_every_batch(tagger: Tagger) -> None:
-    pictures = [pixels(i) for i in range(5)]
-    together = tag_pictures(tagger, pictures, TaggerSettings(batch_size=5, general_threshold=0.1))
-    assert together == tag_pictures(tagger, pictures, TaggerSettings(batch_size=2, general_threshold=0.1))
+def test_tags_do_not_depend_on_the_batch_size(tagger: Tagger) -> None:
+    images = [pixels(i) for i in range(5)]
+    together = tag_images(tagger, images, TaggerSettings(batch_size=5, general_threshold=0.1))
+    assert together == tag_images(tagger, images, TaggerSettings(batch_size=2, general_threshold=0.1))
