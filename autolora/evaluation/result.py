@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autolora.errors import StudyError
 from autolora.scoring.settings import BELOW
 
 if TYPE_CHECKING:  # these modules import torch
@@ -87,11 +88,11 @@ class TrialResults:
 
     def best_result(self) -> CheckpointResult | None:
         """The checkpoint of the highest objective, the earliest of equals; None before the first one."""
-        return max(self.results, key=lambda p: p.objective, default=None)
+        return max(self.results, key=lambda result: result.objective, default=None)
 
     def best_objective(self) -> float:
         """The highest objective; that of a diverged trial before the first checkpoint."""
-        return max((p.objective for p in self.results), default=DIVERGED)
+        return max((result.objective for result in self.results), default=DIVERGED)
 
     def scored_step(self) -> int:
         """Images shown up to the last scored checkpoint; 0 before the first one."""
@@ -100,15 +101,15 @@ class TrialResults:
     def overcooked_step(self) -> int | None:
         """Images shown up to the first checkpoint from which on every checkpoint is overcooked."""
         step = None
-        for p in reversed(self.results):
-            if not overcooked(p):
+        for result in reversed(self.results):
+            if not overcooked(result):
                 break
-            step = p.step
+            step = result.step
         return step
 
 
 def from_losses(checkpoint: Checkpoint, base_losses: Sequence[float]) -> CheckpointResult:
-    """What is known of a checkpoint without a render; `base_losses` are the base model's validation losses."""
+    """The result of a checkpoint before it is rendered; `base_losses` are the base model's validation losses."""
     return CheckpointResult(
         step=checkpoint.step,
         train_loss=checkpoint.train_loss,
@@ -118,23 +119,23 @@ def from_losses(checkpoint: Checkpoint, base_losses: Sequence[float]) -> Checkpo
 
 
 def unmeasured_result(blank: CheckpointResult, reason: str) -> CheckpointResult:
-    """A checkpoint that only its validation loss can speak for: the lower, relative to the base model's, the better."""
+    """The result of a checkpoint that cannot be rendered: its objective is its validation loss, lower being better."""
     verdict = f"unmeasured: validation loss {blank.val_ratio:.0%} of the base model's"
     return replace(blank, objective=-blank.val_ratio, verdict=verdict, unmeasurable={"score": reason})
 
 
 def unpromising_result(
-    blank: CheckpointResult, own: Sequence[CheckpointResult], min_fidelity: float
+    blank: CheckpointResult, earlier_results: Sequence[CheckpointResult], min_fidelity: float
 ) -> CheckpointResult:
-    """A checkpoint whose validation loss says that it shows nothing yet, or nothing any more.
+    """The result of a checkpoint whose validation loss shows that it has learnt nothing yet, or has collapsed.
 
     Args:
-        blank: the checkpoint as its losses show it.
-        own: the earlier points of its trial: one that was nearer to the pictures, or had left even the base model
-            behind, has collapsed, and more steps would not help.
-        min_fidelity: how far it is held to lie from what is enough.
+        blank: the result from its losses.
+        own: the earlier results of its trial. A loss above an earlier one, or above the base model's, means that the
+            training has collapsed and that more images would not help.
+        min_fidelity: the limit that it is assumed to miss entirely.
     """
-    loss, earlier = blank.val_ratio, [p.val_ratio for p in own]
+    loss, earlier = blank.val_ratio, [result.val_ratio for result in earlier_results]
     gone = loss > 1 or any(past > 1 or loss > RISEN * past for past in earlier)
     fault, so = ("collapsed", "") if gone else ("undercooked", "still ")
     after = f" after {min(earlier):.0%}" if gone and earlier and min(earlier) < loss else ""
@@ -143,7 +144,7 @@ def unpromising_result(
 
 
 def with_scorecard(before: CheckpointResult, card: Scorecard) -> CheckpointResult:
-    """The same checkpoint by another scorecard."""
+    """The same checkpoint with the scores of a scorecard."""
     return replace(
         before,
         objective=card.objective,
@@ -161,32 +162,44 @@ def with_scorecard(before: CheckpointResult, card: Scorecard) -> CheckpointResul
 
 
 def load_results(folder: Path) -> list[CheckpointResult]:
-    """What a trial's folder says of its checkpoints, without their weights; nothing where it says nothing yet."""
+    """Read the results of a trial's checkpoints, without their weights; an empty list before the first one.
+
+    Raises:
+        StudyError: the file was written by another version of autolora, or is broken.
+    """
     path = folder / "curve.json"
-    return [CheckpointResult(**p) for p in json.loads(path.read_text("utf-8"))] if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        return [CheckpointResult(**entry) for entry in json.loads(path.read_text("utf-8"))]
+    except (TypeError, ValueError) as error:
+        raise StudyError(
+            f"{path} cannot be read ({error}): another version of autolora wrote it, or it is broken; start another "
+            "study with out=OTHER_FOLDER"
+        ) from error
 
 
 def ties(one: CheckpointResult, other: CheckpointResult) -> bool:
-    """Whether the intervals of two scores overlap: a tie, as far as can be told."""
+    """Whether the intervals of two scores overlap, so that neither is known to be better."""
     if one.score is None or other.score is None:
         return False
     return one.score["low"] <= other.score["high"] and other.score["low"] <= one.score["high"]
 
 
-def overcooked(p: CheckpointResult) -> bool:
-    """Whether at the strongest judged weight bleed is above its limit."""
-    return not p.diverged and bool(p.by_weight) and _bleed(p) > _bleed_limit(p)
+def overcooked(result: CheckpointResult) -> bool:
+    """Whether bleed is above its limit at the strongest weight."""
+    return not result.diverged and bool(result.by_weight) and _bleed(result) > _bleed_limit(result)
 
 
-def certainly_overcooked(p: CheckpointResult) -> bool:
-    """Whether at the strongest judged weight all of bleed's interval is above the limit."""
-    return overcooked(p) and _bleed(p, "low") > _bleed_limit(p)
+def certainly_overcooked(result: CheckpointResult) -> bool:
+    """Whether the whole interval of bleed is above its limit at the strongest weight."""
+    return overcooked(result) and _bleed(result, "low") > _bleed_limit(result)
 
 
-def _bleed(p: CheckpointResult, end: str = "value") -> float:
-    return p.by_weight[max(p.by_weight, key=float)]["bleed_class"][end]
+def _bleed(result: CheckpointResult, end: str = "value") -> float:
+    return result.by_weight[max(result.by_weight, key=float)]["bleed_class"][end]
 
 
-def _bleed_limit(p: CheckpointResult) -> float:
-    """The limit as the constraint holds it: the constraint is the highest upper bound minus the limit."""
-    return max(terms["bleed_class"]["high"] for terms in p.by_weight.values()) - p.constraints["bleed_class"]
+def _bleed_limit(result: CheckpointResult) -> float:
+    """The limit of bleed, from the constraint, which is the highest upper bound minus the limit."""
+    return max(terms["bleed_class"]["high"] for terms in result.by_weight.values()) - result.constraints["bleed_class"]

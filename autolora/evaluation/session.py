@@ -1,4 +1,4 @@
-"""Everything a process prepares once and all its trials share."""
+"""A session: what a process prepares once and all its trials share."""
 
 from __future__ import annotations
 
@@ -38,77 +38,78 @@ from autolora.train.run import Run
 
 @dataclass(frozen=True)
 class Session:
-    """The frozen model with its adapter, the pictures, the caches and the prepared score."""
+    """The frozen base model with its adapter, the dataset, the caches and the prepared scorer."""
 
     context: TrainingContext
     renders: BaseRenders
     render_settings: RenderSettings
     scoring: ScoringSettings
     prompts: tuple[EvalPrompt, ...]  # of all groups
-    scorer: Scorer | None  # None where nothing can be measured
-    unmeasured: str  # why; empty where it can
+    scorer: Scorer | None  # None where nothing can be scored
+    unmeasured: str  # why nothing can be scored; empty where it can
     base_losses: tuple[float, ...]  # the base model's validation losses by timestep bucket
     tagger: Tagger | None = None
     export: ExportSettings = field(default_factory=ExportSettings)
 
     def select(self, *groups: str) -> list[EvalPrompt]:
-        """The probes of some groups."""
+        """The evaluation prompts of some groups."""
         return in_groups(self.prompts, *groups)
 
     def measure(
         self,
         checkpoint: Checkpoint,
-        own: Sequence[CheckpointResult],
-        seen: Sequence[CheckpointResult],
+        trial_results: Sequence[CheckpointResult],
+        study_results: Sequence[CheckpointResult],
         bars: Bars,
-        keep: Path | None = None,
+        samples: Path | None = None,
     ) -> CheckpointResult:
-        """A checkpoint, in the adapter's slot 0, as the search sees it.
+        """Score a checkpoint, which is in the adapter's slot 0, with as few renders as the search needs.
 
         Args:
-            checkpoint: what is measured.
-            own: the trial's points so far.
-            seen: the study's, the trial's among them.
+            checkpoint: its losses and its weights.
+            trial_results: the results of its trial so far.
+            study_results: those of all trials, its own among them.
             bars: where progress is shown.
-            keep: the folder that some of the renders are kept in, for the report.
+            samples: the folder that keeps some of the renders for the report.
         """
         blank = from_losses(checkpoint, self.base_losses)
         if self.scorer is None:
             return unmeasured_result(blank, self.unmeasured)
-        scorer, pictures = self.scorer, dict[tuple[EvalPrompt, float], Images]()
+        scorer, renders = self.scorer, dict[tuple[EvalPrompt, float], Images]()
 
-        def judge(weights: Sequence[float]) -> Scorecard:
-            rendered = {weight for _, weight in pictures}
-            pictures.update(self.render(scorer.at_weights(*(w for w in weights if w not in rendered)), bars))
-            return score(scorer.at_weights(*weights), pictures)
+        def score_at(weights: Sequence[float]) -> Scorecard:
+            rendered = {weight for _, weight in renders}
+            renders.update(self.render(scorer.at_weights(*(w for w in weights if w not in rendered)), bars))
+            return score(scorer.at_weights(*weights), renders)
 
-        point = evaluate_progressively(blank, own, seen, scorer.settings, judge)
-        if keep and pictures:
-            save_grid(keep, checkpoint.step, scorer, pictures)
-            save_samples(keep, checkpoint.step, scorer.prompts, pictures, max(scorer.settings.weights))
-        return point
+        result = evaluate_progressively(blank, trial_results, study_results, scorer.settings, score_at)
+        if samples and renders:
+            save_grid(samples, checkpoint.step, scorer, renders)
+            save_samples(samples, checkpoint.step, scorer.prompts, renders, max(scorer.settings.weights))
+        return result
 
-    def tag_bleed(self, scorer: Scorer, pictures: Rendered) -> tuple[list[str], dict[str, dict[str, float]]]:
-        """The character's tags, and by weight how much oftener a tagger sees them on the class word alone.
+    def tag_bleed(self, scorer: Scorer, renders: Rendered) -> tuple[list[str], dict[str, dict[str, float]]]:
+        """The character's tags, and by weight how much more often a tagger sees them on the class word alone.
 
-        Both are empty without a tagger, or where it sees no trait of the character's.
+        Both are empty without a tagger, or where the tagger sees no trait of the character.
         """
         tags = character_tags(self.tagger, self.context.dataset.pictures) if self.tagger else ()
         if not self.tagger or not tags:
             return [], {}
-        found, probes = {}, scorer.select("class_only")
-        base = [scorer.base_renders[probe] for probe in probes]
+        by_weight, prompts = {}, scorer.select("class_only")
+        base = [scorer.base_renders[prompt] for prompt in prompts]
         for weight in scorer.settings.weights:
-            shown = [pictures[probe, weight] for probe in probes]
-            found[f"{weight:g}"] = tag_bleed(self.tagger, tags, base, shown, scorer.settings.n_bootstrap).as_dict()
-        return list(tags), found
+            images = [renders[prompt, weight] for prompt in prompts]
+            estimate = tag_bleed(self.tagger, tags, base, images, scorer.settings.n_bootstrap)
+            by_weight[f"{weight:g}"] = estimate.as_dict()
+        return list(tags), by_weight
 
     def score(self, scorer: Scorer, bars: Bars) -> Scorecard:
-        """Score what is in the adapter's slot 0 by all of a scorer's probes."""
+        """Score the adapter's slot 0 with all prompts of a scorer."""
         return score(scorer, self.render(scorer, bars))
 
     def render(self, scorer: Scorer, bars: Bars) -> Rendered:
-        """A scorer's probes with what is in the adapter's slot 0."""
+        """Render all prompts of a scorer with the adapter's slot 0."""
         with bars.task("rendering probes", scorer.num_renders) as advance:
             return render_eval_prompts(scorer, self.context.model, self.context.adapter, advance)
 

@@ -30,7 +30,7 @@ from autolora.train.run import Run
 
 @dataclass
 class TrialFolder(TrialResults):
-    """A trial's files: `curve.json`, `latest.pt` to continue from, `checkpoints/STEP.safetensors` to export from."""
+    """A trial's files: `curve.json`, `latest.pt` to continue from, `checkpoints/IMAGES.safetensors` to export from."""
 
     path: Path
     run: Run
@@ -38,66 +38,75 @@ class TrialFolder(TrialResults):
 
     @classmethod
     def open(cls, folder: Path, run: Run) -> TrialFolder:
-        """The record as it was left; the curve ends where the latest checkpoint stands."""
-        record = cls(folder, run)
-        latest = record.latest()
+        """Open a trial's folder; results beyond the latest checkpoint, which an interruption left, are dropped."""
+        trial_folder = cls(folder, run)
+        latest = trial_folder.latest()
         if latest is not None:
-            record.results = [p for p in load_results(folder) if p.step <= latest.step]
-        return record
+            trial_folder.results = [result for result in load_results(folder) if result.step <= latest.step]
+        return trial_folder
 
     def latest(self) -> Checkpoint | None:
         """The checkpoint to continue from."""
         path = self.path / "latest.pt"
         return checkpoints.load(path, self.run) if path.is_file() else None
 
-    def load(self, p: CheckpointResult) -> State:
-        """The adapter of a kept point.
+    def load(self, result: CheckpointResult) -> State:
+        """Load the adapter of a kept checkpoint.
 
         Raises:
             StudyError: its file is missing or broken.
         """
-        path = self._file(p)
+        path = self._file(result)
         try:
             return dict(load_file(path))
         except (OSError, SafetensorError) as error:
             raise StudyError(f"{path} cannot be read ({error}); delete {self.path} and run the same command") from error
 
     def append(self, checkpoint: Checkpoint, new: CheckpointResult) -> None:
-        """Keep a scored checkpoint; the curve is written first, so that no checkpoint lacks its score."""
+        """Keep a scored checkpoint; its score is written first, so that no checkpoint lacks one.
+
+        Only the files of the best checkpoint, its neighbours and the new one stay.
+        """
         self.results.append(new)
-        write_atomic(self.path / "curve.json", json.dumps([asdict(p) for p in self.results], indent=1))
+        write_atomic(self.path / "curve.json", json.dumps([asdict(result) for result in self.results], indent=1))
         with atomic_path(self._file(new)) as temporary:
             save_file({key: tensor.contiguous() for key, tensor in checkpoint.state.items()}, temporary)
         checkpoints.save(checkpoint, self.path / "latest.pt")
         best = self.best_result()
         assert best is not None
-        kept = {self._file(p) for p in (*self._beside(best), new)}  # the new one may stand beside the next, better one
+        kept_files = {
+            self._file(result) for result in (*self._beside(best), new)
+        }  # the new one may be the neighbour of a better one
         for path in (self.path / "checkpoints").glob("*.safetensors"):
-            if path not in kept:
+            if path not in kept_files:
                 path.unlink()
 
-    def key(self, p: CheckpointResult) -> str:
-        """By which the studies that judge checkpoints know one of this trial's."""
-        return f"{self.path.name}@{p.step}"
+    def key(self, result: CheckpointResult) -> str:
+        """The name of a checkpoint among all checkpoints of the study."""
+        return f"{self.path.name}@{result.step}"
 
-    def rendered_neighbours(self, p: CheckpointResult) -> list[CheckpointResult]:
-        """A point and those beside it on the curve, of which each was rendered and is kept."""
-        return [one for one in self._beside(p) if one.score is not None and self._file(one).is_file()]
+    def rendered_neighbours(self, result: CheckpointResult) -> list[CheckpointResult]:
+        """A checkpoint and its neighbours, as far as they were rendered and are kept."""
+        return [
+            neighbour
+            for neighbour in self._beside(result)
+            if neighbour.score is not None and self._file(neighbour).is_file()
+        ]
 
-    def _beside(self, p: CheckpointResult) -> list[CheckpointResult]:
-        at = [one.step for one in self.results].index(p.step)
+    def _beside(self, result: CheckpointResult) -> list[CheckpointResult]:
+        at = [neighbour.step for neighbour in self.results].index(result.step)
         return self.results[max(0, at - 1) : at + 2]
 
-    def _file(self, p: CheckpointResult) -> Path:
-        return self.path / "checkpoints" / f"{p.step}.safetensors"
+    def _file(self, result: CheckpointResult) -> Path:
+        return self.path / "checkpoints" / f"{result.step}.safetensors"
 
     def should_stop_overcooked(self, patience: int) -> bool:
-        """Whether at the last `patience` checkpoints bleed is surely above its limit, and does not fall."""
+        """Whether bleed was certainly above its limit at the last `patience` checkpoints, and did not fall."""
         last = self.results[-patience:]
         return len(last) >= patience and all(map(certainly_overcooked, last)) and _bleed(last[-1]) >= _bleed(last[0])
 
     def summary(self, best: CheckpointResult | None = None) -> dict[str, Any]:
-        """The best point, or the one given for it, in the schema of `result.json`."""
+        """The best checkpoint, or the one that is passed, in the schema of `result.json`."""
         best = best or self.best_result()
         assert best is not None
         return {
@@ -115,16 +124,20 @@ class TrialFolder(TrialResults):
             "leaks": best.bleed_by_prompt,
         }
 
-    def remedy(self, p: CheckpointResult) -> str:
-        """What may help against what is wrong with a point of this trial."""
+    def remedy(self, result: CheckpointResult) -> str:
+        """What may help against the broken limits of a checkpoint."""
         trained = self.run.train
-        own = self.scored_step() / (1 + trained.prior_preservation_ratio + trained.reg_ratio)
+        images_of_dataset = self.scored_step() / (1 + trained.prior_preservation_ratio + trained.reg_ratio)
         options = []
-        if p.bleed_by_prompt:
-            options.append(suggest_regularization(p.bleed_by_prompt, trained.reg_ratio, round(own)).summary)
+        if result.bleed_by_prompt:
+            options.append(
+                suggest_regularization(result.bleed_by_prompt, trained.reg_ratio, round(images_of_dataset)).summary
+            )
         options.append(f"train.prior_preservation_ratio={max(0.4, 2 * trained.prior_preservation_ratio):g}")
-        calm = [float(w) for w, terms in p.by_weight.items() if terms["bleed_class"]["high"] <= _bleed_limit(p)]
-        before = [one.step for one in self.results if one.step < (self.overcooked_step() or 0)]
-        options += [f"use weight {max(calm):g}"] if calm else []
-        options += [f"stop at step {max(before)}"] if before else []
-        return remedy(p.constraints, options)
+        weights_without_bleed = [
+            float(w) for w, terms in result.by_weight.items() if terms["bleed_class"]["high"] <= _bleed_limit(result)
+        ]
+        before = [neighbour.step for neighbour in self.results if neighbour.step < (self.overcooked_step() or 0)]
+        options += [f"use weight {max(weights_without_bleed):g}"] if weights_without_bleed else []
+        options += [f"stop after {max(before)} images"] if before else []
+        return remedy(result.constraints, options)

@@ -1,7 +1,8 @@
-"""Where pictures and checkpoints lie: in the run's folder, which workers may share, or besides in a bucket.
+"""Where images and checkpoints are kept: in the run's folder, which workers may share, and optionally in a bucket.
 
-With a bucket (`artifact_store=s3://BUCKET/PREFIX`, any server that speaks S3) a worker needs no folder of others: a trial
-that was begun elsewhere is fetched, and what is scored here is sent before the next step, by Optuna's artifact stores.
+With a bucket (`artifact_store=s3://BUCKET/PREFIX`, any S3-compatible server) workers need no common folder: a trial
+that another worker started is fetched, and a scored checkpoint is sent before training continues, by Optuna's
+artifact stores.
 """
 
 from __future__ import annotations
@@ -23,37 +24,37 @@ from autolora.errors import ConfigError, StorageError
 from autolora.files import atomic_path
 
 Prefix = str | tuple[str, ...]
-TRIES = 8  # of a request, ever more seconds apart
+TRIES = 8  # of a request, with growing pauses
 
 
 class Store(Protocol):
-    """As Optuna's artifact stores."""
+    """The interface of Optuna's artifact stores."""
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
-        """What was written under a name.
+        """Open what was written under a name.
 
         Raises:
-            ArtifactNotFound: nothing was.
+            ArtifactNotFound: nothing was written under it.
         """
         ...
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Write, or replace, what has a name; whole or not at all."""
+        """Write or replace the content of a name, whole or not at all."""
         ...
 
     def remove(self, artifact_id: str) -> None:
-        """Forget what has a name."""
+        """Remove the content of a name."""
         ...
 
 
 def local_store(folder: Path) -> Store:
-    """The store of a run's folder."""
+    """The artifact store in a run's folder."""
     (folder / "artifacts").mkdir(parents=True, exist_ok=True)
     return FileSystemArtifactStore(folder / "artifacts")
 
 
 def open_bucket(address: str | None) -> Store | None:
-    """The bucket at an address, or a part of it; None for no address.
+    """Open the bucket, or the part of it, at an address; None for no address.
 
     Raises:
         ConfigError: it is no address, it holds keys, which logs and reports would then show, nothing answers there, or
@@ -70,7 +71,7 @@ def open_bucket(address: str | None) -> Store | None:
         )
     if scheme != "s3" or not bucket:
         raise ConfigError(
-            f"artifact_store={address} is not understood; expected s3://BUCKET/PREFIX, or nothing for the run's own folder"
+            f"artifact_store={address} is not understood; expected s3://BUCKET/PREFIX, or null for the run's own folder"
         )
     try:
         import boto3
@@ -93,7 +94,7 @@ def open_bucket(address: str | None) -> Store | None:
 
 @dataclass(frozen=True)
 class _Bucket:
-    """A part of a bucket; one that cannot be reached stops a worker, instead of spoiling its trial."""
+    """A part of a bucket; if it is unreachable the worker stops, so that its trial is not spoiled."""
 
     behind: Boto3ArtifactStore
     prefix: str
@@ -123,7 +124,7 @@ class _Bucket:
             yield
         except (Boto3Error, BotoCoreError, ClientError) as error:
             raise StorageError(
-                f"artifact_store={self.address} cannot be reached ({error}); go on when it can"
+                f"artifact_store={self.address} cannot be reached ({error}); run the same command when it can"
             ) from error
 
 
@@ -136,14 +137,16 @@ class TrialFiles:
     """
 
     folder: Path
-    store: Store | None = None  # None: whoever works here sees this very folder
-    _ended: set[tuple[str, Prefix]] = field(default_factory=set, repr=False, compare=False)  # fetched for good
+    store: Store | None = None  # None: all workers share this folder
+    _ended: set[tuple[str, Prefix]] = field(
+        default_factory=set, repr=False, compare=False
+    )  # ended trials that need not be fetched again
 
     def __getitem__(self, name: str) -> Path:
         return self.folder / name
 
     def send(self, name: str) -> None:
-        """Give others a folder as it is now.
+        """Send a folder to the store as it is now.
 
         Raises:
             StorageError: the store cannot be reached.
@@ -162,7 +165,7 @@ class TrialFiles:
             self.store.remove(f"{name}-{content}")
 
     def fetch(self, name: str, only: Prefix = "", ended: bool = False) -> Path:
-        """Bring a folder to what was sent last.
+        """Fetch the files of a folder that were sent last.
 
         Args:
             name: the folder.
@@ -189,7 +192,7 @@ class TrialFiles:
         return self[name]
 
     def _listed(self, name: str) -> dict[str, Any]:
-        """Files by name with their content's name; empty where nothing was sent yet."""
+        """The sent files by name, with the name of their content; empty where nothing was sent yet."""
         assert self.store is not None
         try:
             with self.store.open_reader(f"{name}.json") as source:

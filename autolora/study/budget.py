@@ -1,4 +1,4 @@
-"""What a study may spend, and has spent: trials, minutes, steps, and for how long without anything better."""
+"""What a study may spend and has spent: trials, minutes, images, and trials in a row without a better one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from autolora.report.formatting import counted
 from autolora.settings import StudySettings
 from autolora.train.run import Run
 
-STEP = "step"  # user attribute: images a trial was shown up to its last checkpoint
+STEP = "step"  # user attribute of a trial: images shown up to its last checkpoint
 
 
 def may_begin(trials: Sequence[FrozenTrial], settings: StudySettings) -> bool:
-    """Whether another trial may begin; those that did are ended. `trials` are all of the study, those of others too."""
+    """Whether another trial may start; trials that have started are always ended.
+
+    Args:
+        trials: all trials of the study, those of other workers too.
+        settings: with its budget.
+    """
     if worked_seconds(trials) / 60 >= settings.search_minutes:
         return False
     budget = settings.budget
@@ -26,7 +31,7 @@ def may_begin(trials: Sequence[FrozenTrial], settings: StudySettings) -> bool:
 
 
 def trials_since_best(trials: Sequence[FrozenTrial]) -> int:
-    """How many trials ended, one after the other, since the best one so far; recipes as they are do not count."""
+    """The number of trials that ended since the best one so far; baselines do not count."""
     ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and t.datetime_complete]
     since, best = 0, float("-inf")
     for trial in sorted(ended, key=lambda t: (t.datetime_complete, t.number)):
@@ -36,46 +41,51 @@ def trials_since_best(trials: Sequence[FrozenTrial]) -> int:
     return since
 
 
-def describe_plan(settings: StudySettings, runs: Sequence[Run], dataset: Dataset, workers: int) -> str:
-    """What is planned, before anything runs.
+def describe_plan(settings: StudySettings, baselines: Sequence[Run], dataset: Dataset, workers: int) -> str:
+    """What the study will do, in three lines: its trials, its limits, its finals.
 
     Args:
         settings: the study's.
-        runs: its recipes as they are.
+        baselines: its recipes unchanged.
         dataset: what they train on.
-        workers: that start here.
+        workers: how many start on this machine.
     """
-    steps = [run.images_per_epoch(dataset) * run.train.epochs for run in runs]
-    each = f"{min(steps):,}" + (f" to {max(steps):,}" if max(steps) > min(steps) else "")
+    images = [run.images_per_epoch(dataset) * run.train.epochs for run in baselines]
+    each = f"{min(images):,}" + (f" to {max(images):,}" if max(images) > min(images) else "")
     budget = settings.budget
-    limits = [f"{counted(budget.n_trials, 'trial')}, {len(runs)} of them recipes as they are ({each} steps each)"]
+    sampled = max(0, budget.n_trials - len(baselines))
+    here = f", {workers} workers here" if workers > 1 else ""
+    trials = f"{counted(budget.n_trials, 'trial')}: {counted(len(baselines), 'baseline')} ({each} images each)"
+    limits = []
     if budget.minutes is not None:
-        limits.append(f"none begins after {settings.search_minutes:g} of {budget.minutes:g} minutes")
+        limits.append(f"no trial starts after {settings.search_minutes:g} of {budget.minutes:g} minutes")
     if budget.max_images is not None:
-        limits.append(f"none begins after {budget.max_images:,} steps in all")
+        limits.append(f"no trial starts after {budget.max_images:,} images in all")
     if budget.max_stale_trials is not None:
         limits.append(f"the search ends after {budget.max_stale_trials} trials in a row without a better one")
-    who, whose = f"of the best {settings.n_finalists} those within reach are", "the best two's"
-    if settings.n_finalists == 1:
-        who, whose = "the best one is", "its"
-    again = [f"{who} judged again"]
+    finals = [f"re-score up to {counted(settings.n_finalists, 'finalist')}"]
     if settings.average_checkpoints:
-        again.append(f"averages of {whose} checkpoints too")
+        finals.append(f"up to {counted(min(2, settings.n_finalists), 'checkpoint average')}")
     if settings.try_lora_scales:
-        again.append("the best one stronger or weaker too")
+        finals.append("rescaled copies of the best")
     if settings.final_seeds:
-        again.append(f"the best two recipes trained again with {settings.final_seeds} seeds more")
-    here = [f"{workers} workers here"] if workers > 1 else []
-    return "plan: " + "; ".join([*limits, ", ".join(again), *here])
+        finals.append(f"train the best two recipes again with {counted(settings.final_seeds, 'more seed')} each")
+    return "\n".join(
+        [
+            f"{trials} + {sampled} sampled{here}",
+            f"limits: {'; '.join(limits) or 'none'}",
+            f"finals: {', '.join(finals)}",
+        ]
+    )
 
 
 def training_seconds(study: Study) -> float:
-    """Seconds that training took, by all workers, finals included."""
+    """The seconds of training, of all workers and the finals."""
     return _seconds(study, "training")
 
 
 def spent_seconds(study: Study) -> float:
-    """Seconds that training and scoring took, by all workers and however often the study was continued."""
+    """The seconds of training and scoring, of all workers, over every continuation of the study."""
     return _seconds(study, "training") + _seconds(study, "scoring")
 
 
@@ -85,16 +95,16 @@ def _seconds(study: Study, part: str) -> float:
 
 
 def add_seconds(study: Study, training: float, scoring: float) -> None:
-    """Count time that the finals took; that of a trial is its own."""
+    """Add the seconds of the finals to the study; a trial keeps its own seconds."""
     for part, seconds in (("training", training), ("scoring", scoring)):
         study.set_user_attr(f"{part}_seconds", study.user_attrs.get(f"{part}_seconds", 0.0) + seconds)
 
 
-WORKED = "worked"  # user attribute: [since, until] of each claim in Unix seconds; its last `until` is the heartbeat
+WORKED = "worked"  # user attribute: [since, until] of each lease, Unix seconds; the last `until` is the heartbeat
 
 
 def worked_seconds(trials: Iterable[FrozenTrial]) -> float:
-    """Wall-clock seconds in which at least one worker worked on a study, over all its sittings."""
+    """The wall-clock seconds in which at least one worker worked on a study, over every continuation."""
     total, until = 0.0, 0.0
     for since, end in sorted(span for trial in trials for span in trial.user_attrs.get(WORKED, [])):
         total += max(0.0, end - max(since, until))

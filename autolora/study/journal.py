@@ -30,10 +30,10 @@ class JournalLock(JournalFileOpenLock):
 
 
 class SafeJournalBackend(JournalFileBackend):
-    """A journal that holds whole lines only: one that a full disk or a power cut left half written is cut off."""
+    """A journal of whole lines: a line that a full disk or a power cut left half written is removed."""
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append, or leave the file as it was."""
+        """Append lines; if that fails, the file stays as it was."""
         path = Path(journal_path(self))
         half = _half_line(path)
         if half:
@@ -47,7 +47,7 @@ class SafeJournalBackend(JournalFileBackend):
 
 
 def _half_line(path: Path) -> int:
-    """Bytes after the last line's end."""
+    """The number of bytes after the last end of a line."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         if size == 0:

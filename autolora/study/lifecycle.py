@@ -167,6 +167,8 @@ def _refuse_changes(definition: StudyDefinition, study: optuna.Study, facts: dic
     stored = study.user_attrs["space"]
     if stored != facts:
         changed = "; ".join(difference(stored, facts))
-        raise StudyError(f"study {definition.settings.name} in {definition.folder} was started differently ({changed}); "
-                         "undo the change, or start another with out=OTHER_FOLDER (and study.name=ANOTHER in a shared "
-                         "storage)")  # fmt: skip
+        name = definition.settings.name
+        raise StudyError(
+            f"study {name} in {definition.folder} was started differently ({changed}); undo the change, or start "
+            "another with out=OTHER_FOLDER (and study.name=ANOTHER in a shared storage)"
+        )

@@ -1,4 +1,4 @@
-"""A run as text to take away: a recipe file, and the command that trains it."""
+"""A run as a recipe file, as a command, and kept in `conf/recipe/`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from autolora.train.run import Run
 
 
 def recipe_yaml(run: Run, name: str) -> str:
-    """A file for `conf/recipe/`, which composes to the same run whatever the defaults are.
+    """The text of a recipe file that composes to the same run, whatever the defaults are.
 
     Args:
         run: the recipe, every key of it.
@@ -46,7 +46,7 @@ def recipe_yaml(run: Run, name: str) -> str:
 
 
 def train_command(recipe: str, values: Mapping[str, Any], dataset: str) -> str:
-    """The command that trains a recipe with some keys set, on pictures that are given by their folder's name."""
+    """The command that trains a recipe with some keys set, on a dataset that is given by its folder's name."""
     overrides = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
     given = [] if dataset == "quickstart" else [f"dataset.path={dataset}"]
     return " ".join(["autolora train", f"recipe={recipe}", *map(quote, [*given, *overrides])])
@@ -69,7 +69,7 @@ def save_recipe(definition: StudyDefinition, study: optuna.Study, name: str) -> 
         StorageError: the folder cannot be written.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
-        raise ConfigError(f"save_recipe={name} is no name for a recipe: use letters, digits, - and _")
+        raise ConfigError(f"save_recipe={name} cannot be the name of a recipe: use letters, digits, - and _")
     number = study.user_attrs.get(WINNER)
     if number is None:
         raise StudyError(
@@ -81,7 +81,7 @@ def save_recipe(definition: StudyDefinition, study: optuna.Study, name: str) -> 
         key=lambda p: p.objective,
     )
     about = ", ".join(study.user_attrs["space"][key] for key in ("dataset", "base model"))
-    came_from = f"trial {number} of study {definition.settings.name} ({about}), step {best.step}"
+    came_from = f"trial {number} of study {definition.settings.name} ({about}), after {best.step} images"
     comment = f"# {came_from}, by its search {best.summary}\n"
     content = recipe_yaml(definition.run(*sampled_values(trial)), name) + comment
     path = RECIPES / f"{name}.yaml"

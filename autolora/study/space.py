@@ -1,4 +1,4 @@
-"""The search space of a study: recipes as they are, and one explicit kind of range for each key that varies."""
+"""The search space of a study: its recipes, and for each key that varies one explicit kind of range."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Value = float | int | str | bool | None
 
 @dataclass(frozen=True)
 class Range:
-    """What one key may be: bounds for the numeric kinds, values for a choice."""
+    """The values that one key may take: two bounds for a numeric kind, a list for `choice`."""
 
     kind: str
     values: tuple[Value, ...]
@@ -29,7 +29,7 @@ class Range:
         return isinstance(value, int | float) and low <= value <= high  # type: ignore[operator]
 
     def suggest(self, trial: optuna.trial.BaseTrial, name: str) -> Value:
-        """Draw a value for a trial."""
+        """Sample a value for a trial."""
         if self.kind == "choice":
             return trial.suggest_categorical(name, self.values)
         low, high = self.values
@@ -39,7 +39,7 @@ class Range:
         return trial.suggest_float(name, float(low), float(high), log=log)  # type: ignore[arg-type]
 
     def text(self) -> str:
-        """As a person writes it."""
+        """The range as it is written in a study."""
         return f"{self.kind}: {list(self.values)}"
 
 
@@ -104,26 +104,26 @@ def parse_range(given: Any) -> Range:
 
 
 def suggest(trial: optuna.trial.BaseTrial, space: Space) -> tuple[str, dict[str, Value]]:
-    """Draw a recipe and its keys; parameters are named `recipe/key`, so that recipes may differ in their ranges."""
+    """Sample a recipe and its keys; parameters are named `recipe/key`, as recipes may differ in their ranges."""
     recipe = trial.suggest_categorical("recipe", list(space)) if len(space) > 1 else next(iter(space))
     return recipe, {key: values.suggest(trial, f"{recipe}/{key}") for key, values in space[recipe].items()}
 
 
 def sampled_values(trial: optuna.trial.FrozenTrial) -> tuple[str, dict[str, Value]]:
-    """The recipe and the keys of a trial, as `suggest` drew them."""
+    """The recipe and the values of a trial, as `suggest` sampled them."""
     recipe = str(trial.user_attrs.get("recipe"))
     prefix = f"{recipe}/"
     return recipe, {k.removeprefix(prefix): value for k, value in trial.params.items() if k.startswith(prefix)}
 
 
 def as_text(space: Space) -> dict[str, str]:
-    """Every range by its full name, to be stored with the study and compared."""
+    """Every range by its full name, as the study stores it to detect changes."""
     listed = {f"{recipe}/{key}": values.text() for recipe, keys in space.items() for key, values in keys.items()}
     return {**dict.fromkeys(space, "recipe"), **listed}
 
 
 def difference(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """What changed between two spaces, one line each."""
+    """The changes between two stored spaces, one line each."""
     lines = [f"{key}: was {old[key]}, now {new[key]}" for key in old if key in new and old[key] != new[key]]
     lines += [f"{key}: removed (was {old[key]})" for key in old if key not in new]
     return lines + [f"{key}: added ({new[key]})" for key in new if key not in old]

@@ -1,6 +1,6 @@
-"""Where a study lies: SQLite, a journal file, PostgreSQL (or what else SQLAlchemy knows), a gRPC proxy.
+"""Opens a study's storage: SQLite, a journal file, PostgreSQL (or another database of SQLAlchemy), a gRPC proxy.
 
-Every one of them may be away for a while: whoever asks waits, says so, and goes on.
+A storage may be unreachable for a while: its methods wait, log that, and continue.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from autolora.study.journal import JournalLock, SafeJournalBackend
 from autolora.study.storage_retry import Log, _is_unreachable, _reason, retrying
 
 EXAMPLES = "sqlite:///FILE.db, journal:///FILE.log, postgresql+psycopg://USER:PASSWORD@HOST/NAME or grpc://HOST:PORT"
-OPENINGS = 8  # tries to open a database that is starting, or whose tables another process is creating: 8 s
+OPENINGS = 8  # tries to open a database that is still starting, or whose tables another process creates: 8 s in all
 
 
 def storage_url(given: str | None, folder: Path) -> str:
-    """The URL of a study's storage; None is SQLite in the study's folder, `journal` a journal file there."""
+    """The URL of a study's storage: None means SQLite in the study's folder, `journal` a journal file there."""
     if given is None:
         return f"sqlite:///{folder / 'study.db'}"
     return f"journal:///{folder / 'study.log'}" if given == "journal" else given
 
 
 def holds_study(folder: Path) -> bool:
-    """Whether a study lies in a folder."""
+    """Whether a folder holds a study."""
     return any((folder / name).is_file() for name in ("study.db", "study.log"))
 
 
 def load_study_from_folder(folder: Path) -> optuna.Study:
-    """The study that lies in a folder, without those beside it that hold its finals and what it started from.
+    """The study of a folder; its finals and priors, which are studies too, are left out.
 
     Raises:
         StudyError: it holds none.
@@ -51,16 +51,16 @@ def load_study_from_folder(folder: Path) -> optuna.Study:
     for known in optuna.get_all_study_summaries(storage):
         if "space" in known.user_attrs:
             return optuna.load_study(study_name=known.study_name, storage=storage)
-    raise StudyError(f"{folder} holds a study that never began; run `autolora tune` on it")
+    raise StudyError(f"{folder} holds a study that was never started; run `autolora tune` on it")
 
 
 def study_storage(folder: Path) -> BaseStorage:
-    """The storage of a study that lies in its folder."""
+    """The storage of the study in a folder."""
     return open_storage(storage_url("journal" if (folder / "study.log").is_file() else None, folder), print)
 
 
 def redact_url(url: str) -> str:
-    """A storage's URL without its password, for people, logs and files."""
+    """The URL of a storage without its password, for messages, logs and files."""
     if not _is_sql(url):
         return url
     try:
@@ -97,7 +97,9 @@ def open_storage(url: str, log: Log) -> BaseStorage:
 def _open(url: str, log: Log) -> BaseStorage:
     kind, _, place = url.partition("://")
     if kind == "journal":
-        path = Path(place.removeprefix("/"))  # as SQLAlchemy has it: three slashes and a path from here, or four
+        path = Path(
+            place.removeprefix("/")
+        )  # as in SQLAlchemy: three slashes and a relative path, four and an absolute one
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(SafeJournalBackend(str(path), JournalLock(path)))
     if kind == "grpc":

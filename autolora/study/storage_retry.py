@@ -18,13 +18,13 @@ from sqlalchemy.exc import (
 
 from autolora.errors import StorageError
 
-LONGEST_WAIT = 15.0  # seconds between two tries to reach a database that is unreachable
+LONGEST_WAIT = 15.0  # seconds between two tries to reach a database
 _FULL = ("disk is full", "No space left", "quota exceeded")
 Log = Callable[[str], None]
 
 
 def retrying(storage: BaseStorage, name: str, log: Log) -> BaseStorage:
-    """The storage, each of whose methods waits until the database is reachable, then does what it was asked.
+    """Wrap a storage: each of its methods waits until the database is reachable.
 
     Raises (of the methods):
         StorageError: the disk of the database is full.
@@ -49,11 +49,11 @@ def _wait_for(ask: Callable[[], Any], name: str, log: Log) -> Any:
         except Exception as error:
             if any(words in str(error.__cause__ or error) for words in _FULL):
                 raise StorageError(
-                    f"{name} cannot be written: its disk is full; free some space, then go on"
+                    f"{name} cannot be written: its disk is full; free some space, then run the same command"
                 ) from error
             if not is_unreachable(error):
                 raise
-            if tries == 1:  # not for a connection that was merely stale
+            if tries == 1:  # the first error may be a stale connection only
                 log(f"{name} is unreachable ({_reason(error)}): waiting for it")
         else:
             if tries > 1:
@@ -64,14 +64,14 @@ def _wait_for(ask: Callable[[], Any], name: str, log: Log) -> Any:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether an error of a storage means that it cannot be reached now, and may be later."""
+    """Whether an error of a storage means that it is unreachable now and may be reachable later."""
     if type(error).__module__.startswith("grpc") and getattr(error, "code", None):
         return str(error.code()) == "StatusCode.UNAVAILABLE"  # type: ignore[attr-defined]
     return _is_unreachable(error) or (error.__cause__ is not None and is_unreachable(error.__cause__))
 
 
 def _is_unreachable(error: BaseException) -> bool:
-    if isinstance(error, PendingRollbackError):  # Optuna asked again on a connection that was just lost
+    if isinstance(error, PendingRollbackError):  # Optuna used a connection again that was just lost
         return True
     if not isinstance(error, OperationalError | InterfaceError):
         return isinstance(error, DBAPIError) and error.connection_invalidated
@@ -79,7 +79,7 @@ def _is_unreachable(error: BaseException) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """What a database said, in one line; no driver quotes a password."""
+    """The message of a database, in one line; no driver puts a password into it."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(getattr(error, "orig", None) or error)

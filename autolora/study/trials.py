@@ -61,14 +61,14 @@ def load_trial_results(definition: StudyDefinition, study: optuna.Study) -> list
     return trials
 
 
-TOKEN = "token"  # user attribute of a study: random, so that no two studies' trials are called the same
+TOKEN = "token"  # user attribute of a study: random, so that the folders of two studies never share a name
 
 
 def uid_of(study: optuna.Study, number: int) -> str:
-    """What a trial's files are called: the same whoever asks, as SQLite may let two workers take it in one moment."""
+    """The name of a trial's folder; every worker computes the same, as SQLite may give one trial to two of them."""
     token = study.user_attrs.get(TOKEN, study.study_name)
     return hashlib.blake2s(f"{token}/{number}".encode(), digest_size=6).hexdigest()
 
 
-ORIGIN = "warm_start"  # user attribute of a trial: the earlier study and the trial of it that it comes from
-WINNER = "winner"  # user attribute of a study that ended: the number of the trial that it exported
+ORIGIN = "warm_start"  # user attribute of a trial: the earlier study and trial that it repeats
+WINNER = "winner"  # user attribute of a finished study: the number of the exported trial

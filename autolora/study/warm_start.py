@@ -1,7 +1,7 @@
-"""A study that starts from earlier ones: their best recipes are tried first, their results inform the sampler.
+"""A study that starts from earlier ones: their best trials are tried first, their results inform the sampler.
 
-What is known from them lies in a study of its own, `<study>/priors`, which only the sampler reads: a study's trials are
-its own, so that nothing else has to tell them apart.
+Their results are kept in a study of their own, `<study>/priors`, which only the sampler reads. So the trials of a study
+are always its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Priors = Sequence[Sequence["Prior"]]  # by earlier study, the best first
 
 @dataclass(frozen=True)
 class Prior:
-    """A trial of an earlier study as one of this: `values` of every key that its recipe varies here."""
+    """A trial of an earlier study as a trial of this one: a value of every key that its recipe varies here."""
 
     origin: str
     recipe: str
@@ -44,7 +44,7 @@ class Prior:
     objective: float
 
     def params(self) -> dict[str, Value]:
-        """By Optuna's names."""
+        """The recipe and the values by the names of Optuna's parameters."""
         return {"recipe": self.recipe, **{f"{self.recipe}/{key}": value for key, value in self.values.items()}}
 
 
@@ -53,7 +53,7 @@ class IncompatibleTrial(Exception):
 
 
 def gather_priors(definition: StudyDefinition, log: Log) -> list[list[Prior]]:
-    """The trials of the earlier studies that fit into this one's space, the best of each study first.
+    """Read the trials of the earlier studies that fit into this study's space, the best of each study first.
 
     Args:
         definition: the new study; it names the earlier studies.
@@ -79,8 +79,8 @@ def gather_priors(definition: StudyDefinition, log: Log) -> list[list[Prior]]:
         left_out += misfits
     if definition.settings.warm_start and not any(found):
         raise StudyError(
-            f"warm_start: no trial of {', '.join(definition.settings.warm_start)} fits into this study ({_in_words(left_out)}); "
-            "widen study.recipes, or leave warm_start out"
+            f"warm_start: no trial of {', '.join(definition.settings.warm_start)} fits into this study "
+            f"({_in_words(left_out)}); widen study.recipes, or leave warm_start out"
         )
     return found
 
@@ -107,7 +107,7 @@ def _open_earlier(name: str, definition: StudyDefinition, log: Log) -> optuna.St
 
 
 def _ranked(study: optuna.Study, name: str) -> list[FrozenTrial]:
-    """The complete trials: the exported one, the finalists as the finals judged them, the others by their score."""
+    """The complete trials: the exported one first, then the finalists by their final score, then the others."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not trials:
         raise StudyError(f"warm_start={name} has no complete trial yet; run it longer")
@@ -116,7 +116,7 @@ def _ranked(study: optuna.Study, name: str) -> list[FrozenTrial]:
         finals = optuna.load_study(study_name=f"{study.study_name}/finals", storage=storage_of(study))
         for one in finals.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             uid, _, where = one.user_attrs["key"].partition("@")
-            if "+" not in where:  # not its recipe at another training seed
+            if "+" not in where:  # not the recipe trained with another seed
                 judged[uid] = float(one.value or 0.0)
 
     def merit(trial: FrozenTrial) -> tuple[bool, bool, float]:
@@ -127,7 +127,7 @@ def _ranked(study: optuna.Study, name: str) -> list[FrozenTrial]:
 
 
 def _configs_of(study: optuna.Study) -> Callable[[str], DictConfig]:
-    """An earlier study's recipes as they were, composed by what it was started with."""
+    """A function that composes the recipes of an earlier study with the arguments that it was started with."""
 
     @functools.cache
     def composed(recipe: str) -> DictConfig:
@@ -135,7 +135,7 @@ def _configs_of(study: optuna.Study) -> Callable[[str], DictConfig]:
         try:
             return cfg.compose("tune", [f"recipe={recipe}", *command["arguments"]], command["study"])
         except ConfigError as error:
-            raise IncompatibleTrial(f"recipe {recipe} of then cannot be composed any more ({error})") from error
+            raise IncompatibleTrial(f"its recipe {recipe} cannot be composed any more ({error})") from error
 
     return composed
 
@@ -147,7 +147,7 @@ def _fit(
     here: Callable[[str], DictConfig],
     there: Callable[[str], DictConfig],
 ) -> Prior:
-    """The trial as one of this study; a key that only one of the two varies counts as it was fixed in the other."""
+    """The trial as one of this study; a key that only one of the studies varies has its fixed value in the other."""
     recipe, varied = sampled_values(trial)
     if recipe not in definition.space:
         raise IncompatibleTrial(f"recipe {recipe} is not in this study")
@@ -159,7 +159,7 @@ def _fit(
     for key in varied.keys() - values.keys():
         fixed = _known(here(recipe), recipe, key)
         if varied[key] != fixed:
-            raise IncompatibleTrial(f"{recipe}/{key} is {fixed} here and no range")
+            raise IncompatibleTrial(f"{recipe}/{key} is {fixed} here and does not vary")
     return Prior(f"{name}, trial {trial.number}", recipe, values, float(trial.value or 0.0))
 
 
@@ -189,7 +189,7 @@ def warm_start_trials(priors: Priors, definition: StudyDefinition) -> list[Prior
 
 
 def keep_priors(priors: Priors, definition: StudyDefinition, storage: BaseStorage) -> None:
-    """Write what informs the sampler; what was written before an interruption is not written twice."""
+    """Store the trials that inform the sampler; those stored before an interruption are not stored twice."""
     study = _prior_study(definition, storage) or optuna.create_study(
         study_name=f"{definition.settings.name}/priors", storage=storage, direction="maximize"
     )
@@ -200,7 +200,7 @@ def keep_priors(priors: Priors, definition: StudyDefinition, storage: BaseStorag
 
 
 def known_priors(definition: StudyDefinition, storage: BaseStorage) -> list[FrozenTrial]:
-    """What informs the sampler besides the study's own trials."""
+    """The stored trials that inform the sampler besides the study's own."""
     study = _prior_study(definition, storage)
     return study.get_trials() if study else []
 
@@ -212,7 +212,7 @@ def _prior_study(definition: StudyDefinition, storage: BaseStorage) -> optuna.St
 
 
 def _as_trial(prior: Prior, definition: StudyDefinition) -> FrozenTrial:
-    """As Optuna keeps a trial that ended, within the ranges of this study."""
+    """The trial as Optuna stores a finished one, within the ranges of this study."""
     fixed = FixedTrial(prior.params())
     suggest(fixed, definition.space)
     return create_trial(

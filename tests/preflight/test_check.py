@@ -127,7 +127,7 @@ def test_what_is_neither_true_nor_false_is_no_switch(
 ) -> None:
     places = [f"dataset.path={folder}", f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
     assert main(["check", *places, "probe_triggers=no"]) == 2
-    assert "audit must be true or false, got no" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "probe_triggers must be true or false, got no" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -204,8 +204,8 @@ def test_tag_captions_only_what_has_no_caption(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["tag"], 3, "no pictures given"),
-        (["tag", "dataset.path=/no/such"], 3, "no such folder"),
+        (["tag"], 3, "no images given"),
+        (["tag", "dataset.path=/no/such"], 3, "the folder does not exist"),
         (
             ["captions", "dataset=quickstart", "captions.absorb_tags=some"],
             2,

@@ -13,7 +13,7 @@ from autolora.models.settings import RenderSettings
 from autolora.models.stable_diffusion import StableDiffusion
 from autolora.paperdoll.world import write_dataset
 from autolora.preflight.cost import Renders, cost_section, count_renders, time_in_words
-from autolora.scoring.probes import ALL_GROUPS, SEARCH_GROUPS, build_probes, render_count
+from autolora.scoring.eval_prompts import ALL_GROUPS, SEARCH_GROUPS, build_eval_prompts, render_count
 from autolora.scoring.settings import ScoringSettings
 from autolora.settings import Budget, StudySettings
 from autolora.train.run import Run, TrainSettings
@@ -51,7 +51,7 @@ def test_all_that_is_drawn_is_counted(tiny_model: StableDiffusion, tmp_path: Pat
     model, scoring = copy.copy(tiny_model), ScoringSettings(num_negative_renders=10, outfit_prompts=("hat", "glasses"))
     small = RenderSettings(num_inference_steps=6, search_inference_steps=2, size=model.resolution // 2)
     model.settings = replace(model.settings, num_class_images=20, render=small)
-    search, every = (render_count(build_probes(dataset, scoring, groups)) for groups in (SEARCH_GROUPS, ALL_GROUPS))
+    search, every = (render_count(build_eval_prompts(dataset, scoring, groups)) for groups in (SEARCH_GROUPS, ALL_GROUPS))
     plain = count_renders([Run("a")], dataset, model, scoring)
     assert (plain.before, plain.checkpoint) == (search + 10, 2 * search)
     assert plain.winner == 3 * REPEATS * 3 * every + 9 * search  # the base model's and two weights; the sweep

@@ -60,19 +60,21 @@ def test_the_plan_is_told(tmp_path: Path) -> None:
     write_dataset(tmp_path / "doll", seed=1, outfits=1, images_per_outfit=6, size=32)
     dataset = load_dataset(DatasetSettings(path=str(tmp_path / "doll")))
     runs = [Run("a", LoRA(), AdamW(), train=TrainSettings(epochs=2, images_per_concept=n)) for n in (600, 1000)]
-    said = describe_plan(replace(SETTINGS, budget=Budget(9, 90, 20000, 6)), runs, dataset, 2)
-    assert said == (
-        "plan: 9 trials, 2 of them recipes as they are (1,200 to 2,000 steps each); "
-        "none begins after 63 of 90 minutes; none begins after 20,000 steps in all; "
-        "the search ends after 6 trials in a row without a better one; "
-        "of the best 3 those within reach are judged again, averages of the best two's checkpoints too, "
-        "the best one stronger or weaker too, "
-        "the best two recipes trained again with 2 seeds more; 2 workers here"
-    )
-    said = describe_plan(
-        replace(SETTINGS, budget=Budget(1), n_finalists=1, try_lora_scales=False, final_seeds=0), runs, dataset, 1
-    )
-    assert said.endswith("; the best one is judged again, averages of its checkpoints too")
+    plan = describe_plan(replace(SETTINGS, budget=Budget(9, 90, 20000, 6)), runs, dataset, 2)
+    assert plan.splitlines() == [
+        "9 trials: 2 baselines (1,200 to 2,000 images each) + 7 sampled, 2 workers here",
+        "limits: no trial starts after 63 of 90 minutes; no trial starts after 20,000 images in all; "
+        "the search ends after 6 trials in a row without a better one",
+        "finals: re-score up to 3 finalists, up to 2 checkpoint averages, rescaled copies of the best, "
+        "train the best two recipes again with 2 more seeds each",
+    ]
+    short = replace(SETTINGS, budget=Budget(1), n_finalists=1, try_lora_scales=False, final_seeds=0)
+    plan = describe_plan(short, runs[:1], dataset, 1)
+    assert plan.splitlines() == [
+        "1 trial: 1 baseline (1,200 images each) + 0 sampled",
+        "limits: none",
+        "finals: re-score up to 1 finalist, up to 1 checkpoint average",
+    ]
 
 
 @pytest.mark.parametrize("name", ["n_trials", "minutes", "max_images", "max_stale_trials"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import optuna
-from optuna.storages.journal import JournalFileBackend
 from optuna.samplers import RandomSampler
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from optuna_dashboard.preferential import create_study
 

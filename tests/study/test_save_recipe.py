@@ -39,7 +39,7 @@ def test_a_later_study_takes_it_by_its_name(ended: tuple[StudyDefinition, optuna
     definition, study = ended
     path = save_recipe(definition, study, "mona-best")
     assert path == Path("conf/recipe/mona-best.yaml")
-    assert "trial 2 of study mona (doll, tiny), step 100, by its search score 0.700" in path.read_text("utf-8")
+    assert "trial 2 of study mona (doll, tiny), after 100 images, by its search score 0.700" in path.read_text("utf-8")
     then = replace(definition.run(*sampled_values(study.trials[2])), name="mona-best")
     assert build_run(cfg.compose("train", ["recipe=mona-best"])) == then
     later = planned(tmp_path / "later", "mona-best: {adapter.dim: {choice: [8, 16]}}")
@@ -49,7 +49,7 @@ def test_a_later_study_takes_it_by_its_name(ended: tuple[StudyDefinition, optuna
 
 def test_no_other_recipe_is_overwritten(ended: tuple[StudyDefinition, optuna.Study]) -> None:
     definition, study = ended
-    for name, message in (("doll-adamw", "there is another recipe of this name"), ("a/b", "no name for a recipe")):
+    for name, message in (("doll-adamw", "there is another recipe of this name"), ("a/b", "cannot be the name of a recipe")):
         with pytest.raises(ConfigError, match=message):
             save_recipe(definition, study, name)
     save_recipe(definition, study, "mine")

@@ -135,7 +135,10 @@ def test_a_database_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
     asked_again.__cause__ = PendingRollbackError("Can't reconnect until invalid transaction is rolled back.")
     behind = Failing(asked_again, *[lost("server closed the connection") for _ in range(9)])
     assert retrying(behind, "the storage", said.append).get_all_studies() == []
-    assert said == ["the storage is unreachable (server closed the connection): waiting for it", "the storage is reachable again"]
+    assert said == [
+        "the storage is unreachable (server closed the connection): waiting for it",
+        "the storage is reachable again",
+    ]
     assert pauses[0] < 1 and max(pauses) == storage_retry.LONGEST_WAIT
 
 

@@ -32,7 +32,8 @@ def planned(folder: Path, recipes: str, *more: str, name: str = "mona") -> Study
     file.write_text(f"# @package _global_\ndefaults: [override /model: paperdoll, override /scoring: paperdoll]\n"
                     f"budget: {{n_trials: 8}}\nstudy:\n  name: {name}\n  recipes:\n    {recipes}\n")  # fmt: skip
     storage = [argument.removeprefix("storage=") for argument in more if argument.startswith("storage=")]
-    arguments = [f"out={folder}", "dataset.path=doll", *(argument for argument in more if not argument.startswith("storage="))]
+    others = [argument for argument in more if not argument.startswith("storage=")]
+    arguments = [f"out={folder}", "dataset.path=doll", *others]
     config = cfg.compose("tune", arguments, str(file))
     config.storage = storage[0] if storage else None
     return define_study(build_settings(config, str(file), arguments))
@@ -171,7 +172,7 @@ def test_keys_that_only_one_of_the_studies_varies(tmp_path: Path) -> None:
     study, said = start(new)
     priors = known_priors(new, study._storage)
     assert {p.params["doll-adamw/adapter.dim"] for p in priors} == {16} and len(priors) == len(unlimited)
-    assert f"left out: {8 - len(unlimited)} as doll-adamw/train.scale_weight_norms is None here and no range" in said
+    assert f"left out: {8 - len(unlimited)} as doll-adamw/train.scale_weight_norms is None here and does not vary" in said
 
 
 def test_what_lies_outside_the_ranges_is_left_out(earlier: Path, tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_what_lies_outside_the_ranges_is_left_out(earlier: Path, tmp_path: Path)
     [
         ("nowhere", ConfigError, "warm_start=nowhere is no earlier study"),
         ("{begun}", StudyError, "has no complete trial yet"),
-        ("{empty}", StudyError, "never began"),
+        ("{empty}", StudyError, "never started"),
         ("{minimized}", StudyError, "minimized its objective"),
         ("{foreign}", StudyError, r"no trial of .* fits into this study \(1 as recipe None is not in this study"),
         ("{prodigy}", StudyError, "8 as recipe doll-prodigy is not in this study"),

@@ -1,10 +1,10 @@
-"""Which worker has which trial: claimed, kept by heartbeats, handed back, taken over from the dead.
+"""Leases: which worker runs which trial. A lease is acquired, kept by heartbeats, released, or reclaimed.
 
-A trial that a worker leaves, by signal, by failure or by death, goes from RUNNING back to WAITING: it stays the same
-trial with its number, uid, values and checkpoints, so that there is no copy to lose between two steps. (Optuna's own
-heartbeats mark it failed and then add a copy, and journal files and gRPC proxies have none.) No clocks are compared:
-a worker on another machine is dead when its heartbeat has stood still for the grace time as measured here, one on this
-machine when its process is gone.
+A trial whose worker leaves it, by a signal, a failure or its death, goes from RUNNING back to WAITING: it stays the
+same trial with its number, uid, values and checkpoints, so that there is no copy to lose between two steps. (Optuna's
+own heartbeats mark the trial failed and add a copy; journal files and gRPC proxies have no heartbeats.) No clocks are
+compared: a worker on another machine is dead when its heartbeat has not changed for the grace period as measured here,
+a worker on this machine when its process has ended.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autolora.study.budget import WORKED
 from autolora.study.optuna_internals import trial_id_of
-from autolora.study.search.liveness import OWNER, this_machine
+from autolora.study.search.liveness import OWNER, is_gone, this_machine
 from autolora.study.storage_retry import Log, is_unreachable
 
 
 class TrialLeases:
-    """A worker's trials; as a context it keeps them alive, and hands back what is left at its end."""
+    """The trials that a worker holds. As a context it sends heartbeats, and releases what is held at its end."""
 
     def __init__(
         self, storage: BaseStorage, study_id: int, heartbeat: float, grace: float, log: Log, machine: str | None = None
@@ -36,8 +36,10 @@ class TrialLeases:
         self.heartbeat_interval, self.grace_period = heartbeat, grace
         self.machine = machine or this_machine()
         self.worker = f"{self.machine}/{os.getpid()}/{psutil.Process().create_time():.2f}"
-        self.held: dict[int, list[list[float]]] = {}  # by trial id: what it was worked on
-        self._seen: dict[int, tuple[object, float]] = {}  # by trial id: its last heartbeat, and when it changed here
+        self.held: dict[int, list[list[float]]] = {}  # by trial id: the spans in which it was worked on
+        self._seen: dict[
+            int, tuple[object, float]
+        ] = {}  # by trial id: its last heartbeat, and when that was first seen
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeats", daemon=True)
 
@@ -47,7 +49,7 @@ class TrialLeases:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._over.set()
-        direct: BaseStorage = getattr(self.storage, "behind", self.storage)  # no waiting: a stop must not hang
+        direct: BaseStorage = getattr(self.storage, "behind", self.storage)  # without waiting: a stop must not hang
         for trial_id in list(self.held):
             try:
                 self._release(direct, trial_id, self.worker)
@@ -57,7 +59,7 @@ class TrialLeases:
                 self.log("the storage is unreachable: another worker takes the trial over once it is reachable again")
 
     def acquire(self, trial: FrozenTrial) -> None:
-        """Make a running trial this worker's."""
+        """Take the lease of a running trial."""
         now = round(time.time(), 1)
         worked = [*trial.user_attrs.get(WORKED, []), [now, now]]
         self.storage.set_trial_user_attr(trial_id_of(trial), OWNER, self.worker)
@@ -65,7 +67,7 @@ class TrialLeases:
         self.held[trial_id_of(trial)] = worked
 
     def holds(self, trial_id: int) -> bool:
-        """Whether a trial is still this worker's: it is not if it was silent for so long that another took it."""
+        """Whether this worker still has a trial's lease; another worker reclaims it after a long silence."""
         if trial_id not in self.held:
             return False
         frozen = self.storage.get_trial(trial_id)
@@ -75,16 +77,16 @@ class TrialLeases:
         return False
 
     def forget(self, trial_id: int) -> None:
-        """Forget a trial that ended or that another has."""
+        """Forget a trial that ended or that another worker holds."""
         self.held.pop(trial_id, None)
 
     def end(self, trial_id: int) -> None:
-        """Note until when a trial was worked on, and forget it."""
+        """Store until when a trial was worked on, and forget it."""
         self._note(self.storage, trial_id)
         self.forget(trial_id)
 
     def release(self, trial_id: int) -> None:
-        """Put this worker's trial back into the queue."""
+        """Put a trial of this worker back into the queue."""
         self._release(self.storage, trial_id, self.worker)
 
     def reclaim(self, running: Iterable[FrozenTrial]) -> list[int]:
@@ -92,27 +94,16 @@ class TrialLeases:
         found = []
         for trial in running:
             owner = str(trial.user_attrs.get(OWNER, ""))
-            if trial_id_of(trial) not in self.held and (self._is_gone(owner) or self._is_silent(trial)):
+            if trial_id_of(trial) not in self.held and (
+                is_gone(owner, self.machine, self.worker) or self._is_silent(trial)
+            ):
                 self._release(self.storage, trial_id_of(trial), owner)
                 self._seen.pop(trial_id_of(trial), None)
                 found.append(trial.number)
         return found
 
-    def _is_gone(self, owner: str) -> bool:
-        """Whether the owner was a process of this machine which ended, or is this process, which forgot it."""
-        machine, _, process = owner.partition("/")
-        if machine != self.machine or not process:
-            return False
-        pid, _, began = process.partition("/")
-        try:
-            there = psutil.Process(int(pid))
-            dead = there.status() == psutil.STATUS_ZOMBIE or abs(there.create_time() - float(began)) > 1
-        except psutil.NoSuchProcess:
-            return True
-        return dead or owner == self.worker
-
     def _is_silent(self, trial: FrozenTrial) -> bool:
-        """Whether a trial's heartbeat has stood still for the grace time."""
+        """Whether a trial's heartbeat has not changed for the grace period."""
         beat = (trial.user_attrs.get(OWNER), trial.user_attrs.get(WORKED))
         before, since = self._seen.get(trial_id_of(trial), (None, 0.0))
         if before != beat:
@@ -121,14 +112,15 @@ class TrialLeases:
         return time.monotonic() - since >= self.grace_period
 
     def _release(self, storage: BaseStorage, trial_id: int, owner: str) -> None:
-        """From RUNNING to WAITING, if still the owner's, whose name goes first: whoever has it next writes another."""
+        """Set a trial from RUNNING to WAITING if the owner still has it. The owner's name is removed first, as the next
+        worker writes its own."""
         self.forget(trial_id)
         frozen = storage.get_trial(trial_id)
         if frozen.state is TrialState.RUNNING and frozen.user_attrs.get(OWNER, "") == owner:
             try:
                 storage.set_trial_user_attr(trial_id, OWNER, "")
                 storage.set_trial_state_values(trial_id, TrialState.WAITING)
-            except UpdateFinishedTrialError:  # it ended in this very moment
+            except UpdateFinishedTrialError:  # it ended at the same moment
                 return
 
     def _note(self, storage: BaseStorage, trial_id: int) -> None:
@@ -137,7 +129,7 @@ class TrialLeases:
         storage.set_trial_user_attr(trial_id, WORKED, worked)
 
     def _beat(self) -> None:
-        """Heartbeats of all held trials, until the end; an unreachable database is tried again at the next beat."""
+        """Send heartbeats for all held trials until the end; an unreachable database is tried at the next beat."""
         direct: BaseStorage = getattr(self.storage, "behind", self.storage)
         while not self._over.wait(self.heartbeat_interval):
             for trial_id in list(self.held):

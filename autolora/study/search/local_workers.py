@@ -15,11 +15,11 @@ from autolora.errors import ConfigError
 from autolora.progress import Bars
 from autolora.study.definition import StudyDefinition
 
-STOPPING_SECONDS = 60.0  # that a worker has to hand its trial back
+STOPPING_SECONDS = 60.0  # in which a worker must release its trial
 
 
 def count_workers(given: object) -> int:
-    """How many workers `workers` asks for: a number, or `auto`.
+    """The number of workers that `workers` asks for: a number, or `auto`.
 
     Raises:
         ConfigError: it is neither.
@@ -47,7 +47,7 @@ def cores() -> int:
 
 
 def environments(count: int) -> list[dict[str, str]]:
-    """What each of `count` workers has in its environment besides this process': its GPU, or its share of the cores."""
+    """The extra environment variables of each of `count` workers: its GPU, or its share of the cores."""
     gpus = visible_gpus()
     if gpus:
         return [{"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} for place in range(count)]
@@ -56,12 +56,12 @@ def environments(count: int) -> list[dict[str, str]]:
 
 @contextmanager
 def local_workers(definition: StudyDefinition, count: int, bars: Bars) -> Iterator[None]:
-    """`count` workers, this process the first of them; the others are told to stop when the block ends in an error."""
+    """Start workers; this process is the first of them. If the block ends in an error, the others are stopped."""
     first, *others = environments(count)
     if count > 1 and "OMP_NUM_THREADS" in first and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(int(first["OMP_NUM_THREADS"]))
     processes = [_start(definition, number, added) for number, added in enumerate(others, 2)]
-    patience = None  # a study that is done ends all of them
+    patience = None  # without an error all workers end by themselves
     try:
         yield
     except BaseException:
@@ -74,7 +74,7 @@ def local_workers(definition: StudyDefinition, count: int, bars: Bars) -> Iterat
 
 
 def worker_command(definition: StudyDefinition) -> list[str]:
-    """The command line that joins a study from the same folder; its storage goes by the environment."""
+    """The command line that joins a study from the same folder; the storage is passed in the environment."""
     arguments = [argument for argument in definition.arguments if not argument.startswith("workers=")]
     return [sys.executable, "-m", "autolora.cli", "worker", definition.source, *arguments]
 

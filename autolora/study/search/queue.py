@@ -1,4 +1,4 @@
-"""Which trial a worker takes next: one that was begun, one that waits, or a new one, within the study's size."""
+"""The next trial of a worker: a started one, a waiting one, or a new one, within the study's number of trials."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ from autolora.study.search.leases import TrialLeases
 
 
 class Queue:
-    """The study as a worker's source of trials.
+    """Gives a worker its trials.
 
-    A trial's number is its place in the study: no trial is ever copied, so that those below `budget.n_trials` are the
-    study's, whoever runs them and however often they are handed back. What two workers asked for at once beyond it
-    waits there until the study is given more.
+    Trials are never duplicated: the study consists of the trial numbers below `budget.n_trials`, whichever worker runs
+    them. A trial beyond that number, which two workers added at once, waits until the budget is raised.
     """
 
     def __init__(self, study: optuna.Study, settings: StudySettings, leases: TrialLeases, bars: Bars) -> None:
         self.study, self.settings, self.leases, self.bars = study, settings, leases, bars
 
     def next(self) -> Trial | None:
-        """The next trial, claimed; None where there is none, at least while this worker has others.
+        """The next trial, with its lease; None where there is none, at least while this worker has other trials.
 
-        While only other workers have some it waits, as they may die.
+        While only other workers hold trials, it waits, as those workers may die.
         """
         while True:
             trials = [t for t in self.study.get_trials(deepcopy=False) if t.number < self.settings.budget.n_trials]
             running = [t for t in trials if t.state is TrialState.RUNNING]
             for number in self.leases.reclaim(running):
-                self.bars.log(f"trial {number}: its worker is gone, it goes on elsewhere")
+                self.bars.log(f"trial {number}: its worker is gone, another worker continues it")
             more = may_begin(trials, self.settings)
             trial = self._waiting(more) or (
                 self._new() if more and len(trials) < self.settings.budget.n_trials else None
@@ -47,7 +46,7 @@ class Queue:
             self._wait(running)
 
     def _waiting(self, more: bool) -> Trial | None:
-        """One that waits: first those that were begun, which are ended even if no `more` are to begin."""
+        """A waiting trial; started ones come first, and are ended even if no `more` trials may start."""
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         for frozen in sorted(waiting, key=lambda t: (not _begun(t), t.number)):
             if frozen.number < self.settings.budget.n_trials and (more or _begun(frozen)):
@@ -60,7 +59,7 @@ class Queue:
         return None
 
     def _new(self) -> Trial | None:
-        """A new one; None where another worker asked in the same moment and this one is one too many."""
+        """A new trial; None where another worker added one at the same moment, so that this one is too many."""
         trial = self.study.ask()
         if trial.number < self.settings.budget.n_trials:
             self.leases.acquire(self.leases.storage.get_trial(trial_id_of(trial)))

@@ -1,4 +1,4 @@
-"""What the dashboard shows of a trial: its best checkpoint's pictures beside the base model's, and a note."""
+"""What the dashboard shows of a trial: renders of its best checkpoint beside the base model's, and a note."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from autolora.study.artifacts import Store
 
 
 def note_text(record: TrialFolder, reason: str, picture: str | None) -> str:
-    """A trial's note in Markdown: verdict, remedy, scorecard, and the picture by its path on the dashboard."""
+    """A trial's note in Markdown: verdict, remedy, scorecard, and the image by its path on the dashboard."""
     best = record.best_result()
     if best is None:
         return f"**{reason}**"
-    lines = [f"**{best.verdict}**", "", f"Best checkpoint: step {best.step}, {reason}."]
+    lines = [f"**{best.verdict}**", "", f"Best checkpoint: {best.step} images, {reason}."]
     advice = record.remedy(best) if best.by_weight else ""
     lines += ["", f"Try {advice}."] if advice else []
     if best.terms:
@@ -34,7 +34,7 @@ def _row(best: CheckpointResult, name: str) -> str:
 
 
 def publish_trial_note(trial: Trial, record: TrialFolder, reason: str, store: Store) -> None:
-    """Give the dashboard a trial's picture and note; to be called before the trial is told."""
+    """Give the dashboard a trial's image and note; call it before the trial is ended in the storage."""
     best, link = record.best_result(), None
     path = record.samples / f"{best.step if best else 0}.png"
     if path.is_file():

@@ -55,8 +55,8 @@ def run_study(
 def auto_batch_trials(definition: StudyDefinition, session: Session, bars: Bars) -> int:
     """The number of trials that a worker trains at once where their adapters can share a set.
 
-    It is `study.trials_per_device`; `auto` is the power of two that is fastest here, up to a fifth of the trials, as the
-    sampler learns nothing from trials that train at the same time.
+    It is `study.trials_per_device`; `auto` is the power of two that is fastest here, up to a fifth of the trials, as
+    the sampler learns nothing from trials that train at the same time.
     """
     settings = definition.settings
     if not any(adapter.packable for adapter in session.context.adapter.adapters):

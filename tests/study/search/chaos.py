@@ -53,7 +53,7 @@ study:
       optimizer.lr: {{log: [1.0e-4, 1.0e-2]}}
       adapter.dim: {{choice: [2, 4]}}
 train:
-  {{epochs: {CHECKPOINTS}, images_per_concept: 4, min_character_images: 0, batch_size: 4, prior_preservation_ratio: 0.0}}
+  {{epochs: {CHECKPOINTS}, images_per_concept: 4, min_character_images: 0, batch_size: 4}}
 adapter: {{dim: 2, alpha: 2}}
 optimizer: {{lr: 1.0e-3}}
 """
