@@ -78,7 +78,7 @@ def load_dataset(settings: DatasetSettings) -> Dataset:
         DatasetError: the dataset cannot be trained on; the message lists all reasons.
     """
     if not settings.path.strip():
-        raise DatasetError("no dataset: set dataset.path=FOLDER to a folder of captioned images")
+        raise DatasetError("no dataset given: set dataset.path=FOLDER to a folder of captioned images")
     root = Path(settings.path).expanduser()
     source = read_source(root, Path(settings.reg_data_dir).expanduser() if settings.reg_data_dir else None)
     pictures = source.pictures
