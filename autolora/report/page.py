@@ -145,7 +145,7 @@ def environment(escaped: bool = True) -> Environment:
         "counted": counted,
         "duration": duration,
         "number": number,
-        "in_words": charts.format_estimate,
+        "format_estimate": charts.format_estimate,
         "data_uri": data_uri,
         "pixelated": lambda image: max(image.size) <= LOSSLESS_UP_TO,
         "groupby_in_order": groups,

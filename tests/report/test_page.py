@@ -163,7 +163,7 @@ def test_parameter_names() -> None:
     assert parameters(drawn) == [
         ("adapter.dim", "dim", "8"),
         ("optimizer.lr", "optimizer.lr", "3e-4"),
-        ("train.scale_weight_norms", "max_norm", "none"),
+        ("train.scale_weight_norms", "scale_weight_norms", "none"),
         ("other.lr", "other.lr", "1"),
     ]
 

@@ -29,7 +29,7 @@ def found(count: int) -> list[tuple[Any, Any]]:
         params = {"a/lr": 10**power, "a/dim": turn.choice([8, 16]), "a/fixed": 1}
         trial = create_trial(params=params, distributions=KINDS, value=0.0, user_attrs={"recipe": "a"})
         best = point(1 - abs(power + 3))
-        trials.append((trial, SimpleNamespace(best=lambda b=best: b, best_objective=lambda b=best: b.objective)))
+        trials.append((trial, SimpleNamespace(best_result=lambda b=best: b, best_objective=lambda b=best: b.objective)))
     return trials
 
 
