@@ -1,4 +1,4 @@
-"""Renders prompts at seeds and LoRA weights; base renders are cached on disk for every trial and process."""
+"""Renders prompts at given seeds and LoRA weights, and caches the base model's renders on disk."""
 
 from __future__ import annotations
 
@@ -25,72 +25,80 @@ from autolora.models.settings import RenderSettings
 from autolora.train.batches import latent_shape
 
 Images = NDArray[np.uint8]  # (N, H, W, 3)
-Advance = Callable[[int], None]  # hears how many more pictures are ready
+Advance = Callable[[int], None]  # is called with the number of images that were added
 
 
 @dataclass(frozen=True)
 class RenderRequest:
-    """One picture to render: `weight` is the LoRA's, 0 being the base model."""
+    """One image to render."""
 
     prompt: str
     seed: int
-    weight: float
+    weight: float  # of the LoRA; 0 renders the base model
 
 
 @torch.inference_mode()
 def render(
     model: BaseModel,
-    shots: Sequence[RenderRequest],
+    requests: Sequence[RenderRequest],
     settings: RenderSettings,
     adapter: AdapterSet | None = None,
     advance: Advance | None = None,
 ) -> Images:
-    """Render shots with classifier-free guidance; base and several weights ride in one batch.
+    """Render the requests with classifier-free guidance, in batches that mix LoRA weights.
 
-    Every picture starts from noise of its own seed, so it does not depend on the batch it rides in. The
-    LoRA's weight also holds for the unconditional half, as in diffusers and the usual interfaces.
+    Each image starts from the noise of its own seed, so it does not depend on the other images of its batch. The LoRA
+    weight also applies to the unconditional prediction, as in diffusers and the common user interfaces.
+
+    Args:
+        model: the base model, with the adapter attached.
+        requests: the images to render.
+        settings: steps, guidance, size and batch size.
+        adapter: the adapter that is attached to the model, with one slot; None: none is attached.
+        advance: is called after each batch with its size.
 
     Returns:
         (N, H, W, 3) uint8.
 
     Raises:
-        ValueError: weights without an adapter, an attached one not given, or an adapter of several slots.
+        ValueError: a request has a LoRA weight but there is no adapter, an attached adapter was not passed, or the
+            adapter has several slots.
     """
-    _check_adapter(model, shots, adapter)
+    _check_adapter(model, requests, adapter)
     side = settings.side(model.resolution)
-    pictures = [np.zeros((0, side, side, 3), np.uint8)]
-    batches = [shots[i : i + settings.batch_size] for i in range(0, len(shots), settings.batch_size)]
-    trained = adapter if adapter is not None and adapter.touches_text_encoder else None
-    known = _contexts(model, batches, settings, trained)
-    begin, size = 0, settings.batch_size
-    while begin < len(shots):
+    images = [np.zeros((0, side, side, 3), np.uint8)]
+    batches = [requests[i : i + settings.batch_size] for i in range(0, len(requests), settings.batch_size)]
+    text_adapter = adapter if adapter is not None and adapter.touches_text_encoder else None
+    contexts = _encode_prompts(model, batches, settings, text_adapter)
+    start, size = 0, settings.batch_size
+    while start < len(requests):
         stop.check()
-        batch = shots[begin : begin + size]
-        context = stack_contexts([known[key] for key in _keys(model, batch, settings, trained)])
+        batch = requests[start : start + size]
+        context = stack_contexts([contexts[key] for key in _context_keys(model, batch, settings, text_adapter)])
         if model.guidance_embeds:
             context = replace(context, guidance=torch.full((len(batch),), settings.guidance_scale, device=model.device))
-        drawn = _draw(model, batch, context, settings, adapter)
-        if drawn is None:  # the GPU's memory is full: a picture does not depend on how many are drawn at once
+        rendered = _render_batch(model, batch, context, settings, adapter)
+        if rendered is None:  # out of memory; a smaller batch renders the same images
             size = math.ceil(len(batch) / 2)
             continue
-        pictures.append(drawn)
-        begin += len(batch)
+        images.append(rendered)
+        start += len(batch)
         if advance:
             advance(len(batch))
-    return np.concatenate(pictures)
+    return np.concatenate(images)
 
 
-def _draw(
+def _render_batch(
     model: BaseModel,
     batch: Sequence[RenderRequest],
     context: Context,
     settings: RenderSettings,
     adapter: AdapterSet | None,
 ) -> Images | None:
-    """The pictures of a batch; None where the GPU's memory is too small for all of them at once."""
-    halves = [shot.weight for shot in batch] * (len(context) // len(batch))
+    """Render one batch; return None if the GPU runs out of memory for a batch of more than one image."""
+    weights = [request.weight for request in batch] * (len(context) // len(batch))
     try:
-        with _weighted(adapter, halves, model), model.fixed_context():
+        with _at_weights(adapter, weights, model), model.fixed_context():
             latents = _denoise(model, batch, context, settings)
         return to_uint8(model.decode_latents(latents))
     except torch.OutOfMemoryError:
@@ -99,21 +107,21 @@ def _draw(
         return None
 
 
-def _check_adapter(model: BaseModel, shots: Sequence[RenderRequest], adapter: AdapterSet | None) -> None:
-    """Refuse what would silently render something else than asked."""
+def _check_adapter(model: BaseModel, requests: Sequence[RenderRequest], adapter: AdapterSet | None) -> None:
+    """Refuse calls that would silently render something else than what was requested."""
     if adapter is not None:
         if adapter.slots != 1:
-            raise ValueError(f"rendering takes an adapter of one slot, got {adapter.slots}")
+            raise ValueError(f"rendering needs an adapter with one slot, got {adapter.slots}")
         return
-    if any(shot.weight for shot in shots):
-        raise ValueError("shots with a LoRA weight need an adapter")
+    if any(request.weight for request in requests):
+        raise ValueError("requests with a LoRA weight need an adapter")
     if any(isinstance(module, AdaptedLayer) for root in model.modules.values() for module in root.modules()):
-        raise ValueError("an adapter is attached to the model: pass it, else its LoRA is in every base render")
+        raise ValueError("an adapter is attached to the model: pass it, or its LoRA changes every base render")
 
 
 @contextmanager
-def _weighted(adapter: AdapterSet | None, weights: Sequence[float], model: BaseModel) -> Iterator[None]:
-    """The adapter at one weight a sample; switched off where all are 0, which is faster."""
+def _at_weights(adapter: AdapterSet | None, weights: Sequence[float], model: BaseModel) -> Iterator[None]:
+    """Apply the adapter at one weight per sample; if all weights are 0 it is switched off, which is faster."""
     if adapter is None:
         yield
         return
@@ -122,138 +130,160 @@ def _weighted(adapter: AdapterSet | None, weights: Sequence[float], model: BaseM
         yield
 
 
-_Key = tuple[str, float]  # a prompt, and the weight that the text encoder runs at
+_ContextKey = tuple[str, float]  # a prompt, and the LoRA weight that the text encoder runs at
 
 
-def _keys(
-    model: BaseModel, batch: Sequence[RenderRequest], settings: RenderSettings, trained: AdapterSet | None
-) -> list[_Key]:
-    """Unconditional, then conditional prompts, 2B of them; only the latter without guidance, or where it is told."""
-    keys = [(settings.prompt(shot.prompt), shot.weight if trained else 0.0) for shot in batch]
+def _context_keys(
+    model: BaseModel, batch: Sequence[RenderRequest], settings: RenderSettings, text_adapter: AdapterSet | None
+) -> list[_ContextKey]:
+    """Return the keys of a batch's contexts: the unconditional ones, then the conditional ones.
+
+    Without guidance, and for models that take the guidance scale as an input, there are only conditional ones.
+    """
+    keys = [(settings.prompt(request.prompt), request.weight if text_adapter else 0.0) for request in batch]
     guided = settings.guidance_scale != 1 and not model.guidance_embeds
     return [(settings.negative_prompt, weight) for _, weight in keys] + keys if guided else keys
 
 
-def _contexts(
-    model: BaseModel, batches: Sequence[Sequence[RenderRequest]], settings: RenderSettings, trained: AdapterSet | None
-) -> dict[_Key, Context]:
-    """The contexts of all batches, before anything is drawn: so the text encoders come to the device once.
+def _encode_prompts(
+    model: BaseModel,
+    batches: Sequence[Sequence[RenderRequest]],
+    settings: RenderSettings,
+    text_adapter: AdapterSet | None,
+) -> dict[_ContextKey, Context]:
+    """Encode the prompts of all batches before rendering, so that the text encoders move to the device only once.
 
     Args:
-        trained: the adapter where it changes the text encoders.
+        model: the base model.
+        batches: the requests of each batch.
+        settings: prompt prefix, negative prompt and guidance.
+        text_adapter: the adapter if it changes the text encoders.
     """
-    known: dict[_Key, Context] = {}
+    contexts: dict[_ContextKey, Context] = {}
     with model.on_device(*model.text_encoder_names):
         for batch in batches:
-            new = [key for key in dict.fromkeys(_keys(model, batch, settings, trained)) if key not in known]
+            keys = dict.fromkeys(_context_keys(model, batch, settings, text_adapter))
+            new = [key for key in keys if key not in contexts]
             if new:
-                with _weighted(trained, [weight for _, weight in new], model):
-                    known.update(zip(new, model.encode_prompts([prompt for prompt, _ in new]).rows(), strict=True))
-    return known
+                with _at_weights(text_adapter, [weight for _, weight in new], model):
+                    encoded = model.encode_prompts([prompt for prompt, _ in new])
+                    contexts.update(zip(new, encoded.rows(), strict=True))
+    return contexts
 
 
 def _denoise(model: BaseModel, batch: Sequence[RenderRequest], context: Context, settings: RenderSettings) -> Tensor:
-    """Latents of a batch from each shot's own noise, guided as in Ho and Salimans (2022)."""
+    """Denoise a batch, each image from its own noise, with the guidance of Ho and Salimans (2022)."""
     shape = latent_shape(model, (settings.side(model.resolution),) * 2)
     sampler = model.sampler(settings.scheduler, settings.num_inference_steps, shape)
-    # Each drawn alone and on the CPU: the same on every device, in every batch and in diffusers.
-    sources = [torch.Generator().manual_seed(shot.seed) for shot in batch]
-    noise = [torch.randn(shape, generator=source) for source in sources]
+    # Each image's noise is drawn by itself on the CPU, so it is the same on every device, in every batch, in diffusers.
+    generators = [torch.Generator().manual_seed(request.seed) for request in batch]
+    noise = [torch.randn(shape, generator=generator) for generator in generators]
     latents: Tensor = torch.stack(noise).to(model.device) * sampler.init_noise_sigma
     copies = len(context) // len(batch)
     for t in sampler.timesteps:
         noisy = sampler.scale_model_input(torch.cat([latents] * copies), t)
-        predicted = model.predict(noisy, t.to(model.device).expand(len(noisy)), context)
+        prediction = model.predict(noisy, t.to(model.device).expand(len(noisy)), context)
         if copies == 2:
-            plain, prompted = predicted.chunk(2)
-            predicted = plain + settings.guidance_scale * (prompted - plain)
-            predicted = _rescaled(predicted, prompted, settings.guidance_rescale)
-        latents = sampler.step(predicted, t, latents).prev_sample
+            unconditional, conditional = prediction.chunk(2)
+            prediction = unconditional + settings.guidance_scale * (conditional - unconditional)
+            prediction = _rescale_guidance(prediction, conditional, settings.guidance_rescale)
+        latents = sampler.step(prediction, t, latents).prev_sample
     return latents
 
 
-def _rescaled(guided: Tensor, prompted: Tensor, share: float) -> Tensor:
-    """Guided predictions brought back towards the deviation of prompted ones (Lin et al. 2023, section 3.4)."""
+def _rescale_guidance(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
+    """Move the standard deviation of guided predictions towards the conditional one's (Lin et al. 2023, section 3.4).
+
+    diffusers' `rescale_noise_cfg` multiplies in another order and differs in the last bit, which would change renders
+    and scores of earlier studies.
+    """
     if not share:
         return guided
-    deviations = [one.std(dim=(1, 2, 3), keepdim=True) for one in (prompted, guided)]
-    return share * guided * (deviations[0] / deviations[1]) + (1 - share) * guided
+    conditional_std, guided_std = (part.std(dim=(1, 2, 3), keepdim=True) for part in (conditional, guided))
+    return share * guided * (conditional_std / guided_std) + (1 - share) * guided
 
 
 def to_uint8(pixels: Tensor) -> Images:
-    """Decoded pixels as pictures: (B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
+    """Convert decoded pixels to images: (B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
     levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round()
     return levels.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
 
 
 class BaseRenders:
-    """The base model's renders, each a lossless file that any number of processes may read and write."""
+    """The base model's renders, cached as lossless files that any number of processes may read and write."""
 
     def __init__(self, model: BaseModel, settings: RenderSettings, folder: Path) -> None:
         self.model, self.settings, self.folder = model, settings, folder
-        # Keys that begin with "_" are bookkeeping of diffusers, and differ between processes.
-        plain = model.sampler(settings.scheduler)
-        sampler = {key: str(value) for key, value in plain.config.items() if not key.startswith("_")}
+        scheduler = model.sampler(settings.scheduler)
+        # Keys that begin with "_" are bookkeeping of diffusers and differ between processes.
+        scheduler_config = {key: str(value) for key, value in scheduler.config.items() if not key.startswith("_")}
         self.side = settings.side(model.resolution)
-        recipe = [
-            model.base_hash,
-            self.side,
-            settings.num_inference_steps,
-            settings.guidance_scale,
-            settings.negative_prompt,
-        ]
-        more = {
+        options = {
             "dtype": None if model.dtype == torch.float32 else str(model.dtype),
             "quantize": model.settings.quantize,
             "clip_skip": model.clip_skip,
             "guidance_rescale": settings.guidance_rescale,
             "prefix": settings.prompt_prefix,
         }
-        unusual = {name: value for name, value in more.items() if value}  # what is usual leaves older files their names
-        recipe = [*recipe, *([unusual] if unusual else [])]
-        self._stem = json.dumps([*recipe, type(plain).__name__, sampler], sort_keys=True)
+        # Only options that differ from their defaults enter the key, so that older cache files keep their names.
+        changed = {name: value for name, value in options.items() if value}
+        key = [
+            model.base_hash,
+            self.side,
+            settings.num_inference_steps,
+            settings.guidance_scale,
+            settings.negative_prompt,
+            *([changed] if changed else []),
+            type(scheduler).__name__,
+            scheduler_config,
+        ]
+        self._key = json.dumps(key, sort_keys=True)
         self._memory: dict[tuple[str, int], Images] = {}
 
     def path(self, prompt: str, seed: int) -> Path:
-        """Where the render of a prompt and seed lies."""
-        digest = hashlib.sha256(f"{self._stem}|{seed}|{prompt}".encode()).hexdigest()
+        """Return the file of the render of a prompt and seed."""
+        digest = hashlib.sha256(f"{self._key}|{seed}|{prompt}".encode()).hexdigest()
         return self.folder / f"{digest[:32]}.png"
 
     def render(
         self,
-        shots: Sequence[tuple[str, int]],
+        requests: Sequence[tuple[str, int]],
         advance: Advance | None = None,
         adapter: AdapterSet | None = None,
     ) -> Images:
-        """(prompt, seed) pairs to (N, H, W, 3) uint8; only what is not cached yet is rendered.
+        """Return the renders of (prompt, seed) pairs, (N, H, W, 3) uint8; only those not in the cache are rendered.
 
-        Give the adapter attached to the model, if there is one, so that it is switched off. Finished
-        batches are kept even if a later one is interrupted.
+        Each batch is written when it is finished, so an interrupted call loses at most one batch.
+
+        Args:
+            requests: prompts and seeds.
+            advance: is called with the number of images that are ready.
+            adapter: the adapter that is attached to the model, which is switched off here.
         """
-        missing = [shot for shot in dict.fromkeys(shots) if not self._find(*shot)]
-        if advance and len(missing) < len(shots):
-            advance(len(shots) - len(missing))
+        missing = [pair for pair in dict.fromkeys(requests) if not self._load(*pair)]
+        if advance and len(missing) < len(requests):
+            advance(len(requests) - len(missing))
         for start in range(0, len(missing), self.settings.batch_size):
             batch = missing[start : start + self.settings.batch_size]
-            fresh = render(self.model, [RenderRequest(p, s, 0.0) for p, s in batch], self.settings, adapter, advance)
-            for (prompt, seed), picture in zip(batch, fresh, strict=True):
+            images = render(self.model, [RenderRequest(p, s, 0.0) for p, s in batch], self.settings, adapter, advance)
+            for (prompt, seed), image in zip(batch, images, strict=True):
                 with atomic_path(self.path(prompt, seed)) as temporary:
-                    Image.fromarray(picture).save(temporary)
-                self._memory[prompt, seed] = picture
-        if not shots:
+                    Image.fromarray(image).save(temporary)
+                self._memory[prompt, seed] = image
+        if not requests:
             return np.zeros((0, self.side, self.side, 3), np.uint8)
-        return np.stack([self._memory[shot] for shot in shots])
+        return np.stack([self._memory[pair] for pair in requests])
 
-    def _find(self, prompt: str, seed: int) -> bool:
-        """Whether a render is in memory, or could be read from its file (a broken one is rendered again)."""
+    def _load(self, prompt: str, seed: int) -> bool:
+        """Load a render into memory; False if its file is missing or broken, so that it is rendered again."""
         if (prompt, seed) in self._memory:
             return True
         try:
-            with Image.open(self.path(prompt, seed)) as image:
-                picture = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError):  # missing, cut short or no picture
+            with Image.open(self.path(prompt, seed)) as file:
+                image = np.asarray(file.convert("RGB"))
+        except (OSError, SyntaxError):  # missing, truncated or not an image
             return False
-        if picture.shape != (self.side, self.side, 3):
+        if image.shape != (self.side, self.side, 3):
             return False
-        self._memory[prompt, seed] = picture
+        self._memory[prompt, seed] = image
         return True

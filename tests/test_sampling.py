@@ -206,7 +206,9 @@ def test_silently_wrong_calls_are_refused(tiny_model: StableDiffusion) -> None:
 
 
 def test_render_settings_name_every_mistake() -> None:
-    with pytest.raises(ConfigError, match=r"num_inference_steps must be .* got 0; .*guidance_scale .* got 0\.5; .*batch_size .* got 0"):
+    with pytest.raises(
+        ConfigError, match=r"num_inference_steps must be .* got 0; .*guidance_scale .* got 0\.5; .*batch_size .* got 0"
+    ):
         RenderSettings(num_inference_steps=0, guidance_scale=0.5, batch_size=0)
     with pytest.raises(ConfigError, match=r"search_inference_steps must be at least 1 or null, got 0"):
         RenderSettings(search_inference_steps=0)

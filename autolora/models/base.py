@@ -1,4 +1,4 @@
-"""What training, rendering and scoring need of a base model, whatever its family."""
+"""The interface of a base model that training, rendering and scoring use, whatever its family."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from torch.nn import functional as F
 
 from autolora.models.settings import DTYPE_NAMES, ModelSettings
 
-MAX_CHUNKS = 3  # windows of the text encoder that a prompt may fill: 225 tokens of CLIP's 75
+MAX_CHUNKS = 3  # text-encoder windows that a prompt may fill: 225 tokens for CLIP with its 75
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a model is told of N pictures, besides their noise.
+    """The conditioning of N images.
 
-    `tokens` (N, tokens, dim) is what attention reads; with a `mask` (N, tokens), on the CPU, only the first ones of
-    each prompt, where it is true. Families that also take a prompt as a whole have `pooled` (N, dim). Those that are
-    told how a picture was cropped read `sizes` (N, 6), as `size_ids` gives them; without, each picture is whole and of
-    the size of its latents. Those distilled to draw as with guidance read how much, `guidance` (N,); without, 1.
+    Attributes:
+        tokens: (N, tokens, dim), the keys and values of attention.
+        pooled: (N, dim), one vector for the whole prompt, in families that have one.
+        sizes: (N, 6), original size, crop and target size as SDXL takes them; None: each image is not cropped and has
+            the size of its latents.
+        mask: (N, tokens) on the CPU, true for the tokens that count; None: all count.
+        guidance: (N,), the guidance scale for models that take it as an input; None: 1.
     """
 
     tokens: Tensor
@@ -39,137 +42,141 @@ class Context:
         return len(self.tokens)
 
     def __getitem__(self, part: slice) -> Context:
-        return Context(*(None if one is None else one[part] for one in vars(self).values()))  # type: ignore[arg-type]
+        return Context(*(None if value is None else value[part] for value in vars(self).values()))  # type: ignore[arg-type]
 
     @property
     def nbytes(self) -> int:
-        """Of all its tensors."""
-        return sum(one.nbytes for one in vars(self).values() if one is not None)
+        """The bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in vars(self).values() if tensor is not None)
 
     def rows(self) -> list[Context]:
-        """One for each picture."""
+        """Return one context per image."""
         return [self[i : i + 1] for i in range(len(self))]
 
 
 def stack_contexts(contexts: Sequence[Context]) -> Context:
-    """Contexts of prompts of several lengths as one; they have neither sizes nor guidance yet.
+    """Stack contexts of prompts of different lengths; sizes and guidance must not be set yet.
 
-    With masks, shorter ones are padded. Else tokens are repeated to a common multiple of the lengths: cross-attention
-    over repeated keys is that over the keys themselves. So no prompt depends on what it is stacked with.
+    With masks, shorter contexts are padded. Without, tokens are repeated to the least common multiple of the lengths,
+    because cross-attention over repeated keys equals cross-attention over the keys themselves. So the result of a
+    prompt does not depend on the other prompts.
     """
     lengths = [context.tokens.shape[1] for context in contexts]
     masks = [context.mask for context in contexts if context.mask is not None]
-    pooled = [context.pooled for context in contexts if context.pooled is not None]
-    whole = torch.cat(pooled) if pooled else None
+    pooled_parts = [context.pooled for context in contexts if context.pooled is not None]
+    pooled = torch.cat(pooled_parts) if pooled_parts else None
     if masks:
-        room = [max(lengths) - length for length in lengths]
-        tokens = [F.pad(one.tokens, (0, 0, 0, more)) for one, more in zip(contexts, room, strict=True)]
-        padded = [F.pad(mask, (0, more)) for mask, more in zip(masks, room, strict=True)]
-        return Context(torch.cat(tokens), whole, mask=torch.cat(padded))
+        padding = [max(lengths) - length for length in lengths]
+        tokens = [F.pad(context.tokens, (0, 0, 0, pad)) for context, pad in zip(contexts, padding, strict=True)]
+        padded = [F.pad(mask, (0, pad)) for mask, pad in zip(masks, padding, strict=True)]
+        return Context(torch.cat(tokens), pooled, mask=torch.cat(padded))
     length = math.lcm(*lengths)
-    return Context(torch.cat([c.tokens.repeat(1, length // c.tokens.shape[1], 1) for c in contexts]), whole)
+    return Context(torch.cat([c.tokens.repeat(1, length // c.tokens.shape[1], 1) for c in contexts]), pooled)
 
 
 class BaseModel(Protocol):
     """A frozen latent diffusion model in evaluation mode.
 
     Shapes: pixels (B, 3, H, W) in [-1, 1]; latents (B, C, h, w), scaled to about unit variance. All are 32-bit floats,
-    whatever the weights are. Timesteps (B,) grow with the noise, up to `train_timesteps`: whole numbers below it where
-    a noise schedule is a table, any number where it is a formula.
+    whatever the dtype of the weights. Timesteps (B,) grow with the noise, up to `train_timesteps`: integers below it
+    for a noise schedule that is a table, real numbers for one that is a formula.
     """
 
     name: str
-    settings: ModelSettings  # as it was loaded
+    settings: ModelSettings
     base_hash: str  # 16 hex digits over the weights
-    source: Path | None  # the folder or file that diffusers can load it from
-    vae: Any  # diffusers'
-    architecture: str  # the family, as "sd1"; naming of exported files follows it
-    resolution: int  # pixels; pictures are square
-    latent_shape: tuple[int, int, int]  # (C, h, w)
+    source: Path | None  # the folder or file that diffusers can load the model from
+    vae: Any  # diffusers' VAE
+    architecture: str  # the family, such as "sd1"; it decides the names of exported weights
+    resolution: int  # pixels; evaluation renders are square
+    latent_shape: tuple[int, int, int]  # (C, h, w) at the resolution
     train_timesteps: int
-    clip_skip: int | None  # the text encoder's layer that is read, from the last; None: the family's usual one
-    text_encoders: dict[str, Any]  # what reads prompts, of which `modules` has those that LoRA files can hold
-    text_encoder_names: tuple[str, ...]  # their names
-    window_tokens: int  # a prompt's own that its text encoder reads at once: 75 for CLIP
-    max_prompt_tokens: int  # and those of a longer one that it reads in all
+    clip_skip: int | None  # the text encoder's layer that is read, counted from the last; None: the family's default
+    text_encoders: dict[str, Any]  # all of them; `modules` has those that LoRA files can contain
+    text_encoder_names: tuple[str, ...]
+    window_tokens: int  # a prompt's tokens that its text encoder reads at once: 75 for CLIP
+    max_prompt_tokens: int  # a prompt's tokens that are read in all, in several windows
     prediction_type: str  # "epsilon", "v_prediction" or "flow"
-    guidance_embeds: bool  # it is told the guidance in its context, instead of being guided by two predictions
+    guidance_embeds: bool  # the model takes the guidance scale as an input, so that no second prediction is needed
     device: torch.device
     dtype: torch.dtype  # of the weights
-    loss_scale: float  # what a loss is multiplied by on its way back, so that its gradients fit the dtype
+    loss_scale: float  # factor on the loss in the backward pass, so that gradients fit the dtype
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        """The roots that adapters attach to: `unet` or `transformer`, and text encoders that LoRA files can hold."""
+        """The roots that adapters attach to: `unet` or `transformer`, and the text encoders that LoRA files contain."""
         ...
 
     def on_device(self, *parts: str) -> AbstractContextManager[None]:
-        """Inside it `vae`, or some of `text_encoder_names`, stay on the device between calls, each of which brings its own."""
+        """Keep `vae` or text encoders on the device inside the block; without it, each call moves what it needs."""
         ...
 
     def keep_on_device(self, *parts: str) -> None:
-        """From now on these parts never leave the device: an adapter is attached, or someone else uses them."""
+        """Keep these parts on the device from now on, because an adapter or another program uses them."""
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels to scaled latents (the posterior's mean: deterministic)."""
+        """Encode pixels to scaled latents: the posterior's mean, so that the result is deterministic."""
         ...
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Scaled latents to pixels (they may leave [-1, 1] a little)."""
+        """Decode scaled latents to pixels, which may leave [-1, 1] slightly."""
         ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Context:
-        """Prompts to context, differentiable, so that callers choose.
+        """Encode prompts; gradients flow unless the caller turns them off.
 
-        A prompt longer than the text encoder's window is encoded in up to MAX_CHUNKS windows side by side.
+        A prompt longer than the text encoder's window is encoded in up to MAX_CHUNKS windows whose tokens are joined.
         """
         ...
 
     def tokens(self, prompt: str) -> list[str]:
-        """A prompt as the model reads it, without the tokens that begin, end and fill it; never cut."""
+        """Return a prompt's tokens as text, without special tokens and without a length limit."""
         ...
 
     def enable_gradient_checkpointing(self) -> bool:
-        """Compute layers again on the way back from now on, in less memory; False where that is so already."""
+        """Recompute layers in the backward pass to save memory; return False if that was already on."""
         ...
 
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
-        """The model's raw output for noisy latents, of their shape."""
+        """Return the model's raw output for noisy latents, in their shape."""
         ...
 
     def fixed_context(self) -> AbstractContextManager[None]:
-        """Inside it, `predict` may reuse what it derived from a context's tokens while given that same tensor.
+        """Allow `predict` to cache what it computes from a context's tokens, as long as it gets the same tensor.
 
-        Only for inference, and adapter weights must not change inside.
+        Only for inference. Adapter weights must not change inside the block.
         """
         ...
 
     def sample_timesteps(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-        """Timesteps (count,) to train latents of a shape (C, h, w) at, on the CPU."""
+        """Sample training timesteps (count,) on the CPU for latents of a shape (C, h, w)."""
         ...
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Latents noised to their timesteps: sqrt(abar) x + sqrt(1 - abar) noise, or (1 - s) x + s noise."""
+        """Add noise to latents: sqrt(abar) x + sqrt(1 - abar) noise, or (1 - s) x + s noise for flow matching."""
         ...
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What `predict` should have returned.
+        """Return the training target of `predict`.
 
-        The noise, v = sqrt(abar) noise - sqrt(1 - abar) x, or the flow noise - x.
+        It is the noise, v = sqrt(abar) noise - sqrt(1 - abar) x, or the flow noise - x.
         """
         ...
 
     def snr(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio, of squares, (B,): abar / (1 - abar) or ((1 - s) / s)^2; 0 where all is noise."""
+        """Return the signal-to-noise ratio (B,): abar / (1 - abar), or ((1 - s) / s)^2; 0 for pure noise."""
         ...
 
     def sampler(self, name: str, steps: int | None = None, shape: tuple[int, int, int] | None = None) -> Any:
-        """A fresh deterministic diffusers scheduler for rendering, one of SAMPLERS, at its first step of so many.
+        """Return a new deterministic diffusers scheduler for rendering.
 
-        Latents are of a shape (C, h, w), or None: of `latent_shape`.
+        Args:
+            name: one of SAMPLERS.
+            steps: the number of denoising steps to prepare; None: none are prepared.
+            shape: (C, h, w) of the latents; None: `latent_shape`.
 
         Raises:
-            ConfigError: the model cannot be sampled so.
+            ConfigError: the model cannot be sampled with this scheduler.
         """
         ...

@@ -1,4 +1,4 @@
-"""The architectures as released, as diffusers and transformers configure them: no network is needed to build one."""
+"""Configs of the released architectures for diffusers and transformers, so that no download is needed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _VIT_L: Config = {
     "num_attention_heads": 12,
     "projection_dim": 768,
 }
-_VIT_H: Config = {  # its last layer is not read, and left out
+_VIT_H: Config = {  # without its last layer, which is never used
     **_CLIP,
     "hidden_act": "gelu",
     "hidden_size": 1024,
@@ -123,7 +123,7 @@ PAD_TOKENS = {
 
 
 def clip_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    """CLIP's tokenizer (Radford et al. 2021) from the vocabulary that open_clip brings along."""
+    """Build CLIP's tokenizer (Radford et al. 2021) from the vocabulary that is part of open_clip."""
     symbols, merges = _vocabulary()
     words = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(merge) for merge in merges)]
     entries = [*words, "<|startoftext|>", "<|endoftext|>"]
@@ -133,11 +133,13 @@ def clip_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
 
 @cache
 def _vocabulary() -> tuple[list[str], list[tuple[str, ...]]]:
-    """The 256 symbols of bytes in CLIP's order, and its merges."""
+    """Return the 256 byte symbols in CLIP's order, and CLIP's merges."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in printable]
     symbols = [*map(chr, printable), *(chr(256 + i) for i in range(len(hidden)))]
     path = Path(str(open_clip.__file__)).parent / "bpe_simple_vocab_16e6.txt.gz"
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        lines = [next(file) for _ in range(MERGES + 1)]  # a title first; the file has more than CLIP uses
+        lines = [
+            next(file) for _ in range(MERGES + 1)
+        ]  # the first line is a title; the file has more merges than CLIP uses
     return symbols, [tuple(line.split()) for line in lines[1:]]

@@ -1,4 +1,4 @@
-"""What flow-matching transformers have in common: straight paths from a picture to noise, and shifted timesteps."""
+"""What flow-matching transformers share: straight paths from image to noise, and shifted timesteps."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from autolora.models.folders import ENCODERS
 from autolora.models.library_logging import silence_libraries
 from autolora.models.settings import ModelSettings
 
-PATCH = 2  # latent cells on a side of one of the transformer's tokens
+PATCH = 2  # side of a transformer token in latent cells
 
 
 class FlowEuler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
-    """Euler steps along the flow (Liu et al. 2022), with what diffusers' other schedulers say of their inputs."""
+    """Euler steps along the flow (Liu et al. 2022), with the attributes that diffusers' other schedulers have."""
 
     init_noise_sigma = 1.0
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        """The sample as it is."""
+        """Return the sample unchanged."""
         return sample
 
 
 class FlowModel(FrozenBaseModel):
     """A frozen transformer trained by flow matching (Lipman et al. 2022); see `BaseModel` for shapes.
 
-    Latents at noise level s, timestep s * train_timesteps, are (1 - s) x + s noise, and it predicts noise - x. Families
-    say how prompts are encoded, and what their transformer is given.
+    At noise level s, which is timestep s * train_timesteps, latents are (1 - s) x + s noise, and the model predicts
+    noise - x. Each family implements how prompts are encoded and what its transformer gets as input.
     """
 
     architecture: str
-    adapted_encoders: tuple[str, ...] = ()  # that LoRA files of the family can hold
+    adapted_encoders: tuple[str, ...] = ()  # text encoders that LoRA files of the family can contain
     prediction_type = "flow"
     clip_skip: int | None = None
     guidance_embeds = False
@@ -56,23 +56,23 @@ class FlowModel(FrozenBaseModel):
         encoders = ENCODERS[self.architecture]
         self.text_encoders = {name: getattr(self.pipeline, name) for name in encoders}
         self.tokenizers = {name: getattr(self.pipeline, tokenizer) for name, tokenizer in encoders.items()}
-        self._settle(settings)
+        self._apply_settings(settings)
         self.loss_scale = 1.0
         self.train_timesteps = int(self.scheduler.config.num_train_timesteps)
-        self.window_tokens = self.max_prompt_tokens = self._prompt_tokens()  # no prompt is read in several windows
-        self._take_size(settings)
+        self.window_tokens = self.max_prompt_tokens = self._prompt_tokens()  # there is only one window
+        self._set_size(settings)
 
-    def _take_size(self, settings: ModelSettings) -> None:
+    def _set_size(self, settings: ModelSettings) -> None:
         config = self.vae.config
-        self.cell = 2 ** (len(config.block_out_channels) - 1)  # pixels on a side of a latent's
-        self.resolution = int(settings.resolution or 128 * self.cell)
-        check_sides(self.resolution, settings.render.size, PATCH * self.cell)
-        side = self.resolution // self.cell
+        self.pixels_per_latent = 2 ** (len(config.block_out_channels) - 1)  # pixels per latent cell, on a side
+        self.resolution = int(settings.resolution or 128 * self.pixels_per_latent)
+        check_sides(self.resolution, settings.render.size, PATCH * self.pixels_per_latent)
+        side = self.resolution // self.pixels_per_latent
         self.latent_shape = (int(config.latent_channels), side, side)
         self.scaling, self.offset = float(config.scaling_factor), float(config.shift_factor or 0.0)
 
     @property
-    def core(self) -> Any:
+    def denoiser(self) -> Any:
         """The transformer."""
         return self.transformer
 
@@ -82,63 +82,67 @@ class FlowModel(FrozenBaseModel):
         return {"transformer": self.transformer, **{name: self.text_encoders[name] for name in self.adapted_encoders}}
 
     def _prompt_tokens(self) -> int:
-        """A prompt's own that are read, of the text encoder that reads most of it."""
+        """Return how many of a prompt's tokens are read, by the text encoder that reads the most."""
         raise NotImplementedError
 
     def encode_prompts(self, prompts: Sequence[str]) -> Context:
-        """N prompts -> their context."""
-        with self._precision(), self.on_device(*self.text_encoder_names), silence_libraries():
-            return self._read(list(prompts))
+        """Encode prompts to their context."""
+        with self._autocast(), self.on_device(*self.text_encoder_names), silence_libraries():
+            return self._context(list(prompts))
 
-    def _read(self, prompts: list[str]) -> Context:
+    def _context(self, prompts: list[str]) -> Context:
         raise NotImplementedError
 
     def tokens(self, prompt: str) -> list[str]:
-        """The pieces of a prompt, uncut, by the tokenizer of the text encoder that reads most of it."""
-        pieces: list[str] = list(self.tokenizers.values())[-1].tokenize(prompt)
-        return pieces
+        """Return a prompt's tokens by the tokenizer of the text encoder that reads the most."""
+        tokens: list[str] = list(self.tokenizers.values())[-1].tokenize(prompt)
+        return tokens
 
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
-        """The transformer's output for noisy latents.
+        """Return the transformer's output for noisy latents.
 
         Raises:
-            ConfigError: they are not of whole tokens.
+            ConfigError: the latents cannot be divided into whole tokens.
         """
         if noisy.shape[2] % PATCH or noisy.shape[3] % PATCH:
-            width, height = noisy.shape[3] * self.cell, noisy.shape[2] * self.cell
+            width, height = noisy.shape[3] * self.pixels_per_latent, noisy.shape[2] * self.pixels_per_latent
             raise ConfigError(
-                f"a bucket of {width}x{height} px: dataset.buckets.bucket_reso_steps must be a multiple of {PATCH * self.cell} here"
+                f"a bucket of {width}x{height} px: dataset.buckets.bucket_reso_steps must be a multiple of "
+                f"{PATCH * self.pixels_per_latent} for this model"
             )
-        with self._precision():
-            return self._flow(noisy, timesteps.float(), context).float()
+        with self._autocast():
+            return self._predict_flow(noisy, timesteps.float(), context).float()
 
-    def _flow(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
+    def _predict_flow(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
         raise NotImplementedError
 
     @contextmanager
     def fixed_context(self) -> Iterator[None]:
-        """Nothing is reused: the tokens of the prompt change from layer to layer with those of the picture."""
+        """Cache nothing: in these models the prompt's tokens change from layer to layer with the image's tokens."""
         yield
 
     def shift(self, shape: tuple[int, int, int]) -> float:
-        """By how much latents of a shape (C, h, w) are trained at more noise, as the model's scheduler samples them."""
+        """Return the timestep shift for latents of a shape (C, h, w); above 1, more timesteps are at high noise.
+
+        It is the setting, else what the model's scheduler uses for sampling.
+        """
         config = self.scheduler.config
         if self.settings.timestep_shift is not None:
             return self.settings.timestep_shift
         if not config.use_dynamic_shifting:
             return float(config.shift)
-        grown = self._mu(shape)
-        return math.exp(grown) if config.time_shift_type == "exponential" else grown
+        mu = self._mu(shape)
+        return math.exp(mu) if config.time_shift_type == "exponential" else mu
 
     def _mu(self, shape: tuple[int, int, int]) -> float:
-        """How the shift grows with a picture's size, as diffusers' pipelines have it from Flux: a line through two."""
+        """Return the shift for an image's size: linear in the number of tokens, as in diffusers' Flux pipeline."""
         config = self.scheduler.config
         tokens = (shape[1] // PATCH) * (shape[2] // PATCH)
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         return float(config.base_shift + slope * (tokens - config.base_image_seq_len))
 
     def sample_timesteps(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-        """Of noise levels u, logit-normal (Esser et al. 2024) or uniform, and shifted to k u / (1 + (k - 1) u)."""
+        """Sample noise levels u, logit-normal (Esser et al. 2024) or uniform, shifted to k u / (1 + (k - 1) u)."""
         if self.settings.timestep_sampling == "uniform":
             level = torch.rand(count, generator=generator)
         else:
@@ -150,24 +154,24 @@ class FlowModel(FrozenBaseModel):
         return timesteps.float() / self.train_timesteps
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """(1 - s) x + s noise."""
+        """Return (1 - s) x + s noise."""
         level = self._level(timesteps).view(-1, 1, 1, 1)
         return (1 - level) * latents + level * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """noise - x, whatever the timestep."""
+        """Return noise - x at every timestep."""
         return noise - latents
 
     def snr(self, timesteps: Tensor) -> Tensor:
-        """((1 - s) / s)^2, (B,)."""
+        """Return ((1 - s) / s)^2, (B,)."""
         level = self._level(timesteps).clamp(1e-6, 1)
         return ((1 - level) / level).square()
 
     def sampler(self, name: str = "euler", steps: int | None = None, shape: tuple[int, int, int] | None = None) -> Any:
-        """A fresh scheduler: Euler steps, shifted as the model's own scheduler says for latents of a shape (C, h, w).
+        """Return a new scheduler with Euler steps, shifted for latents of this shape by the model's scheduler config.
 
         Raises:
-            ConfigError: another one is asked for.
+            ConfigError: the name is not `euler`.
         """
         check_sampler(name, self.architecture)
         sampler = FlowEuler.from_config(self.scheduler.config, stochastic_sampling=False)
@@ -177,5 +181,5 @@ class FlowModel(FrozenBaseModel):
         return sampler
 
     def _levels(self, steps: int) -> list[float] | None:
-        """The noise levels that the family's pipeline samples at, before they are shifted; None: the scheduler's."""
+        """Return the noise levels of the family's pipeline before the shift; None: the scheduler's own."""
         return [1 - i / steps for i in range(steps)]

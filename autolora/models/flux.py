@@ -1,4 +1,4 @@
-"""Flux.1 (Black Forest Labs 2024): T5's tokens, CLIP's summary of a prompt, and guidance that is told."""
+"""Flux.1 (Black Forest Labs 2024): T5's tokens, CLIP's pooled embedding, and guidance as an input of the model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ T5_TOKENS = 512
 
 
 class Flux(FlowModel):
-    """A frozen model of Flux layout; see `BaseModel` for shapes.
+    """A frozen model with the layout of Flux; see `BaseModel` for shapes.
 
-    Its transformer reads squares of 2 x 2 latent cells as tokens. Flux-dev is distilled: it is told the guidance, 1 in
-    training, as a LoRA is to change the model and not what guidance makes of it. Schnell is not told any.
+    Its transformer takes squares of 2 x 2 latent cells as tokens. Flux-dev is distilled and takes the guidance scale as
+    an input. Training uses 1, so that a LoRA changes the model and not the effect of guidance. Schnell has no such
+    input.
     """
 
     architecture = "flux"
@@ -30,19 +31,19 @@ class Flux(FlowModel):
         self.guidance_embeds = bool(self.transformer.config.guidance_embeds)
         if self.guidance_embeds and settings.render.negative_prompt:
             raise ConfigError(
-                "model.render.negative_prompt: a model that is told its guidance reads none; leave it empty"
+                "model.render.negative_prompt: a guidance-distilled model takes no negative prompt; leave it empty"
             )
 
     def _prompt_tokens(self) -> int:
-        """T5's but the one that ends."""
+        """T5's limit without its end token."""
         return T5_TOKENS - 1
 
-    def _read(self, prompts: list[str]) -> Context:
-        """T5's tokens, and CLIP's summary of the whole."""
+    def _context(self, prompts: list[str]) -> Context:
+        """Return T5's tokens and CLIP's pooled embedding."""
         tokens, pooled, _ = self.pipeline.encode_prompt(prompts, device=self.device, max_sequence_length=T5_TOKENS)
         return Context(tokens, pooled)
 
-    def _flow(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
+    def _predict_flow(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
         rows, columns = noisy.shape[2] // PATCH, noisy.shape[3] // PATCH
         guidance = None
         if self.guidance_embeds:
@@ -54,13 +55,13 @@ class Flux(FlowModel):
             pooled_projections=context.pooled,
             encoder_hidden_states=context.tokens,
             txt_ids=noisy.new_zeros(context.tokens.shape[1], 3),
-            img_ids=_places(rows, columns).to(noisy),
+            img_ids=_positions(rows, columns).to(noisy),
             return_dict=False,
         )[0]
         return F.pixel_shuffle(packed.transpose(1, 2).unflatten(2, (rows, columns)), PATCH)
 
 
-def _places(rows: int, columns: int) -> Tensor:
-    """Where each of a picture's tokens stands, (rows * columns, 3): 0, its row, its column."""
+def _positions(rows: int, columns: int) -> Tensor:
+    """Return the position of each image token, (rows * columns, 3): 0, row, column."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.stack([torch.zeros_like(row), row, column], dim=-1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Looks at a model folder before anything is loaded: its kind, its weight files, their hash."""
+"""Checks a model folder before it is loaded: its family, its weight files and their hash."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from autolora.errors import ModelError
 
-ENCODERS: dict[str, dict[str, str]] = {  # by family: the folders of text encoders, and of their tokenizers
+ENCODERS: dict[str, dict[str, str]] = {  # by family: the folders of the text encoders and of their tokenizers
     "sd1": {"text_encoder": "tokenizer"},
     "sd2": {"text_encoder": "tokenizer"},
     "sdxl": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
@@ -27,74 +27,81 @@ NAMES = {
     "flux": "Flux",
     "z_image": "Z-Image",
 }
-LARGE = {  # by family: the text encoder that single downloads often leave out, and what it is
+LARGE_ENCODERS = {  # by family: the text encoder that downloads often leave out, and its name
     "sd3": ("text_encoder_3", "T5-XXL"),
     "flux": ("text_encoder_2", "T5-XXL"),
     "z_image": ("text_encoder", "Qwen3"),
 }
 TRANSFORMERS = {"StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux", "ZImagePipeline": "z_image"}
-AGAIN = "download or convert the model again"
+DOWNLOAD_AGAIN = "download or convert the model again"
 
 
 def denoiser_of(family: str) -> str:
-    """The part of a family that predicts noise or flow."""
+    """Return the name of the folder with the model that denoises."""
     return "transformer" if family in TRANSFORMERS.values() else "unet"
 
 
 def parts_of(family: str) -> tuple[str, ...]:
-    """What a family's folder holds."""
+    """Return the files and folders that a family's model folder must have."""
     return ("model_index.json", denoiser_of(family), "vae", *ENCODERS[family], *ENCODERS[family].values(), "scheduler")
 
 
 def expected(family: str) -> str:
-    """The same in words."""
+    """Return a sentence that says which model is expected."""
     names = ", ".join(_named(part, family) for part in parts_of(family))
     forms = "diffusers folder" if family in TRANSFORMERS.values() else "checkpoint (.safetensors) or diffusers folder"
     return f"expected a {NAMES[family]} {forms} ({names})"
 
 
 def _named(part: str, family: str) -> str:
-    """A part of a folder, and what it is where its name does not tell."""
+    """Return the name of a part, with the name of the encoder if it is a large one."""
     if "." in part:
         return part
-    large, kind = LARGE.get(family, ("", ""))
+    large, kind = LARGE_ENCODERS.get(family, ("", ""))
     return f"{part}/ ({kind})" if part == large else f"{part}/"
 
 
 def check_folder(path: Path, family: str) -> None:
-    """Refuse a path that is no folder of this family.
+    """Refuse a path that is not a model folder of this family.
 
     Raises:
-        ModelError: what was found there, what was expected and what to do.
+        ModelError: says what the path is, what is expected and what to do.
     """
-    wanted = expected(family)
+    expectation = expected(family)
     if not path.is_dir():
-        raise ModelError(f"model.path={path} does not exist{_closest(path)}; {wanted}")
+        raise ModelError(f"model.path={path} does not exist{_suggestion(path)}; {expectation}")
     if not (path / "model_index.json").is_file():
-        raise ModelError(f"model.path={path} has no model_index.json ({_describe_folder(path)}); {wanted}")
-    kind = str(read_json(path / "model_index.json").get("_class_name", "an unnamed pipeline"))
-    found = recognise(path, kind)
-    if found is None:
-        raise ModelError(f"model.path={path} holds a {kind}; {wanted}")
-    if found != family:
-        raise ModelError(f"model.path={path} is {article(found)} model ({kind}): set model.family={found}; {wanted}")
+        raise ModelError(f"model.path={path} has no model_index.json ({_describe_folder(path)}); {expectation}")
+    kind = str(read_json(path / "model_index.json").get("_class_name", "pipeline without a name"))
+    recognized = recognize_folder(path, kind)
+    if recognized is None:
+        raise ModelError(f"model.path={path} contains a {kind}; {expectation}")
+    if recognized != family:
+        raise ModelError(
+            f"model.path={path} is {with_article(recognized)} model ({kind}): set model.family={recognized}; "
+            f"{expectation}"
+        )
     missing = [part for part in parts_of(family) if not (path / part).exists()]
     if missing:
         raise ModelError(
-            f"model.path={path} lacks {', '.join(_named(part, family) for part in missing)}; {wanted}: {AGAIN}"
+            f"model.path={path} lacks {', '.join(_named(part, family) for part in missing)}; {expectation}: "
+            f"{DOWNLOAD_AGAIN}"
         )
     denoiser, vae = (read_json(path / part / "config.json") for part in (denoiser_of(family), "vae"))
-    packed = 4 if family == "flux" else 1  # latent cells that it takes as one
+    packed = 4 if family == "flux" else 1  # latent cells per input position
     if denoiser.get("in_channels", 4) != packed * vae.get("latent_channels", 4):
         raise ModelError(
-            f"model.path={path} is an inpainting or other special model (its {denoiser_of(family)} takes "
-            f"{denoiser.get('in_channels')} channels, its vae gives {vae.get('latent_channels')}); "
+            f"model.path={path} is an inpainting model or another special model (its {denoiser_of(family)} has "
+            f"{denoiser.get('in_channels')} input channels, its vae {vae.get('latent_channels')} latent channels); "
             "give a plain text-to-image model"
         )
 
 
-def recognise(folder: Path, pipeline: str) -> str | None:
-    """The family of a folder with that pipeline in its index, if any: SDXL by its text encoders, SD2 by its UNet."""
+def recognize_folder(folder: Path, pipeline: str) -> str | None:
+    """Return the family of a folder with this pipeline class in its index; None: the family is not supported.
+
+    SDXL is recognized by its second text encoder, SD2 by the config of its UNet.
+    """
     if pipeline in TRANSFORMERS:
         return TRANSFORMERS[pipeline]
     if (folder / "text_encoder_2").exists() or "XL" in pipeline:
@@ -105,82 +112,82 @@ def recognise(folder: Path, pipeline: str) -> str | None:
     return "sd2" if config.is_file() and read_json(config).get("use_linear_projection") else "sd1"
 
 
-def article(family: str) -> str:
-    """A family with its article."""
+def with_article(family: str) -> str:
+    """Return a family's name with its indefinite article."""
     return f"an {NAMES[family]}" if family == "sdxl" else f"a {NAMES[family]}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        ModelError: the file is missing or no JSON object.
+        ModelError: the file is missing or is not a JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}): {AGAIN}") from error
+        raise ModelError(f"{path} cannot be read as JSON ({error}): {DOWNLOAD_AGAIN}") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path} holds no JSON object: {AGAIN}")
+        raise ModelError(f"{path} is not a JSON object: {DOWNLOAD_AGAIN}")
     return content
 
 
 def weight_files(part: Path) -> tuple[str | None, list[Path]]:
-    """The variant to load and its safetensors files: the plain ones (`name.safetensors`), else `fp16`.
+    """Return the variant to load and its safetensors files: `name.safetensors` if there are such, else `fp16`.
 
     Raises:
-        ModelError: there are none.
+        ModelError: there are no such files.
     """
-    found = sorted(part.glob("*.safetensors"))
-    plain = [path for path in found if path.name.count(".") == 1]
-    half = [path for path in found if path.name.split(".")[1] == "fp16"]
+    files = sorted(part.glob("*.safetensors"))
+    plain = [path for path in files if path.name.count(".") == 1]
+    half = [path for path in files if path.name.split(".")[1] == "fp16"]
     if not (plain or half):
         raise ModelError(
-            f"{part} holds no .safetensors weights (.bin and .ckpt files are not loaded, since they "
-            "can run code): download that format, or save the pipeline again with diffusers"
+            f"{part} has no .safetensors weights (.bin and .ckpt files are not loaded, because they "
+            "can run code): download .safetensors files, or save the pipeline again with diffusers"
         )
     return (None, plain) if plain else ("fp16", half)
 
 
 def folder_hash(folder: Path, parts: Sequence[str]) -> str:
-    """SHA-256 (first 16 hex digits) over the names and bytes of the weight files that are loaded."""
+    """Return the SHA-256 (first 16 hex digits) over the names and bytes of the weight files that are loaded."""
     digest = hashlib.sha256()
     for part in parts:
         for path in weight_files(folder / part)[1]:
             digest.update(path.relative_to(folder).as_posix().encode())
-            _feed(digest, path)
+            _update(digest, path)
     return digest.hexdigest()[:16]
 
 
 def file_hash(paths: Sequence[Path]) -> str:
-    """SHA-256 (first 16 hex digits) over the bytes of files."""
+    """Return the SHA-256 (first 16 hex digits) over the bytes of files."""
     digest = hashlib.sha256()
     for path in paths:
-        _feed(digest, path)
+        _update(digest, path)
     return digest.hexdigest()[:16]
 
 
-def _feed(digest: hashlib._Hash, path: Path) -> None:
+def _update(digest: hashlib._Hash, path: Path) -> None:
     with path.open("rb") as handle:
         while block := handle.read(1 << 20):
             digest.update(block)
 
 
 def _describe_folder(path: Path) -> str:
-    """What the folder holds instead of a model."""
-    inside = sorted(child.name for child in path.iterdir() if (child / "model_index.json").is_file())
-    if inside:
-        return f"but its subfolder {inside[0]} has: set model.path={path / inside[0]}"
-    single = sorted(child for child in path.iterdir() if child.suffix in (".safetensors", ".ckpt"))
-    if single:
-        return f"but it holds {single[0].name}: set model.path={single[0]}"
+    """Say what a folder contains instead of a model."""
+    subfolders = sorted(child.name for child in path.iterdir() if (child / "model_index.json").is_file())
+    if subfolders:
+        return f"but its subfolder {subfolders[0]} has one: set model.path={path / subfolders[0]}"
+    files = sorted(child for child in path.iterdir() if child.suffix in (".safetensors", ".ckpt"))
+    if files:
+        return f"but it contains {files[0].name}: set model.path={files[0]}"
     names = sorted(child.name for child in path.iterdir())
-    return "found " + (", ".join([*names[:6], *["..."][: len(names) > 6]]) or "an empty folder")
+    return "it contains " + (", ".join([*names[:6], *["..."][: len(names) > 6]]) or "nothing")
 
 
-def _closest(path: Path) -> str:
+def _suggestion(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
-        return f" (nor does {parent})"
+        return f" (its folder {parent} does not exist either)"
     near = difflib.get_close_matches(path.name, [child.name for child in parent.iterdir()], n=1)
     return f"; did you mean {parent / near[0]}" if near else ""

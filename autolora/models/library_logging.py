@@ -1,4 +1,4 @@
-"""Keeps diffusers and transformers from telling of what is checked and raised, or compared, instead."""
+"""Silences diffusers and transformers while autolora calls them, because autolora checks and reports itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 @contextmanager
 def silence_libraries(level: int = logging.ERROR) -> Iterator[None]:
-    """Silence the libraries' bars, and their notes below a level."""
+    """Inside the block, hide the libraries' progress bars and their log messages below a level."""
     libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)  # untyped
     before = [(library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
     for library in libraries:

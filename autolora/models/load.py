@@ -1,4 +1,4 @@
-"""Loads a base model: the table of families, and what turns settings into a model."""
+"""The table of families, and `load_model`, which loads the base model that the settings name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from autolora.models.base import BaseModel
 from autolora.models.flow import FlowModel
 from autolora.models.flow_parts import load_flow_parts
 from autolora.models.flux import Flux
-from autolora.models.folders import AGAIN
+from autolora.models.folders import DOWNLOAD_AGAIN
 from autolora.models.parts import load_parts, load_single_file, load_vae
 from autolora.models.sd2 import StableDiffusion2
 from autolora.models.sd3 import StableDiffusion3
@@ -33,11 +33,11 @@ FAMILIES: dict[str, type[StableDiffusion] | type[FlowModel]] = {
 
 
 def load_model(settings: ModelSettings) -> BaseModel:
-    """Load the base model that the settings name, on the GPU when there is one.
+    """Load the base model that the settings name, on the GPU if there is one.
 
     Raises:
-        ModelError: the family is unknown, the model is missing or of another kind, or its files are broken.
-        ConfigError: the resolution, the layer to read or another setting does not suit the model.
+        ModelError: the family is unknown, the model is missing or of another family, or its files are broken.
+        ConfigError: the resolution, clip_skip or another setting does not fit the model.
     """
     if settings.family not in FAMILIES:
         raise ModelError(f"model.family={settings.family} is unknown; expected one of {', '.join(FAMILIES)}")
@@ -47,14 +47,14 @@ def load_model(settings: ModelSettings) -> BaseModel:
     name = name.removesuffix(".safetensors")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        other = load_vae(Path(settings.vae).expanduser(), settings.family) if settings.vae else None
+        vae = load_vae(Path(settings.vae).expanduser(), settings.family) if settings.vae else None
         if issubclass(family, FlowModel):
             flow = load_flow_parts(source, settings, device)
-            return family(flow.with_vae(*other) if other else flow, name, settings)
+            return family(flow.with_vae(*vae) if vae else flow, name, settings)
         parts = (load_single_file if source.is_file() else load_parts)(source, settings, device)
-        return family(parts.with_vae(*other) if other else parts, name, settings)
+        return family(parts.with_vae(*vae) if vae else parts, name, settings)
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"model.path={source} cannot be loaded ({reason}): {AGAIN}") from error
+        raise ModelError(f"model.path={source} cannot be loaded ({reason}): {DOWNLOAD_AGAIN}") from error

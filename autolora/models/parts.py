@@ -1,4 +1,4 @@
-"""The parts of a base model, from a diffusers folder or a single file, loaded and frozen."""
+"""Loads and freezes the parts of a Stable Diffusion model from a diffusers folder or a single file."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from autolora.errors import ModelError
 from autolora.models.base import DTYPES
 from autolora.models.configs import CONFIGS
-from autolora.models.folders import AGAIN, ENCODERS, file_hash, folder_hash, weight_files
+from autolora.models.folders import DOWNLOAD_AGAIN, ENCODERS, file_hash, folder_hash, weight_files
 from autolora.models.library_logging import silence_libraries
 from autolora.models.pipelines import open_pipeline
 from autolora.models.quantized import quantize
 from autolora.models.settings import ModelSettings
-from autolora.models.single_files import recognise_file
+from autolora.models.single_files import recognize_file
 
 CPU = torch.device("cpu")
 _DDIM: Any = DDIMScheduler  # untyped libraries are called through Any
-_KINDS: dict[str, Any] = {
+_CLASSES: dict[str, Any] = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
     "text_encoder": CLIPTextModel,
@@ -36,7 +36,7 @@ _KINDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Parts:
-    """What a Stable Diffusion model is made of; text encoders, each with its tokenizer, by their names in a folder."""
+    """The parts of a Stable Diffusion model; text encoders and their tokenizers by the text encoder's folder name."""
 
     unet: Any
     vae: Any
@@ -44,17 +44,17 @@ class Parts:
     tokenizers: dict[str, Any]
     scheduler: Any
     base_hash: str
-    source: Path | None = None  # the folder or file where diffusers finds the same model
+    source: Path | None = None  # the folder or file that diffusers can load the model from
 
     def with_vae(self, vae: Any, digest: str) -> Parts:
-        """The same with another VAE, of that hash."""
+        """Return the parts with another VAE, which has this hash."""
         return replace(self, vae=vae, base_hash=f"{self.base_hash[:8]}{digest[:8]}")
 
 
 def load_parts(folder: Path, settings: ModelSettings, device: torch.device) -> Parts:
-    """A folder's parts, frozen, of which only the UNet is on the device yet.
+    """Load a folder's parts, frozen; only the UNet is moved to the device here.
 
-    The VAE stays in 32-bit floats: SDXL's overflows in 16, and latents are kept.
+    The VAE stays in 32-bit floats: SDXL's overflows in 16 bits, and latents are stored.
 
     Raises:
         ModelError: files are missing or broken.
@@ -62,67 +62,75 @@ def load_parts(folder: Path, settings: ModelSettings, device: torch.device) -> P
     dtype, encoders = DTYPES[settings.dtype], ENCODERS[settings.family]
     with silence_libraries():
         return Parts(
-            unet=placed(load_part(_KINDS["unet"], folder / "unet", CPU, dtype), settings, device),
-            vae=load_part(_KINDS["vae"], folder / "vae", CPU, torch.float32),
-            text_encoders={name: load_part(_KINDS[name], folder / name, CPU, dtype) for name in encoders},
+            unet=place(load_part(_CLASSES["unet"], folder / "unet", CPU, dtype), settings, device),
+            vae=load_part(_CLASSES["vae"], folder / "vae", CPU, torch.float32),
+            text_encoders={name: load_part(_CLASSES[name], folder / name, CPU, dtype) for name in encoders},
             tokenizers={
                 name: CLIPTokenizer.from_pretrained(folder / tokenizer, local_files_only=True)
                 for name, tokenizer in encoders.items()
             },
-            scheduler=schedule(_DDIM.load_config(folder / "scheduler"), settings),
+            scheduler=make_scheduler(_DDIM.load_config(folder / "scheduler"), settings),
             base_hash=folder_hash(folder, (*sorted(encoders), "unet", "vae")),
             source=folder,
         )
 
 
 def load_single_file(path: Path, settings: ModelSettings, device: torch.device) -> Parts:
-    """The same of a checkpoint, by diffusers' own conversion.
+    """Load a checkpoint's parts, frozen, by diffusers' own conversion.
 
     Raises:
         ModelError: tensors are missing.
     """
-    dtype, encoders, found = DTYPES[settings.dtype], ENCODERS[settings.family], recognise_file(path)
-    if found.guessed and settings.prediction_type is None:
+    dtype, encoders, file = DTYPES[settings.dtype], ENCODERS[settings.family], recognize_file(path)
+    if file.guessed and settings.prediction_type is None:
         logging.getLogger(__name__).warning(
-            "%s does not say what it predicts: taken for v, as most of its family do; where pictures are but noise, "
-            "as of the 512 px base model, set model.prediction_type=epsilon",
+            "%s does not state its prediction type; v_prediction is used, as in most files of its family. If renders "
+            "are only noise, as with the 512 px base model, set model.prediction_type=epsilon",
             path,
         )
-    said = replace(
+    scheduler_settings = replace(
         settings,
-        prediction_type=settings.prediction_type or found.prediction_type,
-        zero_terminal_snr=found.zero_terminal_snr if settings.zero_terminal_snr is None else settings.zero_terminal_snr,
+        prediction_type=settings.prediction_type or file.prediction_type,
+        zero_terminal_snr=file.zero_terminal_snr if settings.zero_terminal_snr is None else settings.zero_terminal_snr,
     )
     with silence_libraries():
         pipeline = open_pipeline(path, settings.family, dtype)
         return Parts(
-            unet=placed(freeze(_whole(pipeline.unet, path), CPU, dtype), settings, device),
-            vae=freeze(_whole(pipeline.vae, path), CPU, torch.float32),
-            text_encoders={name: freeze(_whole(getattr(pipeline, name), path), CPU, dtype) for name in encoders},
+            unet=place(freeze(_check_complete(pipeline.unet, path), CPU, dtype), settings, device),
+            vae=freeze(_check_complete(pipeline.vae, path), CPU, torch.float32),
+            text_encoders={
+                name: freeze(_check_complete(getattr(pipeline, name), path), CPU, dtype) for name in encoders
+            },
             tokenizers={name: getattr(pipeline, tokenizer) for name, tokenizer in encoders.items()},
-            scheduler=schedule(pipeline.scheduler.config, said),
+            scheduler=make_scheduler(pipeline.scheduler.config, scheduler_settings),
             base_hash=file_hash([path]),
             source=path,
         )
 
 
-def _whole(part: Any, path: Path) -> Any:
-    """A part without holes: tensors that the file lacks have no memory.
+def _check_complete(part: Any, path: Path) -> Any:
+    """Return a part if no tensor is missing; tensors that the file lacks are on the `meta` device.
 
     Raises:
-        ModelError: there are some.
+        ModelError: tensors are missing.
     """
     missing = sorted(name for name, parameter in part.named_parameters() if parameter.is_meta)
     if missing:
-        raise ModelError(f"{path} lacks {len(missing)} tensors of {type(part).__name__} ({missing[0]} ...): {AGAIN}")
+        raise ModelError(
+            f"{path} lacks {len(missing)} tensors of {type(part).__name__} ({missing[0]} ...): {DOWNLOAD_AGAIN}"
+        )
     return part
 
 
 def load_vae(source: Path, family: str) -> tuple[Any, str]:
-    """A VAE to use instead of a model's own, and its hash, from a diffusers folder (a whole model's, too) or a file.
+    """Load a VAE that replaces a model's own; return it and its hash.
+
+    Args:
+        source: a diffusers VAE folder, a full model's folder or a .safetensors file.
+        family: the base model's family.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the source has no VAE.
     """
     with silence_libraries():
         if source.is_file() and source.suffix == ".safetensors":
@@ -131,39 +139,40 @@ def load_vae(source: Path, family: str) -> tuple[Any, str]:
             config = CONFIGS[family]["vae"]
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **config}))
-                vae = _KINDS["vae"].from_single_file(source, config=folder, local_files_only=True)
-            return freeze(_whole(vae, source), CPU, torch.float32), file_hash([source])
-        folder_of = source / "vae" if (source / "vae").is_dir() else source
-        if not (folder_of / "config.json").is_file():
+                vae = _CLASSES["vae"].from_single_file(source, config=folder, local_files_only=True)
+            return freeze(_check_complete(vae, source), CPU, torch.float32), file_hash([source])
+        vae_folder = source / "vae" if (source / "vae").is_dir() else source
+        if not (vae_folder / "config.json").is_file():
             raise ModelError(f"model.vae={source} is neither a diffusers VAE folder nor a .safetensors file")
-        vae = load_part(_KINDS["vae"], folder_of, CPU, torch.float32)
-        return vae, file_hash(weight_files(folder_of)[1])
+        vae = load_part(_CLASSES["vae"], vae_folder, CPU, torch.float32)
+        return vae, file_hash(weight_files(vae_folder)[1])
 
 
-def schedule(config: Mapping[str, Any], settings: ModelSettings) -> Any:
-    """A DDIM scheduler (Song et al. 2020) of a scheduler's config, as the settings correct it.
+def make_scheduler(config: Mapping[str, Any], settings: ModelSettings) -> Any:
+    """Return a DDIM scheduler (Song et al. 2020) from a scheduler's config, corrected by the settings.
 
-    As StableDiffusionPipeline mends outdated files, latents are never clipped and steps are offset by 1. With zero
-    terminal SNR sampling must begin at the last timestep (Lin et al. 2023).
+    Latents are never clipped and steps are offset by 1, which is also what StableDiffusionPipeline changes in outdated
+    files. With zero terminal SNR, sampling must begin at the last timestep (Lin et al. 2023).
     """
-    given = {"prediction_type": settings.prediction_type, "rescale_betas_zero_snr": settings.zero_terminal_snr}
-    own = {key: value for key, value in config.items() if not key.startswith("_")}  # others are diffusers' bookkeeping
-    mended = {**own, "clip_sample": False, "steps_offset": 1}
-    mended |= {key: value for key, value in given.items() if value is not None}
-    if mended.get("rescale_betas_zero_snr"):
-        mended["timestep_spacing"] = "trailing"
-    return _DDIM.from_config(mended)
+    corrections = {"prediction_type": settings.prediction_type, "rescale_betas_zero_snr": settings.zero_terminal_snr}
+    # Keys that begin with "_" are diffusers' bookkeeping.
+    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    corrected = {**plain, "clip_sample": False, "steps_offset": 1}
+    corrected |= {key: value for key, value in corrections.items() if value is not None}
+    if corrected.get("rescale_betas_zero_snr"):
+        corrected["timestep_spacing"] = "trailing"
+    return _DDIM.from_config(corrected)
 
 
-def load_part(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """One frozen part of a library's class; channels last runs 17-26% faster on a CPU (paper-doll model).
+def load_part(part_class: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load one frozen part as a class of diffusers or transformers.
 
     Raises:
-        ModelError: the weights lack some of the model's tensors (libraries would fill them in at random).
+        ModelError: the weights lack some of the model's tensors, which the libraries would fill with random numbers.
     """
     variant, _ = weight_files(folder)
     half = {} if dtype == torch.float32 else {"torch_dtype": dtype}
-    part, info = kind.from_pretrained(
+    part, info = part_class.from_pretrained(
         folder,
         variant=variant,
         use_safetensors=True,
@@ -173,17 +182,22 @@ def load_part(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype)
     )
     missing = sorted(info["missing_keys"])
     if missing:
-        raise ModelError(f"{folder}: the weights lack {len(missing)} tensors ({missing[0]} ...): {AGAIN}")
+        raise ModelError(f"{folder}: the weights lack {len(missing)} tensors ({missing[0]} ...): {DOWNLOAD_AGAIN}")
     return freeze(part, device, dtype)
 
 
 def freeze(part: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """A part as it is used: on its device, in evaluation mode, without gradients."""
+    """Move a part to its device, in evaluation mode and without gradients.
+
+    The channels-last memory format is 17-26% faster on a CPU (paper-doll model).
+    """
     return part.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def placed(part: Any, settings: ModelSettings, device: torch.device) -> Any:
-    """What denoises, on its device, quantized where that is asked for; the whole of it may be too large for there.
+def place(part: Any, settings: ModelSettings, device: torch.device) -> Any:
+    """Quantize a denoiser if that is set, and move it to the device.
+
+    It is quantized layer by layer, because the device may be too small for the weights before quantization.
 
     Raises:
         ConfigError: bitsandbytes is not installed.

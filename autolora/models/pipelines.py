@@ -1,4 +1,4 @@
-"""A base model as diffusers' own pipeline: from a folder, or from a single file by configs that are built in."""
+"""Opens a base model as diffusers' own pipeline: from a folder, or from a single file with built-in configs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PIPELINES = {
     **{family: name for name, family in TRANSFORMERS.items()},
 }
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-_PARTS: dict[str, tuple[str, str]] = {
+_PART_CLASSES: dict[str, tuple[str, str]] = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
     "scheduler": ("diffusers", "DDIMScheduler"),
@@ -41,9 +41,13 @@ _PARTS: dict[str, tuple[str, str]] = {
 
 
 def open_pipeline(source: Path, family: str, dtype: torch.dtype, without: Iterable[str] = ()) -> Any:
-    """The pipeline of a diffusers folder or of a checkpoint in a family's original layout, on the CPU.
+    """Open a diffusers folder, or a checkpoint in the family's original layout, as a pipeline on the CPU.
 
-    Some parts of a folder can be left out.
+    Args:
+        source: the folder or the file.
+        family: the model's family.
+        dtype: of the weights.
+        without: parts of a folder that are not loaded.
     """
     if source.is_file():
         with config_folder(family) as folder:
@@ -58,46 +62,46 @@ def open_pipeline(source: Path, family: str, dtype: torch.dtype, without: Iterab
 
 
 def convert_lora(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
-    """A LoRA file of kohya's, ComfyUI's or another style in diffusers' names, by the pipeline's own conversion.
+    """Convert a LoRA file of kohya's, ComfyUI's or another format to diffusers' names, by the pipeline's own code.
 
     Raises:
-        ExportError: it knows no such file.
+        ExportError: diffusers cannot convert it.
     """
     pipeline = getattr(_DIFFUSERS, PIPELINES[family])
     try:
         with silence_libraries():
-            found = pipeline.lora_state_dict(dict(tensors))
+            result = pipeline.lora_state_dict(dict(tensors))
     except (ValueError, KeyError, RuntimeError, NotImplementedError, AssertionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ExportError(f"diffusers cannot convert it for {NAMES[family]} ({reason})") from error
-    converted: dict[str, Tensor] = found[0] if isinstance(found, tuple) else found
+        raise ExportError(f"diffusers cannot convert the file for {NAMES[family]} ({reason})") from error
+    converted: dict[str, Tensor] = result[0] if isinstance(result, tuple) else result
     return converted
 
 
 def guidance_arguments(model: BaseModel, settings: RenderSettings) -> dict[str, Any]:
-    """How the pipeline of a model is told to guide as the settings say."""
-    negative, strength = {"negative_prompt": settings.negative_prompt}, settings.guidance_scale
+    """Return the arguments that make a model's pipeline guide as the settings say."""
+    negative, scale = {"negative_prompt": settings.negative_prompt}, settings.guidance_scale
     if model.guidance_embeds:
-        return {"guidance_scale": strength}
+        return {"guidance_scale": scale}
     if model.architecture == "flux":
-        return {**negative, "true_cfg_scale": strength}
-    if model.architecture == "z_image":  # it counts what is added to the prompted prediction
-        return {**negative, "guidance_scale": strength - 1}
+        return {**negative, "true_cfg_scale": scale}
+    if model.architecture == "z_image":  # its scale is the factor of what is added to the conditional prediction
+        return {**negative, "guidance_scale": scale - 1}
     if model.prediction_type == "flow":
-        return {**negative, "guidance_scale": strength}
-    return {**negative, "guidance_scale": strength, "guidance_rescale": settings.guidance_rescale}
+        return {**negative, "guidance_scale": scale}
+    return {**negative, "guidance_scale": scale, "guidance_rescale": settings.guidance_rescale}
 
 
 @contextmanager
 def config_folder(family: str) -> Iterator[Path]:
-    """A diffusers folder of a family without weights, so that nothing has to be looked up on a hub."""
+    """Provide a diffusers folder of a family without weights, so that nothing is looked up on the hub."""
     with tempfile.TemporaryDirectory() as name:
         folder, encoders = Path(name), ENCODERS[family]
         parts = ("unet", "vae", "scheduler", *encoders, *encoders.values())
-        index = {"_class_name": PIPELINES[family], **{part: _PARTS[part] for part in parts}}
+        index = {"_class_name": PIPELINES[family], **{part: _PART_CLASSES[part] for part in parts}}
         _write(folder / "model_index.json", index)
         for part in ("unet", "vae"):
-            _write(folder / part / "config.json", {"_class_name": _PARTS[part][1], **CONFIGS[family][part]})
+            _write(folder / part / "config.json", {"_class_name": _PART_CLASSES[part][1], **CONFIGS[family][part]})
         _write(folder / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **SCHEDULER})
         for encoder, tokenizer in encoders.items():
             CLIPTextConfig(**CONFIGS[family][encoder]).save_pretrained(folder / encoder)

@@ -1,4 +1,4 @@
-"""Linear layers kept in 4 or 8 bits: a frozen base that takes a quarter or half of the memory under a LoRA."""
+"""Linear layers quantized to 4 or 8 bits, so that the frozen base model takes a quarter or half of the memory."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from autolora.errors import ConfigError
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer whose weight is restored whenever it is needed.
+    """A frozen linear layer whose weight is dequantized whenever it is used.
 
-    nf4 has 4 bits and a scale for every 64 weights (Dettmers et al. 2023, QLoRA), int8 8 bits and a scale for every
-    output. What is computed with them is computed in the dtype that the layer had.
+    nf4 has 4 bits and a scale for every 64 weights (Dettmers et al. 2023, QLoRA); int8 has 8 bits and a scale for every
+    output. The layer computes in the dtype of the original layer.
     """
 
     def __init__(self, layer: nn.Linear, kind: str, device: torch.device) -> None:
-        nn.Module.__init__(self)  # there is no weight of nn.Linear's
+        nn.Module.__init__(self)  # nn.Linear's own __init__ would create a weight
         library = backend(kind)
         self.in_features, self.out_features, self.dtype = layer.in_features, layer.out_features, layer.weight.dtype
         weight = layer.weight.detach().to(device)
-        self.quant_state: Any = None  # of nf4
+        self.quant_state: Any = None  # only of nf4
         if kind == "nf4":
             packed, self.quant_state = library.quantize_4bit(weight.contiguous(), quant_type="nf4")
             scales = self.quant_state.absmax
         else:
             packed, scales, _ = library.int8_vectorwise_quant(weight.half())
-        self.packed = nn.Parameter(packed, requires_grad=False)  # peft looks for the device of a parameter
+        self.packed = nn.Parameter(packed, requires_grad=False)  # peft reads the device of a parameter
         self.register_buffer("scales", scales)
         bias = None if layer.bias is None else layer.bias.detach().to(device)
         self.register_buffer("bias", bias)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """(out, in), as it is computed with."""
-        found: Tensor
+        """The dequantized weight (out, in)."""
+        weight: Tensor
         if self.quant_state is None:
-            found = backend("int8").int8_vectorwise_dequant(self.packed, self.scales)
+            weight = backend("int8").int8_vectorwise_dequant(self.packed, self.scales)
         else:
-            found = backend("nf4").dequantize_4bit(self.packed, self.quant_state)
-        return found.to(self.dtype)
+            weight = backend("nf4").dequantize_4bit(self.packed, self.quant_state)
+        return weight.to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As every linear layer."""
-        out: Tensor = _Product.apply(x, self)
+        """Return x W^T + b."""
+        out: Tensor = _LinearFunction.apply(x, self)
         return out
 
 
-class _Product(torch.autograd.Function):
-    """x W^T + b that restores W on the way back, too, instead of keeping it."""
+class _LinearFunction(torch.autograd.Function):
+    """x W^T + b that dequantizes W again in the backward pass instead of storing it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
@@ -66,7 +66,7 @@ class _Product(torch.autograd.Function):
 
 
 def quantize(part: nn.Module, kind: str, device: torch.device) -> None:
-    """Keep a part's linear layers in fewer bits, each on the device as soon as it is small.
+    """Quantize a part's linear layers and move each to the device.
 
     Raises:
         ConfigError: bitsandbytes is not installed.
@@ -78,10 +78,10 @@ def quantize(part: nn.Module, kind: str, device: torch.device) -> None:
 
 
 def backend(kind: str) -> Any:
-    """The functions of bitsandbytes, diffusers' and transformers' backend for both kinds, on a CPU or a GPU.
+    """Return bitsandbytes' functions, which run on CPU and GPU; diffusers and transformers use them too.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: bitsandbytes is not installed.
     """
     try:
         return importlib.import_module("bitsandbytes.functional")

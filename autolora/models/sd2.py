@@ -1,4 +1,4 @@
-"""Stable Diffusion 2.x and its derivatives: SD1's layout with open_clip's ViT-H, often predicting v."""
+"""Stable Diffusion 2.x and its derivatives: SD1's layout with open_clip's ViT-H; most predict v."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from autolora.models.stable_diffusion import StableDiffusion, check_penultimate
 
 
 class StableDiffusion2(StableDiffusion):
-    """A frozen model of SD2 layout; see `BaseModel` for shapes. Its text encoder lacks the last layer, not read."""
+    """A frozen model with the layout of SD2; see `BaseModel` for shapes.
+
+    Its text encoder comes without the last layer, which is never used.
+    """
 
     architecture = "sd2"
 
     def _check_clip_skip(self) -> None:
         check_penultimate(self.clip_skip, "Stable Diffusion 2")
-        self.clip_skip = None  # the last layer that its text encoder has is the one before open_clip's last
+        self.clip_skip = None  # the last layer of its text encoder is the one before open_clip's last

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5 (Esser et al. 2024): two CLIP text encoders and T5 beside one transformer."""
+"""Stable Diffusion 3 and 3.5 (Esser et al. 2024): a transformer with two CLIP text encoders and T5."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ T5_TOKENS = 256
 
 
 class StableDiffusion3(FlowModel):
-    """A frozen model of SD3 layout; see `BaseModel` for shapes."""
+    """A frozen model with the layout of SD3; see `BaseModel` for shapes."""
 
     architecture = "sd3"
     adapted_encoders = ("text_encoder", "text_encoder_2")
 
     def _prompt_tokens(self) -> int:
-        """T5's but the one that ends; CLIP reads the first 75 of its own."""
+        """T5's limit without its end token; CLIP reads only the first 75 tokens."""
         return T5_TOKENS - 1
 
-    def _read(self, prompts: list[str]) -> Context:
-        """CLIP's and T5's tokens one after the other, and CLIP's two projections of the whole."""
-        told = {"do_classifier_free_guidance": False, "max_sequence_length": T5_TOKENS}
-        tokens, _, pooled, _ = self.pipeline.encode_prompt(prompts, None, None, device=self.device, **told)
+    def _context(self, prompts: list[str]) -> Context:
+        """Return CLIP's and T5's tokens concatenated, and CLIP's two pooled projections."""
+        options = {"do_classifier_free_guidance": False, "max_sequence_length": T5_TOKENS}
+        tokens, _, pooled, _ = self.pipeline.encode_prompt(prompts, None, None, device=self.device, **options)
         return Context(tokens, pooled)
 
-    def _flow(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
+    def _predict_flow(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
         output: Tensor = self.transformer(
             hidden_states=noisy,
             timestep=timesteps,

@@ -74,7 +74,7 @@ def memory_need(
         looking: bytes that the scoring encoder takes, as `encoder_bytes` gives them.
     """
     weights, twin = _Weights.of(model), _twin(model)
-    twin.tiles = offload
+    twin.tiled_decoding = offload
     meter = MemoryCounter()
     meter.count(_tensors([*twin.modules.values(), *twin.text_encoders.values(), twin.vae]))
     frozen = meter.now

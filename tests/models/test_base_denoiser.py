@@ -26,7 +26,7 @@ def latents(model: Any, pixels: int) -> torch.Tensor:
 
 
 def decoded(model: Any, pixels: int, tiles: bool) -> torch.Tensor:
-    model.tiles = tiles
+    model.tiled_decoding = tiles
     return model.decode_latents(latents(model, pixels))
 
 
@@ -48,5 +48,5 @@ def test_tiles_give_the_same_picture_up_to_their_edges(model: Any) -> None:
 def test_training_pictures_are_encoded_in_one_piece(model: Any) -> None:
     decoded(model, TILE_PX + 128, tiles=True)
     before = latents(model, TILE_PX + 128)
-    model.tiles = False
+    model.tiled_decoding = False
     assert torch.equal(latents(model, TILE_PX + 128), before)

@@ -166,7 +166,9 @@ def test_pictures_of_other_frames_are_predicted(model: FlowModel) -> None:
 
 def test_pictures_that_are_not_of_whole_tokens_are_refused(model: FlowModel) -> None:
     noisy = torch.zeros(1, 16, 8, 7)
-    with pytest.raises(ConfigError, match=r"a bucket of 28x32 px: dataset\.buckets\.step must be a multiple of 8 here"):
+    with pytest.raises(
+        ConfigError, match=r"a bucket of 28x32 px: dataset\.buckets\.bucket_reso_steps must be a multiple of 8"
+    ):
         model.predict(noisy, torch.tensor([500.0]), model.encode_prompts(["a"]))
 
 
@@ -311,9 +313,9 @@ def test_a_text_encoder_that_no_file_holds_is_not_adapted(tiny_flows: dict[str, 
         ({"clip_skip": 2}, r"model\.clip_skip=2: .* has no such setting"),
         ({"prediction_type": "epsilon"}, r"model\.prediction_type=epsilon: .* has no such setting"),
         ({"zero_terminal_snr": True}, r"model\.zero_terminal_snr=True: .* has no such setting"),
-        ({"dtype": "float16"}, r"model\.dtype=float16: .* exceeds its range; set bfloat16 or float32"),
+        ({"dtype": "float16"}, r"model\.dtype=float16: .* exceeds the range of float16; set bfloat16 or float32"),
         ({"resolution": 36}, r"model\.resolution=36 must be a multiple of 8"),
-        ({"render": RenderSettings()}, r"model\.render\.sampler=ddim: .* renders with euler"),
+        ({"render": RenderSettings()}, r"model\.render\.scheduler=ddim: .* renders with euler"),
         ({"render": replace(RENDER, guidance_rescale=0.5)}, r"model\.render\.guidance_rescale"),
     ],
 )
@@ -323,7 +325,9 @@ def test_settings_of_other_families_are_refused(settings: dict[str, Any], messag
 
 
 def test_settings_of_flow_matching_are_refused_elsewhere(tiny_model_dir: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.timestep_shift=3\.0: a noise schedule has no such setting"):
+    with pytest.raises(
+        ConfigError, match=r"model\.timestep_shift=3\.0: a model with a noise schedule has no such setting"
+    ):
         tiny.load_tiny(tiny_model_dir, timestep_shift=3.0)
     with pytest.raises(ConfigError, match=r"model\.timestep_sampling must be one of logit_normal, uniform or null"):
         ModelSettings(timestep_sampling="cosine")
@@ -354,7 +358,7 @@ def test_what_a_folder_lacks_is_named(model: FlowModel, tmp_path: Path) -> None:
     folder = shutil.copytree(str(model.source), tmp_path / "special")
     config = folder / "transformer" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "in_channels": 99}))
-    with pytest.raises(ModelError, match="its transformer takes 99 channels"):
+    with pytest.raises(ModelError, match="its transformer has 99 input channels"):
         load_model(ModelSettings(family=model.architecture, path=str(folder)))
 
 

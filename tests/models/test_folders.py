@@ -63,25 +63,28 @@ CASES: dict[str, tuple[Spoil, str]] = {
         lambda p: p.parent / "modle",
         r"does not exist; did you mean .*model\b.*expected a Stable Diffusion 1\.x checkpoint",
     ),
-    "missing parent": (lambda p: p.parent / "no" / "model", r"does not exist \(nor does .*no\)"),
-    "subfolder": (lambda p: p.parent, r"its subfolder model has: set model\.path="),
-    "no index": (lambda p: (p / "model_index.json").unlink(), r"no model_index\.json \(found scheduler, "),
-    "empty": (lambda p: empty(p.parent / "empty"), "found an empty folder"),
+    "missing parent": (
+        lambda p: p.parent / "no" / "model",
+        r"does not exist \(its folder .*no does not exist either\)",
+    ),
+    "subfolder": (lambda p: p.parent, r"its subfolder model has one: set model\.path="),
+    "no index": (lambda p: (p / "model_index.json").unlink(), r"no model_index\.json \(it contains scheduler, "),
+    "empty": (lambda p: empty(p.parent / "empty"), "it contains nothing"),
     "sdxl": (lambda p: (p / "text_encoder_2").mkdir(), "is an SDXL model"),
     "sdxl by name": (
         lambda p: edit(p / "model_index.json", _class_name="StableDiffusionXLPipeline"),
         "is an SDXL",
     ),
-    "another": (lambda p: edit(p / "model_index.json", _class_name="WanPipeline"), "holds a WanPipeline"),
+    "another": (lambda p: edit(p / "model_index.json", _class_name="WanPipeline"), "contains a WanPipeline"),
     "bad index": (lambda p: rewrite(p / "model_index.json", "{"), "cannot be read as JSON"),
-    "index is a list": (lambda p: rewrite(p / "model_index.json", "[]"), "holds no JSON object"),
+    "index is a list": (lambda p: rewrite(p / "model_index.json", "[]"), "is not a JSON object"),
     "parts": (
         lambda p: without(p, "vae", "scheduler"),
         r"lacks vae/, scheduler/; expected",
     ),
     "inpainting": (
         lambda p: edit(p / "unet" / "config.json", in_channels=9),
-        "inpainting .* takes 9 channels",
+        "inpainting .* has 9 input channels",
     ),
     "sd2": (
         lambda p: edit(p / "unet" / "config.json", use_linear_projection=True),
@@ -93,18 +96,18 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "lora in folder": (
         lambda p: only(p.parent / "x", "lora_te_x.alpha"),
-        r"but it holds mona\.safetensors: set model\.path=.*mona\.safetensors",
+        r"but it contains mona\.safetensors: set model\.path=.*mona\.safetensors",
     ),
     "no checkpoint": (
         lambda p: one_tensor(p.parent / "a.safetensors", "some.weight"),
-        r"is no checkpoint: it has no model\.diffusion_model\.input_blocks\.0\.0\.weight \(found some\.weight",
+        r"is not a checkpoint: it has no model\.diffusion_model\.input_blocks\.0\.0\.weight \(its keys are some\.weight",
     ),
     "flux checkpoint": (
         lambda p: one_tensor(p.parent / "a.safetensors", "double_blocks.0.img_attn.qkv.weight"),
         "is a Flux checkpoint",
     ),
     "unet alone": (lambda p: unet_file(p.parent / "a.safetensors", 4), "is a UNet without its text encoders"),
-    "inpainting checkpoint": (lambda p: unet_file(p.parent / "a.safetensors", 9), "its unet takes 9 channels"),
+    "inpainting checkpoint": (lambda p: unet_file(p.parent / "a.safetensors", 9), "9 input channels"),
     "refiner": (
         lambda p: unet_file(p.parent / "a.safetensors", 4, "conditioner.embedders.0.model.ln_final.bias"),
         "is an SDXL refiner",
@@ -119,7 +122,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "ckpt": (
         lambda p: wrote(p.parent / "a.ckpt", b"x"),
-        r"is a \.ckpt file: those can run code",
+        r"is a \.ckpt file: such files can run code",
     ),
 }
 

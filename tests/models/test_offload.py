@@ -19,12 +19,12 @@ CPU = torch.device("cpu")
 class Card(OffloadManager):
     """Whatever is sent to the device lies in memory of its own."""
 
-    def _sent(self, home: Tensor) -> Tensor:
+    def _to_device(self, home: Tensor) -> Tensor:
         return home.clone()
 
     def has(self, module: nn.Module) -> bool:
         """Whether a part is there; half of it is a mistake."""
-        homes = {home.data_ptr() for part in self._homes.values() for _, home in part}
+        homes = {home.data_ptr() for part in self._cpu_copies.values() for _, home in part}
         (found,) = {tensor.data_ptr() not in homes for tensor in (*module.parameters(), *module.buffers())}
         return found
 
@@ -105,7 +105,7 @@ def test_rendering_brings_text_encoders_once_and_draws_without_them(
 
         monkeypatch.setattr(module, name, watched)
 
-    monkeypatch.setattr(tiny_model, "using", card.using)
+    monkeypatch.setattr(tiny_model, "on_device", card.on_device)
     watch(text, "forward", "read")
     watch(tiny_model.unet, "forward", "draw")
     watch(vae, "decode", "decode")

@@ -22,7 +22,7 @@ from autolora.export.write import export_lora
 from autolora.models.configs import CONFIGS
 from autolora.models.load import load_model
 from autolora.models.settings import ModelSettings
-from autolora.models.single_files import SingleFile, recognise_file
+from autolora.models.single_files import SingleFile, recognize_file
 from autolora.models.stable_diffusion import StableDiffusion
 from tests import tiny
 from tests.export.world import dataset, random_state, run
@@ -72,24 +72,27 @@ def test_file_and_folder_are_one_model(pair: Pair) -> None:
 def test_what_a_file_is_is_known_by_its_keys(pair: Pair, tmp_path: Path) -> None:
     guessed = pair.family == "sd2"
     expected = SingleFile(pair.family, "v_prediction" if guessed else None, guessed=guessed)
-    assert recognise_file(pair.file) == expected
+    assert recognize_file(pair.file) == expected
     tensors = load_file(pair.file)
     marked = tmp_path / "marked.safetensors"
     save_file(tensors | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, marked)
-    assert recognise_file(marked) == SingleFile(pair.family, "v_prediction", True)
+    assert recognize_file(marked) == SingleFile(pair.family, "v_prediction", True)
     model = tiny.load_tiny(marked, pair.family)
     assert model.prediction_type == "v_prediction" and float(model.snr(torch.tensor([999]))) == 0
     assert tiny.load_tiny(marked, pair.family, prediction_type="epsilon", zero_terminal_snr=False).snr(
         torch.tensor([999])
     )
     save_file(tensors, marked, {"modelspec.prediction_type": "v"})
-    assert recognise_file(marked).prediction_type == "v_prediction"
+    assert recognize_file(marked).prediction_type == "v_prediction"
 
 
 @pytest.mark.parametrize("pair", ["sd2"], indirect=True)
 def test_a_guess_is_said_with_the_way_out(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     assert tiny.load_tiny(pair.file, "sd2").prediction_type == "v_prediction"
-    assert "one.safetensors does not say" in caplog.text and "model.prediction_type=epsilon" in caplog.text
+    assert (
+        "one.safetensors does not state its prediction type" in caplog.text
+        and "model.prediction_type=epsilon" in caplog.text
+    )
     caplog.clear()
     assert tiny.load_tiny(pair.file, "sd2", prediction_type="epsilon").prediction_type == "epsilon"
     assert not caplog.records
@@ -136,7 +139,7 @@ def test_what_is_no_vae_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None
 def test_clip_skip(pair: Pair) -> None:
     if pair.family != "sd1":
         assert torch.equal(*(m.encode_prompts(PROMPTS).tokens for m in (both(pair)[0], both(pair, clip_skip=2)[0])))
-        with pytest.raises(ConfigError, match="always reads the layer before the last, which is 2"):
+        with pytest.raises(ConfigError, match="always uses the layer before the last, which is clip_skip=2"):
             both(pair, clip_skip=1)
         return
     plain, last, skipped = (both(pair, clip_skip=skip)[1] for skip in (None, 1, 2))
@@ -174,7 +177,7 @@ def test_a_hub_id_is_found_in_the_cache(tiny_model_dir: Path, tmp_path: Path, mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert load_model(ModelSettings(path="someone/tiny")).latent_shape == (4, 8, 8)
     other = ModelSettings(family="flux", path="someone/other")
-    said = r"someone/other is neither a folder or file here nor in the cache .* text_encoder_2/ \(T5-XXL\)"
+    said = r"someone/other is not a folder, not a file and not in the cache .* text_encoder_2/ \(T5-XXL\)"
     with pytest.raises(ModelError, match=said):
         load_model(other)
     own = huggingface_hub.snapshot_download
