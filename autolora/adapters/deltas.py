@@ -1,4 +1,4 @@
-"""The change of weight that each kind of adapter file means, as plain functions of a layer's parts."""
+"""The change of weight that a layer's tensors mean, for each kind of adapter file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from autolora.adapters.base import State
 from autolora.errors import ExportError
 
-FACTORS = ("lora_down.weight", "lora_up.weight", "alpha")  # of LoRA and LoCon, which every program reads
+FACTORS = ("lora_down.weight", "lora_up.weight", "alpha")  # of LoRA and LoCon, which every program can load
 PARTS = (
     *(*FACTORS, "lora_mid.weight", "dora_scale"),
     *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
@@ -19,44 +19,44 @@ PARTS = (
     *("weight", "on_input"),
 )
 LOW_RANK = frozenset(FACTORS)
-RANK_TOLERANCE = 1e-6  # singular values below this share of the largest are rounding
+RANK_TOLERANCE = 1e-6  # singular values below this share of the largest are rounding errors
 
 
 def split_key(key: str) -> tuple[str, str]:
-    """A tensor's layer and part; a part may have a dot in it, as `lora_down.weight`.
+    """Split a tensor's key into its layer and its part; a part may contain a dot: `lora_down.weight`.
 
     Raises:
-        ExportError: it is no part of an adapter.
+        ExportError: the key names no part of an adapter.
     """
     for part in PARTS:
         if key.endswith(f".{part}") and not (part == "weight" and ".lora_" in key):
             return key.removesuffix(f".{part}"), part
-    raise ExportError(f"{key!r} is no part of an adapter; expected a key that ends with one of {', '.join(PARTS)}")
+    raise ExportError(f"{key!r} is not part of an adapter; expected a key that ends with one of {', '.join(PARTS)}")
 
 
 def parts_by_layer(state: Mapping[str, Tensor]) -> dict[str, State]:
-    """Each layer's parts.
+    """Group an adapter's tensors by layer, then by part.
 
     Raises:
-        ExportError: a key is no part of an adapter.
+        ExportError: a key names no part of an adapter.
     """
-    found: dict[str, State] = {}
+    layers: dict[str, State] = {}
     for key, tensor in state.items():
         layer, part = split_key(key)
-        found.setdefault(layer, {})[part] = tensor
-    return found
+        layers.setdefault(layer, {})[part] = tensor
+    return layers
 
 
 def delta_weight(parts: Mapping[str, Tensor], weight: Tensor | None = None) -> Tensor:
-    """A layer's change of weight in float32, (out, in) or (out, in * k * k).
+    """Return a layer's change of weight in float32, (out, in) or (out, in * k * k).
 
     LoRA (Hu et al. 2021): alpha / r * up @ down. DoRA (Liu et al. 2024): m (W + D) / |W + D| - W. LoHa (Hyeon-Woo et
     al. 2022, FedPara): (w1_a w1_b) * (w2_a w2_b) * alpha / r. LoKr (Yeh et al. 2024, LyCORIS): kron(w1, w2), scaled by
     alpha / r only where a factor is itself factored. IA3 (Liu et al. 2022): weight * W, by input or output.
 
     Args:
-        parts: by the names of LyCORIS' files.
-        weight: the base's, which DoRA and IA3 change in proportion.
+        parts: the layer's tensors by their LyCORIS names.
+        weight: the base model's weight, which the change of DoRA and IA3 depends on.
 
     Raises:
         ExportError: the parts are incomplete, or `weight` is needed.
@@ -64,25 +64,25 @@ def delta_weight(parts: Mapping[str, Tensor], weight: Tensor | None = None) -> T
     parts = {name: tensor.float() for name, tensor in parts.items()}
     try:
         if "on_input" in parts:
-            return _ia3(parts, _needed(weight, parts["weight"]))
+            return _ia3(parts, _as_matrix(weight, parts["weight"]))
         if "hada_w1_b" in parts or "hada_w1_a" in parts:
             return _loha(parts)
         if any(name.startswith("lokr_") for name in parts):
             return _lokr(parts)
-        found = _lora(parts)
-        return _dora(found, parts["dora_scale"], _needed(weight, found)) if "dora_scale" in parts else found
+        lora = _lora(parts)
+        return _dora(lora, parts["dora_scale"], _as_matrix(weight, lora)) if "dora_scale" in parts else lora
     except (KeyError, RuntimeError) as error:
         raise ExportError(f"incomplete ({error}): export or download the file again") from error
 
 
 def layer_scale(parts: Mapping[str, Tensor], rank: int | None) -> float:
-    """alpha / rank; 1 without either."""
+    """Return alpha / rank, or 1 where there is no alpha or no rank."""
     return 1.0 if rank is None or "alpha" not in parts else float(parts["alpha"]) / rank
 
 
-def _needed(weight: Tensor | None, like: Tensor) -> Tensor:
+def _as_matrix(weight: Tensor | None, like: Tensor) -> Tensor:
     if weight is None:
-        raise ExportError("its change depends on the base model's weight, which is not given")
+        raise ExportError("an adapter whose change depends on the base model's weight, which is missing here")
     return weight.detach().to(like).flatten(1)
 
 
@@ -92,23 +92,23 @@ def _lora(parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def merge_mid(parts: Mapping[str, Tensor]) -> State:
-    """The same LoRA in two factors, where LyCORIS has a convolution (r, r, k, k) between two of one pixel."""
-    found = dict(parts)
-    if "lora_mid.weight" in found:
-        mid, down = found.pop("lora_mid.weight"), found["lora_down.weight"]
-        found["lora_down.weight"] = torch.einsum("rmhw,mi->rihw", mid, down.flatten(1))
-    return found
+    """Return a LoRA in two factors where LyCORIS has three: a convolution (r, r, k, k) between two 1x1 ones."""
+    merged = dict(parts)
+    if "lora_mid.weight" in merged:
+        mid, down = merged.pop("lora_mid.weight"), merged["lora_down.weight"]
+        merged["lora_down.weight"] = torch.einsum("rmhw,mi->rihw", mid, down.flatten(1))
+    return merged
 
 
 def _dora(delta: Tensor, magnitude: Tensor, weight: Tensor) -> Tensor:
-    whole = weight + delta
-    if magnitude.shape[0] == len(whole) or magnitude.dim() == 1:
-        by_output: Tensor = torch.linalg.vector_norm(whole, dim=1, keepdim=True)
-        return magnitude.reshape(-1, 1) * whole / by_output - weight
-    inputs = magnitude.numel()  # by input, as LyCORIS began
-    by_input = whole.view(len(whole), inputs, -1)
-    length: Tensor = torch.linalg.vector_norm(by_input, dim=(0, 2), keepdim=True)
-    return (magnitude.view(1, inputs, 1) * by_input / length).view(whole.shape) - weight
+    changed = weight + delta
+    if magnitude.shape[0] == len(changed) or magnitude.dim() == 1:
+        output_norms: Tensor = torch.linalg.vector_norm(changed, dim=1, keepdim=True)
+        return magnitude.reshape(-1, 1) * changed / output_norms - weight
+    inputs = magnitude.numel()  # a magnitude for each input, as in LyCORIS' first versions
+    by_input = changed.view(len(changed), inputs, -1)
+    input_norms: Tensor = torch.linalg.vector_norm(by_input, dim=(0, 2), keepdim=True)
+    return (magnitude.view(1, inputs, 1) * by_input / input_norms).view(changed.shape) - weight
 
 
 def _loha(parts: Mapping[str, Tensor]) -> Tensor:
@@ -133,10 +133,10 @@ def _lokr(parts: Mapping[str, Tensor]) -> Tensor:
     (first, first_rank), (second, second_rank) = factor("lokr_w1"), factor("lokr_w2")
     scale = layer_scale(parts, second_rank or first_rank)
     rows, columns = first.shape[:2]
-    # kron of the first with the second's outputs and inputs; a kernel stays behind the inputs.
+    # kron over outputs and inputs; the kernel of a convolution stays the last dimension.
     second = second.flatten(1).view(second.shape[0], -1)
-    whole = torch.einsum("ab,cd->acbd", first.flatten(1), second)
-    return scale * whole.reshape(rows * second.shape[0], columns * second.shape[1])
+    product = torch.einsum("ab,cd->acbd", first.flatten(1), second)
+    return scale * product.reshape(rows * second.shape[0], columns * second.shape[1])
 
 
 def _ia3(parts: Mapping[str, Tensor], weight: Tensor) -> Tensor:
@@ -147,18 +147,24 @@ def _ia3(parts: Mapping[str, Tensor], weight: Tensor) -> Tensor:
 
 
 def low_rank(matrix: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
-    """(out, in) -> up (out, r) and down (r, in) whose product is the nearest of that rank; None: all but rounding."""
+    """Factor a matrix (out, in) into up (out, r) and down (r, in) whose product is the nearest of that rank.
+
+    Args:
+        matrix: the matrix.
+        rank: r at most; None: every rank but those of rounding errors.
+    """
     left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
-    kept = max(1, int((values > RANK_TOLERANCE * values[0]).sum()))
-    kept = kept if rank is None else min(rank, kept)
-    root = values[:kept].sqrt()
-    return (left[:, :kept] * root).float().contiguous(), (root[:, None] * right[:kept]).float().contiguous()
+    full_rank = max(1, int((values > RANK_TOLERANCE * values[0]).sum()))
+    r = full_rank if rank is None else min(rank, full_rank)
+    root = values[:r].sqrt()
+    return (left[:, :r] * root).float().contiguous(), (root[:, None] * right[:r]).float().contiguous()
 
 
 def ordered_factors(parts: Mapping[str, Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A layer's change as up (out, r) and down (r, in) at scale 1, what matters most in the first ranks, on the CPU.
+    """Return a layer's change as up (out, r) and down (r, in) at scale 1, on the CPU, largest singular values first.
 
-    A LoRA keeps its rank, as the SVD is only of what QR leaves of its factors; another kind takes what it needs.
+    A LoRA keeps its rank: the SVD is of the small product of its factors' triangles (QR). Other kinds get the rank that
+    they need.
     """
     if not parts.keys() <= LOW_RANK:
         return low_rank(delta_weight(parts, weight).cpu())
@@ -171,37 +177,40 @@ def ordered_factors(parts: Mapping[str, Tensor], weight: Tensor) -> tuple[Tensor
 
 
 def as_lora(state: Mapping[str, Tensor], weights: Mapping[str, Tensor], rank: int | None = None) -> State:
-    """The plain LoRA that comes nearest to an adapter of any kind, layer by layer, with alpha = rank.
+    """Return the plain LoRA nearest to an adapter of any kind, layer by layer, with alpha = rank.
 
     Args:
         state: the adapter.
-        weights: the base model's by layer.
-        rank: of every layer, filled up with zeros where that takes less, as diffusers 0.42 gives layers whose alpha is
-            not the most frequent one a wrong scale; None: as much as each layer takes.
+        weights: the base model's weights by layer.
+        rank: the rank of every layer, padded with zeros where a layer needs less, because diffusers 0.42 gives a wrong
+            scale to layers whose alpha is not the most frequent one; None: as much as each layer needs.
     """
-    found: State = {}
+    lora: State = {}
     for path, parts in parts_by_layer(state).items():
         weight = weights[path]
         up, down = low_rank(delta_weight(parts, weight), rank)
         missing = 0 if rank is None else rank - len(down)
         up, down = F.pad(up, (0, missing)), F.pad(down, (0, 0, 0, missing))
-        found[f"{path}.lora_down.weight"] = down.view(len(down), *weight.shape[1:])
-        found[f"{path}.lora_up.weight"] = up.view(*up.shape, *(1,) * (weight.dim() - 2))
-        found[f"{path}.alpha"] = torch.tensor(float(len(down)))
-    return found
+        lora[f"{path}.lora_down.weight"] = down.view(len(down), *weight.shape[1:])
+        lora[f"{path}.lora_up.weight"] = up.view(*up.shape, *(1,) * (weight.dim() - 2))
+        lora[f"{path}.alpha"] = torch.tensor(float(len(down)))
+    return lora
 
 
 def is_plain(state: Mapping[str, Tensor]) -> bool:
-    """Whether an adapter is LoRA or LoCon, which every program reads."""
+    """Return whether an adapter is a LoRA or LoCon, which every program can load."""
     return all(parts.keys() <= LOW_RANK for parts in parts_by_layer(state).values())
 
 
-def distance(state: Mapping[str, Tensor], other: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> float:
-    """How far one adapter's changes are from another's, as a share of the other's (Frobenius norm over all layers)."""
-    theirs = parts_by_layer(state)
-    apart = whole = 0.0
-    for path, parts in parts_by_layer(other).items():
-        wanted = delta_weight(parts, weights[path])
-        apart += float((delta_weight(theirs[path], weights[path]) - wanted).square().sum())
-        whole += float(wanted.square().sum())
-    return (apart / whole) ** 0.5 if whole else 0.0
+def distance(state: Mapping[str, Tensor], reference: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> float:
+    """Return how much an adapter's changes differ from a reference's, relative to the reference's.
+
+    Both are Frobenius norms over all layers of the reference.
+    """
+    layers = parts_by_layer(state)
+    squared_difference = squared_reference = 0.0
+    for path, parts in parts_by_layer(reference).items():
+        expected = delta_weight(parts, weights[path])
+        squared_difference += float((delta_weight(layers[path], weights[path]) - expected).square().sum())
+        squared_reference += float(expected.square().sum())
+    return (squared_difference / squared_reference) ** 0.5 if squared_reference else 0.0

@@ -1,4 +1,4 @@
-"""Reads LoRA files, whoever wrote them."""
+"""Read LoRA files of any common program."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from autolora.models.pipelines import convert_lora
 def read_lora(path: Path, model: BaseModel) -> State:
     """Read a LoRA of kohya's, diffusers', peft's or LyCORIS' format as an adapter state for this model, in float32.
 
-    Each layer keeps its kind where an adapter of ours can hold it exactly; otherwise it is the plain LoRA of the same
-    change, of as high a rank as that takes.
+    A layer keeps its kind where autolora can train that kind; otherwise it becomes the plain LoRA of the same change,
+    with the rank that this needs.
 
     Raises:
-        ExportError: no file, a broken or cut one, another format, or made for another base model.
+        ExportError: the file is missing or broken, has another format, or was made for another base model.
     """
     tensors, metadata = read_file(path)
     try:
@@ -42,10 +42,16 @@ def read_lora(path: Path, model: BaseModel) -> State:
 
 
 def as_state(tensors: State, metadata: Mapping[str, str], path: Path, model: BaseModel) -> State:
-    """What `read_lora` makes of a file's tensors and metadata; `path` is where peft's settings lie beside it.
+    """Convert a file's tensors to an adapter state, as `read_lora` does.
+
+    Args:
+        tensors: the file's tensors.
+        metadata: the file's metadata.
+        path: the file's path; peft's settings lie beside it.
+        model: the base model.
 
     Raises:
-        ExportError: another format, or made for another base model.
+        ExportError: the file has another format, or was made for another base model.
     """
     if is_transformer(model.architecture) and in_original_names(tensors):
         tensors = convert_lora(tensors, model.architecture)
@@ -57,29 +63,29 @@ def as_state(tensors: State, metadata: Mapping[str, str], path: Path, model: Bas
 
 
 def read_file(path: Path) -> tuple[State, dict[str, str]]:
-    """The tensors and metadata of a .safetensors file as they stand in it.
+    """Read the tensors and metadata of a .safetensors file without converting them.
 
     Raises:
-        ExportError: no file, or a broken or cut one.
+        ExportError: the file is missing or broken.
     """
     path = path.expanduser()
     if not path.exists():
         raise ExportError(f"{path} does not exist: give the path of a .safetensors LoRA file")
     if path.is_dir():
-        inside = finished(path.glob("*.safetensors"))
-        hint = f", for example {inside[0]}" if inside else ""
+        candidates = finished(path.glob("*.safetensors"))
+        hint = f", for example {candidates[0]}" if candidates else ""
         raise ExportError(f"{path} is a folder: give the path of a .safetensors LoRA file{hint}")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - `file` is not a mapping
             return tensors, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        kind = "is cut short or broken" if path.suffix == ".safetensors" else "is no .safetensors file"
+        kind = "is cut short or broken" if path.suffix == ".safetensors" else "is not a .safetensors file"
         raise ExportError(f"{path} {kind} ({error}): download or export it again") from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a .safetensors file.
+    """Read the metadata of a .safetensors file.
 
     Raises:
         ExportError: the file is missing or broken.
@@ -92,10 +98,10 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def lora_of(state: State) -> LoRA:
-    """The plain LoRA that has room for a state: its largest rank and the kinds of layers it changes."""
+    """Return the settings of a plain LoRA that a state can be loaded into: its largest rank and its targets."""
     layers = parts_by_layer(state)
     dim, alpha = max(_rank_and_alpha(parts) for parts in layers.values())
-    targets = tuple(kind for kind, suffixes in TARGETS.items() if any(path.endswith(suffixes) for path in layers))
+    targets = tuple(name for name, suffixes in TARGETS.items() if any(path.endswith(suffixes) for path in layers))
     return LoRA(
         dim=dim,
         alpha=alpha,

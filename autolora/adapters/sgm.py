@@ -1,10 +1,10 @@
-"""The names that SDXL's own code (sgm) gives the layers of its UNet, which LoRA files for it keep."""
+"""The names of the layers of SDXL's UNet in its original code (sgm), which LoRA files for SDXL use."""
 
 from __future__ import annotations
 
 import re
 
-_PER_BLOCK = 3  # SDXL: two pairs of resnet and attention and a sampler on the way down, three pairs on the way up
+_PER_BLOCK = 3  # down: two pairs of resnet and attention and a sampler; up: three pairs
 _BLOCK = re.compile(r"(down|mid|up)_blocks?(?:\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 _RESNET = {
     "norm1": "in_layers.0",
@@ -26,22 +26,23 @@ _OUTSIDE = {
 
 
 def sgm_path(path: str) -> str:
-    """A layer's path in SDXL's own code: `down_blocks.1.attentions.0.proj_in` -> `input_blocks.4.1.proj_in`.
+    """Return a layer's path in SDXL's original code.
 
-    Paths that have no such name stay.
+    `down_blocks.1.attentions.0.proj_in` becomes `input_blocks.4.1.proj_in`.
+    A path without such a name is returned unchanged.
     """
-    found = _BLOCK.fullmatch(path)
-    if found is None:
+    match = _BLOCK.fullmatch(path)
+    if match is None:
         return _OUTSIDE.get(path, path)
-    way, kind, rest = found[1], found[3], found[5]
-    block, index = int(found[2] or 0), int(found[4])
+    direction, kind, rest = match[1], match[3], match[5]
+    block, index = int(match[2] or 0), int(match[4])
     if kind == "downsamplers":
         return f"input_blocks.{_PER_BLOCK * (block + 1)}.0.op"
     if kind == "upsamplers":
         return f"output_blocks.{_PER_BLOCK * block + 2}.2.conv"
     inner = rest if kind == "attentions" else _RESNET.get(rest, rest)
-    if way == "mid":
+    if direction == "mid":
         return f"middle_block.{1 if kind == 'attentions' else 2 * index}.{inner}"
     first = f"input_blocks.{_PER_BLOCK * block + index + 1}"
     last = f"output_blocks.{_PER_BLOCK * block + index}"
-    return f"{first if way == 'down' else last}.{1 if kind == 'attentions' else 0}.{inner}"
+    return f"{first if direction == 'down' else last}.{1 if kind == 'attentions' else 0}.{inner}"

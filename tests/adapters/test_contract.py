@@ -1,4 +1,4 @@
-"""What every kind of adapter promises."""
+"""Properties that every kind of adapter has."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from torch.nn import functional as F
 
 from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.base import AdaptedLayer
-from autolora.adapters.deltas import delta_weight, parts_by_layer
 from autolora.adapters.kinds import IA3, DoRA, DyLoRA, LoHa, LoKr, LoRA
-from autolora.adapters.low_rank import cut
 from autolora.errors import ConfigError
 from autolora.models.stable_diffusion import StableDiffusion
 
@@ -33,7 +31,7 @@ KINDS: dict[str, LoRA | DyLoRA] = {
     "lokr-whole": LoKr(dim=1000, alpha=1),
     "ia3": IA3(text_encoder=True),
 }
-# Norms and ratios of DoRA are divided in 32-bit floats.
+# DoRA divides norms in 32-bit floats.
 TOLERANCE = 1e-4
 
 
@@ -44,47 +42,47 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def adapter(kind: str, tiny_model: StableDiffusion) -> Iterator[AdapterSet]:
-    made = attach(tiny_model.modules, KINDS[kind])
-    made.start(0, KINDS[kind], torch.Generator().manual_seed(0))
-    yield made
-    made.detach()
+    attached = attach(tiny_model.modules, KINDS[kind])
+    attached.start(0, KINDS[kind], torch.Generator().manual_seed(0))
+    yield attached
+    attached.detach()
 
 
 def move(adapter: AdapterSet, seed: int = 1, size: float = 0.2) -> None:
-    """Away from zero, as training does."""
+    """Change an adapter's parameters at random, as if it had been trained."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in adapter.parameters(0):
             parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
 
 
-def call(model: StableDiffusion) -> Tensor:
+def predict(model: StableDiffusion) -> Tensor:
     generator = torch.Generator().manual_seed(5)
     noisy = torch.randn(3, *model.latent_shape, generator=generator)
     with torch.no_grad():
         return model.predict(noisy, torch.arange(3) * 100 + 50, model.encode_prompts(["1girl", "hat", "1boy"]))
 
 
-def given(layer: AdaptedLayer, batch: int = 3) -> Tensor:
-    """What a layer could be asked."""
+def random_input(layer: AdaptedLayer, batch: int = 3) -> Tensor:
+    """Return a random input that fits a layer."""
     weight, generator = layer.base.weight, torch.Generator().manual_seed(2)
     if isinstance(layer.base, nn.Linear):
         return torch.randn(batch, 5, weight.shape[1], generator=generator)
     return torch.randn(batch, weight.shape[1], 6, 6, generator=generator)
 
 
-def test_starts_as_the_base(kind: str, tiny_model: StableDiffusion) -> None:
-    before = call(tiny_model)
+def test_a_new_adapter_does_not_change_the_base_model(kind: str, tiny_model: StableDiffusion) -> None:
+    before = predict(tiny_model)
     adapter = attach(tiny_model.modules, KINDS[kind])
     adapter.start(0, KINDS[kind], torch.Generator().manual_seed(0))
-    assert torch.allclose(call(tiny_model), before, atol=1e-5)
+    assert torch.allclose(predict(tiny_model), before, atol=1e-5)
     move(adapter)
-    assert not torch.allclose(call(tiny_model), before, atol=1e-3)
+    assert not torch.allclose(predict(tiny_model), before, atol=1e-3)
     adapter.detach()
-    assert torch.equal(call(tiny_model), before)
+    assert torch.equal(predict(tiny_model), before)
 
 
-def test_changes_the_layers_that_it_says(kind: str, adapter: AdapterSet) -> None:
+def test_exactly_the_target_layers_are_adapted(kind: str, adapter: AdapterSet) -> None:
     spec = KINDS[kind]
     assert adapter.layers and all(spec.adapts(path) for path in adapter.layers)
     assert any(layer.kernel for layer in adapter.layers.values()) == ("conv" in spec.targets)
@@ -92,12 +90,12 @@ def test_changes_the_layers_that_it_says(kind: str, adapter: AdapterSet) -> None
     assert len(adapter.deltas) == len(adapter.layers)
 
 
-def test_a_layer_is_its_base_with_the_change_added(adapter: AdapterSet) -> None:
+def test_an_adapted_layer_computes_base_weight_plus_delta(adapter: AdapterSet) -> None:
     move(adapter)
     with torch.no_grad():
         for path, layer in adapter.layers.items():
             assert layer.delta is not None
-            x, base = given(layer), layer.base
+            x, base = random_input(layer), layer.base
             weight = base.weight + layer.delta.dense(0)
             if isinstance(base, nn.Linear):
                 expected = F.linear(x, weight, base.bias)
@@ -115,17 +113,18 @@ def test_gradients_reach_every_tensor(adapter: AdapterSet, tiny_model: StableDif
     adapter.gather_grads()
     for parameter in adapter.parameters(0):
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all()
-    assert sum(bool(p.grad.any()) for p in adapter.parameters(0) if p.grad is not None) > 0.9 * len(
-        adapter.parameters(0)
-    )
+    nonzero = sum(bool(p.grad.any()) for p in adapter.parameters(0) if p.grad is not None)
+    assert nonzero > 0.9 * len(adapter.parameters(0))
     adapter.clear_grads()
     adapter.gather_grads()
     assert all(parameter.grad is None for parameter in adapter.parameters(0))
 
 
-def test_what_is_saved_is_loaded_anywhere(kind: str, adapter: AdapterSet, tiny_model: StableDiffusion) -> None:
+def test_a_saved_adapter_loads_into_a_set_of_another_kind(
+    kind: str, adapter: AdapterSet, tiny_model: StableDiffusion
+) -> None:
     move(adapter)
-    expected, state = call(tiny_model), adapter.state(0)
+    expected, state = predict(tiny_model), adapter.state(0)
     adapter.detach()
     other = LoRA(dim=3, alpha=1, targets=WITH_CONV, text_encoder=True)
     fresh = attach(tiny_model.modules, other, KINDS[kind])
@@ -133,7 +132,7 @@ def test_what_is_saved_is_loaded_anywhere(kind: str, adapter: AdapterSet, tiny_m
         fresh.start(0, other, torch.Generator().manual_seed(9))
         move(fresh)
         fresh.load(state)
-        assert torch.allclose(call(tiny_model), expected, atol=1e-5)
+        assert torch.allclose(predict(tiny_model), expected, atol=1e-5)
         again = fresh.state(0)
         assert again.keys() == state.keys()
         assert all(torch.allclose(again[key], tensor) for key, tensor in state.items())
@@ -141,8 +140,8 @@ def test_what_is_saved_is_loaded_anywhere(kind: str, adapter: AdapterSet, tiny_m
         fresh.detach()
 
 
-def test_a_resumed_run_trains_what_it_loaded(kind: str, adapter: AdapterSet) -> None:
-    """The optimizer is built before the checkpoint is put in, so its parameters must be what is loaded."""
+def test_after_a_resume_the_optimizer_trains_the_loaded_parameters(kind: str, adapter: AdapterSet) -> None:
+    """The optimizer is built before the checkpoint is loaded, so loading must write into the same parameters."""
     move(adapter)
     state = adapter.state(0)
     parameters = adapter.start(0, KINDS[kind], torch.Generator().manual_seed(3))
@@ -155,11 +154,11 @@ def test_a_resumed_run_trains_what_it_loaded(kind: str, adapter: AdapterSet) -> 
     assert sorted(changed) == sorted(k for k in state if not k.endswith((".alpha", ".on_input")))
 
 
-def test_weights_are_linear_and_per_sample(adapter: AdapterSet) -> None:
+def test_lora_weights_are_per_sample_and_linear(adapter: AdapterSet) -> None:
     move(adapter)
     with torch.no_grad():
         for layer in adapter.layers.values():
-            x = given(layer, 1)
+            x = random_input(layer, 1)
             x = x.repeat(4, *(1,) * (x.dim() - 1))
             with adapter.weighted(torch.tensor([0.0, 0.5, 1.0, 1.5])):
                 y = layer(x)
@@ -169,41 +168,41 @@ def test_weights_are_linear_and_per_sample(adapter: AdapterSet) -> None:
                 assert torch.allclose(y[i] - base[i], weight * step, atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def test_max_norm_shortens_every_change_and_turns_none(kind: str, adapter: AdapterSet) -> None:
+def test_max_norm_scales_every_delta_without_changing_its_direction(kind: str, adapter: AdapterSet) -> None:
     move(adapter)
     before = {path: layer.delta.dense(0).detach().clone() for path, layer in adapter.layers.items() if layer.delta}
-    limit = sorted(float(delta_weight.norm()) for delta_weight in before.values())[len(before) // 2]
+    limit = sorted(float(old.norm()) for old in before.values())[len(before) // 2]
     adapter.apply_max_norm(0, limit)
     for path, old in before.items():
-        update = adapter.layers[path].delta
-        assert update is not None
-        new, length = update.dense(0).detach(), float(old.norm())
+        delta = adapter.layers[path].delta
+        assert delta is not None
+        new, length = delta.dense(0).detach(), float(old.norm())
         assert float(new.norm()) <= limit * (1 + TOLERANCE)
-        if kind != "dylora":  # whose smaller ranks may be what is too long
+        if kind != "dylora":  # a smaller rank of a DyLoRA may have the larger norm
             assert float(new.norm()) == pytest.approx(min(length, limit), rel=1e-3)
         cosine = float((new * old).sum() / (new.norm() * length))
         assert cosine == pytest.approx(1, abs=1e-4), path
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.5])
-def test_a_rescaled_adapter_changes_so_many_times_as_much(factor: float, adapter: AdapterSet) -> None:
+def test_rescaling_multiplies_every_delta_by_the_factor(factor: float, adapter: AdapterSet) -> None:
     move(adapter)
     before = {path: layer.delta.dense(0).detach().clone() for path, layer in adapter.layers.items() if layer.delta}
     state = adapter.state()
     for layer in adapter.layers.values():
         layer.delta = None
-    adapter.load(state)  # as the finals do, which train nothing
+    adapter.load(state)  # the finals rescale loaded adapters that were not trained in this process
     adapter.rescale(factor)
     for path, old in before.items():
-        update = adapter.layers[path].delta
-        assert update is not None
-        assert torch.allclose(update.dense(0), factor * old, atol=TOLERANCE, rtol=1e-3), path
+        delta = adapter.layers[path].delta
+        assert delta is not None
+        assert torch.allclose(delta.dense(0), factor * old, atol=TOLERANCE, rtol=1e-3), path
 
 
-def test_the_same_seed_starts_alike_and_trials_share_nothing(
+def test_the_seed_alone_decides_how_an_adapter_starts(
     kind: str, adapter: AdapterSet, tiny_model: StableDiffusion
 ) -> None:
-    first, untouched = adapter.state(0), torch.random.get_rng_state()
+    first, global_state = adapter.state(0), torch.random.get_rng_state()
     move(adapter, size=1.0)
     adapter.start(0, KINDS[kind], torch.Generator().manual_seed(1))
     other = adapter.state(0)
@@ -211,26 +210,26 @@ def test_the_same_seed_starts_alike_and_trials_share_nothing(
     again = adapter.state(0)
     assert all(torch.equal(again[key], tensor) for key, tensor in first.items())
     assert kind == "ia3" or any(not torch.equal(other[key], tensor) for key, tensor in first.items())
-    assert torch.equal(torch.random.get_rng_state(), untouched)
+    assert torch.equal(torch.random.get_rng_state(), global_state)
 
 
-def test_kinds_take_turns_in_one_set(kind: str, tiny_model: StableDiffusion) -> None:
-    """A study's trials of several kinds use one set of wrapped layers; layers that a kind leaves alone are the base."""
+def test_one_set_can_train_different_kinds_one_after_another(kind: str, tiny_model: StableDiffusion) -> None:
+    """Layers that a kind does not adapt compute the base model, whatever the kind before it left there."""
     alone = attach(tiny_model.modules, KINDS[kind])
     alone.start(0, KINDS[kind], torch.Generator().manual_seed(0))
     move(alone)
-    expected = call(tiny_model)
+    expected = predict(tiny_model)
     alone.detach()
     shared = attach(tiny_model.modules, *KINDS.values())
     shared.start(0, KINDS["locon"], torch.Generator().manual_seed(4))
     move(shared)
     shared.start(0, KINDS[kind], torch.Generator().manual_seed(0))
     move(shared)
-    assert torch.allclose(call(tiny_model), expected, atol=1e-5)
+    assert torch.allclose(predict(tiny_model), expected, atol=1e-5)
     shared.detach()
 
 
-def test_what_cannot_train_beside_others_says_so(kind: str, tiny_model: StableDiffusion) -> None:
+def test_kinds_that_cannot_share_a_set_are_refused(kind: str, tiny_model: StableDiffusion) -> None:
     adapter = attach(tiny_model.modules, KINDS[kind], slots=2)
     try:
         if isinstance(KINDS[kind], DoRA | LoHa | LoKr | IA3):
@@ -242,70 +241,8 @@ def test_what_cannot_train_beside_others_says_so(kind: str, tiny_model: StableDi
         adapter.detach()
 
 
-@pytest.fixture
-def dylora(tiny_model: StableDiffusion) -> Iterator[AdapterSet]:
-    """Four units of two, away from zero."""
-    spec = DyLoRA(dim=8, alpha=4, unit=2)
-    made = attach(tiny_model.modules, spec)
-    made.start(0, spec, torch.Generator().manual_seed(0))
-    move(made)
-    yield made
-    made.detach()
-
-
-def test_every_cut_of_a_dylora_is_what_its_step_trained(dylora: AdapterSet, tiny_model: StableDiffusion) -> None:
-    """The naive cut keeps alpha / dim of the whole; the steps were drawn at alpha / rank."""
-    state, whole, limited = dylora.state(0), call(tiny_model), {}
-    for rank in (2, 4, 6, 8):
-        for update in dylora.deltas:
-            update.limit_rank(0, rank)
-        limited[rank] = call(tiny_model)
-    for rank, expected in limited.items():
-        dylora.load(cut(state, rank))  # of another shape, so it is a change of its own
-        assert torch.allclose(call(tiny_model), expected, atol=1e-5)
-        assert rank == 8 or not torch.allclose(expected, whole, atol=1e-3)
-
-
-def test_a_step_of_a_dylora_trains_one_unit(dylora: AdapterSet, tiny_model: StableDiffusion) -> None:
-    generator, seen = torch.Generator().manual_seed(1), set()
-    for _ in range(12):
-        dylora.clear_grads()
-        dylora.draw_rank(0, generator)
-        noisy = torch.randn(1, *tiny_model.latent_shape, generator=generator)
-        tiny_model.predict(noisy, torch.tensor([50]), tiny_model.encode_prompts(["1girl"])).square().mean().backward()
-        dylora.gather_grads()
-        pairs = len(dylora.parameters(0)) // len(dylora.deltas)
-        trained = {i % pairs // 2 for i, p in enumerate(dylora.parameters(0)) if p.grad is not None}
-        assert len(trained) == 1
-        seen |= trained
-    assert seen == {0, 1, 2, 3}
-
-
-def test_max_norm_holds_for_every_cut_of_a_dylora(dylora: AdapterSet) -> None:
-    """Its middle ranks are longer than the whole, as they have the larger scale; no layer is shortened for nothing."""
-
-    def lengths() -> dict[str, list[float]]:
-        state = dylora.state(0)
-        cuts = [parts_by_layer(cut(state, rank)) for rank in (2, 4, 6, 8)]
-        return {path: [float(delta_weight(parts[path]).norm()) for parts in cuts] for path in dylora.layers}
-
-    before = lengths()
-    assert all(own[1] > own[3] for own in before.values())
-    limit = sorted(max(own) for own in before.values())[len(before) // 2]
-    dylora.apply_max_norm(0, limit)
-    for path, own in lengths().items():
-        assert max(own) == pytest.approx(min(max(before[path]), limit), rel=1e-3), path
-
-
-@pytest.mark.parametrize("rank", [0, 5])
-def test_impossible_cuts_are_refused(rank: int) -> None:
-    state = {"a.lora_down.weight": torch.zeros(4, 8), "a.lora_up.weight": torch.zeros(8, 4)}
-    with pytest.raises(ConfigError, match="can be cut to 1 to 4"):
-        cut(state, rank)
-
-
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: LoRA(conv_dim=0), "conv_dim must be at least 1"),
         (lambda: LoRA(conv_alpha=-1.0), "conv_alpha must be above 0"),
@@ -314,12 +251,12 @@ def test_impossible_cuts_are_refused(rank: int) -> None:
         (lambda: LoHa(rank_stabilized=True), "rank_stabilized works with LoRA and DoRA only"),
     ],
 )
-def test_impossible_settings_are_refused(make: object, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_impossible_settings_are_refused(make: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         make()  # type: ignore[operator]
 
 
-def test_the_guides_limits_are_said() -> None:
+def test_settings_beyond_the_guides_limits_get_a_note() -> None:
     assert LoRA(dim=128, alpha=64).notes() == ()
     assert "above 64 and 32" in LoRA(dim=32, conv_dim=128, targets=WITH_CONV).notes()[0]
     assert "LoHa of dim 64" in LoHa(dim=64).notes()[0]
@@ -327,6 +264,6 @@ def test_the_guides_limits_are_said() -> None:
     for kind in (LoHa, LoKr):
         (note,) = kind(dim=8, conv_dim=48, targets=WITH_CONV).notes()
         assert f"{kind.__name__} of conv_dim 48: above 32" in note
-        assert kind(dim=8, conv_dim=48).notes() == ()  # without convolutions it is not used
+        assert kind(dim=8, conv_dim=48).notes() == ()  # conv_dim is not used without the target `conv`
     assert "neither rank nor alpha" in IA3().notes()[0]
     assert LoHa(dim=32).notes() == LoKr(dim=32).notes() == DoRA().notes() == DyLoRA().notes() == ()

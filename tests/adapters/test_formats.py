@@ -1,4 +1,4 @@
-"""Names and shapes of LoRA files are those of kohya's tools, and come back unchanged."""
+"""LoRA files have the key names and shapes of kohya's scripts, and reading them back changes nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
-from autolora.adapters.formats import layer_delta, from_kohya, kohya_name, layer_paths, layer_shapes, scaled, to_kohya
+from autolora.adapters.formats import from_kohya, kohya_name, layer_delta, layer_paths, layer_shapes, scaled, to_kohya
 from autolora.adapters.kinds import LoRA
 from autolora.errors import ExportError
 from autolora.models.stable_diffusion import StableDiffusion
@@ -30,7 +30,7 @@ def test_round_trip(state: State, tiny_model: StableDiffusion) -> None:
 
 
 def test_names_of_stable_diffusion_1_5() -> None:
-    """192 UNet and 72 text encoder modules, as kohya's `networks.lora` writes for SD 1.5."""
+    """kohya's `networks.lora` writes 192 layers of the UNet and 72 of the text encoder for SD 1.5."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
         text = CLIPTextModel(
@@ -54,13 +54,13 @@ def test_convolutions_keep_four_dimensions(state: State) -> None:
     assert state["unet.mid_block.attentions.0.transformer_blocks.0.ff.net.2.lora_up.weight"].dim() == 2
 
 
-def test_linear_and_convolution_stand_in_for_each_other(state: State, tiny_model: StableDiffusion) -> None:
+def test_linear_weights_can_be_loaded_into_1x1_convolutions(state: State, tiny_model: StableDiffusion) -> None:
     flat = {key: value.flatten(1) if value.dim() == 4 else value for key, value in to_kohya(state, "sd1").items()}
     back = from_kohya(flat, "sd1", layer_shapes(tiny_model.modules))
     assert all(torch.equal(back[key], state[key]) for key in state)
 
 
-def test_shapes_are_found_through_an_attached_adapter(tiny_model: StableDiffusion) -> None:
+def test_an_attached_adapter_does_not_change_the_layers_shapes(tiny_model: StableDiffusion) -> None:
     before = layer_shapes(tiny_model.modules)
     adapter = attach(tiny_model.modules, SPEC)
     try:
@@ -69,7 +69,7 @@ def test_shapes_are_found_through_an_attached_adapter(tiny_model: StableDiffusio
         adapter.detach()
 
 
-def test_missing_alpha_is_scale_one(state: State, tiny_model: StableDiffusion) -> None:
+def test_a_missing_alpha_means_scale_1(state: State, tiny_model: StableDiffusion) -> None:
     tensors = {key: value for key, value in to_kohya(state, "sd1").items() if not key.endswith("alpha")}
     back = from_kohya(tensors, "sd1", layer_shapes(tiny_model.modules))
     path = layer_paths(back)[0]
@@ -83,16 +83,16 @@ def test_delta_is_scaled_by_alpha_over_rank() -> None:
 
 
 @pytest.mark.parametrize("with_alpha", [True, False])
-def test_a_scaled_adapter_changes_every_weight_that_many_times(state: State, with_alpha: bool) -> None:
-    kept = {key: tensor for key, tensor in state.items() if with_alpha or not key.endswith(".alpha")}
-    more = scaled(kept, 1.2)
-    assert layer_paths(more) == layer_paths(kept)
-    for path in layer_paths(kept):
-        torch.testing.assert_close(layer_delta(more, path), 1.2 * layer_delta(kept, path))
+def test_scaling_an_adapter_multiplies_every_delta(state: State, with_alpha: bool) -> None:
+    original = {key: tensor for key, tensor in state.items() if with_alpha or not key.endswith(".alpha")}
+    scaled_state = scaled(original, 1.2)
+    assert layer_paths(scaled_state) == layer_paths(original)
+    for path in layer_paths(original):
+        torch.testing.assert_close(layer_delta(scaled_state, path), 1.2 * layer_delta(original, path))
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "message"),
     [
         ("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", "SDXL"),
         ("lora_unet_input_blocks_4_1_proj_in.alpha", "SDXL"),
@@ -101,12 +101,12 @@ def test_a_scaled_adapter_changes_every_weight_that_many_times(state: State, wit
         ("weight", "no LoRA file"),
     ],
 )
-def test_other_files_are_named(key: str, said: str, tiny_model: StableDiffusion) -> None:
-    with pytest.raises(ExportError, match=said):
+def test_the_message_says_what_kind_of_file_it_is(key: str, message: str, tiny_model: StableDiffusion) -> None:
+    with pytest.raises(ExportError, match=message):
         from_kohya({key: torch.zeros(1)}, "sd1", layer_shapes(tiny_model.modules))
 
 
-def test_other_shapes_are_refused(state: State, tiny_model: StableDiffusion) -> None:
+def test_factors_of_other_shapes_and_missing_factors_are_refused(state: State, tiny_model: StableDiffusion) -> None:
     tensors = to_kohya(state, "sd1")
     name = kohya_name(layer_paths(state)[0], "sd1")
     wide = tensors | {f"{name}.lora_down.weight": torch.zeros(4, 1024)}
@@ -117,8 +117,8 @@ def test_other_shapes_are_refused(state: State, tiny_model: StableDiffusion) -> 
         from_kohya(tensors, "sd1", layer_shapes(tiny_model.modules))
 
 
-def test_unknown_architecture_and_part(state: State) -> None:
+def test_an_unknown_architecture_or_part_is_refused(state: State) -> None:
     with pytest.raises(ExportError, match="sd9"):
         to_kohya(state, "sd9")
-    with pytest.raises(ExportError, match="no part of an adapter"):
+    with pytest.raises(ExportError, match="not part of an adapter"):
         to_kohya({"unet.a.bias": torch.zeros(1)}, "sd1")

@@ -1,4 +1,4 @@
-"""Files of other programs, written by those programs' own code, change the weights as they say."""
+"""Files of other programs, written by their own code, make the same changes of weight in autolora as there."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from autolora.adapters.adapter_set import AdapterSet, attach
 from autolora.adapters.deltas import delta_weight
-from autolora.adapters.formats import layer_delta, kohya_name, layer_paths, layer_weights
+from autolora.adapters.formats import kohya_name, layer_delta, layer_paths, layer_weights
 from autolora.adapters.read import lora_of, read_lora
 from autolora.errors import ExportError
 from autolora.models.stable_diffusion import StableDiffusion
 
-KEPT = {LoHaConfig: ("hada", "alpha"), LoKrConfig: ("lokr", "alpha")}
+PART_NAMES = {LoHaConfig: ("hada", "alpha"), LoKrConfig: ("lokr", "alpha")}
 TARGETS = ["to_q", "to_out.0", "proj_in", "ff.net.2"]
 
 
 def trained(model: StableDiffusion, config: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A peft model of the UNet with random factors, and its change of each layer by our paths."""
+    """Return a peft model of the UNet with random factors, and its change of each layer by autolora's paths."""
     unet = UNet2DConditionModel.from_config(model.unet.config)
     wrapped = get_peft_model(unet, config)
     generator = torch.Generator().manual_seed(0)
@@ -42,7 +42,7 @@ def trained(model: StableDiffusion, config: Any) -> tuple[Any, dict[str, Tensor]
     return wrapped, changes
 
 
-def updates(adapter: AdapterSet) -> list[tuple[str, Any]]:
+def deltas_by_path(adapter: AdapterSet) -> list[tuple[str, Any]]:
     return [(path, layer.delta) for path, layer in adapter.layers.items() if layer.delta]
 
 
@@ -53,7 +53,7 @@ def assert_same(state: dict[str, Tensor], changes: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"use_rslora": True}, {"alpha_pattern": {"to_q": 3}}], ids=str)
-def test_a_peft_folder(more: dict[str, Any], tiny_model: StableDiffusion, tmp_path: Path) -> None:
+def test_a_folder_of_peft(more: dict[str, Any], tiny_model: StableDiffusion, tmp_path: Path) -> None:
     wrapped, changes = trained(tiny_model, LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS, **more))
     wrapped.save_pretrained(tmp_path)
     assert_same(read_lora(tmp_path / "adapter_model.safetensors", tiny_model), changes)
@@ -72,15 +72,15 @@ def test_a_file_of_diffusers(with_metadata: bool, tiny_model: StableDiffusion, t
     wrapped, changes = trained(tiny_model, LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS))
     layers = get_peft_model_state_dict(wrapped)
     layers = {key.removeprefix("base_model.model."): value for key, value in layers.items()}
-    facts = {"unet_lora_adapter_metadata": {"r": 4, "lora_alpha": 2}} if with_metadata else {}
-    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers, **facts)
+    metadata = {"unet_lora_adapter_metadata": {"r": 4, "lora_alpha": 2}} if with_metadata else {}
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers, **metadata)
     state = read_lora(tmp_path / "pytorch_lora_weights.safetensors", tiny_model)
     scale = 1.0 if with_metadata else 2.0  # without metadata the file does not know its alpha
-    assert_same(state, {path: delta_weight * scale for path, delta_weight in changes.items()})
+    assert_same(state, {path: change * scale for path, change in changes.items()})
 
 
 @pytest.mark.parametrize("old", ["unet.{layer}.lora.{half}.weight", "unet.{block}.processor.{kind}_lora.{half}.weight"])
-def test_names_of_older_diffusers(old: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+def test_key_names_of_older_diffusers_versions(old: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
     block = "mid_block.attentions.0.transformer_blocks.0.attn1"
     down, up = torch.randn(4, 64), torch.randn(64, 4)
     tensors = {}
@@ -113,11 +113,11 @@ def test_lycoris_layers_keep_their_kind(config: Any, tiny_model: StableDiffusion
     save_file(tensors, tmp_path / "lycoris.safetensors")
     state = read_lora(tmp_path / "lycoris.safetensors", tiny_model)
     assert_same(state, changes)
-    assert {key.rpartition(".")[2][:4] for key in state} == {tensors_of[:4] for tensors_of in KEPT[type(config)]}
+    assert {key.rpartition(".")[2][:4] for key in state} == {name[:4] for name in PART_NAMES[type(config)]}
     adapter = attach(tiny_model.modules, lora_of(state))
     try:
         adapter.load(state)
-        assert all(torch.allclose(u.dense(0).flatten(1), changes[p], atol=1e-5) for p, u in updates(adapter))
+        assert all(torch.allclose(d.dense(0).flatten(1), changes[p], atol=1e-5) for p, d in deltas_by_path(adapter))
     finally:
         adapter.detach()
 
@@ -134,8 +134,8 @@ def test_lycoris_layers_keep_their_kind(config: Any, tiny_model: StableDiffusion
     ],
     ids=["dora", "loha", "loha-effective", "lokr-both", "lokr-whole", "ia3"],
 )
-def test_a_peft_folder_of_another_kind(config: Any, tiny_model: StableDiffusion, tmp_path: Path) -> None:
-    """peft's own merge says what its file changes."""
+def test_a_folder_of_peft_of_another_kind(config: Any, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    """The changes equal those of the weights that peft merges."""
     unet = UNet2DConditionModel.from_config(tiny_model.unet.config)
     unet.load_state_dict(tiny_model.unet.state_dict())
     wrapped = get_peft_model(unet, config)
@@ -153,12 +153,12 @@ def test_a_peft_folder_of_another_kind(config: Any, tiny_model: StableDiffusion,
     adapter = attach(tiny_model.modules, lora_of(state))
     try:
         adapter.load(state)
-        assert all(type(update).__name__ == "PeftLayer" for _, update in updates(adapter))
+        assert all(type(delta).__name__ == "PeftLayer" for _, delta in deltas_by_path(adapter))
     finally:
         adapter.detach()
 
 
-def test_peft_ia3_on_a_bias_is_refused(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+def test_ia3_of_peft_on_a_layer_with_a_bias_is_refused(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     wrapped = get_peft_model(
         UNet2DConditionModel.from_config(tiny_model.unet.config),
         IA3Config(target_modules=["proj_in"], feedforward_modules=[]),
@@ -176,8 +176,8 @@ PROJ = "mid_block.attentions.0.proj_in"
     ("layer", "kind"),
     [(CONV, "loha-tucker"), (CONV, "locon-tucker"), (PROJ, "dora-by-input"), (PROJ, "ia3-on-a-bias")],
 )
-def test_rarer_lycoris_layers(layer: str, kind: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
-    """A Tucker LoCon needs no higher rank; what no tuner holds is the plain LoRA of the same change."""
+def test_rare_lycoris_layers(layer: str, kind: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    """A Tucker LoCon keeps its rank; a layer that no peft layer can hold becomes the plain LoRA of the same change."""
     path, name, weights = f"unet.{layer}", kohya_name(f"unet.{layer}", "sd1"), layer_weights(tiny_model.modules)
     weight = weights[path]
     out, inputs, *kernel = weight.shape
@@ -211,7 +211,7 @@ def test_rarer_lycoris_layers(layer: str, kind: str, tiny_model: StableDiffusion
 
 
 @pytest.mark.parametrize(
-    ("tensors", "said"),
+    ("tensors", "message"),
     [
         (
             {"unet.nowhere.lora_A.weight": torch.zeros(2, 4), "unet.nowhere.lora_B.weight": torch.zeros(4, 2)},
@@ -229,17 +229,17 @@ def test_rarer_lycoris_layers(layer: str, kind: str, tiny_model: StableDiffusion
         ({"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": torch.zeros(64, 2)}, "incomplete"),
     ],
 )
-def test_what_does_not_fit_is_said(
-    tensors: dict[str, Tensor], said: str, tiny_model: StableDiffusion, tmp_path: Path
+def test_a_file_that_does_not_fit_is_refused_with_the_reason(
+    tensors: dict[str, Tensor], message: str, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     save_file(tensors, tmp_path / "wrong.safetensors")
-    with pytest.raises(ExportError, match=said):
+    with pytest.raises(ExportError, match=message):
         read_lora(tmp_path / "wrong.safetensors", tiny_model)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[4]", "\xff"], ids=["empty", "half", "list", "bytes"])
-def test_broken_settings_are_said(text: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
-    """Of peft beside the file, or of diffusers in it."""
+def test_broken_settings_are_reported(text: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    """Both peft's settings beside the file and diffusers' in its metadata."""
     trained(tiny_model, LoraConfig(r=4, target_modules=TARGETS))[0].save_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ExportError, match=r"adapter_config\.json beside it (is broken|holds list)"):
@@ -250,11 +250,11 @@ def test_broken_settings_are_said(text: str, tiny_model: StableDiffusion, tmp_pa
         read_lora(tmp_path / "own.safetensors", tiny_model)
 
 
-def test_dora_of_diffusers_is_refused(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+def test_dora_of_diffusers_without_magnitudes_is_refused(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     wrapped, _ = trained(tiny_model, LoraConfig(r=4, target_modules=TARGETS))
     wrapped.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
-    facts = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.use_dora": True})}
-    save_file(tensors, tmp_path / "dora.safetensors", metadata=facts)
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.use_dora": True})}
+    save_file(tensors, tmp_path / "dora.safetensors", metadata=metadata)
     with pytest.raises(ExportError, match="DoRA"):
         read_lora(tmp_path / "dora.safetensors", tiny_model)

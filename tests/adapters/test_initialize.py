@@ -1,4 +1,4 @@
-"""Training starts from a file's function, whatever its rank and scale, or says why it cannot."""
+"""A new adapter starts with exactly the changes of a file, whatever their rank and scale, or the file is refused."""
 
 from __future__ import annotations
 
@@ -46,18 +46,16 @@ def fresh_state(model: StableDiffusion, spec: LoRA | DyLoRA) -> State:
 def assert_changes(state: State, expected: dict[str, Tensor], model: StableDiffusion) -> None:
     weights = layer_weights(model.modules)
     for path, parts in parts_by_layer(state).items():
-        wanted = expected.get(path, torch.zeros_like(weights[path])).flatten(1)
-        assert torch.allclose(delta_weight(parts, weights[path]), wanted, atol=2e-6, rtol=1e-4), path
+        delta = expected.get(path, torch.zeros_like(weights[path])).flatten(1)
+        assert torch.allclose(delta_weight(parts, weights[path]), delta, atol=2e-6, rtol=1e-4), path
 
 
 @pytest.mark.parametrize("kind", WIDER)
-def test_an_exported_file_is_trained_on_from_where_it_stands(
-    kind: str, tiny_model: StableDiffusion, tmp_path: Path
-) -> None:
-    """Exported, read again, put into a fresh adapter of another rank and alpha, and through that: the same changes."""
+def test_training_continues_from_an_exported_file(kind: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    """An adapter of another rank and alpha makes the same changes as the file that it starts from."""
     state, changes = trained(tiny_model, kind)
-    given, spec = read_lora(export(tiny_model, kind, state, tmp_path), tiny_model), WIDER[kind]
-    started = start_from(fresh_state(tiny_model, spec), given, layer_weights(tiny_model.modules))
+    source, spec = read_lora(export(tiny_model, kind, state, tmp_path), tiny_model), WIDER[kind]
+    started = start_from(fresh_state(tiny_model, spec), source, layer_weights(tiny_model.modules))
     assert_changes(started, changes, tiny_model)
     adapter = attach(tiny_model.modules, spec)
     try:
@@ -68,7 +66,7 @@ def test_an_exported_file_is_trained_on_from_where_it_stands(
         alphas = {key: float(value) for key, value in before.items() if key.endswith("alpha")}
         assert {key: float(adapter.state(0)[key]) for key in alphas} == pytest.approx(alphas)
         with torch.no_grad():
-            parameters[0].add_(1.0)  # what the optimizer holds is what was loaded
+            parameters[0].add_(1.0)  # the optimizer's parameters hold the loaded values
         assert any(not torch.equal(adapter.state(0)[key], tensor) for key, tensor in started.items())
     finally:
         adapter.detach()
@@ -77,37 +75,37 @@ def test_an_exported_file_is_trained_on_from_where_it_stands(
 @pytest.mark.parametrize(
     "spec", [DoRA(dim=5, alpha=1, text_encoder=True), DyLoRA(dim=8, alpha=4, unit=2, text_encoder=True)]
 )
-def test_a_lora_is_a_dora_and_a_dylora_too(spec: DoRA | DyLoRA, tiny_model: StableDiffusion) -> None:
+def test_a_dora_or_a_dylora_can_start_from_a_lora(spec: DoRA | DyLoRA, tiny_model: StableDiffusion) -> None:
     state, changes = trained(tiny_model, "lora")
     ordered = isinstance(spec, DyLoRA)
     started = start_from(fresh_state(tiny_model, spec), state, layer_weights(tiny_model.modules), ordered)
     assert_changes(started, changes, tiny_model)
-    if ordered:  # what is cut off is what matters least
+    if ordered:  # a cut keeps the largest singular values
         path = next(iter(changes))
-        whole = changes[path].flatten(1)
+        full = changes[path].flatten(1)
         half = delta_weight(parts_by_layer(cut(started, 2))[path])
-        best = torch.linalg.svdvals(whole)[:2].square().sum().sqrt()
-        cosine = float((half * whole).sum() / (half.norm() * whole.norm()))
-        assert cosine == pytest.approx(float(best / whole.norm()), abs=1e-4)
+        best = torch.linalg.svdvals(full)[:2].square().sum().sqrt()
+        cosine = float((half * full).sum() / (half.norm() * full.norm()))
+        assert cosine == pytest.approx(float(best / full.norm()), abs=1e-4)
 
 
-def test_layers_that_the_file_lacks_start_from_nothing(tiny_model: StableDiffusion) -> None:
+def test_layers_that_the_file_does_not_change_start_at_zero(tiny_model: StableDiffusion) -> None:
     state, changes = trained(tiny_model, "ia3")
-    some = {key: tensor for key, tensor in state.items() if key.startswith("unet.")}
+    unet_only = {key: tensor for key, tensor in state.items() if key.startswith("unet.")}
     spec = IA3(text_encoder=True)
-    started = start_from(fresh_state(tiny_model, spec), some, layer_weights(tiny_model.modules))
+    started = start_from(fresh_state(tiny_model, spec), unet_only, layer_weights(tiny_model.modules))
     assert_changes(started, {path: c for path, c in changes.items() if path.startswith("unet.")}, tiny_model)
 
 
 @pytest.mark.parametrize(
-    ("kind", "spec", "said"),
+    ("kind", "spec", "message"),
     [
         ("lora", LoRA(dim=3, alpha=1, text_encoder=True), r"rank 4 at .* this adapter 3: set adapter.dim=4"),
         ("locon", replace(KINDS["locon"], conv_dim=1), r"set adapter.conv_dim=2"),
         (
             "lora",
             LoRA(dim=4, alpha=1),
-            r"layers that this adapter leaves alone, such as text_encoder\..*adapter.text_en",
+            r"layers that this adapter does not change, such as text_encoder\..*adapter.text_en",
         ),
         ("loha", LoRA(dim=4, alpha=2), "it holds loha .* set adapter=loha"),
         ("dora", LoRA(dim=4, alpha=2), "it holds dora .* set adapter=dora"),
@@ -116,7 +114,9 @@ def test_layers_that_the_file_lacks_start_from_nothing(tiny_model: StableDiffusi
         ("lokr-factor", LoKr(dim=2, alpha=1), "has other factors"),
     ],
 )
-def test_what_it_cannot_hold_is_refused(kind: str, spec: LoRA, said: str, tiny_model: StableDiffusion) -> None:
+def test_a_file_that_does_not_fit_the_adapter_is_refused(
+    kind: str, spec: LoRA, message: str, tiny_model: StableDiffusion
+) -> None:
     state, _ = trained(tiny_model, kind)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         start_from(fresh_state(tiny_model, spec), state, layer_weights(tiny_model.modules))

@@ -1,4 +1,4 @@
-"""Our K-slot LoRA against peft, and its own promises."""
+"""LoRA in K slots: it computes what peft computes, and its slots do not influence each other."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def randomize(adapter: AdapterSet, slot: int, seed: int) -> None:
 
 @pytest.fixture
 def adapter(tiny_model: StableDiffusion) -> Iterator[AdapterSet]:
-    made = attach(tiny_model.modules, SPEC)
-    made.start(0, SPEC, torch.Generator().manual_seed(0))
-    yield made
-    made.detach()
+    attached = attach(tiny_model.modules, SPEC)
+    attached.start(0, SPEC, torch.Generator().manual_seed(0))
+    yield attached
+    attached.detach()
 
 
-def test_starts_as_the_base_and_gives_it_back(tiny_model: StableDiffusion) -> None:
+def test_a_new_lora_does_not_change_the_model_and_can_be_detached(tiny_model: StableDiffusion) -> None:
     call = inputs(tiny_model)
     before, names = tiny_model.predict(*call), [n for n, _ in tiny_model.unet.named_modules()]
     adapter = attach(tiny_model.modules, SPEC)
@@ -53,13 +53,13 @@ def test_starts_as_the_base_and_gives_it_back(tiny_model: StableDiffusion) -> No
     assert [n for n, _ in tiny_model.unet.named_modules()] == names
 
 
-def test_forward_and_gradients_are_pefts(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
+def test_forward_and_gradients_equal_those_of_peft(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
     randomize(adapter, 0, 1)
     call = inputs(tiny_model)
     ours = tiny_model.predict(*call)
     ours.square().mean().backward()
     adapter.gather_grads()
-    gradients = {name: p.grad.clone() for name, p in named(adapter).items() if p.grad is not None}
+    gradients = {name: p.grad.clone() for name, p in parameters_by_name(adapter).items() if p.grad is not None}
     state = adapter.state(0)
     adapter.detach()
     twin: nn.Module = copy.deepcopy(tiny_model.unet)
@@ -77,19 +77,20 @@ def test_forward_and_gradients_are_pefts(tiny_model: StableDiffusion, adapter: A
     assert len(gradients) == 2 * len(modules)
     for name, module in modules.items():
         for part, layer in (("down", module.lora_A["default"]), ("up", module.lora_B["default"])):
-            mine = gradients[f"unet.{name}.{part}"]
-            other = layer.weight.grad.reshape(layer.weight.shape[0], -1)
-            assert torch.allclose(mine, other if part == "down" else other.T, atol=1e-6, rtol=1e-3), (name, part)
+            actual = gradients[f"unet.{name}.{part}"]
+            expected = layer.weight.grad.reshape(layer.weight.shape[0], -1)
+            expected = expected if part == "down" else expected.T
+            assert torch.allclose(actual, expected, atol=1e-6, rtol=1e-3), (name, part)
 
 
-def named(adapter: AdapterSet) -> dict[str, nn.Parameter]:
+def parameters_by_name(adapter: AdapterSet) -> dict[str, nn.Parameter]:
     views = iter(adapter.parameters(0))
     return {f"{path}.{part}": next(views) for path in adapter.layers for part in ("down", "up")}
 
 
-def test_starts_with_pefts_distribution(adapter: AdapterSet) -> None:
+def test_a_new_lora_has_the_distribution_of_peft(adapter: AdapterSet) -> None:
     """peft draws lora_A by kaiming_uniform_(a=sqrt(5)), whose bound is 1 / sqrt(inputs); lora_B is zero."""
-    for name, parameter in named(adapter).items():
+    for name, parameter in parameters_by_name(adapter).items():
         if name.endswith("down"):
             bound = parameter.shape[1] ** -0.5
             assert parameter.abs().max() <= bound
@@ -98,7 +99,7 @@ def test_starts_with_pefts_distribution(adapter: AdapterSet) -> None:
             assert parameter.count_nonzero() == 0
 
 
-def test_weight_is_linear_and_per_sample(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
+def test_lora_weights_are_per_sample_and_linear(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
     layer = next(iter(adapter.layers.values()))
     randomize(adapter, 0, 1)
     x = torch.randn(1, 4, 4, layer.base.weight.shape[1], generator=torch.Generator().manual_seed(0))
@@ -114,8 +115,8 @@ def test_weight_is_linear_and_per_sample(tiny_model: StableDiffusion, adapter: A
     assert torch.allclose(y[2], full[2], atol=1e-6)
 
 
-def test_two_slots_equal_two_single_runs(tiny_model: StableDiffusion) -> None:
-    """Mixed ranks by zero padding: each segment sees its own adapter only, forward and backward."""
+def test_two_slots_train_as_two_separate_loras(tiny_model: StableDiffusion) -> None:
+    """Each segment of a batch sees its own slot only, forward and backward; the smaller rank is padded with zeros."""
     specs = (LoRA(dim=4, alpha=2), LoRA(dim=2, alpha=8))
     noisy, steps, context = inputs(tiny_model)
     packed = attach(tiny_model.modules, specs[0], slots=2, max_dim=4)
@@ -136,12 +137,12 @@ def test_two_slots_equal_two_single_runs(tiny_model: StableDiffusion) -> None:
         alone.square().mean().backward()
         single.gather_grads()
         assert torch.allclose(together[part], alone, atol=1e-5)
-        for mine, other in zip(gradients[slot], single.parameters(0), strict=True):
-            assert torch.allclose(mine, other.grad, rtol=1e-4, atol=1e-7)
+        for gradient, parameter in zip(gradients[slot], single.parameters(0), strict=True):
+            assert torch.allclose(gradient, parameter.grad, rtol=1e-4, atol=1e-7)
         single.detach()
 
 
-def test_one_slot_of_two_is_as_if_it_were_alone(tiny_model: StableDiffusion) -> None:
+def test_a_batch_of_one_slot_of_two_predicts_as_a_single_adapter(tiny_model: StableDiffusion) -> None:
     call = inputs(tiny_model)
     pair = attach(tiny_model.modules, SPEC, slots=2)
     for slot in (0, 1):
@@ -150,21 +151,19 @@ def test_one_slot_of_two_is_as_if_it_were_alone(tiny_model: StableDiffusion) -> 
     state = pair.state(1)
     with torch.no_grad(), pair.only(1), pair.weighted(torch.tensor([1.0, 0.5, 1.0, 0.0])):
         assert pair.slots == 1
-        found = tiny_model.predict(*call)
+        predicted = tiny_model.predict(*call)
     assert pair.slots == 2
     pair.detach()
     alone = attach(tiny_model.modules, SPEC)
     alone.load(state)
     with torch.no_grad(), alone.weighted(torch.tensor([1.0, 0.5, 1.0, 0.0])):
-        assert torch.allclose(found, tiny_model.predict(*call), atol=1e-6)
+        assert torch.allclose(predicted, tiny_model.predict(*call), atol=1e-6)
     alone.detach()
 
 
 @pytest.mark.parametrize("slots", [(0, 2), (2, 0), (1, 2), (2, 1)])
-def test_some_slots_of_three_are_as_if_there_were_no_others(
-    tiny_model: StableDiffusion, slots: tuple[int, int]
-) -> None:
-    """Whether they are neighbours or not, forward and backward."""
+def test_a_batch_of_two_slots_of_three_trains_only_these(tiny_model: StableDiffusion, slots: tuple[int, int]) -> None:
+    """The slots may be adjacent or not, in any order."""
     noisy, steps, context = inputs(tiny_model)
     three = attach(tiny_model.modules, SPEC, slots=3)
     for slot in range(3):
@@ -183,9 +182,9 @@ def test_some_slots_of_three_are_as_if_there_were_no_others(
             (alone.square().mean() / 2).backward()
         assert torch.allclose(together[part], alone, atol=1e-5)
     three.gather_grads()
-    for slot, found in enumerate(gradients):
-        for mine, p in zip(found, three.parameters(slot), strict=True):
-            assert torch.allclose(mine, p.grad, rtol=1e-4, atol=1e-7) and bool(mine.any()) == (slot in slots)
+    for slot, expected in enumerate(gradients):
+        for gradient, p in zip(expected, three.parameters(slot), strict=True):
+            assert torch.allclose(gradient, p.grad, rtol=1e-4, atol=1e-7) and bool(gradient.any()) == (slot in slots)
     three.detach()
 
 
@@ -200,7 +199,7 @@ def test_state_round_trips(tiny_model: StableDiffusion, adapter: AdapterSet) -> 
     assert all(torch.equal(value, state[key]) for key, value in adapter.state(0).items())
 
 
-def test_an_adapter_of_alpha_zero_is_the_base(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
+def test_an_adapter_of_alpha_zero_predicts_as_the_base_model(tiny_model: StableDiffusion, adapter: AdapterSet) -> None:
     randomize(adapter, 0, 1)
     state = adapter.state()
     before = tiny_model.predict(*inputs(tiny_model))
@@ -218,12 +217,12 @@ def test_a_state_of_another_model_is_refused(adapter: AdapterSet) -> None:
         )
 
 
-def test_layers_that_are_not_wrapped_are_not_silently_left_out(adapter: AdapterSet) -> None:
+def test_an_adapter_of_layers_that_are_not_wrapped_is_refused(adapter: AdapterSet) -> None:
     with pytest.raises(ConfigError, match=r"changes text_encoder\..*not built for"):
         adapter.start(0, LoRA(dim=4, text_encoder=True), torch.Generator())
 
 
-def test_max_norm_caps_every_module(adapter: AdapterSet) -> None:
+def test_max_norm_limits_every_layer(adapter: AdapterSet) -> None:
     randomize(adapter, 0, 1)
     before = {k: v.clone() for k, v in adapter.state(0).items()}
     stats = adapter.apply_max_norm(0, 0.02)
