@@ -191,7 +191,7 @@ def _images(run: Run, dataset: Dataset, model: BaseModel) -> dict[str, str]:
         "ss_tag_frequency": json.dumps(tags, ensure_ascii=False),
         "ss_bucket_info": json.dumps({"buckets": buckets}),
         "ss_resolution": f"({side}, {side})",
-        "ss_num_reg_images": str(class_images["class pictures"] + class_images["regularization"]),  # in an epoch
+        "ss_num_reg_images": str(class_images["class images"] + class_images["regularization"]),  # in an epoch
         "ss_reg_dataset_dirs": "{}",
     }
 

@@ -218,7 +218,7 @@ def epoch_parts(run: Run, dataset: Dataset, class_pictures: Sequence[Picture]) -
     """
     settings, beside = run.train, run.class_images_per_epoch(dataset)
     shown = tuple(class_pictures[: settings.num_class_images])
-    if not shown and (beside["class pictures"] or beside["regularization"]):
+    if not shown and (beside["class images"] or beside["regularization"]):
         raise ValueError(
             "train.prior_preservation_ratio or train.reg_ratio is above 0, but there are no class pictures"
         )
@@ -227,7 +227,7 @@ def epoch_parts(run: Run, dataset: Dataset, class_pictures: Sequence[Picture]) -
         for concept, steps in zip(dataset.concepts, run.images_by_concept(dataset), strict=True)
     ]
     parts += [
-        Part(shown, beside["class pictures"], settings.class_caption_dropout_rate, preserved=True),
+        Part(shown, beside["class images"], settings.class_caption_dropout_rate, preserved=True),
         Part(without_triggers(dataset).pictures, beside["without triggers"], preserved=True),
         Part(shown, beside["regularization"], settings.class_caption_dropout_rate),
     ]

@@ -149,7 +149,7 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """All of it as plain values; of an `init` file its hash, as a LoRA's readers need not know folders."""
-        return {**dataclasses.asdict(self), "init": self.init_lora.sha256 if self.init_lora else None}
+        return {**dataclasses.asdict(self), "init_lora": self.init_lora.sha256 if self.init_lora else None}
 
     def with_captions(self, dataset: Dataset) -> Dataset:
         """The dataset with the captions that the run trains with.
@@ -188,7 +188,7 @@ class Run:
         preserved = round(own * self.train.prior_preservation_ratio)
         without = preserved // 5
         regularization = round(own * self.train.reg_ratio)
-        return {"class pictures": preserved - without, "without triggers": without, "regularization": regularization}
+        return {"class images": preserved - without, "without triggers": without, "regularization": regularization}
 
     def optimizer_steps(self, dataset: Dataset) -> int:
         """Optimizer steps of the whole run; somewhat more where pictures of several frames leave batches short."""

@@ -38,7 +38,7 @@ def test_the_table_counts_overlap() -> None:
 
 def test_the_table_takes_steps_of_each_concept() -> None:
     dataset = _dataset(("a", ["zorak, a"] * 10), ("b", ["zorak, b"] * 4))
-    table = make_step_table(dataset, (50, 10), 2, {"class pictures": 30})
+    table = make_step_table(dataset, (50, 10), 2, {"class images": 30})
     assert [(row.repeats, row.steps_total) for row in table.concepts] == [(5, 100), (2.5, 20)]
     assert table.character.steps_total == 120 and table.steps_total == 180
 

@@ -182,4 +182,4 @@ def test_training_goes_on_from_a_file_of_any_format(tmp_path: Path) -> None:
         made = out / "best" / "banin.safetensors"
         assert distance(read_lora(made, model), trained, weights) < 2e-3  # half precision
         settings = json.loads(read_metadata(made)["autolora.settings"])
-        assert settings["init"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert settings["init_lora"] == hashlib.sha256(file.read_bytes()).hexdigest()

@@ -173,7 +173,7 @@ LEDGER = StepTable(
         StepTableRow("zorak", 24, 10.0, 240, 1920, 2.0),
     ),
     8,
-    {"class pictures": 96},
+    {"class images": 96},
 )
 EFFECTS = (
     Effect("guide-adamw", "adapter.dim", estimate(0.3, 0.2), (8, 16, 32), (estimate(0.5),) * 3, (2, 3, 5)),

@@ -86,7 +86,7 @@ def test_what_a_reader_looks_for(page: str) -> None:
         "passes for fit_b",
         "importance 0.30 (0.10 to 0.50)",
         "2.9 bakes of the longest unchanged recipe",
-        "class pictures",
+        "class images",
         "--network_dim=16",
         "autolora train recipe=guide-adamw adapter.dim=16",
         "What was stopped, and why",

@@ -338,7 +338,7 @@ def test_what_is_preserved_is_shown_as_often_as_the_share_says(
     kept, own = [c for c, flag in flagged if flag], [c for c, flag in flagged if not flag]
     plain = [c for c in kept if c in ("1girl", "")]
     ledger = make_step_table(context.dataset, (5, 5), 3, run.class_images_per_epoch(context.dataset))
-    assert ledger.class_images == {"class pictures": 4, "without triggers": 1, "regularization": 0}
+    assert ledger.class_images == {"class images": 4, "without triggers": 1, "regularization": 0}
     assert len(flagged) == ledger.steps_total == 3 * (10 + 5)
     assert len(plain) == 3 * 4 and 0 < plain.count("") < len(plain)  # class pictures lose their caption as own ones do
     assert len(kept) == 3 * 5  # and those without triggers never

@@ -50,7 +50,7 @@ def test_single_concepts_have_steps_of_their_own_by_name_or_trigger() -> None:
 def test_what_is_shown_beside_follows_the_concepts() -> None:
     run = Run("test", train=TrainSettings(images_per_concept=100, prior_preservation_ratio=0.5, reg_ratio=0.25))
     assert run.class_images_per_epoch(two_outfits()) == {
-        "class pictures": 80,
+        "class images": 80,
         "without triggers": 20,
         "regularization": 50,
     }
