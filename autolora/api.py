@@ -5,9 +5,9 @@
     settings = autolora.configure("~/mona", model="sdxl", model_path="~/models/base.safetensors")
     run = autolora.recipe("guide-prodigy", dim=16, images_per_concept=300)
     session = autolora.open_session(settings, [run])
-    for result in autolora.train(session, run, "runs/mona"):
+    for result in autolora.train_recipe(session, run, "runs/mona"):
         print(result.step, result.summary)
-    print(autolora.export(session, run, "runs/mona").path)
+    print(autolora.export_best(session, run, "runs/mona").path)
 
 Importing it changes nothing in the process: no environment variable, no warning filter, no log level. Messages go to
 the logger `autolora`; progress goes to the function that is passed as `on_progress`.
@@ -42,15 +42,15 @@ if TYPE_CHECKING:  # these import torch, which takes seconds
 
 __all__ = [
     "configure",
-    "export",
+    "export_best",
     "load_dataset",
     "load_model",
     "open_session",
     "recipe",
     "run_study",
-    "score",
-    "train",
-    "verify",
+    "score_lora",
+    "train_recipe",
+    "verify_lora",
 ]
 OnProgress = Callable[[ProgressUpdate], None]
 
@@ -136,7 +136,7 @@ def open_session(
         return session.open_session(settings, dataset, list(runs) or [settings.run], shown)
 
 
-def train(
+def train_recipe(
     session: Session,
     run: Run,
     folder: str | Path,
@@ -157,8 +157,8 @@ def train(
         StudyError: the training diverged.
     """
     from autolora.evaluation.trial_folder import TrialFolder
-    from autolora.train.loop import Job, TrainingSlot
     from autolora.train.loop import train as train_rounds
+    from autolora.train.slot import Job, TrainingSlot
 
     trial_folder = TrialFolder.open(Path(folder).expanduser(), run)
     yield from trial_folder.results
@@ -168,9 +168,9 @@ def train(
 
         def on_step(slot: TrainingSlot) -> None:
             shown.set(bar, slot.step)
-            if slot.relief:
-                shown.log(slot.relief)
-                slot.relief = ""
+            if slot.memory_note:
+                shown.log(slot.memory_note)
+                slot.memory_note = ""
 
         for ready in train_rounds(lambda: next(jobs, None), session.context, on_step):
             checkpoint = ready[0].checkpoint
@@ -187,10 +187,10 @@ def train(
                 yield result
 
 
-def export(
+def export_best(
     session: Session, run: Run, folder: str | Path, *, on_progress: OnProgress | None = None, bars: Bars | None = None
 ) -> Export:
-    """Export the best checkpoint of a folder that `train` filled to its `best/`, with a model card; verify the file.
+    """Export the best checkpoint of a folder that `train_recipe` filled to its `best/`, with a model card; verify the file.
 
     Raises:
         StudyError: no checkpoint is scored yet.
@@ -213,7 +213,7 @@ def export(
     return Export(files.path, best, trial_folder.summary(), files.diffusers, plain_lora, roundtrip)
 
 
-def score(
+def score_lora(
     settings: Settings,
     lora: str | Path,
     *,
@@ -244,7 +244,7 @@ def score(
         return Scores(tuple(files), lora_files.score_lora_files(session, states, shown), refused)
 
 
-def verify(settings: Settings, lora: str | Path) -> CompatibilityReport:
+def verify_lora(settings: Settings, lora: str | Path) -> CompatibilityReport:
     """Return which programs read a LoRA file, and whether all of them read it alike.
 
     Raises:

@@ -22,7 +22,7 @@ from autolora.adapters.base import AdaptedLayer
 from autolora.files import atomic_path
 from autolora.models.base import BaseModel, Context, stack_contexts
 from autolora.models.settings import RenderSettings
-from autolora.train.batches import latent_shape
+from autolora.train.caches import latent_shape
 
 Images = NDArray[np.uint8]  # (N, H, W, 3)
 Advance = Callable[[int], None]  # is called with the number of images that were added

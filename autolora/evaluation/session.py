@@ -28,12 +28,12 @@ from autolora.scoring.scorecard import Rendered, Scorecard, render_eval_prompts,
 from autolora.scoring.scorer import Scorer, build_scorer, with_encoder, with_fresh_prompts
 from autolora.scoring.settings import ScoringSettings
 from autolora.settings import Settings
-from autolora.train.batches import LatentCache, PromptCache
+from autolora.train.caches import LatentCache, PromptCache
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.init_from_lora import check_start
-from autolora.train.loop import TrainingContext
 from autolora.train.loss import validation_losses
 from autolora.train.run import Run
+from autolora.train.slot import TrainingContext
 
 
 @dataclass(frozen=True)

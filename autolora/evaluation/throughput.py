@@ -12,8 +12,9 @@ from autolora.errors import MemoryFull
 from autolora.models.base import BaseModel
 from autolora.models.settings import RenderSettings
 from autolora.sampling import RenderRequest, render
-from autolora.train.loop import Job, TrainingContext, TrainingSlot, train_step
 from autolora.train.run import Run
+from autolora.train.slot import Job, TrainingContext, TrainingSlot
+from autolora.train.step import train_step
 
 RENDERED_STEPS = 2  # denoising steps that are timed; a whole render is so many times longer
 PACKED_STEPS = 3  # of training that are timed, after one that is not

@@ -21,7 +21,7 @@ from autolora.optim.optimizers import Optimizer
 from autolora.progress import Bars
 from autolora.report.tables import Cell, Section
 from autolora.scoring.encoders import BATCH_SIZE, Encoder, OpenClip, Timm
-from autolora.train.batches import latent_shape
+from autolora.train.caches import latent_shape
 from autolora.train.loss import diffusion_loss
 from autolora.train.oom_fallback import memory_suggestions
 from autolora.train.run import Run

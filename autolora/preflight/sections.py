@@ -29,9 +29,9 @@ from autolora.sampling import BaseRenders
 from autolora.scoring.encoders import Encoder, load_encoder, load_second_encoder
 from autolora.scoring.settings import ScoringSettings
 from autolora.settings import Settings, StudySettings
-from autolora.train.batches import LatentCache, PromptCache
-from autolora.train.loop import TrainingContext
+from autolora.train.caches import LatentCache, PromptCache
 from autolora.train.run import Run
+from autolora.train.slot import TrainingContext
 
 T = TypeVar("T")
 CURVE_POINTS = 200  # that a schedule is drawn by

@@ -1,4 +1,4 @@
-"""How each concept is told apart: margins fitted on the user's pictures against what the base model draws."""
+"""Fits what separates each concept's images from the base model's renders, and from its sibling concepts."""
 
 from __future__ import annotations
 
@@ -21,175 +21,211 @@ from autolora.scoring.terms import LinearDiscriminant, cross_fit, fit_discrimina
 from autolora.train.batches import LatentCache
 
 MINIMUM_AUC = 0.9
+DECODED_AT_ONCE = 16  # images
 
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """The pictures that margins are fitted on; the user's as the VAE keeps them."""
+    """The images that discriminants are fitted on; the dataset's images after a pass through the VAE."""
 
     trigger: str
     training: dict[str, Images]  # by concept
     validation: dict[str, Images]  # by concept
-    negatives: Images  # by the base model
+    negatives: Images  # renders of the base model
 
     @property
     def all_training(self) -> Images:
-        """All training pictures."""
+        """The training images of all concepts."""
         return np.concatenate(list(self.training.values()))
 
 
-# Of real pictures, below their mean, that a picture may lie and still pass for one.
+# An image passes for the character if it lies at most this many standard deviations of real images below their mean.
 DEVIATIONS = 2
-# The least that this may be, and the least width of the step from no picture of the character to one, as a share of the
-# way from the base model's pictures to the real ones: real pictures lie so near to one another (within a tenth of that
-# way or less) that by their own spread all that is half learnt looks alike. On the bank's first 414 checkpoints a fifth
-# agrees with the oracle's score by .85 on average (worst .80), the spread alone by .81 (.75); a sixth to a quarter of
-# the way do as well as a fifth. It was chosen on these; on the 444 there are now it agrees by .82 (.71).
+# The minimum distance of that threshold from the mean of real images, and the minimum width of the soft step, as a share
+# of the distance between the base model's renders and real images. Real images often lie within a tenth of that
+# distance, so that with their standard deviation alone all half-learnt characters would score the same. On the replay
+# data's first 414 checkpoints, 0.2 agrees with the attribute classifier's score by .85 on average (worst .80), the
+# standard deviation alone by .81 (.75); 0.17 to 0.25 do as well as 0.2. The value was chosen on these checkpoints; on
+# the present 444 it agrees by .82 (.71).
 STEP = 0.2
-# Of real pictures, below their mean, that a picture may lie and still pass for bleed, for which marks in other clothes
-# are enough: on 60 checkpoints of characters 9 and 10 the share of class-word renders is then the oracle's without bias
-# (+.005); at two deviations it is .038 too low.
+# The same number of standard deviations for bleed, for which the character's marks in other clothes are enough. On 60
+# checkpoints of characters 9 and 10 the rate then equals the attribute classifier's (+.005); with 2 it is .038 too low.
 BLEED_DEVIATIONS = 3
 
 
 @dataclass(frozen=True)
 class SoftThreshold:
-    """A soft step on a margin of one view, so that few renders still tell a near miss from a far one."""
+    """A soft step along a discriminant, so that few renders still distinguish a near miss from a far one."""
 
-    features: Literal["pooled", "patches"]
+    features: Literal["pooled", "patches"]  # the embeddings that it looks at
     discriminant: LinearDiscriminant
     threshold: float
     width: float
 
-    def __call__(self, seen: Embeddings) -> Array:
-        """N pictures -> (N,) from 0, surely below, to 1."""
-        return self.at(self.discriminant(getattr(seen, self.features)))
+    def __call__(self, images: Embeddings) -> Array:
+        """Return (N,) from 0, certainly below the threshold, to 1."""
+        return self.at(self.discriminant(getattr(images, self.features)))
 
     def at(self, positions: Array) -> Array:
-        """The same of positions along the margin."""
+        """Return the same for positions along the discriminant."""
         return np.asarray(norm.cdf(positions, self.threshold, self.width))
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A character, or one of its concepts: what a picture must be to pass for a real one of it.
+    """What an image must be to pass for a real image of a character or of one of its concepts.
 
-    A concept's picture must pass for the character and lie on the concept's side of each sibling. Counting what passes
-    comes nearer to the share of pictures that show the character than the mean margin does: mean error .14 against .25
-    for likeness and .09 against .31 for bleed, by the oracle over 103 checkpoints of development characters 3, 4, 9, 10
-    and 11. A render that lacks one mark still lies nine tenths of the way.
+    An image of a concept must pass for the character and lie on the concept's side of each sibling. The mean pass score
+    is closer to the share of images that show the character than the mean position along the discriminant is: the mean
+    error is .14 instead of .25 for likeness and .09 instead of .31 for bleed, by the attribute classifier over 103
+    checkpoints of development characters 3, 4, 9, 10 and 11. A render without one of the marks still has nine tenths of
+    the position.
     """
 
     name: str
     thresholds: tuple[SoftThreshold, ...]  # the character's first
-    real: Array  # (n,) how surely the user's own pictures pass, each judged by margins fitted without it
+    real: Array  # (n,) pass scores of the dataset's images, each by discriminants that were fitted without it
     validation: Embeddings
 
-    def passes(self, seen: Embeddings) -> Array:
-        """N pictures -> (N,) from 0, surely no picture of it, to 1."""
-        return np.asarray(np.prod([cut(seen) for cut in self.thresholds], axis=0))
+    def pass_scores(self, images: Embeddings) -> Array:
+        """Return (N,) from 0, certainly not an image of it, to 1."""
+        return np.asarray(np.prod([threshold(images) for threshold in self.thresholds], axis=0))
 
 
 @dataclass(frozen=True)
 class References:
-    """Every concept's reference, the character's as a whole, and the (n, D) embeddings of all training pictures."""
+    """The references of the character and of every concept."""
 
     concepts: tuple[Reference, ...]
     character: Reference
-    bleed: Reference  # the character again, by a wider cut: what must not come without the trigger
-    training: Array
-    alike: tuple[str, ...] = ()  # pairs that the encoder cannot tell apart, so that no cut lies between them
+    bleed: Reference  # the character with a lower threshold: what must not appear without the trigger
+    training: Array  # (n, D) embeddings of all training images
+    alike: tuple[str, ...] = ()  # pairs of concepts that the encoder cannot separate, so that they have no threshold
 
 
-def fit_references(material: ReferenceImages, encoder: Encoder, bootstrap: int) -> References:
-    """Embed the material and fit a margin for the character, and one for each concept against each of its siblings.
+def fit_references(images: ReferenceImages, encoder: Encoder, n_bootstrap: int) -> References:
+    """Embed the reference images; fit a discriminant for the character and one for each concept against each sibling.
 
-    Likeness asks for details. Bleed asks for the whole, as the character in other clothes and with a mark less is bleed
-    too: on the bank's first 87 recipes the rate by details is .12 below the oracle's, by the whole .03.
+    Likeness uses patch embeddings. Bleed uses pooled embeddings, because the character in other clothes or without one
+    of its marks is bleed too: on the replay data's first 87 recipes the bleed rate by patches is .12 below the attribute
+    classifier's, by pooled embeddings .03.
 
     Raises:
-        Unmeasurable: the encoder cannot tell the character from the base model's pictures, so no score would mean
+        Unmeasurable: the encoder cannot tell the character from the base model's renders, so no score would mean
             anything.
     """
-    training = {name: encoder.embed(pictures) for name, pictures in material.training.items()}
-    validation = {name: encoder.embed(pictures) for name, pictures in material.validation.items()}
-    contrast, every, kept = encoder.embed(material.negatives), concatenate(training.values()), concatenate(validation.values())
-    details = _tell_apart(every.patches, kept.patches, contrast.patches)
-    whole = _tell_apart(every.pooled, kept.pooled, contrast.pooled)
-    cut, wide = details.cut("patches", DEVIATIONS, STEP), whole.cut("pooled", BLEED_DEVIATIONS)
-    character = Reference(material.trigger, (cut,), cut.at(details.known), kept)
-    bleed = Reference(material.trigger, (wide,), wide.at(whole.known), kept)
-    auc = min(details.auc, whole.auc)
-    low = np.quantile(bootstrap_means(character.real[:, None], bootstrap, 0), 0.025)
-    if auc < MINIMUM_AUC or low <= character.passes(contrast).mean():
+    training = {name: encoder.embed(part) for name, part in images.training.items()}
+    validation = {name: encoder.embed(part) for name, part in images.validation.items()}
+    negatives = encoder.embed(images.negatives)
+    all_training, all_validation = concatenate(training.values()), concatenate(validation.values())
+    patches = _separate(all_training.patches, all_validation.patches, negatives.patches)
+    pooled = _separate(all_training.pooled, all_validation.pooled, negatives.pooled)
+    threshold = patches.threshold("patches", DEVIATIONS, STEP)
+    bleed_threshold = pooled.threshold("pooled", BLEED_DEVIATIONS)
+    character = Reference(images.trigger, (threshold,), threshold.at(patches.positions), all_validation)
+    bleed = Reference(images.trigger, (bleed_threshold,), bleed_threshold.at(pooled.positions), all_validation)
+    auc = min(patches.auc, pooled.auc)
+    low = np.quantile(bootstrap_means(character.real[:, None], n_bootstrap, 0), 0.025)
+    if auc < MINIMUM_AUC or low <= character.pass_scores(negatives).mean():
         raise Unmeasurable(
-            f"`{material.trigger}` is unmeasurable: {encoder.name} tells its pictures from the base model's with AUC "
-            f"{auc:.2f} (at least {MINIMUM_AUC} is needed); add pictures, or choose another scoring.encoder"
+            f"`{images.trigger}` is unmeasurable: {encoder.name} separates its images from the base model's with AUC "
+            f"{auc:.2f} (at least {MINIMUM_AUC} is needed); add images, or choose another scoring.encoder"
         )
+    concepts, alike = _fit_concepts(training, validation, threshold, patches.positions)
+    return References(concepts, character, bleed, all_training.pooled, alike)
+
+
+def _fit_concepts(
+    training: dict[str, Embeddings], validation: dict[str, Embeddings], threshold: SoftThreshold, positions: Array
+) -> tuple[tuple[Reference, ...], tuple[str, ...]]:
+    """Fit each concept against each of its siblings.
+
+    Args:
+        training: embeddings of the training images by concept.
+        validation: embeddings of the validation images by concept.
+        threshold: the character's.
+        positions: of the training images along the character's discriminant, in the order of the concepts.
+
+    Returns:
+        The references, and the pairs of concepts that cannot be separated.
+    """
     concepts, alike, start = [], [], 0
     for name, own in training.items():
-        kept, thresholds, count = validation[name], [cut], len(own.patches)
-        real = cut.at(np.concatenate([details.known[start : start + count], cut.discriminant(kept.patches)]))
+        own_validation, thresholds, count = validation[name], [threshold], len(own.patches)
+        validation_positions = threshold.discriminant(own_validation.patches)
+        real = threshold.at(np.concatenate([positions[start : start + count], validation_positions]))
         start += count
-        for other, siblings in training.items():
-            between = _between(own.patches, siblings.patches) if other != name else None
-            if between:
-                side, positions = between
+        for sibling, siblings in training.items():
+            boundary = _boundary(own.patches, siblings.patches) if sibling != name else None
+            if boundary:
+                side, side_positions = boundary
                 thresholds.append(side)
-                real = real * side.at(np.concatenate([positions, side.discriminant(kept.patches)]))
-            elif name < other:
-                alike.append(f"{name} and {other}")
-        concepts.append(Reference(name, tuple(thresholds), real, kept))
-    return References(tuple(concepts), character, bleed, every.pooled, tuple(alike))
+                side_validation = side.discriminant(own_validation.patches)
+                real = real * side.at(np.concatenate([side_positions, side_validation]))
+            elif name < sibling:
+                alike.append(f"{name} and {sibling}")
+        concepts.append(Reference(name, tuple(thresholds), real, own_validation))
+    return tuple(concepts), tuple(alike)
 
 
 @dataclass(frozen=True)
-class _Apart:
-    """How one view tells the character from the base model's pictures."""
+class _Separation:
+    """How well one kind of embedding separates the character from the base model's renders."""
 
-    margin: LinearDiscriminant
-    known: Array  # positions of the training pictures, each by a margin fitted without it, then of the held-out ones
-    base: float  # the mean position of the base model's pictures
+    discriminant: LinearDiscriminant
+    positions: Array  # of training images, each by a discriminant fitted without it, then of validation images
+    base: float  # the mean position of the base model's renders
     auc: float
 
-    def cut(self, view: Literal["pooled", "patches"], deviations: float, step: float = 0) -> SoftThreshold:
-        """So many deviations of real pictures below their mean, but at least `step` of the way to the base model's."""
-        centre, spread = float(self.known.mean()), float(max(self.known.std(), 1e-6))
-        step *= centre - self.base
-        return SoftThreshold(view, self.margin, centre - max(deviations * spread, step), max(spread, step))
+    def threshold(
+        self, features: Literal["pooled", "patches"], deviations: float, min_step: float = 0
+    ) -> SoftThreshold:
+        """Return a threshold below the mean of real images.
+
+        Args:
+            features: the kind of embedding.
+            deviations: its distance from the mean in standard deviations of real images.
+            min_step: the least distance and width, as a share of the distance to the base model's renders.
+        """
+        center, spread = float(self.positions.mean()), float(max(self.positions.std(), 1e-6))
+        step = min_step * (center - self.base)
+        return SoftThreshold(features, self.discriminant, center - max(deviations * spread, step), max(spread, step))
 
 
-def _tell_apart(training: Array, validation: Array, contrast: Array) -> _Apart:
-    unseen, auc = cross_fit(training, contrast)
-    margin = fit_discriminant(training, contrast)
-    return _Apart(margin, np.concatenate([unseen, margin(validation)]), float(margin(contrast).mean()), auc)
+def _separate(training: Array, validation: Array, negatives: Array) -> _Separation:
+    unseen, auc = cross_fit(training, negatives)
+    discriminant = fit_discriminant(training, negatives)
+    positions = np.concatenate([unseen, discriminant(validation)])
+    return _Separation(discriminant, positions, float(discriminant(negatives).mean()), auc)
 
 
-def _between(own: Array, siblings: Array) -> tuple[SoftThreshold, Array] | None:
-    """A cut half way between a concept and a sibling, and where its pictures lie by margins fitted without them.
+def _boundary(own: Array, siblings: Array) -> tuple[SoftThreshold, Array] | None:
+    """Return the threshold half way between a concept and a sibling, and the cross-validated positions of its images.
 
-    None where the two cannot be told apart.
+    None if the two cannot be separated.
     """
     positions, auc = cross_fit(own, siblings)
     if auc < MINIMUM_AUC:
         return None
-    margin = fit_discriminant(own, siblings)
-    half_way = float(margin(own).mean() + margin(siblings).mean()) / 2
-    return SoftThreshold("patches", margin, half_way, float(max(positions.std(), 1e-6))), positions
+    discriminant = fit_discriminant(own, siblings)
+    half_way = float(discriminant(own).mean() + discriminant(siblings).mean()) / 2
+    return SoftThreshold("patches", discriminant, half_way, float(max(positions.std(), 1e-6))), positions
 
 
 @torch.inference_mode()
 def decode(model: BaseModel, latents: LatentCache, pictures: Sequence[Picture], side: int) -> Images:
-    """(N, side, side, 3) pictures passed through the VAE, else a margin would learn `drawn or decoded`.
+    """Return images (N, side, side, 3) after a pass through the VAE.
 
-    They are cropped to the model's own square whatever frame they are trained at, then resized to the renders' side:
-    those are square too, and fine detail is told by it.
+    Renders pass through the VAE too; without this, a discriminant would learn to recognize decoded images. Images are
+    cropped to the model's square resolution, whatever bucket they are trained in, and resized to the side of the
+    renders, because renders are square and fine detail depends on the size.
     """
     pictures = [replace(picture, bucket=None) for picture in pictures]
-    found: list[Images] = []
-    for start in range(0, len(pictures), 16):
-        pixels = model.decode_latents(latents.latents(pictures[start : start + 16]))
-        found += list(to_uint8(pixels))
+    images: list[Images] = []
+    for start in range(0, len(pictures), DECODED_AT_ONCE):
+        pixels = model.decode_latents(latents.latents(pictures[start : start + DECODED_AT_ONCE]))
+        images += list(to_uint8(pixels))
     if side == model.resolution:
-        return np.stack(found)
-    return np.stack([np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.LANCZOS)) for one in found])
+        return np.stack(images)
+    resized = [Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS) for image in images]
+    return np.stack([np.asarray(image) for image in resized])

@@ -1,4 +1,4 @@
-"""Prepares everything a score compares with, once for a study: references, base renders and margins."""
+"""Prepares what a score compares renders with, once per study: reference images, base renders and thresholds."""
 
 from __future__ import annotations
 
@@ -22,39 +22,40 @@ from autolora.scoring.settings import ScoringSettings
 from autolora.train.batches import LatentCache
 
 K = TypeVar("K")
-FRESH_SEEDS = 100_000  # between the seeds of the search and of the finals
+FINALS_SEED_OFFSET = 100_000  # between the seeds of the search and those of the finals
+NEGATIVES_SEED_OFFSET = 500_000  # between the seeds of the search and those of the negatives
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A prepared score: probes with their base embeddings, and the references of each concept."""
+    """A prepared score: evaluation prompts with their base renders, and the references of each concept."""
 
     settings: ScoringSettings
-    render_settings: RenderSettings  # how its base pictures were rendered, and every checkpoint's must be
+    render_settings: RenderSettings  # of the base renders; renders of checkpoints must use the same
     encoder: Encoder
     prompts: tuple[EvalPrompt, ...]
-    base_embeddings: dict[EvalPrompt, Embeddings]  # of the base model's pictures of each probe, one a seed
+    base_embeddings: dict[EvalPrompt, Embeddings]  # of the base renders, one row per seed
     base_renders: dict[EvalPrompt, Images]
-    text_embeddings: dict[EvalPrompt, Array]  # (D,) embeddings of the prompts without triggers
+    text_embeddings: dict[EvalPrompt, Array]  # (D,), of the prompts without triggers
     reference_images: ReferenceImages
     references: References
-    second: Scorer | None = None  # the same as another encoder sees it
+    second: Scorer | None = None  # the same score with the second encoder
 
     def select(self, *groups: str, concept: str | None = None) -> list[EvalPrompt]:
-        """The probes of some groups, and of one concept where it is given."""
+        """Return the prompts of some groups, and of one concept if it is given."""
         return in_groups(self.prompts, *groups, concept=concept)
 
     def at_weights(self, *weights: float) -> Scorer:
-        """The same at other weights."""
+        """Return the scorer with other LoRA weights."""
         return replace(self, settings=replace(self.settings, weights=weights))
 
     def only(self, *groups: str) -> Scorer:
-        """The same with the probes of some groups."""
+        """Return the scorer with only the prompts of some groups."""
         return replace(self, prompts=tuple(self.select(*groups)), second=self.second and self.second.only(*groups))
 
     @property
     def num_renders(self) -> int:
-        """How many pictures a checkpoint is asked for."""
+        """The number of renders per checkpoint."""
         return render_count(self.prompts) * len(self.settings.weights)
 
 
@@ -67,14 +68,14 @@ def build_scorer(
     latents: LatentCache,
     advance: Callable[[int], None] | None = None,
 ) -> Scorer:
-    """Render what is missing, embed it and fit the margins.
+    """Render what is not in the cache, embed it and fit the references.
 
     Raises:
-        Unmeasurable: the encoder cannot tell a concept from the base model's pictures.
+        Unmeasurable: the encoder cannot tell the character from the base model's renders.
     """
-    probes = build_eval_prompts(dataset, settings)
-    base, base_renders = _base_of(probes, renders, encoder, None, advance)
-    material = ReferenceImages(
+    prompts = build_eval_prompts(dataset, settings)
+    base_embeddings, base_renders = _render_base(prompts, renders, encoder, None, advance)
+    reference_images = ReferenceImages(
         trigger=dataset.trigger,
         training={c.name: decode(model, latents, c.pictures, renders.side) for c in dataset.concepts},
         validation={
@@ -87,12 +88,12 @@ def build_scorer(
         settings=settings,
         render_settings=renders.settings,
         encoder=encoder,
-        prompts=probes,
-        base_embeddings=base,
+        prompts=prompts,
+        base_embeddings=base_embeddings,
         base_renders=base_renders,
-        text_embeddings=_texts(probes, dataset, encoder),
-        reference_images=material,
-        references=fit_references(material, encoder, settings.n_bootstrap),
+        text_embeddings=_embed_prompts(prompts, dataset, encoder),
+        reference_images=reference_images,
+        references=fit_references(reference_images, encoder, settings.n_bootstrap),
     )
 
 
@@ -104,71 +105,82 @@ def with_fresh_prompts(
     repeats: int,
     advance: Callable[[int], None] | None = None,
 ) -> Scorer:
-    """The same margins, but all groups of probes, at other seeds, `repeats` times as many."""
-    old = scorer.settings
+    """Return the scorer for the finals: the same references, all groups of prompts and other seeds.
+
+    Args:
+        scorer: the search's scorer.
+        dataset: the dataset that prompts are built from.
+        renders: the cache of base renders.
+        adapter: the adapter that is attached to the model.
+        repeats: the factor on the number of seeds per prompt.
+        advance: is called with the number of base renders that are ready.
+    """
+    search = scorer.settings
     settings = replace(
-        old,
-        seed=old.seed + FRESH_SEEDS,
-        seeds_per_trigger_prompt=old.seeds_per_trigger_prompt * repeats,
-        seeds_per_class_prompt=old.seeds_per_class_prompt * repeats,
+        search,
+        seed=search.seed + FINALS_SEED_OFFSET,
+        seeds_per_trigger_prompt=search.seeds_per_trigger_prompt * repeats,
+        seeds_per_class_prompt=search.seeds_per_class_prompt * repeats,
     )
-    probes = build_eval_prompts(dataset, settings, ALL_GROUPS)
-    base, base_renders = _base_of(probes, renders, scorer.encoder, adapter, advance)
+    prompts = build_eval_prompts(dataset, settings, ALL_GROUPS)
+    base_embeddings, base_renders = _render_base(prompts, renders, scorer.encoder, adapter, advance)
     return replace(
         scorer,
         settings=settings,
         render_settings=renders.settings,
-        prompts=probes,
-        base_embeddings=base,
+        prompts=prompts,
+        base_embeddings=base_embeddings,
         base_renders=base_renders,
-        text_embeddings=_texts(probes, dataset, scorer.encoder),
+        text_embeddings=_embed_prompts(prompts, dataset, scorer.encoder),
     )
 
 
-def _texts(probes: Sequence[EvalPrompt], dataset: Dataset, encoder: Encoder) -> dict[EvalPrompt, Array]:
-    return dict(zip(probes, encoder.embed_texts([strip_triggers(p.prompt, dataset) for p in probes]), strict=True))
+def _embed_prompts(prompts: Sequence[EvalPrompt], dataset: Dataset, encoder: Encoder) -> dict[EvalPrompt, Array]:
+    """Embed the prompts without triggers."""
+    return dict(zip(prompts, encoder.embed_texts([strip_triggers(p.prompt, dataset) for p in prompts]), strict=True))
 
 
-def _base_of(
-    probes: Sequence[EvalPrompt],
+def _render_base(
+    prompts: Sequence[EvalPrompt],
     renders: BaseRenders,
     encoder: Encoder,
     adapter: AdapterSet | None,
     advance: Callable[[int], None] | None,
 ) -> tuple[dict[EvalPrompt, Embeddings], dict[EvalPrompt, Images]]:
-    """The base model's pictures of every probe, and their embeddings."""
-    pictures = renders.render([(probe.base_prompt, seed) for probe in probes for seed in probe.seeds], advance, adapter)
-    ends = np.cumsum([len(probe.seeds) for probe in probes])[:-1]
-    by_probe = dict(zip(probes, np.split(pictures, ends), strict=True))
-    return embed_each(encoder, by_probe), by_probe
+    """Render the base model at every prompt; return the embeddings and the images."""
+    images = renders.render([(prompt.base_prompt, seed) for prompt in prompts for seed in prompt.seeds], advance, adapter)
+    ends = np.cumsum([len(prompt.seeds) for prompt in prompts])[:-1]
+    by_prompt = dict(zip(prompts, np.split(images, ends), strict=True))
+    return embed_each(encoder, by_prompt), by_prompt
 
 
 def with_encoder(scorer: Scorer, encoder: Encoder) -> Scorer:
-    """The same probes and pictures as another encoder sees them; prompts are not embedded again.
+    """Return the scorer with another encoder for the same renders; prompts are not embedded again.
 
     Raises:
-        Unmeasurable: that encoder cannot tell a concept from the base model's pictures.
+        Unmeasurable: that encoder cannot tell the character from the base model's renders.
     """
-    base = embed_each(encoder, scorer.base_renders)
+    embeddings = embed_each(encoder, scorer.base_renders)
     references = fit_references(scorer.reference_images, encoder, scorer.settings.n_bootstrap)
-    return replace(scorer, encoder=encoder, base_embeddings=base, references=references, second=None)
+    return replace(scorer, encoder=encoder, base_embeddings=embeddings, references=references, second=None)
 
 
-def embed_each(encoder: Encoder, pictures: Mapping[K, Images]) -> dict[K, Embeddings]:
-    """Views of each key's pictures, in one pass."""
-    seen = encoder.embed(np.concatenate(list(pictures.values())))
-    return dict(zip(pictures, seen.split([len(own) for own in pictures.values()]), strict=True))
+def embed_each(encoder: Encoder, images: Mapping[K, Images]) -> dict[K, Embeddings]:
+    """Embed the images of every key in one call."""
+    embeddings = encoder.embed(np.concatenate(list(images.values())))
+    return dict(zip(images, embeddings.split([len(part) for part in images.values()]), strict=True))
 
 
 def negative_requests(dataset: Dataset, settings: ScoringSettings) -> list[tuple[str, int]]:
-    """What the margins are fitted against: the training captions and the class-only prompts, drawn by the base model.
+    """Return prompts and seeds of the base renders that the discriminants are fitted against.
 
-    Their seeds lie apart from the probes', so that no picture is both fitted on and judged.
+    The prompts are training captions without triggers and class-word prompts, in turn. Their seeds differ from the
+    evaluation prompts', so that no image is used for both fitting and scoring.
     """
     captions = [strip_triggers(picture.caption, dataset) for picture in dataset.pictures]
-    plain = [join_tags([dataset.class_word, *split_tags(context)]) for context in ("", *settings.class_prompts)]
-    turns = (captions, plain)
+    class_prompts = [join_tags([dataset.class_word, *split_tags(tags)]) for tags in ("", *settings.class_prompts)]
+    sources = (captions, class_prompts)
     return [
-        (turns[i % 2][i // 2 % len(turns[i % 2])], settings.seed + 500_000 + i)
+        (sources[i % 2][i // 2 % len(sources[i % 2])], settings.seed + NEGATIVES_SEED_OFFSET + i)
         for i in range(settings.num_negative_renders)
     ]

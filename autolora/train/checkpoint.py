@@ -1,4 +1,4 @@
-"""Checkpoints: a run's adapter with everything needed to continue it exactly."""
+"""Checkpoints: a run's adapter and everything that is needed to continue training exactly."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from autolora.train.run import Run
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run stands; `step` counts images shown and `seconds` the training alone."""
+    """The state of a run at one moment."""
 
     run: Run
-    step: int
+    step: int  # images shown so far
     epoch: float
-    state: State
-    resume: dict[str, Any]
+    state: State  # the adapter
+    resume: dict[str, Any]  # what the slot needs to continue
     train_loss: float
-    val_losses: tuple[float, ...]  # one a timestep bucket, low noise first
+    val_losses: tuple[float, ...]  # by timestep, low noise first
     norms: NormStats | None
-    seconds: float
+    seconds: float  # of training, without renders and scores
     done: bool
     diverged: bool
 
     @property
     def val_loss(self) -> float:
-        """The mean validation loss."""
+        """The mean of the validation losses."""
         return sum(self.val_losses) / len(self.val_losses)
 
 

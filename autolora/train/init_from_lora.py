@@ -1,4 +1,4 @@
-"""Training that starts from a LoRA file, `init_lora=FILE`, instead of from nothing."""
+"""Start training from a LoRA file (`init_lora=FILE`) instead of from a new adapter."""
 
 from __future__ import annotations
 
@@ -17,23 +17,32 @@ from autolora.train.run import Run
 
 
 def starting_state(run: Run, fresh: State, model: BaseModel) -> State:
-    """A run's fresh adapter, changed to what its `init` file holds.
+    """Return a run's new adapter with the changes of its `init_lora` file.
+
+    Args:
+        run: the run.
+        fresh: its new adapter; returned unchanged if the run has no such file.
+        model: the base model.
 
     Raises:
         ExportError: the file cannot be read, or was made for another base model.
-        ConfigError: the run's adapter cannot hold it exactly.
+        ConfigError: the run's adapter cannot represent the file exactly.
     """
     if run.init_lora is None:
         return fresh
-    given = read_lora(Path(run.init_lora.path), model)
+    source = read_lora(Path(run.init_lora.path), model)
     try:
-        return start_from(fresh, given, layer_weights(model.modules), ordered=run.adapter.n_ranks > 1)
+        return start_from(fresh, source, layer_weights(model.modules), ordered=run.adapter.n_ranks > 1)
     except ConfigError as error:
         raise ConfigError(f"init_lora={run.init_lora.path} with recipe {run.name}: {error}") from error
 
 
 def check_start(run: Run, model: BaseModel) -> None:
-    """Refuse a run that cannot start from its `init` file, before any time is spent; `model` has no adapter yet.
+    """Refuse a run that cannot start from its `init_lora` file, before anything is trained.
+
+    Args:
+        run: the run.
+        model: the base model, without an adapter.
 
     Raises:
         ConfigError, ExportError: as `starting_state`.

@@ -1,4 +1,4 @@
-"""The diffusion loss and the fixed validation grid."""
+"""The diffusion loss, and the validation loss on a fixed grid of noise."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from autolora.adapters.adapter_set import AdapterSet
 from autolora.data.concepts import Dataset
 from autolora.models.base import BaseModel
-from autolora.train.batches import LatentCache, PromptCache
+from autolora.train.caches import LatentCache, PromptCache
 from autolora.train.run import TrainSettings
 
-VALIDATION_TIMESTEPS = 4  # evenly over the noise range
+VALIDATION_TIMESTEPS = 4  # evenly spaced
 PLAIN = TrainSettings(min_snr_gamma=None)
 
 
@@ -26,15 +26,18 @@ def diffusion_loss(
     settings: TrainSettings,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """The error per sample, (B,), weighted by its timestep.
+    """Return each sample's loss, (B,), multiplied by `timestep_weights`.
 
-    Huber is 2d (sqrt(e^2 + d^2) - d): e^2 where small, 2d |e| where large (Charbonnier et al. 1994; for diffusion
-    Khrapov et al. 2024). Min-SNR (Hang et al. 2023) is min(snr, gamma) / snr for noise prediction and
-    min(snr, gamma) / (snr + 1) for v-prediction. Debiased (Yu et al. 2024) is 1 / sqrt(snr), snr held to 1000, and
-    for v-prediction 1 / (snr + 1), as sd-scripts has it. For flow matching both weigh the error of the noise that it
-    means, which is 1 - s times that of the flow; they are off in the settings of such models, as timesteps are drawn
-    where they matter instead.
-    A mask, (B, 1, h, w) and nowhere negative, weighs the cells; its own size does not change the loss's.
+    Huber is 2d (sqrt(e^2 + d^2) - d), about e^2 for small errors and 2d |e| for large ones (Charbonnier et al. 1994; for
+    diffusion Khrapov et al. 2024).
+
+    Args:
+        model: the base model.
+        predicted: its prediction, (B, C, h, w).
+        target: the target, of the same shape.
+        timesteps: (B,).
+        settings: which loss, and the weights of timesteps.
+        mask: weights of the latent's cells, (B, 1, h, w), not negative; they are divided by their mean.
     """
     errors = (predicted.float() - target.float()).square()
     if settings.loss_type == "huber":
@@ -46,13 +49,19 @@ def diffusion_loss(
 
 
 def timestep_weights(model: BaseModel, timesteps: Tensor, settings: TrainSettings) -> Tensor:
-    """(B,) what a sample's error counts at its timestep."""
+    """Return the weight of each sample's loss at its timestep, (B,).
+
+    Min-SNR (Hang et al. 2023) is min(snr, gamma) / snr for noise prediction and min(snr, gamma) / (snr + 1) for
+    v-prediction. Debiased (Yu et al. 2024) is 1 / sqrt(snr), with snr at most 1000, and 1 / (snr + 1) for v-prediction,
+    as in sd-scripts. For flow matching both weigh the error of the noise, which is 1 - s times that of the flow; the
+    settings of such models turn them off, because their timesteps are already drawn where they matter.
+    """
     if not settings.debiased_estimation_loss and settings.min_snr_gamma is None:
         return torch.ones(len(timesteps), device=timesteps.device)
     snr, velocity = model.snr(timesteps), model.prediction_type == "v_prediction"
     if settings.debiased_estimation_loss:
-        held = snr.clamp(1e-8, 1000)
-        weights = 1 / (held + 1) if velocity else held.rsqrt()
+        limited = snr.clamp(1e-8, 1000)
+        weights = 1 / (limited + 1) if velocity else limited.rsqrt()
     else:
         divisor = snr + 1 if velocity else snr.clamp(min=1e-8)
         weights = snr.clamp(max=settings.min_snr_gamma) / divisor
@@ -71,16 +80,21 @@ def validation_losses(
     adapter: AdapterSet,
     slot: int | None = None,
 ) -> tuple[float, ...]:
-    """Unweighted losses on held-out pictures over a fixed grid of noise, one a timestep bucket, low noise first.
+    """Return the unweighted losses on the validation images at fixed noise, one per timestep, low noise first.
 
     Args:
-        slot: whose adapter; None for the base model alone.
+        model: the base model.
+        dataset: its validation images are used.
+        latents: the cache of their latents.
+        prompts: the cache of their captions' embeddings.
+        adapter: the adapter set.
+        slot: the slot to evaluate; None: the base model without an adapter.
     """
     grid = ((torch.arange(VALIDATION_TIMESTEPS) + 0.5) * model.train_timesteps / VALIDATION_TIMESTEPS).long()
     source = torch.Generator().manual_seed(0)
     losses = []
-    for frame in dict.fromkeys(picture.bucket for picture in dataset.validation):
-        pictures = [picture for picture in dataset.validation if picture.bucket == frame]
+    for bucket in dict.fromkeys(picture.bucket for picture in dataset.validation):
+        pictures = [picture for picture in dataset.validation if picture.bucket == bucket]
         clean = latents.latents(pictures).repeat_interleave(VALIDATION_TIMESTEPS, 0)
         captions = [p.caption for p in pictures for _ in range(VALIDATION_TIMESTEPS)]
         noise = torch.randn(clean.shape, generator=source).to(model.device)
@@ -88,8 +102,8 @@ def validation_losses(
         with adapter.only(slot or 0), adapter.disabled() if slot is None else nullcontext():
             sizes = latents.sizes(pictures).repeat_interleave(VALIDATION_TIMESTEPS, 0)
             losses += _losses(model, clean, noise, timesteps, captions, sizes, prompts, adapter)
-    buckets = torch.cat(losses).reshape(-1, VALIDATION_TIMESTEPS).mean(0)
-    return tuple(float(loss) for loss in buckets)
+    by_timestep = torch.cat(losses).reshape(-1, VALIDATION_TIMESTEPS).mean(0)
+    return tuple(float(loss) for loss in by_timestep)
 
 
 def _losses(
@@ -102,13 +116,13 @@ def _losses(
     prompts: PromptCache,
     adapter: AdapterSet,
 ) -> list[Tensor]:
-    """Unweighted losses of one frame's pictures, in parts."""
-    found = []
+    """Return the unweighted losses of images of one bucket resolution, computed in parts of 16."""
+    losses = []
     for start in range(0, len(clean), 16):
         part = slice(start, start + 16)
-        context = replace(prompts.contexts(captions[part], adapter.touches_text_encoder), sizes=sizes[part])
+        conditioning = replace(prompts.contexts(captions[part], adapter.touches_text_encoder), sizes=sizes[part])
         noisy = model.add_noise(clean[part], noise[part], timesteps[part])
-        predicted = model.predict(noisy, timesteps[part], context)
+        predicted = model.predict(noisy, timesteps[part], conditioning)
         target = model.target(clean[part], noise[part], timesteps[part])
-        found.append(diffusion_loss(model, predicted, target, timesteps[part], PLAIN))
-    return found
+        losses.append(diffusion_loss(model, predicted, target, timesteps[part], PLAIN))
+    return losses

@@ -46,9 +46,10 @@ from autolora.optim.schedules import Constant
 from autolora.provenance import provenance
 from autolora.sampling import RenderRequest, render
 from autolora.train import checkpoint
-from autolora.train.batches import LatentCache, PromptCache
-from autolora.train.loop import Job, TrainingContext, TrainingSlot, train
+from autolora.train.caches import LatentCache, PromptCache
+from autolora.train.loop import train
 from autolora.train.run import Run, TrainSettings
+from autolora.train.slot import Job, TrainingContext, TrainingSlot
 
 MODELS = {"sd15": ("sd1", 512), "sdxl": ("sdxl", 1024)}  # family, pixels on a GPU
 CPU_PX = 64

@@ -23,9 +23,10 @@ from autolora.data.concepts import Dataset, DatasetSettings, load_dataset
 from autolora.models.base import BaseModel, Context
 from autolora.optim.optimizers import AdamW
 from autolora.paperdoll.weights import QUICKSTART
-from autolora.train.batches import LatentCache, PromptCache
-from autolora.train.loop import Job, TrainingContext, TrainingSlot, train_step
+from autolora.train.caches import LatentCache, PromptCache
 from autolora.train.run import Run, TrainSettings
+from autolora.train.slot import Job, TrainingContext, TrainingSlot
+from autolora.train.step import train_step
 
 SUFFIXES = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
 Steps = Callable[[int], None]  # so many optimizer steps

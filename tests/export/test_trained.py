@@ -20,7 +20,7 @@ from autolora.export.verify import verify_deltas
 from autolora.models.stable_diffusion import StableDiffusion
 from autolora.paperdoll.world import write_dataset
 from autolora.publish.export import PLAIN_LORA_DISTANCE, nearest_lora
-from autolora.train.loop import Job
+from autolora.train.slot import Job
 from tests import tiny
 from tests.export.diffusers_log import warnings_at_loading
 from tests.export.test_kinds import KINDS, assert_predicts_as, export

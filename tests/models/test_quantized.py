@@ -26,9 +26,10 @@ from autolora.models.settings import ModelSettings
 from autolora.models.stable_diffusion import StableDiffusion
 from autolora.paperdoll.world import write_dataset
 from autolora.preflight.memory import memory_need
-from autolora.train.batches import LatentCache, PromptCache
-from autolora.train.loop import TrainingContext, train_one
+from autolora.train.caches import LatentCache, PromptCache
+from autolora.train.loop import train_one
 from autolora.train.run import Run, TrainSettings
+from autolora.train.slot import TrainingContext
 from tests.tiny import load_tiny
 
 KINDS = {"nf4": (4, 0.12), "int8": (8, 0.01)}  # bits of a weight, and how far it may move

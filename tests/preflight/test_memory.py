@@ -33,10 +33,11 @@ from autolora.preflight.memory import (
 from autolora.progress import Bars
 from autolora.sampling import RenderRequest, render
 from autolora.scoring.encoders import OpenClip, VaeEncoder, load_encoder
-from autolora.train.batches import LatentCache, PromptCache
-from autolora.train.loop import Job, TrainingContext, TrainingSlot, train_step
+from autolora.train.caches import LatentCache, PromptCache
 from autolora.train.oom_fallback import memory_suggestions
 from autolora.train.run import Run, TrainSettings
+from autolora.train.slot import Job, TrainingContext, TrainingSlot
+from autolora.train.step import train_step
 from tests import tiny_flow
 from tests.tiny import load_tiny, tiny_model
 

@@ -22,10 +22,11 @@ from autolora.models.stable_diffusion import StableDiffusion
 from autolora.optim.optimizers import AdamW
 from autolora.optim.schedules import Constant
 from autolora.train import checkpoint
-from autolora.train.batches import LatentCache, PromptCache
+from autolora.train.caches import LatentCache, PromptCache
 from autolora.train.checkpoint import Checkpoint
-from autolora.train.loop import Job, TrainingContext, train
+from autolora.train.loop import train
 from autolora.train.run import Run, TrainSettings
+from autolora.train.slot import Job, TrainingContext
 from tests import tiny, tiny_flow
 
 RUN = Run(

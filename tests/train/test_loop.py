@@ -26,12 +26,15 @@ from autolora.models.stable_diffusion import StableDiffusion
 from autolora.optim.optimizers import CAME, Adafactor, AdamW, Lion, Prodigy, ScheduleFree
 from autolora.optim.schedules import AnnealedCosine, Constant, CosineRestarts
 from autolora.paperdoll.world import write_dataset
-from autolora.train import batches, checkpoint
-from autolora.train.batches import LatentCache, PromptCache, Stream
+from autolora.train import batches, caches, checkpoint
+from autolora.train.batches import Stream
+from autolora.train.caches import LatentCache, PromptCache
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.init_from_lora import check_start
-from autolora.train.loop import Job, TrainingContext, TrainingSlot, train, train_step
+from autolora.train.loop import train
 from autolora.train.run import InitFile, Run, TrainSettings
+from autolora.train.slot import Job, TrainingContext, TrainingSlot
+from autolora.train.step import train_step
 from tests.export.world import dataset as world
 from tests.export.world import random_state
 from tests.export.world import run as world_run
@@ -284,7 +287,7 @@ def test_prompt_cache_is_bounded(tiny_model: StableDiffusion) -> None:
 
 def test_prompt_cache_is_bounded_in_memory(tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     each = tiny_model.encode_prompts(["a"]).nbytes
-    monkeypatch.setattr(batches, "MOST_CONTEXT_BYTES", 2 * each + 1)
+    monkeypatch.setattr(caches, "MOST_CONTEXT_BYTES", 2 * each + 1)
     cache = PromptCache(tiny_model)
     for words in (["a", "b", "c"], ["d"], ["c"], ["e"]):
         assert len(cache.contexts(words, False)) == len(words)
@@ -457,7 +460,7 @@ def test_what_is_judged_of_a_schedule_free_run_is_its_average(
         assert slot.checkpoint is not None
         held = context.adapter.state(0)
         assert all(torch.equal(held[key], tensor) for key, tensor in slot.checkpoint.state.items())
-        slot.turn("train")
+        slot.set_mode("train")
         stepping = context.adapter.state(0)
         assert slot.step == 10 or any(not torch.allclose(stepping[k], t, rtol=1e-5) for k, t in held.items())
     context.adapter.detach()

@@ -14,7 +14,8 @@ from autolora.models.base import Context
 from autolora.models.stable_diffusion import StableDiffusion
 from autolora.paperdoll.world import write_dataset
 from autolora.train.checkpoint import Checkpoint
-from autolora.train.loop import Job, TrainingSlot, train
+from autolora.train.loop import train
+from autolora.train.slot import Job, TrainingSlot
 from tests.tiny import load_tiny
 from tests.train.test_loop import ADAMW, train_all, work
 
@@ -78,8 +79,8 @@ def test_batches_are_divided_with_the_same_result(
     context, said = work(model, folder, tmp_path, RUN), []
 
     def on_step(slot: TrainingSlot) -> None:
-        said.append(slot.relief)
-        slot.relief = ""
+        said.append(slot.memory_note)
+        slot.memory_note = ""
 
     waiting = iter([Job(RUN)])
     ((slot,),) = train(lambda: next(waiting, None), context, on_step)
@@ -94,5 +95,5 @@ def test_what_never_fits_is_said_with_what_to_set(
     model: StableDiffusion, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     SmallCard(model, 0, 0, monkeypatch)
-    with pytest.raises(MemoryFull, match=r"adamw does not fit .* one picture at a time .*train\.batch_size=2 or"):
+    with pytest.raises(MemoryFull, match=r"adamw does not fit .* one image at a time .*train\.batch_size=2 or"):
         trained(model, folder, tmp_path)

@@ -17,7 +17,8 @@ from autolora.errors import ModelError
 from autolora.models.flow import FlowModel
 from autolora.models.stable_diffusion import StableDiffusion
 from autolora.train.batches import Stream
-from autolora.train.loop import Job, TrainingSlot, train_step
+from autolora.train.slot import Job, TrainingSlot
+from autolora.train.step import train_step
 from tests import tiny, tiny_flow
 from tests.train.test_families import RUN, folder, run_of, work  # noqa: F401 - folder is a fixture
 

@@ -16,10 +16,12 @@ from autolora.data.concepts import Dataset
 from autolora.models.stable_diffusion import StableDiffusion
 from autolora.optim.optimizers import AdamW, Optimizer, Prodigy
 from autolora.optim.schedules import Constant
-from autolora.train.batches import LatentCache, PromptCache, Stream
-from autolora.train.loop import Job, TrainingContext, TrainingSlot, _backward, train_step
+from autolora.train.batches import Stream
+from autolora.train.caches import LatentCache, PromptCache
 from autolora.train.loss import validation_losses
 from autolora.train.run import Run, TrainSettings
+from autolora.train.slot import Job, TrainingContext, TrainingSlot
+from autolora.train.step import _backward, train_step
 from tests.train.test_loop import folder, train_all, work  # noqa: F401 - a fixture among them
 from tests.train.test_stream import masked, mixed  # noqa: F401 - a fixture among them
 

@@ -19,10 +19,12 @@ from autolora.data.step_table import make_step_table
 from autolora.data.tag_report import images_by_tag
 from autolora.errors import ConfigError
 from autolora.models.stable_diffusion import StableDiffusion
-from autolora.train.batches import Batch, LatentCache, Stream, latent_shape
-from autolora.train.loop import Job, train
+from autolora.train.batches import Batch, Stream
+from autolora.train.caches import LatentCache, latent_shape
+from autolora.train.loop import train
 from autolora.train.loss import PLAIN, diffusion_loss
 from autolora.train.run import Run, TrainSettings
+from autolora.train.slot import Job
 from tests.data.folders import noise_image, write_zorak
 from tests.train.test_loop import work
 

@@ -17,7 +17,8 @@ from autolora.settings import SWEEP_WEIGHTS
 from autolora.study.artifacts import TrialFiles
 from autolora.study.finals.finalist import Candidate, Finalist
 from autolora.train import checkpoint as checkpoints
-from autolora.train.loop import Job, TrainingSlot, train
+from autolora.train.loop import train
+from autolora.train.slot import Job, TrainingSlot
 
 
 class CandidateEvaluator:

@@ -22,7 +22,7 @@ from autolora.study.search.trial_note import publish_trial_note
 from autolora.study.space import Value, suggest
 from autolora.study.trials import ENDED, ORIGIN, keep_constraints, uid_of
 from autolora.train.checkpoint import Checkpoint
-from autolora.train.loop import Job, TrainingSlot
+from autolora.train.slot import Job, TrainingSlot
 
 
 class TrialRunner:
@@ -83,11 +83,11 @@ class TrialRunner:
     def on_step(self, slot: TrainingSlot) -> None:
         """Move the bars."""
         (trial, _), bar = self.trials[slot.name], self.trial_bars[slot.index]
-        self.bars.total(bar, slot.total_steps)
+        self.bars.total(bar, slot.total_images)
         self.bars.set(bar, slot.step, f"trial {trial.number} ({slot.run.name})")
-        if slot.relief:
-            self.bars.log(f"trial {trial.number}: {slot.relief}")
-            slot.relief = ""
+        if slot.memory_note:
+            self.bars.log(f"trial {trial.number}: {slot.memory_note}")
+            slot.memory_note = ""
 
     def on_checkpoint(self, slot: TrainingSlot) -> None:
         """Score a checkpoint, keep it, and end the trial where that is right.

@@ -33,10 +33,10 @@ from autolora.study.definition import StudyDefinition, define_study
 from autolora.study.lifecycle import join_study, open_study
 from autolora.study.running import RunningStudy
 from autolora.study.search.worker import run_study
-from autolora.train.batches import LatentCache, PromptCache
+from autolora.train.caches import LatentCache, PromptCache
 from autolora.train.checkpoint import Checkpoint
-from autolora.train.loop import TrainingContext
 from autolora.train.loss import validation_losses
+from autolora.train.slot import TrainingContext
 from tests import tiny
 
 TRIALS = 24

@@ -27,7 +27,7 @@ from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.weights import BASE
 from autolora.settings import SWEEP_WEIGHTS
 from autolora.study.storage import open_storage, storage_url
-from autolora.train.loop import TrainingSlot
+from autolora.train.slot import TrainingSlot
 
 CONSTRAINTS = {
     "bleed_class",
