@@ -58,7 +58,7 @@ class WordAudit:
 
     word: str
     tokens: tuple[str, ...]
-    known: bool  # whether it is a tag that the base model knows
+    is_known_tag: bool  # whether it is a tag that the base model knows
     effect: Estimate  # 0: its renders differ as much as the reference's; 1 and more: they all show the same
     spread: float  # mean cosine distance between its renders of different seeds
     distance: float  # of the mean of its renders from that of the reference; from about 0 (noise) to 1
@@ -70,7 +70,9 @@ class WordAudit:
         """The result in words."""
         if not self.flagged:
             return f"`{self.word}` has no meaning for the base model"
-        reason = "is a tag that the base model knows" if self.known else "already has a meaning for the base model"
+        reason = (
+            "is a tag that the base model knows" if self.is_known_tag else "already has a meaning for the base model"
+        )
         nearest = f" (nearest: {join_tags(self.nearest)})" if self.nearest else ""
         return f"`{self.word}` {reason}{nearest}"
 
@@ -199,16 +201,16 @@ def _audit_word(
     towards = reference.directions @ (row.mean(0) - reference.rows.mean((0, 1)))
     nearest = np.argsort(-towards, kind="stable")[: settings.nearest]
     offset = row - reference.rows.mean(0)
-    known = _key(word) in {_key(tag) for tag in reference.tags}
+    is_known_tag = _key(word) in {_key(tag) for tag in reference.tags}
     return WordAudit(
         word=word,
         tokens=tokens,
-        known=known,
+        is_known_tag=is_known_tag,
         effect=effect,
         spread=float(1 - within[0]),
         distance=float(np.sqrt(max(_mean_cosine(offset, offset, counts[:1])[0], 0))),  # not biased by few seeds
         nearest=tuple(reference.tags[i] for i in nearest if towards[i] > 0),
-        flagged=known or effect.value > settings.limit,
+        flagged=is_known_tag or effect.value > settings.limit,
     )
 
 

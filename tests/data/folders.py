@@ -14,6 +14,8 @@ from PIL import Image
 from autolora.data.concepts import Concept, Dataset
 from autolora.data.sources import Picture
 
+LAYOUTS = ("metadata.jsonl", "metadata.csv", "meta_cap.json", "kohya.jsonl", "toml")  # besides folders
+
 
 def noise_image(seed: int, size: tuple[int, int] = (24, 24)) -> Image.Image:
     """An image of coarse random blocks; the perceptual hashes of different seeds differ in many bits."""

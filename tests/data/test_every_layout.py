@@ -9,9 +9,7 @@ import pytest
 
 from autolora.data.concepts import Dataset, DatasetSettings, load_dataset, with_buckets
 from autolora.data.sources import Picture
-from tests.data.folders import write_layouts, write_zorak
-
-LAYOUTS = ("metadata.jsonl", "metadata.csv", "meta_cap.json", "kohya.jsonl", "toml")
+from tests.data.folders import LAYOUTS, write_layouts, write_zorak
 
 
 def bare(dataset: Dataset, root: Path) -> Dataset:

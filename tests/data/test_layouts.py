@@ -15,7 +15,7 @@ from autolora.data.layouts.folders import list_folder
 from autolora.data.layouts.metadata_files import list_metadata
 from autolora.data.sources import Picture, SourceImages, read_source
 from autolora.errors import DatasetError
-from tests.data.folders import noise_image, write_concepts, write_layouts, write_zorak
+from tests.data.folders import LAYOUTS, noise_image, write_concepts, write_layouts, write_zorak
 
 
 def _relative(path: Path) -> list[Picture]:
@@ -24,9 +24,6 @@ def _relative(path: Path) -> list[Picture]:
     parents = {p.path.parents[1 if p.path.parent.name[:1].isdigit() else 0] for p in pictures}
     assert len(parents) == 1
     return [dataclasses.replace(p, path=p.path.relative_to(*parents), repeats=1) for p in pictures]
-
-
-LAYOUTS = ("metadata.jsonl", "metadata.csv", "meta_cap.json", "kohya.jsonl", "toml")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -124,7 +124,7 @@ def test_any_encoder_and_class_word_can_be_used(tmp_path: Path) -> None:
 
 def test_a_known_tag_is_always_flagged(tmp_path: Path) -> None:
     result = audit_trigger("Blue", Painted(tmp_path), Colours(), "chair", ["red", "blue"])
-    assert result.words[0].known and "`Blue` is a tag that the base model knows" in result.verdict
+    assert result.words[0].is_known_tag and "`Blue` is a tag that the base model knows" in result.verdict
 
 
 def test_without_class_word_or_known_tags(tmp_path: Path) -> None:
