@@ -8,30 +8,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autolora.api import (
         configure,
-        export,
+        export_best,
         load_dataset,
         load_model,
         open_session,
         recipe,
         run_study,
-        score,
-        train,
-        verify,
+        score_lora,
+        train_recipe,
+        verify_lora,
     )
 
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "configure",
-    "export",
+    "export_best",
     "load_dataset",
     "load_model",
     "open_session",
     "recipe",
     "run_study",
-    "score",
-    "train",
-    "verify",
+    "score_lora",
+    "train_recipe",
+    "verify_lora",
 ]
 
 

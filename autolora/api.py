@@ -190,7 +190,7 @@ def train_recipe(
 def export_best(
     session: Session, run: Run, folder: str | Path, *, on_progress: OnProgress | None = None, bars: Bars | None = None
 ) -> Export:
-    """Export the best checkpoint of a folder that `train_recipe` filled to its `best/`, with a model card; verify the file.
+    """Export the best checkpoint of a folder that `train_recipe` filled to its `best/`, with a model card; verify it.
 
     Raises:
         StudyError: no checkpoint is scored yet.

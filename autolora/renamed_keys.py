@@ -80,6 +80,8 @@ RENAMED_KEYS = {
     "study.minutes": "budget.minutes",
     "study.steps": "budget.max_images",
     "study.stagnation": "budget.max_stale_trials",
+    "verify": "`autolora verify FILE`",
+    "resize": "`autolora resize FILE`",
 }
 
 

@@ -95,6 +95,8 @@ class StudySettings:
             )
         if self.final_seeds < 0:
             raise ConfigError(f"study.final_seeds must be 0 (none) or more, got {self.final_seeds}")
+        if self.workers != "auto" and (not isinstance(self.workers, int) or self.workers < 1 or self.workers is True):
+            raise ConfigError(f"workers must be auto or a whole number of at least 1, got {self.workers}")
 
     @property
     def search_minutes(self) -> float:

@@ -28,7 +28,7 @@ def test_help_does_not_wait_for_torch() -> None:
 def test_cfg_job_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", "quickstart", "budget.n_trials=4", "--cfg", "job"]) == 0
     printed = capsys.readouterr().out
-    assert "trials: 4" in printed and "recipe_name: doll-adamw" in printed
+    assert "n_trials: 4" in printed and "recipe_name: doll-adamw" in printed
 
 
 @pytest.mark.parametrize("by", ["argument", "environment"])
@@ -100,7 +100,7 @@ def test_too_little_memory_is_one_line_that_says_what_to_set(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 11 GiB.")
 
     monkeypatch.setattr("autolora.commands.train.train", full)
-    assert main(["train"]) == 9
+    assert main(["train", "dataset=quickstart"]) == 9
     said = capsys.readouterr().err.strip()
     assert "\n" not in said and "Tried to allocate 2.00 GiB" in said
     assert "model.gradient_checkpointing=true" in said
@@ -124,7 +124,8 @@ def test_what_an_adapter_should_not_be_is_said_before_anything_loads(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a study also at the ends of its ranges; each line once."""
-    assert main(["train", "recipe=guide-loha", "adapter.dim=48", f"dataset.path={tmp_path / 'none'}"]) == 3
+    no_model = ["dataset=quickstart", f"model.path={tmp_path / 'none'}"]
+    assert main(["train", "recipe=guide-loha", "adapter.dim=48", *no_model]) == 4
     assert "guide-loha: LoHa of dim 48: above 32" in capsys.readouterr().err
     study = tmp_path / "mine" / "loha.yaml"
     study.parent.mkdir()
@@ -132,7 +133,7 @@ def test_what_an_adapter_should_not_be_is_said_before_anything_loads(
         "# @package _global_\nstudy: {name: loha, recipes: {guide-loha: {adapter.dim: {choice: [16, 32, 64]}, "
         "adapter.alpha: {choice: [8, 16]}}, guide-ia3: {optimizer.lr: {log: [0.001, 0.01]}}}}\n"
     )
-    assert main(["tune", str(study), f"dataset.path={tmp_path / 'none'}", f"out={tmp_path / 'run'}"]) == 3
+    assert main(["tune", str(study), *no_model, f"out={tmp_path / 'run'}"]) == 4
     said = capsys.readouterr().err.splitlines()
     assert [line.partition(":")[0] for line in said[:-1]] == ["guide-ia3", "guide-loha"]
     assert "LoHa of dim 64: above 32" in said[1]

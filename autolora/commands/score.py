@@ -24,7 +24,7 @@ def score(request: Request) -> int:
     """
     settings, output = request.settings, Output.of(request.settings)
     with output.bars() as bars:
-        scores = api.score(settings, request.lora, dataset=request.dataset, bars=bars)
+        scores = api.score_lora(settings, request.lora, dataset=request.dataset, bars=bars)
     files, results, refused = scores.files, scores.results, scores.refused
     out = settings.out or files[0].parent
     content = [result.as_dict() for result in results]

@@ -25,9 +25,9 @@ def train(request: Request) -> int:
         for note in adapter_notes([run]):
             bars.log(note)
         session = api.open_session(settings, [run], dataset=request.dataset, bars=bars)
-        for result in api.train(session, run, folder, bars=bars):
+        for result in api.train_recipe(session, run, folder, bars=bars):
             bars.log(f"{result.step} images: {result.summary}")
-        exported = api.export(session, run, folder, bars=bars)
+        exported = api.export_best(session, run, folder, bars=bars)
     plain_lora, roundtrip = exported.plain_lora, exported.roundtrip
     facts = exported.facts | ({"plain": plain_lora_as_dict(plain_lora, roundtrip)} if plain_lora else {})
     write_atomic(folder / "score.json", json.dumps(facts, indent=2))

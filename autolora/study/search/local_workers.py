@@ -11,24 +11,15 @@ from contextlib import contextmanager
 import psutil
 import torch
 
-from autolora.errors import ConfigError
 from autolora.progress import Bars
 from autolora.study.definition import StudyDefinition
 
 STOPPING_SECONDS = 60.0  # in which a worker must release its trial
 
 
-def count_workers(given: object) -> int:
-    """The number of workers that `workers` asks for: a number, or `auto`.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if given == "auto":
-        return len(visible_gpus()) or cores()
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        raise ConfigError(f"workers must be auto or a whole number of at least 1, got {given}")
-    return given
+def count_workers(workers: int | str) -> int:
+    """The number of workers to start: `auto` means one per visible GPU, without any one per core."""
+    return workers if isinstance(workers, int) else len(visible_gpus()) or cores()
 
 
 def visible_gpus() -> list[str]:

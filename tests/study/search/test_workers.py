@@ -21,7 +21,7 @@ from autolora.errors import ConfigError, MemoryFull, StorageError, StudyError
 from autolora.evaluation import throughput as speed
 from autolora.evaluation.session import Session
 from autolora.paperdoll.world import write_dataset
-from autolora.settings import Budget
+from autolora.settings import Budget, StudySettings
 from autolora.stop import Stopped, listening
 from autolora.study.definition import StudyDefinition
 from autolora.study.lifecycle import join_study
@@ -309,4 +309,4 @@ def test_one_worker_a_gpu_or_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
     assert workers.environments(2) == [{"OMP_NUM_THREADS": "4"}] * 2
     for given in (0, "many", True, 1.5):
         with pytest.raises(ConfigError, match="workers must be auto or a whole number"):
-            workers.count_workers(given)
+            StudySettings("mona", {}, workers=given)
