@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import io
 import json
@@ -121,7 +120,7 @@ def _training(run: Run, dataset: Dataset, name: str, facts: ExportFacts, created
     """The recipe and the length of the training; kohya counts optimizer steps."""
     settings = run.train
     per_epoch, optimizer_steps = run.images_per_epoch(dataset), run.optimizer_steps(dataset)
-    optimizer = ", ".join(f"{key}={value}" for key, value in dataclasses.asdict(run.optimizer).items())
+    optimizer = ", ".join(f"{key}={value}" for key, value in run.settings()["optimizer"].items())
     values = {
         "output_name": name,
         "training_started_at": created_at.timestamp(),

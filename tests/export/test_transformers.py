@@ -196,8 +196,8 @@ def test_kohyas_files_for_flux_are_read(tiny_flows: dict[str, FlowModel], tmp_pa
     ("family", "name", "message"),
     [
         ("sd3", "lora_unet_joint_blocks_0_x_block_attn_qkv", r"a LoRA for Stable Diffusion 3 in kohya's names"),
-        ("flux", "lora_unet_nothing_known", r"diffusers cannot convert it for Flux"),
-        ("z_image", "lora_unet_nothing_known", r"diffusers cannot convert it for Z-Image"),
+        ("flux", "lora_unet_nothing_known", r"diffusers cannot convert the file for Flux"),
+        ("z_image", "lora_unet_nothing_known", r"diffusers cannot convert the file for Z-Image"),
     ],
 )
 def test_files_that_diffusers_cannot_convert_are_refused(

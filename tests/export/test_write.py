@@ -116,7 +116,7 @@ def test_json_metadata(exported: ExportedFiles) -> None:
 def test_metadata_describe_the_captions_and_buckets_of_the_recipe(
     state: State, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
-    """Captions as they were trained, both frames, and what was shown beside them."""
+    """They have the edited captions, both bucket sizes, and the number of class images."""
     plain = run(SPEC)
     edited = replace(
         plain,
@@ -242,7 +242,7 @@ def test_unreadable_files(exported: ExportedFiles, tiny_model: StableDiffusion, 
         read_lora(cut, tiny_model)
     text = tmp_path / "lora.pt"
     text.write_text("hello")
-    with pytest.raises(ExportError, match=r"no \.safetensors file"):
+    with pytest.raises(ExportError, match=r"not a \.safetensors file"):
         read_lora(text, tiny_model)
     with pytest.raises(ExportError, match="does not exist"):
         read_lora(tmp_path / "none.safetensors", tiny_model)
