@@ -1,1 +1,1 @@
-"""Adapters: small trainable parts attached to a frozen base model."""
+"""Adapters: small trainable changes of the layers of a frozen base model."""

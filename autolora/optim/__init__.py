@@ -1,1 +1,1 @@
-"""Optimizers and schedules, each one frozen dataclass."""
+"""Optimizers and learning-rate schedules, each one frozen dataclass."""

@@ -1,1 +1,1 @@
-"""Trains runs: fully fixed recipes, any number of slots at once, one checkpoint after another."""
+"""Training of runs (recipes with all values fixed), any number at once, from checkpoint to checkpoint."""

@@ -132,7 +132,10 @@ MAX_PROMPT_BYTES = 2**28  # 800 captions of SDXL in 16 bit
 
 
 class PromptCache:
-    """Text embeddings by caption on the model's device, limited in number and memory; unused for a text encoder in training."""
+    """Text embeddings by caption on the model's device, limited in number and memory.
+
+    A text encoder that is trained is not cached.
+    """
 
     def __init__(self, model: BaseModel, size: int = 4096) -> None:
         self.model, self.size = model, size

@@ -28,8 +28,8 @@ def diffusion_loss(
 ) -> Tensor:
     """Return each sample's loss, (B,), multiplied by `timestep_weights`.
 
-    Huber is 2d (sqrt(e^2 + d^2) - d), about e^2 for small errors and 2d |e| for large ones (Charbonnier et al. 1994; for
-    diffusion Khrapov et al. 2024).
+    Huber is 2d (sqrt(e^2 + d^2) - d), about e^2 for small errors and 2d |e| for large ones (Charbonnier et al. 1994;
+    for diffusion Khrapov et al. 2024).
 
     Args:
         model: the base model.

@@ -25,7 +25,7 @@ def reduce_memory_use(model: BaseModel, micro_batch_size: int) -> tuple[int, str
     gc.collect()  # reference cycles of the failed step's graph still hold its tensors
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if model.checkpoint_gradients():
+    if model.enable_gradient_checkpointing():
         return micro_batch_size, (
             "the GPU's memory is full: gradient checkpointing is on from now on, which is slower; "
             "model.gradient_checkpointing=true turns it on from the start"

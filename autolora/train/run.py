@@ -1,4 +1,4 @@
-"""A run: one fully fixed recipe."""
+"""A run: one recipe with all its values fixed."""
 
 from __future__ import annotations
 
@@ -23,37 +23,34 @@ LOSSES = ("l2", "huber")
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How long and on what a run trains; steps are images shown."""
+    """How long a run trains, on what, and with which loss."""
 
     epochs: int = 8
-    images_per_concept: int | None = 1000  # per epoch and sub-concept; None: pictures x repeats, as the folders say
-    concept_images: Mapping[str, int] = field(
-        default_factory=dict
-    )  # the same of single sub-concepts, by name or trigger
-    min_character_images: int = 0  # per epoch of the main concept at least, which all sub-concepts together show
+    images_per_concept: int | None = 1000  # shown per epoch and sub-concept; None: its images times their repeats
+    # The same for single sub-concepts, by name or trigger.
+    concept_images: Mapping[str, int] = field(default_factory=dict)
+    min_character_images: int = 0  # shown per epoch of all sub-concepts together, at least
     batch_size: int = 4
     checkpoints_per_epoch: int = 1
     scale_weight_norms: float | None = None
-    loss_type: str = "l2"  # or huber: large errors count in proportion, so that an odd picture pulls less
-    huber_delta: float = 0.1  # the error from which that is so
+    loss_type: str = "l2"  # or huber: large errors count linearly, so that an unusual image has less influence
+    huber_delta: float = 0.1  # the error from which huber is linear
     min_snr_gamma: float | None = 5.0
-    debiased_estimation_loss: bool = False  # weigh noisy timesteps less steeply instead of by Min-SNR
-    noise_offset: float = 0.0  # of a picture's whole channels, so that it may become as dark or bright as asked
-    prior_preservation_ratio: float = (
-        0.0  # pictures shown for each of the dataset's on which the base's own answer is the target
-    )
-    reg_ratio: float = 0.0  # class pictures shown for each of the dataset's, trained on as they are
-    num_class_images: int | None = None  # how many different ones both of these use; None: all there are
-    min_lora_multiplier: float = 1.0  # LoRA weight that half of the pictures are trained at, the others at 1
+    debiased_estimation_loss: bool = False  # weights of noisy timesteps fall less steeply than with Min-SNR
+    noise_offset: float = 0.0  # added to whole channels, so that renders can become very dark or very bright
+    # Images per image of the dataset whose target is the base model's prediction.
+    prior_preservation_ratio: float = 0.0
+    reg_ratio: float = 0.0  # class images per image of the dataset that are trained as they are
+    num_class_images: int | None = None  # how many different class images are used; None: all
+    min_lora_multiplier: float = 1.0  # half of the dataset's images are trained at this LoRA weight, the others at 1
     caption_dropout_rate: float = 0.0  # share of the dataset's captions that are left empty
-    class_caption_dropout_rate: float = 0.0  # the same of class pictures: keeps the empty caption the base model's own
+    class_caption_dropout_rate: float = 0.0  # share of class images' captions that are left empty
     shuffle_caption: bool = True
-    caption_tag_dropout_rate: float = (
-        0.0  # share of the tags after the kept ones that are left out, drawn at every showing
-    )
+    # Share of the tags after the first `keep_tokens` that are left out, drawn anew each time an image is shown.
+    caption_tag_dropout_rate: float = 0.0
     keep_tokens: int = 1
-    flip_aug: bool = False  # half of the showings mirrored; not for what is lopsided
-    unmasked_weight: float = 0.1  # of the loss outside a picture's mask, where it has one
+    flip_aug: bool = False  # half of the images are mirrored; not for asymmetric characters
+    unmasked_weight: float = 0.1  # weight of the loss outside an image's mask, if it has one
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -63,9 +60,9 @@ class TrainSettings:
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
         mistakes += [
-            f"train.concept_images.{name} must be a whole number of at least 1, got {steps!r}"
-            for name, steps in self.concept_images.items()
-            if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1
+            f"train.concept_images.{name} must be a whole number of at least 1, got {count!r}"
+            for name, count in self.concept_images.items()
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1
         ]
         if self.min_character_images < 0:
             mistakes.append(f"train.min_character_images must be 0 (none) or more, got {self.min_character_images}")
@@ -81,8 +78,8 @@ class TrainSettings:
             )
         if self.debiased_estimation_loss and self.min_snr_gamma is not None:
             mistakes.append(
-                "train.debiased_estimation_loss and train.min_snr_gamma both weigh timesteps: set train.min_snr_gamma=null, or leave "
-                "train.debiased_estimation_loss out"
+                "train.debiased_estimation_loss and train.min_snr_gamma both weight timesteps: set "
+                "train.min_snr_gamma=null, or leave train.debiased_estimation_loss out"
             )
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
             mistakes.append(f"train.min_snr_gamma must be above 0 or null, got {self.min_snr_gamma}")
@@ -107,13 +104,13 @@ class TrainSettings:
 
     @property
     def shows_class_pictures(self) -> bool:
-        """Whether class pictures are shown beside the dataset's."""
+        """Whether class images are shown in addition to the dataset's."""
         return bool(self.prior_preservation_ratio or self.reg_ratio)
 
 
 @dataclass(frozen=True)
 class InitFile:
-    """A LoRA file that training starts from; what it holds decides what becomes of it, not where it lies."""
+    """A LoRA file that training starts from; its hash identifies it, wherever the file lies."""
 
     path: str
     sha256: str
@@ -121,7 +118,7 @@ class InitFile:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that decides what a LoRA becomes, besides the pictures and the base model."""
+    """Everything that decides what a LoRA becomes, except the dataset and the base model."""
 
     name: str
     adapter: LoRA | DyLoRA = field(default_factory=LoRA)
@@ -129,81 +126,86 @@ class Run:
     schedule: Schedule = field(default_factory=Constant)
     train: TrainSettings = field(default_factory=TrainSettings)
     captions: CaptionRecipe = field(default_factory=CaptionRecipe)
-    init_lora: InitFile | None = None  # None: from nothing
+    init_lora: InitFile | None = None  # None: a new adapter
 
     def __post_init__(self) -> None:
         if self.optimizer.replaces_schedule:
             if not isinstance(self.schedule, Constant):
-                raise ConfigError("schedule-free optimizers take the place of a schedule: set schedule=constant")
+                raise ConfigError("a schedule-free optimizer replaces the schedule: set schedule=constant")
             if self.train.scale_weight_norms is not None:
                 raise ConfigError(
-                    "train.scale_weight_norms would not cap the average that a schedule-free optimizer keeps: set it to null, or "
-                    "use another optimizer"
+                    "train.scale_weight_norms would not limit the averaged weights of a schedule-free optimizer: set "
+                    "it to null, or use another optimizer"
                 )
 
     def fingerprint(self) -> str:
-        """16 hex digits that change with anything in the run."""
+        """Return 16 hex digits that identify the run; any change of a setting changes them."""
         kinds = [type(part).__name__ for part in (self.adapter, self.optimizer, self.schedule)]
         text = json.dumps([kinds, self.settings()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def settings(self) -> dict[str, Any]:
-        """All of it as plain values; of an `init` file its hash, as a LoRA's readers need not know folders."""
+        """Return all settings as plain values, with the hash of the `init_lora` file: exported files hold no path."""
         return {**dataclasses.asdict(self), "init_lora": self.init_lora.sha256 if self.init_lora else None}
 
     def with_captions(self, dataset: Dataset) -> Dataset:
-        """The dataset with the captions that the run trains with.
+        """Return the dataset with the captions that the run trains with.
 
         Raises:
-            DatasetError: its recipe cannot be applied to these captions.
+            DatasetError: the caption recipe cannot be applied to these captions.
         """
         return apply_captions(self.captions, dataset, self.train.seed, self.train.keep_tokens)
 
     def images_by_concept(self, dataset: Dataset) -> tuple[int, ...]:
-        """Images of each sub-concept shown in one epoch: few of them are shown oftener, to reach `min_character_images`.
+        """Return how many images of each sub-concept one epoch shows.
+
+        With few sub-concepts each is shown more often, so that together they reach `min_character_images`.
 
         Raises:
-            ConfigError: steps are set for a sub-concept that the dataset does not have.
+            ConfigError: `concept_images` names a sub-concept that the dataset does not have.
         """
-        least = math.ceil(self.train.min_character_images / len(dataset.concepts))
-        own = _steps_by_concept(self.train.concept_images, dataset)
-        found = []
+        minimum = math.ceil(self.train.min_character_images / len(dataset.concepts))
+        exceptions = _concept_images(self.train.concept_images, dataset)
+        counts = []
         for concept in dataset.concepts:
             usual = self.train.images_per_concept or sum(picture.repeats for picture in concept.pictures)
-            found.append(own.get(concept.name, max(usual, least)))
-        return tuple(found)
+            counts.append(exceptions.get(concept.name, max(usual, minimum)))
+        return tuple(counts)
 
     def images_per_epoch(self, dataset: Dataset) -> int:
-        """Images shown in one epoch, those beside the concepts included."""
+        """Return how many images one epoch shows, class images included."""
         return sum(self.images_by_concept(dataset)) + sum(self.class_images_per_epoch(dataset).values())
 
     def class_images_per_epoch(self, dataset: Dataset) -> dict[str, int]:
-        """Images shown in one epoch beside the concepts, against bleed, by kind.
+        """Return how many images one epoch shows against bleed, by kind.
 
-        Of those that keep the base model as it is four of five are class pictures. The fifth is the dataset's own
-        without its triggers: with class pictures alone the visible tags still call the character; with own pictures
-        alone the trigger outgrows its guidance and burns.
+        Four of five images that preserve the base model are class images. The fifth is an image of the dataset whose
+        caption has no trigger. With class images alone, the character's visible tags would still cause bleed; with
+        images of the dataset alone, the trigger would become too strong and renders would oversaturate.
         """
-        own = sum(self.images_by_concept(dataset))
-        preserved = round(own * self.train.prior_preservation_ratio)
+        count = sum(self.images_by_concept(dataset))
+        preserved = round(count * self.train.prior_preservation_ratio)
         without = preserved // 5
-        regularization = round(own * self.train.reg_ratio)
+        regularization = round(count * self.train.reg_ratio)
         return {"class images": preserved - without, "without triggers": without, "regularization": regularization}
 
     def optimizer_steps(self, dataset: Dataset) -> int:
-        """Optimizer steps of the whole run; somewhat more where pictures of several frames leave batches short."""
+        """Return the optimizer steps of the whole run; with several bucket resolutions there are a few more."""
         return self.train.epochs * math.ceil(self.images_per_epoch(dataset) / self.train.batch_size)
 
 
-def _steps_by_concept(concept_images: Mapping[str, int], dataset: Dataset) -> dict[str, int]:
-    """`train.concept_images` by the concepts' names; a concept is called by its name, `_` for spaces, or by its trigger."""
-    names = {_plain(name): c.name for c in dataset.concepts for name in (c.name, c.trigger) if name != dataset.trigger}
-    unknown = [name for name in concept_images if _plain(name) not in names]
+def _concept_images(concept_images: Mapping[str, int], dataset: Dataset) -> dict[str, int]:
+    """Return `train.concept_images` by the sub-concepts' names.
+
+    In the config a sub-concept has its name, with `_` for spaces, or its trigger.
+    """
+    names = {_key(name): c.name for c in dataset.concepts for name in (c.name, c.trigger) if name != dataset.trigger}
+    unknown = [name for name in concept_images if _key(name) not in names]
     if unknown:
-        known = ", ".join(names) or "none that has a trigger of its own"
-        raise ConfigError(f"train.concept_images.{unknown[0]}: the dataset has no such sub-concept; it has {known}")
-    return {names[_plain(name)]: steps for name, steps in concept_images.items()}
+        expected = ", ".join(names) or "none that has a trigger of its own"
+        raise ConfigError(f"train.concept_images.{unknown[0]}: the dataset has no such sub-concept; it has {expected}")
+    return {names[_key(name)]: count for name, count in concept_images.items()}
 
 
-def _plain(name: str) -> str:
+def _key(name: str) -> str:
     return tag_key(name).replace(" ", "_")

@@ -1,4 +1,4 @@
-"""The losses are the formulas they are named after."""
+"""The losses and the weights of timesteps equal their formulas."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from autolora.train.run import TrainSettings
 
 
 @given(st.floats(-5, 5), st.floats(0.01, 2))
-def test_huber_is_squared_where_small_and_in_proportion_where_large(error: float, delta: float) -> None:
-    off, target = torch.full((1, 4, 2, 2), error), torch.zeros(1, 4, 2, 2)
+def test_huber_is_squared_for_small_errors_and_linear_for_large_ones(error: float, delta: float) -> None:
+    predicted, target = torch.full((1, 4, 2, 2), error), torch.zeros(1, 4, 2, 2)
     settings = replace(PLAIN, loss_type="huber", huber_delta=delta)
-    loss = float(diffusion_loss(None, off, target, torch.tensor([0]), settings))  # type: ignore[arg-type]
+    loss = float(diffusion_loss(None, predicted, target, torch.tensor([0]), settings))  # type: ignore[arg-type]
     assert loss <= min(error**2, 2 * delta * abs(error)) + 1e-5
     assert loss == pytest.approx(2 * delta * ((error**2 + delta**2) ** 0.5 - delta), abs=1e-5)
 
@@ -35,7 +35,7 @@ def test_huber_is_squared_where_small_and_in_proportion_where_large(error: float
         (replace(PLAIN, debiased_estimation_loss=True), "v_prediction", lambda snr: 1 / (snr.clamp(max=1000) + 1)),
     ],
 )
-def test_timesteps_are_weighed(
+def test_weights_of_timesteps(
     tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch, settings: TrainSettings, prediction: str, weight: Any
 ) -> None:
     monkeypatch.setattr(tiny_model, "prediction_type", prediction)
@@ -47,7 +47,7 @@ def test_timesteps_are_weighed(
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"loss_type": "l3"}, "train.loss_type must be one of l2, huber, got l3"),
         ({"huber_delta": 0}, "train.huber_delta must be above 0"),
@@ -55,6 +55,6 @@ def test_timesteps_are_weighed(
         ({"debiased_estimation_loss": True}, "set train.min_snr_gamma=null"),
     ],
 )
-def test_impossible_losses_are_refused(values: dict[str, object], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_impossible_settings_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         TrainSettings(**values)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Where the GPU's memory is too small, the same is trained in less of it; what never fits is said, with what to set."""
+"""If the GPU's memory is too small, training needs less memory and gives the same result, or says what to set."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(tiny_model_dir: Path) -> StableDiffusion:
-    """One of its own, as its layers may be computed again from some moment on."""
+    """A model for one test alone, because gradient checkpointing stays on once it is turned on."""
     return load_tiny(tiny_model_dir)
 
 
-class SmallCard:
-    """A card too small for so many pictures without gradient checkpointing, and for fewer with it."""
+class SmallGpu:
+    """A model that runs out of memory above so many images, without and with gradient checkpointing."""
 
     def __init__(self, model: StableDiffusion, plain: int, checkpointed: int, patch: pytest.MonkeyPatch) -> None:
-        self.model, self.room, self.own = model, (plain, checkpointed), model.predict
-        self.passes: list[int] = []  # pictures of each that was trained through
+        self.model, self.max_images, self.real_predict = model, (plain, checkpointed), model.predict
+        self.passes: list[int] = []  # images of each successful training pass
         patch.setattr(model, "predict", self.predict)
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
-        out = self.own(noisy, timesteps, context)
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Context) -> Tensor:
+        out = self.real_predict(noisy, timesteps, conditioning)
         if torch.is_grad_enabled():
-            if len(noisy) > self.room[self.model.unet.is_gradient_checkpointing]:
+            if len(noisy) > self.max_images[self.model.unet.is_gradient_checkpointing]:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has 11 GiB.")
             self.passes.append(len(noisy))
         return out
@@ -56,44 +56,44 @@ def trained(model: StableDiffusion, folder: Path, cache: Path) -> Checkpoint:
     return train_all(work(model, folder, cache, RUN), Job(RUN))[-1]
 
 
-def assert_near(found: Checkpoint, wanted: Checkpoint) -> None:
-    for key, tensor in wanted.state.items():
-        torch.testing.assert_close(found.state[key], tensor, atol=2e-5, rtol=1e-3)
-    assert found.train_loss == pytest.approx(wanted.train_loss, rel=1e-4)
+def assert_near(actual: Checkpoint, expected: Checkpoint) -> None:
+    for key, tensor in expected.state.items():
+        torch.testing.assert_close(actual.state[key], tensor, atol=2e-5, rtol=1e-3)
+    assert actual.train_loss == pytest.approx(expected.train_loss, rel=1e-4)
 
 
-def test_layers_are_computed_again_before_batches_are_divided(
+def test_gradient_checkpointing_is_tried_before_micro_batches(
     model: StableDiffusion, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = trained(model, folder, tmp_path)
-    card = SmallCard(model, 4, 5, monkeypatch)
-    assert_near(trained(model, folder, tmp_path), wanted)
-    assert model.unet.is_gradient_checkpointing and max(card.passes) == 5
+    expected = trained(model, folder, tmp_path)
+    gpu = SmallGpu(model, 4, 5, monkeypatch)
+    assert_near(trained(model, folder, tmp_path), expected)
+    assert model.unet.is_gradient_checkpointing and max(gpu.passes) == 5
 
 
-def test_batches_are_divided_with_the_same_result(
+def test_micro_batches_give_the_same_result(
     model: StableDiffusion, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = trained(model, folder, tmp_path)
-    card = SmallCard(model, 0, 2, monkeypatch)
-    context, said = work(model, folder, tmp_path, RUN), []
+    expected = trained(model, folder, tmp_path)
+    gpu = SmallGpu(model, 0, 2, monkeypatch)
+    context, notes = work(model, folder, tmp_path, RUN), []
 
     def on_step(slot: TrainingSlot) -> None:
-        said.append(slot.memory_note)
+        notes.append(slot.memory_note)
         slot.memory_note = ""
 
-    waiting = iter([Job(RUN)])
-    ((slot,),) = train(lambda: next(waiting, None), context, on_step)
+    jobs = iter([Job(RUN)])
+    ((slot,),) = train(lambda: next(jobs, None), context, on_step)
     context.adapter.detach()
     assert slot.checkpoint is not None
-    assert_near(slot.checkpoint, wanted)
-    assert set(card.passes) == {1, 2} and card.passes[:3] == [2, 2, 1]
-    assert "parts of 2" in said[0] and not any(said[1:])
+    assert_near(slot.checkpoint, expected)
+    assert set(gpu.passes) == {1, 2} and gpu.passes[:3] == [2, 2, 1]
+    assert "micro-batches of 2" in notes[0] and not any(notes[1:])
 
 
-def test_what_never_fits_is_said_with_what_to_set(
+def test_a_step_that_never_fits_is_refused_with_settings_that_help(
     model: StableDiffusion, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    SmallCard(model, 0, 0, monkeypatch)
+    SmallGpu(model, 0, 0, monkeypatch)
     with pytest.raises(MemoryFull, match=r"adamw does not fit .* one image at a time .*train\.batch_size=2 or"):
         trained(model, folder, tmp_path)

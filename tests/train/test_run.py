@@ -1,4 +1,4 @@
-"""How many images of what a run shows."""
+"""How many images of each kind a run shows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.data.folders import pictures_of
 
 
 def two_outfits() -> Dataset:
-    """Four and three pictures, repeated five times and once."""
+    """Return a dataset of two sub-concepts: four images repeated five times, and three shown once."""
     first = tuple(replace(p, repeats=5) for p in pictures_of(["1girl, mona, dress"] * 4, "mona dress"))
     second = tuple(pictures_of(["1girl, mona, suit"] * 3, "mona suit"))
     return Dataset(
@@ -27,27 +27,29 @@ def two_outfits() -> Dataset:
     )
 
 
-def steps(**settings: object) -> tuple[int, ...]:
+def image_counts(**settings: object) -> tuple[int, ...]:
     return Run("test", train=TrainSettings(**settings)).images_by_concept(two_outfits())  # type: ignore[arg-type]
 
 
-def test_steps_are_per_concept_or_as_the_folders_say() -> None:
-    assert steps(images_per_concept=100) == (100, 100)
-    assert steps(images_per_concept=None) == (20, 3)
-    assert steps(images_per_concept=100, min_character_images=300) == (150, 150)
+def test_image_counts_come_from_the_recipe_or_the_folders_repeats() -> None:
+    assert image_counts(images_per_concept=100) == (100, 100)
+    assert image_counts(images_per_concept=None) == (20, 3)
+    assert image_counts(images_per_concept=100, min_character_images=300) == (150, 150)
 
 
-def test_single_concepts_have_steps_of_their_own_by_name_or_trigger() -> None:
-    assert steps(images_per_concept=100, concept_images={"suit": 7}) == (100, 7)
-    assert steps(images_per_concept=100, concept_images={"mona_dress": 9, "Suit": 7}, min_character_images=300) == (
+def test_single_concepts_can_have_their_own_image_count() -> None:
+    assert image_counts(images_per_concept=100, concept_images={"suit": 7}) == (100, 7)
+    assert image_counts(
+        images_per_concept=100, concept_images={"mona_dress": 9, "Suit": 7}, min_character_images=300
+    ) == (
         9,
         7,
     )
     with pytest.raises(ConfigError, match=r"train\.concept_images\.hat: .* it has mona_dress, dress, mona_suit, suit"):
-        steps(concept_images={"hat": 5})
+        image_counts(concept_images={"hat": 5})
 
 
-def test_what_is_shown_beside_follows_the_concepts() -> None:
+def test_class_images_are_a_share_of_the_concepts_images() -> None:
     run = Run("test", train=TrainSettings(images_per_concept=100, prior_preservation_ratio=0.5, reg_ratio=0.25))
     assert run.class_images_per_epoch(two_outfits()) == {
         "class images": 80,
@@ -64,13 +66,13 @@ def test_what_is_shown_beside_follows_the_concepts() -> None:
         ({"concept_images": {"suit": 0}}, r"train\.concept_images\.suit must be a whole number of at least 1, got 0"),
         ({"concept_images": {"suit": "many"}}, r"got 'many'"),
         ({"reg_ratio": 5.0}, r"train\.reg_ratio must be from 0"),
-        ({"class_pictures": 0}, r"train\.class_pictures must be at least 1"),
+        ({"num_class_images": 0}, r"train\.num_class_images must be at least 1"),
         (
             {"unmasked_weight": 1.5, "caption_tag_dropout_rate": 1.0},
             r"unmasked_weight must be .*; train\.caption_tag_dropout_rate must be",
         ),
     ],
 )
-def test_mistakes_are_named(settings: dict[str, object], message: str) -> None:
+def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainSettings(**settings)  # type: ignore[arg-type]

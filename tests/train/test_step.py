@@ -1,4 +1,4 @@
-"""What a step trains: each part by its own optimizer, every cut of a DyLoRA, the cells that a mask leaves."""
+"""What a step trains: two optimizers, every rank of a DyLoRA, and the cells of masked images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DYLORA = DyLoRA(dim=8, alpha=4, unit=2)
     ],
     ids=["rates", "prodigys", "one rate"],
 )
-def test_the_text_encoder_has_an_optimizer_of_its_own(
+def test_the_text_encoder_has_its_own_optimizer(
     optimizer: Optimizer,
     setting: str,
     values: tuple[float, float],
@@ -52,29 +52,29 @@ def test_the_text_encoder_has_an_optimizer_of_its_own(
     try:
         for _ in range(15):
             train_step(context, {0: slot})
-        updates = {path: layer.delta for path, layer in context.adapter.layers.items() if layer.delta}
+        deltas = {path: layer.delta for path, layer in context.adapter.layers.items() if layer.delta}
         parts = [
-            {id(p) for path, update in updates.items() if in_text_encoder(path) == own for p in update.parameters(0)}
-            for own in (False, True)
+            {id(p) for path, delta in deltas.items() if in_text_encoder(path) == text for p in delta.parameters(0)}
+            for text in (False, True)
         ]
     finally:
         context.adapter.detach()
     assert len(slot.optimizers) == 2
-    groups = [one.param_groups for one in slot.optimizers]
-    assert [{id(p) for group in own for p in group["params"]} for own in groups] == parts
+    groups = [optimizer.param_groups for optimizer in slot.optimizers]
+    assert [{id(p) for group in listed for p in group["params"]} for listed in groups] == parts
     assert all(parts) and not parts[0] & parts[1]
-    assert [{group[setting] for group in own} for own in groups] == [{value} for value in values]
-    if isinstance(optimizer, Prodigy):  # each found a rate of its own
+    assert [{group[setting] for group in listed} for listed in groups] == [{value} for value in values]
+    if isinstance(optimizer, Prodigy):  # each has its own estimate
         (unet,), (text_encoder,) = groups
         assert unet["d"] != text_encoder["d"] and min(unet["d"], text_encoder["d"]) > optimizer.d0
 
 
-def test_every_cut_of_a_dylora_has_learnt(
+def test_every_rank_of_a_dylora_has_learned(
     tiny_model: StableDiffusion,
     folder: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    """Each of its ranks, cut out, knows more than the base model does."""
+    """Each cut has a smaller validation loss than the base model."""
     settings = TrainSettings(epochs=1, images_per_concept=120, batch_size=4)
     run = Run("dylora", DYLORA, AdamW(lr=3e-3), Constant(), settings)
     context = work(tiny_model, folder, tmp_path, run)
@@ -89,24 +89,24 @@ def test_every_cut_of_a_dylora_has_learnt(
     fresh = work(tiny_model, folder, tmp_path, run)
     try:
         base = loss(fresh, None)
-        learnt = []
+        losses_by_rank = []
         for rank in (2, 4, 6, 8):
             fresh.adapter.load(cut(state, rank))
-            learnt.append(loss(fresh, 0))
+            losses_by_rank.append(loss(fresh, 0))
     finally:
         fresh.adapter.detach()
-    assert max(learnt) < 0.95 * base
+    assert max(losses_by_rank) < 0.95 * base
 
 
-def test_what_a_mask_leaves_out_counts_as_much_as_the_recipe_says(
+def test_cells_outside_a_mask_have_the_weight_of_the_recipe(
     tiny_model: StableDiffusion,
     mixed: Dataset,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    """The loss of one masked picture beside one without, cell by cell."""
+    """The loss of a masked image and one without a mask equals a loss computed cell by cell."""
     square = [p for p in mixed.pictures if p.width == p.height]
     dataset = masked(square[0].path, mixed)
-    pictures = tuple(next(p for p in dataset.pictures if p.path == one.path) for one in square[:2])
+    pictures = tuple(next(p for p in dataset.pictures if p.path == original.path) for original in square[:2])
     assert [picture.mask is not None for picture in pictures] == [True, False]
     run = Run("masked", LoRA(dim=2), train=TrainSettings(unmasked_weight=0.3, min_snr_gamma=None, batch_size=2))
     plain = work(tiny_model, mixed.root, tmp_path, run)
@@ -124,25 +124,25 @@ def test_what_a_mask_leaves_out_counts_as_much_as_the_recipe_says(
             weights=torch.ones(2),
             flips=(False, False),
         )
-        context.adapter.start(0, run.adapter, generator)  # a change of zero: the base model's own errors
+        context.adapter.start(0, run.adapter, generator)  # its delta is zero: the errors are the base model's
         loss = float(_backward(context, {0: batch}, {0: run.train})[0])
     finally:
         context.adapter.detach()
     clean = context.latents.latents(pictures, batch.flips)
     noisy = tiny_model.add_noise(clean, batch.noise, batch.timesteps)
-    context = PromptCache(tiny_model).contexts(batch.captions, False)
+    conditioning = PromptCache(tiny_model).contexts(batch.captions, False)
     with torch.no_grad():
-        predicted = tiny_model.predict(noisy, batch.timesteps, context)
+        predicted = tiny_model.predict(noisy, batch.timesteps, conditioning)
     errors = (predicted - tiny_model.target(clean, batch.noise, batch.timesteps)).numpy().astype(float) ** 2
     masks = context.latents.masks(pictures, batch.flips)
     assert masks is not None and 0.4 < float(masks[0].mean()) < 0.6
 
-    def by_hand(unmasked: float) -> float:
-        found = []
-        for own, mask in zip(errors, masks.numpy().astype(float), strict=True):
+    def expected_loss(unmasked: float) -> float:
+        losses = []
+        for error, mask in zip(errors, masks.numpy().astype(float), strict=True):
             weights = (mask + unmasked * (1 - mask))[0]
-            found.append((own.mean(axis=0) * weights).sum() / weights.sum())
-        return float(np.mean(found))
+            losses.append((error.mean(axis=0) * weights).sum() / weights.sum())
+        return float(np.mean(losses))
 
-    assert loss == pytest.approx(by_hand(0.3), rel=1e-5)
-    assert all(loss != pytest.approx(by_hand(other), rel=1e-3) for other in (0.0, 1.0))
+    assert loss == pytest.approx(expected_loss(0.3), rel=1e-5)
+    assert all(loss != pytest.approx(expected_loss(other), rel=1e-3) for other in (0.0, 1.0))
