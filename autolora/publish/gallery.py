@@ -26,7 +26,7 @@ from autolora.report import schema
 from autolora.report.schema import OutfitMatrix
 from autolora.sampling import BaseRenders, RenderRequest, render
 from autolora.scoring.intervals import Estimate, bootstrap_means, estimate, with_exact_bounds
-from autolora.scoring.metrics import outfit_matrix
+from autolora.scoring.metrics import concept_pass_scores
 from autolora.scoring.scorecard import embed, render_eval_prompts
 
 WEIGHTS = (0.4, 0.6, 0.8, 1.0, 1.2)
@@ -211,7 +211,7 @@ def render_matrix(renderer: SampleRenderer, best: GalleryEntry) -> OutfitMatrix 
     with renderer.bars.task("rendering the outfits", scorer.num_renders) as advance:
         renders = render_eval_prompts(scorer, session.context.model, session.context.adapter, advance)
     names = tuple(concept.name for concept in scorer.references.concepts)
-    passes_by_outfit, _ = outfit_matrix(scorer, embed(scorer, renders)[best.weight])
+    passes_by_outfit, _ = concept_pass_scores(scorer, embed(scorer, renders)[best.weight])
     shares, telling = [], []
     for name, passes in zip(names, passes_by_outfit, strict=True):
         images = np.concatenate([renders[p, best.weight] for p in scorer.select("trigger", concept=name)])

@@ -15,10 +15,11 @@ from autolora.data.sources import Picture
 from autolora.errors import Unmeasurable
 from autolora.models.base import BaseModel
 from autolora.sampling import Images, to_uint8
-from autolora.scoring.encoders import Embeddings, Encoder, concatenate
+from autolora.scoring.embeddings import Embeddings, concatenate
+from autolora.scoring.encoders import Encoder
 from autolora.scoring.intervals import Array, bootstrap_means
 from autolora.scoring.terms import LinearDiscriminant, cross_fit, fit_discriminant
-from autolora.train.batches import LatentCache
+from autolora.train.caches import LatentCache
 
 MINIMUM_AUC = 0.9
 DECODED_AT_ONCE = 16  # images
@@ -41,8 +42,8 @@ class ReferenceImages:
 
 # An image passes for the character if it lies at most this many standard deviations of real images below their mean.
 DEVIATIONS = 2
-# The minimum distance of that threshold from the mean of real images, and the minimum width of the soft step, as a share
-# of the distance between the base model's renders and real images. Real images often lie within a tenth of that
+# The minimum distance of that threshold from the mean of real images, and the minimum width of the soft step, as a
+# share of the distance between the base model's renders and real images. Real images often lie within a tenth of that
 # distance, so that with their standard deviation alone all half-learnt characters would score the same. On the replay
 # data's first 414 checkpoints, 0.2 agrees with the attribute classifier's score by .85 on average (worst .80), the
 # standard deviation alone by .81 (.75); 0.17 to 0.25 do as well as 0.2. The value was chosen on these checkpoints; on
@@ -107,8 +108,8 @@ def fit_references(images: ReferenceImages, encoder: Encoder, n_bootstrap: int) 
     """Embed the reference images; fit a discriminant for the character and one for each concept against each sibling.
 
     Likeness uses patch embeddings. Bleed uses pooled embeddings, because the character in other clothes or without one
-    of its marks is bleed too: on the replay data's first 87 recipes the bleed rate by patches is .12 below the attribute
-    classifier's, by pooled embeddings .03.
+    of its marks is bleed too: on the replay data's first 87 recipes the bleed rate by patches is .12 below the
+    attribute classifier's, by pooled embeddings .03.
 
     Raises:
         Unmeasurable: the encoder cannot tell the character from the base model's renders, so no score would mean

@@ -14,12 +14,13 @@ from autolora.data.concepts import Dataset, strip_triggers
 from autolora.models.base import BaseModel
 from autolora.models.settings import RenderSettings
 from autolora.sampling import BaseRenders, Images
-from autolora.scoring.encoders import Embeddings, Encoder
+from autolora.scoring.embeddings import Embeddings
+from autolora.scoring.encoders import Encoder
 from autolora.scoring.eval_prompts import ALL_GROUPS, EvalPrompt, build_eval_prompts, in_groups, render_count
 from autolora.scoring.intervals import Array
 from autolora.scoring.references import ReferenceImages, References, decode, fit_references
 from autolora.scoring.settings import ScoringSettings
-from autolora.train.batches import LatentCache
+from autolora.train.caches import LatentCache
 
 K = TypeVar("K")
 FINALS_SEED_OFFSET = 100_000  # between the seeds of the search and those of the finals
@@ -148,7 +149,9 @@ def _render_base(
     advance: Callable[[int], None] | None,
 ) -> tuple[dict[EvalPrompt, Embeddings], dict[EvalPrompt, Images]]:
     """Render the base model at every prompt; return the embeddings and the images."""
-    images = renders.render([(prompt.base_prompt, seed) for prompt in prompts for seed in prompt.seeds], advance, adapter)
+    images = renders.render(
+        [(prompt.base_prompt, seed) for prompt in prompts for seed in prompt.seeds], advance, adapter
+    )
     ends = np.cumsum([len(prompt.seeds) for prompt in prompts])[:-1]
     by_prompt = dict(zip(prompts, np.split(images, ends), strict=True))
     return embed_each(encoder, by_prompt), by_prompt

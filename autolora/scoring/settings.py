@@ -1,4 +1,4 @@
-"""What a score is made of, as read from `conf/scoring/`."""
+"""The settings of the score, from `conf/scoring/`. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ BELOW = 2.0  # a broken constraint lowers the objective by this much: scores lie
 
 @dataclass(frozen=True)
 class ScoringSettings:
-    """Probe prompts, sizes and limits of the score."""
+    """Encoders, evaluation prompts, sample sizes and limits of the score."""
 
     encoder: str = "paperdoll"  # an open_clip model: `local-dir:FOLDER`, or `paperdoll` for the packaged one
-    second_encoder: str | None = None  # asked too about finalists: `timm:MODEL`, `vae`, or any name as above
-    tagger: str | None = None  # sees the winner's bleed as tags: a folder, a name in the hub's cache, or `paperdoll`
+    second_encoder: str | None = None  # a second opinion on finalists: `timm:MODEL`, `vae`, or any name as above
+    tagger: str | None = None  # shows the winner's bleed as tags: a folder, a name in the hub's cache, or `paperdoll`
     weights: tuple[float, ...] = (0.7, 1.0)
-    trigger_prompts: tuple[str, ...] = ()  # what changes around the character: scene, expression, pose
-    outfit_prompts: tuple[str, ...] = ()  # what contradicts it: another outfit, another accessory
-    num_class_renders: int = 8  # class-only probes of the class word and nothing else
-    class_prompts: tuple[str, ...] = ()  # the class word with these tags, without the trigger
-    bleed_prompts: tuple[str, ...] = ()  # the user's own prompts that must not show it either
-    style_prompts: tuple[str, ...] = ()  # how it is drawn, for the final word
-    person_prompts: tuple[str, ...] = ()  # somebody beside it, for the final word
-    unrelated_prompts: tuple[str, ...] = ()  # whole prompts of scenes without it, for the final word
-    seeds_per_trigger_prompt: int = 1  # seeds per trigger and novel prompt
-    seeds_per_class_prompt: int = 3  # seeds per class-only probe; too few renders can never rule bleed out
-    num_negative_renders: int = 64  # base renders that the margins are fitted against
-    seed: int = 1000
+    trigger_prompts: tuple[str, ...] = ()  # tags that change the scene, the expression or the pose
+    outfit_prompts: tuple[str, ...] = ()  # tags that change the character: another outfit, another accessory
+    num_class_renders: int = 8  # prompts with the class word and nothing else
+    class_prompts: tuple[str, ...] = ()  # tags beside the class word, without the trigger
+    bleed_prompts: tuple[str, ...] = ()  # the user's own prompts that must not show the character either
+    style_prompts: tuple[str, ...] = ()  # tags that change the style; only in the finals
+    person_prompts: tuple[str, ...] = ()  # tags of somebody beside the character; only in the finals
+    unrelated_prompts: tuple[str, ...] = ()  # full prompts of scenes without the character; only in the finals
+    seeds_per_trigger_prompt: int = 1  # for prompts with the trigger
+    seeds_per_class_prompt: int = 3  # for prompts without it; with too few renders bleed can never be ruled out
+    num_negative_renders: int = 64  # base renders that the discriminants are fitted against
+    seed: int = 1000  # the first seed of the evaluation prompts
     n_bootstrap: int = 400
     max_bleed: float = 0.15
     min_editability: float = 0.85

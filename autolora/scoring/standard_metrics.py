@@ -1,4 +1,4 @@
-"""The figures that others choose by, shown beside the score; nothing is decided by them."""
+"""Standard metrics of the field, which are reported beside the score and decide nothing."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from autolora.scoring.intervals import Array
 from autolora.scoring.scorecard import Embedded, Rendered
 from autolora.scoring.scorer import Scorer
 
-LPIPS_SIDE = 64  # pixels; AlexNet's pooling leaves nothing of less than half of that
+LPIPS_SIDE = 64  # pixels; AlexNet's pooling layers need at least half of that
 
 
-def standard_metrics(scorer: Scorer, pictures: Rendered, embedded: Embedded, weight: float) -> dict[str, float]:
-    """CLIP-I, CLIP-T and KID of the renders with the trigger, on embeddings of the score's encoder; LPIPS if it can be.
+def standard_metrics(scorer: Scorer, rendered: Rendered, embedded: Embedded, weight: float) -> dict[str, float]:
+    """Compute CLIP-I, CLIP-T and KID of the renders with the trigger, and LPIPS if its weights are on this machine.
 
     Args:
-        scorer: the prepared score.
-        pictures: its rendered probes.
-        embedded: what `embed` made of them.
-        weight: of the LoRA.
+        scorer: the prepared score, whose encoder is used.
+        rendered: the renders of its prompts.
+        embedded: the result of `embed` for them.
+        weight: the LoRA weight.
     """
-    probes = scorer.select("trigger", "novel")
-    asked = [embedded[weight][p].pooled for p in probes]
-    rows = np.concatenate(asked)
-    texts = np.repeat(np.stack([scorer.text_embeddings[p] for p in probes]), [len(own) for own in asked], axis=0)
+    prompts = scorer.select("trigger", "novel")
+    by_prompt = [embedded[weight][p].pooled for p in prompts]
+    rows = np.concatenate(by_prompt)
+    texts = np.repeat(np.stack([scorer.text_embeddings[p] for p in prompts]), [len(part) for part in by_prompt], axis=0)
     training = scorer.references.training
-    found = {"clip_i": clip_i(rows, training), "clip_t": clip_t(rows, texts), "kid": kid(rows, training)}
+    metrics = {"clip_i": clip_i(rows, training), "clip_t": clip_t(rows, texts), "kid": kid(rows, training)}
     if lpips_weights().is_file():
-        found["lpips"] = lpips(np.concatenate([pictures[p, weight] for p in scorer.select("class_only")]))
-    return found
+        metrics["lpips"] = lpips(np.concatenate([rendered[p, weight] for p in scorer.select("class_only")]))
+    return metrics
 
 
 def clip_i(rendered: Array, references: Array) -> float:
-    """Mean cosine of renders and reference pictures (Gal et al. 2022, An Image is Worth One Word).
+    """Return the mean cosine similarity of renders and reference images (Gal et al. 2022, An Image is Worth One Word).
 
     Args:
         rendered: (n, D) unit vectors.
@@ -49,23 +49,25 @@ def clip_i(rendered: Array, references: Array) -> float:
 
 
 def clip_t(rendered: Array, texts: Array) -> float:
-    """Mean cosine of renders and their prompts, CLIPScore without its factor (Hessel et al. 2021).
+    """Return the mean cosine similarity of renders and their prompts.
+
+    It is CLIPScore (Hessel et al. 2021) without its factor.
 
     Args:
         rendered: (n, D) unit vectors.
-        texts: (n, D) unit vectors, one a render.
+        texts: (n, D) unit vectors, one per render.
     """
     return float(np.maximum((rendered * texts).sum(1), 0).mean())
 
 
 def kid(rendered: Array, references: Array) -> float:
-    """Kernel distance of renders and reference pictures (Binkowski et al. 2018), by torchmetrics.
+    """Return the kernel distance of renders and reference images (Binkowski et al. 2018), by torchmetrics.
 
-    One subset, of all there is on the smaller side. Which it is on the larger the metric draws from the global
-    generator, which is lent a fixed state and put back.
+    There is one subset, with as many images as the smaller side has. torchmetrics draws it with the global random
+    generator, whose state is fixed here and restored afterwards.
     """
     size = min(len(rendered), len(references))
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of the memory that large sets would take
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # about the memory that large sets need
         metric = KernelInceptionDistance(feature=torch.nn.Identity(), subsets=1, subset_size=size)
     metric.update(torch.from_numpy(references), real=True)
     metric.update(torch.from_numpy(rendered), real=False)
@@ -74,19 +76,19 @@ def kid(rendered: Array, references: Array) -> float:
         return float(metric.compute()[0])
 
 
-def lpips(pictures: Images) -> float:
-    """Mean perceptual distance of neighbours in a list of renders (Zhang et al. 2018), by torchmetrics: how they vary.
+def lpips(images: Images) -> float:
+    """Return how much renders vary: the mean perceptual distance (Zhang et al. 2018) of neighbours in the list.
 
     Args:
-        pictures: (n, H, W, 3), at least two.
+        images: (n, H, W, 3), at least two.
     """
-    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     if min(pixels.shape[-2:]) < LPIPS_SIDE:
         pixels = torch.nn.functional.interpolate(pixels, (LPIPS_SIDE, LPIPS_SIDE), mode="bilinear")
-    found = learned_perceptual_image_patch_similarity(pixels[1:], pixels[:-1], net_type="alex", normalize=True)
-    return float(found)
+    distance = learned_perceptual_image_patch_similarity(pixels[1:], pixels[:-1], net_type="alex", normalize=True)
+    return float(distance)
 
 
 def lpips_weights() -> Path:
-    """Where torchvision keeps the AlexNet that LPIPS is made of, once `torchvision.models.alexnet` has fetched it."""
+    """Return the file of LPIPS' AlexNet weights, which `torchvision.models.alexnet` downloads."""
     return Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"

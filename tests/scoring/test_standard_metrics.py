@@ -1,4 +1,4 @@
-"""What others choose by, on embeddings whose answer is known."""
+"""Standard metrics on embeddings with a known result."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def unit(rows: np.ndarray) -> np.ndarray:
 ROWS = unit(np.random.default_rng(0).normal(size=(20, 16)))
 
 
-def test_cosines_are_those_of_pairs() -> None:
+def test_cosines_are_the_means_over_pairs() -> None:
     assert clip_t(ROWS, ROWS) == pytest.approx(1)
     assert clip_t(ROWS, -ROWS) == 0
     assert clip_i(np.eye(4), np.eye(4)) == pytest.approx(1 / 4)
 
 
-def test_kid_grows_with_the_distance_and_is_the_same_every_time() -> None:
+def test_kid_grows_with_the_distance_and_is_reproducible() -> None:
     others = unit(np.random.default_rng(1).normal(size=(20, 16)))
     near, far = kid(ROWS, others), kid(ROWS, unit(others + 1))
     assert near < far
     assert kid(ROWS, others) == pytest.approx(near)
 
 
-def test_kid_of_unequal_sets_is_no_draw_and_leaves_the_global_generator_alone() -> None:
+def test_kid_of_unequal_sets_is_reproducible_and_keeps_the_global_random_state() -> None:
     others = unit(np.random.default_rng(1).normal(size=(7, 16)))
     before = torch.random.get_rng_state()
     first = kid(ROWS, others)
@@ -43,8 +43,8 @@ def test_kid_of_unequal_sets_is_no_draw_and_leaves_the_global_generator_alone() 
     assert kid(ROWS, others) == first
 
 
-class Embedded:
-    """Stands in for a CLIP and its processor; pictures are their own embeddings, texts are row numbers."""
+class FakeClip:
+    """A CLIP and its processor for which images are their own embeddings and texts are row numbers."""
 
     config = None
 
@@ -56,7 +56,7 @@ class Embedded:
         rows = torch.tensor([int(row) for row in text])
         return {"input_ids": rows, "attention_mask": rows}
 
-    def to(self, device: object) -> Embedded:
+    def to(self, device: object) -> FakeClip:
         return self
 
     def get_image_features(self, pixels: Tensor) -> Tensor:
@@ -68,12 +68,12 @@ class Embedded:
 
 def test_clip_t_is_clip_score_of_torchmetrics() -> None:
     rendered = unit(ROWS + np.random.default_rng(2).uniform(0, 0.3, ROWS.shape))
-    pictures = [torch.from_numpy(row)[None, None] for row in rendered]
-    theirs = clip_score(pictures, [str(i) for i in range(len(ROWS))], lambda: (Embedded(), Embedded()))
-    assert clip_t(rendered, ROWS) == pytest.approx(float(theirs) / 100)
+    images = [torch.from_numpy(row)[None, None] for row in rendered]
+    expected = clip_score(images, [str(i) for i in range(len(ROWS))], lambda: (FakeClip(), FakeClip()))
+    assert clip_t(rendered, ROWS) == pytest.approx(float(expected) / 100)
 
 
-def test_lpips_is_asked_where_its_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_needs_its_weights_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert not lpips_weights().is_file()
     lpips_weights().parent.mkdir(parents=True)

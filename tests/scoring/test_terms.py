@@ -1,4 +1,4 @@
-"""Terms and intervals on embeddings whose answer is known."""
+"""Discriminants, score terms and intervals, on embeddings with a known result."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def cloud(center: float, count: int, seed: int = 0) -> np.ndarray:
     return rows
 
 
-def test_margin_finds_the_axis_that_separates() -> None:
-    margin = fit_discriminant(cloud(3, 40, 1), cloud(0, 40, 2))
-    assert abs(margin.direction[0]) > 0.9
-    assert np.linalg.norm(margin.direction) == pytest.approx(1)
+def test_the_discriminant_finds_the_axis_that_separates() -> None:
+    discriminant = fit_discriminant(cloud(3, 40, 1), cloud(0, 40, 2))
+    assert abs(discriminant.direction[0]) > 0.9
+    assert np.linalg.norm(discriminant.direction) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("columns", [16, 400])
-def test_margin_solves_the_shrunk_covariance(columns: int) -> None:
-    """Also with more columns than rows, where the covariance alone has no inverse."""
+def test_the_discriminant_solves_the_shrunk_covariance(columns: int) -> None:
+    """This must also hold with more columns than rows, where the covariance alone has no inverse."""
     generator = np.random.default_rng(0)
     positives, negatives = generator.normal(1, 1, (20, columns)), generator.normal(0, 2, (30, columns))
     centered = np.concatenate([positives - positives.mean(0), negatives - negatives.mean(0)])
@@ -39,13 +39,13 @@ def test_margin_solves_the_shrunk_covariance(columns: int) -> None:
     assert fit_discriminant(positives, negatives).direction == pytest.approx(direction / np.linalg.norm(direction))
 
 
-def test_auc_is_half_without_and_one_with_a_difference() -> None:
+def test_auc_is_about_a_half_without_a_difference_and_one_with_it() -> None:
     assert 0.25 < cross_fit(cloud(0, 60, 1), cloud(0, 60, 2))[1] < 0.75
     assert cross_fit(cloud(4, 30, 1), cloud(0, 30, 2))[1] > 0.99
 
 
-def test_references_are_placed_without_themselves() -> None:
-    """Where nothing separates them but chance, a margin that has seen a reference flatters it."""
+def test_positions_are_cross_validated() -> None:
+    """If only chance separates the images, those that the discriminant was fitted on lie too high."""
     positives, negatives = cloud(0, 12, 1), cloud(0, 40, 2)
     unseen, _ = cross_fit(positives, negatives)
     seen = fit_discriminant(positives, negatives)(positives)
@@ -53,7 +53,7 @@ def test_references_are_placed_without_themselves() -> None:
     assert seen.mean() - unseen.mean() > 0.3
 
 
-def test_too_few_references_are_told_by_their_auc() -> None:
+def test_too_few_images_have_an_auc_of_0() -> None:
     assert cross_fit(cloud(4, 1, 1), cloud(0, 30, 2))[1] == 0.0
 
 
@@ -68,13 +68,13 @@ def test_relative_position_runs_from_base_to_real(share: float) -> None:
     assert interval.low <= interval.value <= interval.high
 
 
-def test_position_is_paired_so_shared_noise_cancels() -> None:
+def test_the_position_is_paired_so_that_shared_noise_cancels() -> None:
     base = RNG.normal(0, 3, (12, 2))
     _, draws = relative_position(base + 1, base, np.full(9, 40.0) + base.mean(), 400, 0)
     assert draws.std() < 0.01
 
 
-def test_editability_is_one_for_the_base_and_zero_where_prompts_change_nothing() -> None:
+def test_editability_is_1_for_the_base_model_and_0_if_prompts_change_nothing() -> None:
     texts = np.eye(8)[:6]
     base = np.stack([np.stack([t, t]) for t in texts]) + RNG.normal(0, 0.01, (6, 2, 8))
     assert editability(base, base, texts, 100, 0)[0] == pytest.approx(1)
@@ -83,12 +83,12 @@ def test_editability_is_one_for_the_base_and_zero_where_prompts_change_nothing()
     assert editability(base + fixed, base, texts, 100, 0)[0] == pytest.approx(1)
 
 
-def test_bootstrap_over_prompts_is_wider_than_over_pictures() -> None:
-    table = np.repeat(RNG.normal(size=(10, 1)), 8, axis=1)  # seeds of a prompt agree, so only prompts carry news
+def test_the_bootstrap_over_prompts_is_wider_than_over_images() -> None:
+    table = np.repeat(RNG.normal(size=(10, 1)), 8, axis=1)  # the seeds of a prompt agree, so they add no information
     assert bootstrap_means(table, 500, 0).std() > 2 * table.std() / np.sqrt(table.size)
 
 
-def test_same_seed_same_interval() -> None:
+def test_the_same_seed_gives_the_same_draws() -> None:
     table = RNG.normal(size=(7, 3))
     assert np.array_equal(bootstrap_means(table, 50, 3), bootstrap_means(table, 50, 3))
 
@@ -103,24 +103,24 @@ def test_same_seed_same_interval() -> None:
 )
 def test_impossible_settings_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        ScoringSettings(**{"overrides": ("a", "b"), **wrong})  # type: ignore[arg-type]
+        ScoringSettings(**{"outfit_prompts": ("a", "b"), **wrong})  # type: ignore[arg-type]
 
 
-def test_intervals_of_few_prompts_hold_as_often_as_they_say() -> None:
-    """Means of five normal draws: percentiles alone hold the truth in five of six cases."""
+def test_95_percent_intervals_of_few_prompts_contain_the_truth_that_often() -> None:
+    """For means of five normal values, percentiles alone contain the truth in five of six cases."""
     noise, plain, wide = np.random.default_rng(0), 0, 0
     for _ in range(400):
         values = noise.normal(size=(5, 1))
         draws = bootstrap_means(values, 400, 0)
-        one, other = estimate(float(values.mean()), draws), estimate(float(values.mean()), draws, 5)
-        plain += one.low <= 0 <= one.high
-        wide += other.low <= 0 <= other.high
+        narrow, expanded = (estimate(float(values.mean()), draws, *sizes) for sizes in ((), (5,)))
+        plain += narrow.low <= 0 <= narrow.high
+        wide += expanded.low <= 0 <= expanded.high
     assert plain < 0.87 * 400 and 0.92 * 400 < wide < 0.98 * 400
     assert expansion(10_000) == pytest.approx(1, abs=0.001) and expansion(1) == 1
-    assert expansion(5) > expansion(5, 6) > expansion(5, 100) > np.sqrt(5 / 4)  # what joins it leaves it less to chance
+    assert expansion(5) > expansion(5, 6) > expansion(5, 100) > np.sqrt(5 / 4)  # more samples add degrees of freedom
 
 
-def test_no_hit_in_few_renders_does_not_say_that_there_is_no_bleed() -> None:
+def test_no_hit_in_few_renders_does_not_rule_bleed_out() -> None:
     for renders in (8, 16, 24, 100):
         bound = with_exact_bounds(Estimate(0.0, 0.0, 0.0), renders).high
         assert (1 - bound) ** renders == pytest.approx(0.025)
@@ -132,8 +132,8 @@ def test_no_hit_in_few_renders_does_not_say_that_there_is_no_bleed() -> None:
     )
 
 
-def test_the_default_probes_are_enough_to_rule_bleed_out() -> None:
+def test_the_default_prompts_are_enough_to_rule_bleed_out() -> None:
     for name in ("character", "paperdoll", "style", "object"):
-        found = build_settings(compose("tune", [f"scoring={name}"])).scoring
-        renders = found.num_class_renders * found.seeds_per_class_prompt
-        assert with_exact_bounds(Estimate(0.0, 0.0, 0.0), renders).high < found.max_bleed
+        settings = build_settings(compose("train", [f"scoring={name}"])).scoring
+        renders = settings.num_class_renders * settings.seeds_per_class_prompt
+        assert with_exact_bounds(Estimate(0.0, 0.0, 0.0), renders).high < settings.max_bleed
