@@ -79,5 +79,5 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(tmp_path)])
     runpy.run_path(str(EXAMPLE))
     printed = capsys.readouterr().out
-    assert printed.count(" images: ") == 2 and "best" in printed and "diffusers yes" in printed
+    assert printed.count(" images: ") == 2 and "best" in printed and "diffusers correctly" in printed
     assert list((tmp_path / "best").glob("*.safetensors"))

@@ -12,7 +12,7 @@ from autolora.evaluation.throughput import Speed
 from autolora.models.base import BaseModel
 from autolora.report.formatting import counted
 from autolora.report.tables import Section
-from autolora.scoring.probes import ALL_GROUPS, DECIDING_GROUPS, SEARCH_GROUPS, build_probes, render_count
+from autolora.scoring.eval_prompts import ALL_GROUPS, DECIDING_GROUPS, SEARCH_GROUPS, build_eval_prompts, render_count
 from autolora.scoring.settings import ScoringSettings
 from autolora.settings import RETRAINED_RECIPES, STRONGER, SWEEP_WEIGHTS, StudySettings
 from autolora.train.run import Run
@@ -20,25 +20,28 @@ from autolora.train.run import Run
 
 @dataclass(frozen=True)
 class Renders:
-    """How many pictures are drawn, each in as many of the search's renders as it takes the time of."""
+    """The number of renders, in units of one render of the search."""
 
-    before: float  # the base model's own, class pictures among them, before anything trains; they are kept
-    checkpoint: float  # to judge a checkpoint in full
-    finalist: float  # to judge one again in the finals
-    winner: float  # the base model's for the finals, and what only their winner is asked
+    before: float  # by the base model before anything trains, with the class images; they are cached
+    checkpoint: float  # to score a checkpoint in full
+    finalist: float  # to score a checkpoint in the finals
+    winner: float  # by the base model for the finals, and for the full evaluation of the winner
 
 
 def count_renders(runs: Sequence[Run], dataset: Dataset, model: BaseModel, scoring: ScoringSettings) -> Renders:
-    """The pictures that a study of some recipes draws."""
+    """Count the renders of a study of some recipes."""
     settings, weights = model.settings.render, len(scoring.weights)
     search, deciding, every = (
-        render_count(build_probes(dataset, scoring, groups)) for groups in (SEARCH_GROUPS, DECIDING_GROUPS, ALL_GROUPS)
+        render_count(build_eval_prompts(dataset, scoring, groups))
+        for groups in (SEARCH_GROUPS, DECIDING_GROUPS, ALL_GROUPS)
     )
     slower = settings.num_inference_steps / settings.search.num_inference_steps
     larger = (model.resolution / settings.side(model.resolution)) ** 2
-    drawn = not dataset.regularization and any(run.train.shows_class_pictures for run in runs)
+    renders_class_images = not dataset.regularization and any(run.train.shows_class_pictures for run in runs)
     return Renders(
-        before=search + scoring.num_negative_renders + drawn * slower * larger * model.settings.num_class_images,
+        before=search
+        + scoring.num_negative_renders
+        + renders_class_images * slower * larger * model.settings.num_class_images,
         checkpoint=search * weights,
         finalist=slower * REPEATS * deciding * weights,
         winner=slower * REPEATS * every * (1 + weights) + search * len(SWEEP_WEIGHTS),
@@ -55,7 +58,7 @@ def cost_section(
     """What each recipe costs on this machine, and the study at most.
 
     Args:
-        runs: the recipes as they are.
+        runs: the recipes unchanged.
         dataset: what they train on.
         renders: as counted.
         speed: as measured.
@@ -73,77 +76,84 @@ def cost_section(
     words = [
         f"measured here: {speed.seconds_per_image:.3g} s for an image trained on, {speed.seconds_per_render:.3g} s for "
         f"one rendered, {speed.memory_gib:.1f} GiB of {speed.memory_of}",
-        "rendered is what judges every checkpoint in full; a study spends less, as most are settled by a part of it",
+        "the renders score every checkpoint in full; a study needs fewer, as part of them settles most checkpoints",
     ]
     each = sum(minutes) / len(minutes)
     share = judging / sum(minutes)
     lower = "model.render.size and model.render.search_inference_steps lower that"
     words.append(f"{share:.0%} of the time is rendering; {lower}")
     before = math.ceil(renders.before * per_render)
-    words.append(f"before anything trains the base model draws for at most {before} min, once: its pictures are kept")
+    words.append(
+        f"before anything trains the base model renders for at most {before} min, once: its renders are cached"
+    )
     if study:
         total = math.ceil(study.budget.n_trials * each)
         words.append(
             f"{counted(study.budget.n_trials, 'trial')} like these at most {total} min, less where they overcook"
         )
         finals = finals_minutes(study, each, renders.finalist * per_render) + renders.winner * per_render
-        words.append(finals_in_words(study, finals))
-        words += time_in_words(study, len(runs), each, finals)
-    columns = ("recipe", "steps", "optimizer steps", "checkpoints", "renders", "minutes")
+        words.append(describe_finals(study, finals))
+        words += describe_time(study, len(runs), each, finals)
+    columns = ("recipe", "images", "optimizer steps", "checkpoints", "renders", "minutes")
     return Section("Cost", columns, tuple(rows), tuple(words))
 
 
-def finals_minutes(study: StudySettings, minutes_each: float, minutes_judging: float) -> float:
-    """How long the finals take at most, for trials of so many minutes and checkpoints judged in so many."""
-    again = RETRAINED_RECIPES * study.final_seeds
-    return (_judged_again(study) + again) * minutes_judging + again * minutes_each
+def finals_minutes(study: StudySettings, minutes_each: float, minutes_scoring: float) -> float:
+    """The minutes that the finals take at most.
+
+    Args:
+        study: with the number of finalists.
+        minutes_each: of training one trial.
+        minutes_scoring: of scoring one checkpoint.
+    """
+    retrained = RETRAINED_RECIPES * study.final_seeds
+    return (_rescored(study) + retrained) * minutes_scoring + retrained * minutes_each
 
 
-def _judged_again(study: StudySettings) -> int:
+def _rescored(study: StudySettings) -> int:
+    """The number of checkpoints that the finals score again, at most."""
+    averages = RETRAINED_RECIPES if study.average_checkpoints else 0
+    return study.n_finalists + averages + (len(STRONGER) if study.try_lora_scales else 0)
+
+
+def describe_finals(study: StudySettings, minutes: float) -> str:
+    """What the finals do in so many minutes."""
+    retrained = RETRAINED_RECIPES * study.final_seeds
+    training = f" and {counted(retrained, 'recipe')} trained again" if retrained else ""
     return (
-        study.n_finalists
-        + (RETRAINED_RECIPES if study.average_checkpoints else 0)
-        + (len(STRONGER) if study.try_lora_scales else 0)
+        f"finals: at most {math.ceil(minutes)} min, for {counted(_rescored(study), 'checkpoint')} re-scored{training}"
     )
 
 
-def finals_in_words(study: StudySettings, minutes: float) -> str:
-    """What the finals do in so many minutes."""
-    again = RETRAINED_RECIPES * study.final_seeds
-    training = f" and {again} trained again" if again else ""
-    again_judged = counted(_judged_again(study), "checkpoint")
-    return f"finals: at most {math.ceil(minutes)} min, for {again_judged} judged again{training}"
-
-
-def time_in_words(study: StudySettings, recipes: int, minutes_each: float, finals: float) -> list[str]:
-    """What `budget.minutes` will be spent on, and what to change where it is too little; nothing where it is no limit.
+def describe_time(study: StudySettings, baselines: int, minutes_each: float, finals: float) -> list[str]:
+    """What `budget.minutes` is spent on, and what to change where it is too little; empty without that limit.
 
     Args:
-        study: with its limits.
-        recipes: that come first, as they are.
+        study: with its budget.
+        baselines: the number of recipes, which come first.
         minutes_each: of a trial.
-        finals: minutes that they take at most.
+        finals: minutes that the finals take at most.
     """
     limit = study.budget.minutes
     if limit is None:
         return []
     search = study.search_minutes
-    fit = min(study.budget.n_trials, math.ceil(search / minutes_each))  # the last is ended, however late
-    kept = f", and the finals what is left, {limit - search:g} at least" if study.final_seeds else ""
-    said = [
+    fit = min(study.budget.n_trials, math.ceil(search / minutes_each))  # the last trial is ended, however late
+    rest = f", and the finals the rest, at least {limit - search:g}" if study.final_seeds else ""
+    lines = [
         f"budget.minutes={limit:g}: the search takes {search:g} of them, for about {fit} of {study.budget.n_trials} "
-        f"trials in full{kept}"
+        f"trials in full{rest}"
     ]
     if study.final_seeds and limit - search < finals:
-        said.append(
-            f"what is left is too little for all of the finals ({math.ceil(finals)} min): what does not fit is left "
-            "out, training again first; study.final_seeds=1 asks for less"
+        lines.append(
+            f"the rest is too little for all of the finals ({math.ceil(finals)} min): what does not fit is left out, "
+            "training again first; study.final_seeds=1 asks for less"
         )
-    if fit < recipes:
-        needed = math.ceil(recipes * minutes_each / search * limit)
-        said.append(
-            f"the search is too short for the {recipes} recipes as they are, which come first: set "
-            f"budget.minutes={needed}, leave some out with ~study.recipes.NAME, or train on fewer pictures by "
-            f"train.epochs or train.images_per_concept, {search / (recipes * minutes_each):.0%} of what they are"
+    if fit < baselines:
+        needed = math.ceil(baselines * minutes_each / search * limit)
+        lines.append(
+            f"the search is too short for the {baselines} baselines, which come first: set budget.minutes={needed}, "
+            f"leave some out with ~study.recipes.NAME, or train on fewer images by train.epochs or "
+            f"train.images_per_concept, {search / (baselines * minutes_each):.0%} of what they are"
         )
-    return said
+    return lines

@@ -1,4 +1,4 @@
-"""What a study would train, before it trains: pictures, captions, ledger, buckets, triggers and what it costs."""
+"""The sections of `autolora check`: images, captions, buckets, images shown, triggers, memory and cost."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from autolora.train.run import Run
 from autolora.train.slot import TrainingContext
 
 T = TypeVar("T")
-CURVE_POINTS = 200  # that a schedule is drawn by
+CURVE_POINTS = 200  # of a plotted schedule
 
 
 def dataset_sections(dataset: Dataset) -> list[Section]:
-    """The pictures by concept, what is odd about them, and what is cut off in their buckets."""
+    """The images by concept, the problems with them, and what their buckets cut off."""
     rows = []
     for concept in dataset.concepts:
         validation = [picture for picture in dataset.validation if picture.concept == concept.name]
@@ -48,25 +48,25 @@ def dataset_sections(dataset: Dataset) -> list[Section]:
         rows.append((concept.name, concept.trigger, len(concept.pictures), len(validation), masks, ends))
     words = [f"trigger {dataset.trigger}, class word {dataset.class_word}", *dataset.notes]
     if dataset.regularization:
-        words.append(f"{len(dataset.regularization)} regularization pictures of your own")
-    columns = ("concept", "trigger", "training", "held out", "masks", "sizes")
-    pictures = Section("Pictures", columns, tuple(rows), tuple(words))
+        words.append(f"{len(dataset.regularization)} regularization images of your own")
+    columns = ("concept", "trigger", "training", "validation", "masks", "sizes")
+    images = Section("Images", columns, tuple(rows), tuple(words))
     everything = [*dataset.pictures, *dataset.validation]
     buckets = tuple(
         (f"{r.bucket[0]}x{r.bucket[1]}", r.pictures, r.mean_cropped, r.worst_cropped, r.mean_scale, r.worst_scale)
         for r in bucket_table(everything)
     )
-    columns = ("bucket", "pictures", "share cut off", "worst share", "scale", "largest scale")
+    columns = ("bucket", "images", "share cut off", "worst share", "scale", "largest scale")
     lost = any(row[3] > 0.005 or row[5] > 1 for row in buckets)
     sheet = bucket_sheet(everything) if lost else None
-    said = "the pictures that lose most, with what is cut off dimmed" if lost else "nothing is cut off or enlarged"
-    return [pictures, Section("Buckets", columns, buckets, (said,), sheet)]
+    text = "the images that lose most; what is cut off is dimmed" if lost else "nothing is cut off or enlarged"
+    return [images, Section("Buckets", columns, buckets, (text,), sheet)]
 
 
 def caption_sections(dataset: Dataset, model: BaseModel) -> list[Section]:
-    """What cleaning takes out, what the captions carry, what the triggers could absorb, what is too long."""
-    removed = tuple((one.tag, one.reason, one.count) for one in clean_report(dataset))
-    cleaned = Section("Cleaned away", ("tag", "why", "captions"), removed, () if removed else ("nothing",))
+    """The tags that cleaning removes, the tags of the captions, those that a trigger could absorb; long captions."""
+    removed = tuple((removal.tag, removal.reason, removal.count) for removal in clean_report(dataset))
+    cleaned = Section("Removed tags", ("tag", "reason", "captions"), removed, () if removed else ("nothing",))
     names = [concept.name for concept in dataset.concepts]
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (row.tag, row.kind, row.count, *(f"{row.shares[name]:.0%}" for name in names), _always(row, names))
@@ -74,55 +74,55 @@ def caption_sections(dataset: Dataset, model: BaseModel) -> list[Section]:
     )
     advice = tuple(
         f"captions.absorb_tags={level}: {trigger} absorbs {', '.join(tags)}"
-        for level, found in absorbed_by_level(dataset).items()
-        for trigger, tags in found.items()
+        for level, tags_by_trigger in absorbed_by_level(dataset).items()
+        for trigger, tags in tags_by_trigger.items()
     )
     tags = Section("Tags", ("tag", "kind", "captions", *names, "always in"), rows, advice)
-    room = model.max_prompt_tokens
+    limit = model.max_prompt_tokens
     long = tuple(
-        (picture.path.name, count, " ".join(model.tokens(picture.caption)[room:]))
+        (picture.path.name, count, " ".join(model.tokens(picture.caption)[limit:]))
         for picture in (*dataset.pictures, *dataset.validation)
-        if (count := len(model.tokens(picture.caption))) > room
+        if (count := len(model.tokens(picture.caption))) > limit
     )
-    said = f"{len(long) or 'no'} captions are longer than the {room} tokens that the text encoder is shown"
-    return [cleaned, tags, Section("Too long", ("picture", "tokens", "cut off"), long, (said,))]
+    text = f"{len(long) or 'no'} captions are longer than the {limit} tokens that the text encoder reads"
+    return [cleaned, tags, Section("Long captions", ("image", "tokens", "cut off"), long, (text,))]
 
 
 def _always(row: TagRow, names: Sequence[str]) -> str:
-    """The concepts whose every caption has a tag."""
+    """The concepts in which every caption has the tag."""
     return "all" if len(row.absorbed) == len(names) else ", ".join(row.absorbed)
 
 
 def recipe_section(run: Run, dataset: Dataset) -> Section:
-    """The step ledger of a recipe, with the captions it trains with, and the tags at risk."""
+    """The images that a recipe shows, by concept, with the captions as it edits them, and the tags at risk."""
     edited, steps = run.with_captions(dataset), run.images_by_concept(dataset)
-    ledger = make_step_table(edited, steps, run.train.epochs, run.class_images_per_epoch(dataset))
+    table = make_step_table(edited, steps, run.train.epochs, run.class_images_per_epoch(dataset))
     rows: list[tuple[Cell, ...]] = [
         (row.concept, row.images, row.repeats, row.steps_per_epoch, row.steps_total, row.overlap, row.risk)
-        for row in ledger.rows
+        for row in table.rows
     ]
     rows += [
-        (kind, None, None, count, count * ledger.epochs, None, None)
-        for kind, count in ledger.class_images.items()
+        (kind, None, None, count, count * table.epochs, None, None)
+        for kind, count in table.class_images.items()
         if count
     ]
     by_concept = {concept.name: count for concept, count in zip(dataset.concepts, steps, strict=True)}
     risks: dict[str, list[str]] = {}
-    kept = sum(ledger.class_images.values()) > 0  # class pictures teach the class word something else
+    has_class_images = sum(table.class_images.values()) > 0  # they teach the class word other characters
     for tag in images_by_tag(edited, by_concept, run.train.epochs):
-        if tag.risk and not (kept and tag.risk == "bleed"):
+        if tag.risk and not (has_class_images and tag.risk == "bleed"):
             risks.setdefault(tag.risk, []).append(f"{tag.tag} {tag.steps_total:.0f}")
     words = (
         *run.adapter.notes(),
         *([f"starts from {run.init_lora.path}"] if run.init_lora else []),
-        *(f"{risk} ({', '.join(tags)} steps): {RISKS[risk]}" for risk, tags in risks.items()),
+        *(f"{risk} ({', '.join(tags)} images): {RISKS[risk]}" for risk, tags in risks.items()),
     )
-    columns = ("", "pictures", "repeats", "steps/epoch", "steps", "overlap", "risk")
-    return Section(f"Recipe {run.name}: steps are images shown", columns, tuple(rows), words)
+    columns = ("", "images", "repeats", "shown/epoch", "shown", "overlap", "risk")
+    return Section(f"Recipe {run.name}: images shown", columns, tuple(rows), words)
 
 
 def schedule_section(runs: Sequence[Run], dataset: Dataset) -> Section:
-    """How each recipe's learning rate moves over its run."""
+    """The learning rate of each recipe over its run."""
     rows, curves = [], {}
     for run in runs:
         total = run.optimizer_steps(dataset)
@@ -131,12 +131,12 @@ def schedule_section(runs: Sequence[Run], dataset: Dataset) -> Section:
         name = next(name for name, kind in SCHEDULES.items() if type(run.schedule) is kind)
         rows.append((run.name, name, run.optimizer.lr * max(curve), total, _sparkline(curve)))
     columns = ("recipe", "schedule", "highest rate", "optimizer steps", "rate")
-    words = ("Prodigy finds the rate that this is a factor of",) if any(r.optimizer.lr == 1 for r in runs) else ()
+    words = ("Prodigy estimates the rate; this is a factor of it",) if any(r.optimizer.lr == 1 for r in runs) else ()
     return Section("Learning rate", columns, tuple(rows), words, chart=schedules(curves))
 
 
 def _sparkline(curve: Sequence[float], width: int = 16) -> str:
-    """A curve from 0 to 1 in a line of text."""
+    """A curve from 0 to 1 as a line of text."""
     levels = "▁▂▃▄▅▆▇█"
     places = [round(i * (len(curve) - 1) / (width - 1)) for i in range(width)]
     return "".join(levels[round(curve[place] * (len(levels) - 1))] for place in places)
@@ -177,7 +177,7 @@ def measured_sections(
 
 
 def _that_fits(title: str, build: Callable[[], Section]) -> Section:
-    """A section, or in words why it is not there where the GPU's memory is too small for it."""
+    """Build a section; where the GPU's memory is too small for it, the section says so."""
     try:
         return build()
     except (MemoryFull, torch.OutOfMemoryError) as error:
@@ -193,18 +193,18 @@ def measured_cost(
     cache: Path,
     bars: Bars,
 ) -> Section:
-    """What the recipes and the study cost, by a few steps of the first recipe.
+    """What the recipes and the study cost, from the time of a few steps of the first recipe.
 
     Raises:
-        MemoryFull: they do not fit into the GPU's memory, one picture at a time.
+        MemoryFull: they do not fit into the GPU's memory, one image at a time.
     """
     settings = model.settings
     with bars.task("timing training and rendering", None):
         adapter = attach(model.modules, runs[0].adapter)
         model.keep_on_device(*adapter.roots)
-        standing_in = dataset.regularization or dataset.pictures[:4]  # for class pictures: they cost the same
+        class_images = dataset.regularization or dataset.pictures[:4]  # any images cost the same
         latents = LatentCache(model, cache / "latents")
-        context = TrainingContext(model, adapter, dataset, latents, PromptCache(model), standing_in)
+        context = TrainingContext(model, adapter, dataset, latents, PromptCache(model), class_images)
         try:
             speed = measure_speed(runs[0], context, settings.render.search)
         finally:
@@ -213,29 +213,29 @@ def measured_cost(
 
 
 def needs_section(scoring: ScoringSettings, model: BaseModel, encoder: Encoder | str) -> Section:
-    """What scoring needs beside the base model, and how to get what is missing: without it nothing is trained.
+    """What scoring needs besides the base model, and how to get what is missing; without it nothing is trained.
 
     Args:
         encoder: the first one, or why there is none.
     """
-    wanted: list[tuple[str, str | None, Callable[[str], object]]] = [
+    needs: list[tuple[str, str | None, Callable[[str], object]]] = [
         ("scoring.encoder", scoring.encoder, lambda _: encoder),
         ("scoring.second_encoder", scoring.second_encoder, lambda name: load_second_encoder(name, model)),
         ("scoring.tagger", scoring.tagger, load_tagger),
     ]
     rows: list[tuple[Cell, ...]] = []
     words = []
-    for key, name, load in wanted:
+    for key, name, load in needs:
         if name is None:
             continue
-        found = _loaded(load, name)
-        rows.append((key, name, "missing" if isinstance(found, str) else "there"))
-        words += [found] if isinstance(found, str) else []
+        loaded = _loaded(load, name)
+        rows.append((key, name, "missing" if isinstance(loaded, str) else "found"))
+        words += [loaded] if isinstance(loaded, str) else []
     return Section("Needed", ("setting", "value", "state"), tuple(rows), tuple(words))
 
 
 def _loaded(load: Callable[[str], T], name: str) -> T | str:
-    """What a setting names, or why it cannot be loaded here."""
+    """Load what a setting names, or return why it cannot be loaded."""
     try:
         return load(name)
     except ConfigError as error:

@@ -47,12 +47,12 @@ def test_check_shows_everything_before_a_step_is_trained(
     checked: tuple[Path, dict[str, dict[str, list[dict[str, object]]]]],
 ) -> None:
     found = checked[1]
-    assert [row["training"] for row in found["Pictures"]["rows"]] == [3, 3]
+    assert [row["training"] for row in found["Images"]["rows"]] == [3, 3]
     assert [row["bucket"] for row in found["Buckets"]["rows"]] == ["64x64"]
     tags = {row["tag"]: row["kind"] for row in found["Tags"]["rows"]}
     assert tags["1girl" if "1girl" in tags else "1boy"] == "class word" and "pose" in tags.values()
-    ledger = found["Recipe doll-adamw: steps are images shown"]["rows"]
-    assert [row["steps"] for row in ledger] == [800, 800, 1600]
+    ledger = found["Recipe doll-adamw: images shown"]["rows"]
+    assert [row["shown"] for row in ledger] == [800, 800, 1600]
     assert [row["overlap"] for row in ledger] == [1, 1, 2] and ledger[2]["risk"]
     assert {row["tokens"] for row in found["Triggers"]["rows"]} and found["Triggers"]["words"]
     pruning = {row["tag"]: row for row in found["Pruning"]["rows"]}
@@ -67,7 +67,7 @@ def test_check_shows_everything_before_a_step_is_trained(
     assert page.count("<polyline") == len(rates)
     cost = {row["recipe"]: row for row in found["Cost"]["rows"]}
     assert set(cost) == {"doll-adamw", "doll-prodigy", "doll-preserve"}
-    assert cost["doll-adamw"]["steps"] == 1600 and cost["doll-adamw"]["optimizer steps"] == 400
+    assert cost["doll-adamw"]["images"] == 1600 and cost["doll-adamw"]["optimizer steps"] == 400
     assert float(str(cost["doll-adamw"]["minutes"])) > 0
 
 
@@ -87,9 +87,9 @@ def test_check_without_an_encoder_says_so_and_goes_on(
     printed = capsys.readouterr().out
     needed = json.loads((tmp_path / "run" / "check.json").read_text("utf-8"))["Needed"]
     assert needed["rows"][0] == {"setting": "scoring.encoder", "value": "local-dir:/no/such", "state": "missing"}
-    assert "give an open_clip model's folder" in needed["words"][0]
+    assert "give the folder of an open_clip model" in needed["words"][0]
     assert "not looked at" in printed and "Cost" in printed
-    assert "masterpiece" in printed.split("Cleaned away")[1].split("Tags")[0]
+    assert "masterpiece" in printed.split("Removed tags")[1].split("Tags")[0]
     assert "96x32" in printed and "captions.absorb_tags=marks: zorak absorbs gold horns" in printed
 
 
