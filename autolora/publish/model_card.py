@@ -12,7 +12,7 @@ from autolora.export.families import family_of
 from autolora.export.metadata import tag_frequency
 from autolora.progress import Bars
 from autolora.publish.gallery import GalleryEntry, SampleRenderer, render_matrix
-from autolora.report.charts import format_estimate
+from autolora.report.formatting import format_estimate
 from autolora.report.model_card import CardConcept, CardSample, ModelCard, base_licence, write_model_card
 from autolora.report.schema import OutfitMatrix
 from autolora.scoring.intervals import Estimate

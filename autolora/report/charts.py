@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from autolora.report.formatting import format_estimate
 from autolora.report.formatting import number as value_in_words
 from autolora.report.schema import CurvePoint, Effect, TrialRow
 from autolora.scoring.intervals import Estimate
@@ -177,11 +178,6 @@ def _value_scale(found: Effect) -> tuple[Callable[[object], float], list[tuple[o
 
     ends: list[tuple[object, str]] = [(value, value_in_words(value)) for value in (min(numbers), max(numbers))]
     return scale, ends
-
-
-def format_estimate(estimate: Estimate) -> str:
-    """A value with its interval."""
-    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
 
 
 def legend(names: Mapping[str, str] = SERIES) -> Markup:

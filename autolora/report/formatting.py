@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from autolora.scoring.intervals import Estimate
+
 
 def parameters(values: Mapping[str, object]) -> list[tuple[str, str, str]]:
     """(full name, short name, value) of what was drawn; a last part that two share keeps its group."""
@@ -40,3 +42,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def format_estimate(estimate: Estimate) -> str:
+    """A value with its interval: `0.52 (0.47 to 0.57)`."""
+    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"

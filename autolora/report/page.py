@@ -15,7 +15,7 @@ from PIL import Image
 
 from autolora.files import write_atomic
 from autolora.report import charts
-from autolora.report.formatting import counted, duration, number, parameters
+from autolora.report.formatting import counted, duration, format_estimate, number, parameters
 from autolora.report.image_store import LOSSLESS_UP_TO, ImageStore, data_uri
 from autolora.report.pareto import Dot, dots, figure, library
 from autolora.report.schema import STATES, Column, Effect, Gallery, Report, Sample, TrialRow
@@ -145,7 +145,7 @@ def environment(escaped: bool = True) -> Environment:
         "counted": counted,
         "duration": duration,
         "number": number,
-        "format_estimate": charts.format_estimate,
+        "format_estimate": format_estimate,
         "data_uri": data_uri,
         "pixelated": lambda image: max(image.size) <= LOSSLESS_UP_TO,
         "groupby_in_order": groups,

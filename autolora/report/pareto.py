@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from autolora.report.charts import format_estimate
+from autolora.report.formatting import format_estimate
 from autolora.report.schema import CurvePoint, Report, TrialRow
 
 TERMS = {"likeness": "likeness", "editability": "editability", "bleed_class": "bleed"}

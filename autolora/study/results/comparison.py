@@ -17,7 +17,7 @@ from scipy.stats import norm
 from autolora.errors import StudyError
 from autolora.evaluation.result import CheckpointResult, load_results
 from autolora.files import write_atomic
-from autolora.report.charts import format_estimate
+from autolora.report.formatting import format_estimate
 from autolora.report.tables import Section, as_dict
 from autolora.scoring.intervals import Array, Estimate, with_exact_bounds
 from autolora.study.storage import load_study_from_folder

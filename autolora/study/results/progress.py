@@ -11,8 +11,7 @@ from optuna.trial import FrozenTrial
 from rich.table import Table
 
 from autolora.evaluation.result import CheckpointResult, load_results
-from autolora.report.charts import format_estimate
-from autolora.report.formatting import duration
+from autolora.report.formatting import duration, format_estimate
 from autolora.scoring.intervals import Estimate
 from autolora.study.budget import spent_seconds, worked_seconds
 from autolora.study.definition import StudyDefinition
