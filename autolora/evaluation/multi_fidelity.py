@@ -1,4 +1,7 @@
-"""Spends renders only where they can change a decision: validation loss, the strongest weight, then all weights."""
+"""Multi-fidelity scoring: renders are made only where they can change a decision.
+
+The order is: validation loss, renders at the strongest weight, renders at all weights.
+"""
 
 from __future__ import annotations
 
@@ -8,65 +11,66 @@ from autolora.evaluation.result import RISEN, CheckpointResult, unpromising_resu
 from autolora.scoring.scorecard import Scorecard
 from autolora.scoring.settings import ScoringSettings
 
-ENOUGH = 5  # checkpoints that were likened to something, before validation loss may speak for others
+MIN_RENDERED = 5  # checkpoints that reached some likeness, before validation loss may replace renders
 
 
 def evaluate_progressively(
     blank: CheckpointResult,
-    own: Sequence[CheckpointResult],
-    seen: Sequence[CheckpointResult],
+    trial_results: Sequence[CheckpointResult],
+    study_results: Sequence[CheckpointResult],
     settings: ScoringSettings,
-    judge: Callable[[Sequence[float]], Scorecard],
+    score_at: Callable[[Sequence[float]], Scorecard],
 ) -> CheckpointResult:
-    """A checkpoint judged only as far up as it must be.
-
-    By its validation loss where that says enough, by renders at the strongest weight where they settle it, else by
-    renders at all weights.
+    """Score a checkpoint with as few renders as the search needs.
 
     Args:
-        blank: the checkpoint as its losses show it.
-        own: the trial's points so far.
-        seen: the study's, the trial's among them.
+        blank: its result from the losses alone.
+        trial_results: the results of its trial so far.
+        study_results: those of all trials, its own among them.
         settings: weights and limits.
-        judge: renders and scores at some weights; what it rendered before it need not render again.
+        score_at: renders and scores at some weights; it keeps what it has rendered.
     """
-    if predicted_undercooked(blank.val_ratio, seen, settings):
-        return unpromising_result(blank, own, settings.min_fidelity)
-    card = judge([max(settings.weights)])
-    best = max(seen, key=lambda p: p.objective, default=None)
+    if predicted_undercooked(blank.val_ratio, study_results, settings):
+        return unpromising_result(blank, trial_results, settings.min_fidelity)
+    card = score_at([max(settings.weights)])
+    best = max(study_results, key=lambda result: result.objective, default=None)
     if len(settings.weights) > 1 and not can_stop_early(card, best, settings):
-        card = judge(settings.weights)
+        card = score_at(settings.weights)
     return with_scorecard(blank, card)
 
 
-def predicted_undercooked(val_ratio: float, seen: Sequence[CheckpointResult], settings: ScoringSettings) -> bool:
-    """Whether validation loss says that a checkpoint is undercooked as surely as renders would.
+def predicted_undercooked(
+    val_ratio: float, study_results: Sequence[CheckpointResult], settings: ScoringSettings
+) -> bool:
+    """Whether the validation loss of a checkpoint shows that it is undercooked, so that no render is needed.
 
-    Within a study likeness follows validation loss (Spearman -.75 to -.96 on four development characters). A checkpoint
-    whose loss lies beyond that of every rendered one which was not surely undercooked needs no render.
+    Within a study likeness follows validation loss (Spearman -.75 to -.96 on four development characters). So a
+    checkpoint is undercooked if its loss is above that of every rendered checkpoint that was not certainly undercooked.
 
     Args:
         val_ratio: its validation loss relative to the base model's.
-        seen: the study's points so far.
+        study_results: the results of the study so far.
         settings: the limit on fidelity.
     """
-    known = [p.val_ratio for p in seen if p.by_weight and not surely_undercooked(p, settings)]
-    return len(known) >= ENOUGH and val_ratio > RISEN * max(known)
+    ratios = [
+        result.val_ratio for result in study_results if result.by_weight and not certainly_undercooked(result, settings)
+    ]
+    return len(ratios) >= MIN_RENDERED and val_ratio > RISEN * max(ratios)
 
 
-def surely_undercooked(p: CheckpointResult, settings: ScoringSettings) -> bool:
-    """Whether at the strongest weight all of fidelity's interval lies below the limit."""
-    return p.by_weight[max(p.by_weight, key=float)]["fidelity"]["high"] < settings.min_fidelity
+def certainly_undercooked(result: CheckpointResult, settings: ScoringSettings) -> bool:
+    """Whether the whole interval of fidelity is below its limit at the strongest weight."""
+    return result.by_weight[max(result.by_weight, key=float)]["fidelity"]["high"] < settings.min_fidelity
 
 
 def can_stop_early(card: Scorecard, best: CheckpointResult | None, settings: ScoringSettings) -> bool:
-    """Whether more renders could not change what is decided on a checkpoint.
+    """Whether more renders cannot change the decision about a checkpoint.
 
-    It surely breaks a limit, or cannot come near the best feasible checkpoint so far.
+    That is so if it certainly breaks a limit, or cannot reach the best checkpoint so far that breaks none.
 
     Args:
-        card: by the strongest weight alone, whose score is the higher one as a rule.
-        best: the study's best point so far.
+        card: the scores at the strongest weight alone, where the score is usually highest.
+        best: the best result of the study so far.
         settings: the limits.
     """
     terms = card.by_weight[max(card.by_weight, key=float)]

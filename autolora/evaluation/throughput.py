@@ -16,9 +16,9 @@ from autolora.train.run import Run
 from autolora.train.slot import Job, TrainingContext, TrainingSlot
 from autolora.train.step import train_step
 
-RENDERED_STEPS = 2  # denoising steps that are timed; a whole render is so many times longer
-PACKED_STEPS = 3  # of training that are timed, after one that is not
-LEAST_GAIN = 1.1  # by which twice as many at once must be faster to be worth their memory
+RENDERED_STEPS = 2  # denoising steps that are timed; the time of a whole render is scaled up from them
+PACKED_STEPS = 3  # training steps that are timed, after one that is not
+LEAST_GAIN = 1.1  # the speed-up that twice as many trials at once must bring to be worth their memory
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Speed:
     seconds_per_image: float
     seconds_per_render: float
     memory_gib: float
-    memory_of: str  # GPU memory, or memory
+    memory_of: str  # "GPU memory" or "memory"
 
 
 def measure_speed(run: Run, context: TrainingContext, settings: RenderSettings) -> Speed:
@@ -50,14 +50,14 @@ def measure_speed(run: Run, context: TrainingContext, settings: RenderSettings) 
 
 
 def packed_speeds(run: Run, context: TrainingContext, most: int) -> dict[int, float]:
-    """Optimizer steps a second of all together, by how many such runs train at once: 1, 2, 4 and so on up to `most`.
+    """Measure the optimizer steps per second, of all runs together, with 1, 2, 4 ... runs at once up to `most`.
 
-    It ends before twice as many may not fit the machine's memory, and at the first that does not fit the GPU's or gains
-    too little on half as many; nothing is there where not even one fits.
+    The measurement ends where twice as many may not fit into the machine's memory, and where a number does not fit into
+    the GPU's memory or is hardly faster than half as many. It is empty where not even one run fits.
 
     Args:
         run: what is trained.
-        bench: of one slot, as it is afterwards.
+        context: with one slot; it is unchanged afterwards.
         most: runs at once.
     """
     rates: dict[int, float] = {}
@@ -88,14 +88,14 @@ def _packed_speed(run: Run, context: TrainingContext, count: int) -> float:
 
 
 def _now(model: BaseModel) -> float:
-    """The time when all that was asked of the device is done."""
+    """The time once the device has finished all its work."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()
 
 
 def _memory(model: BaseModel) -> tuple[float, str]:
-    """GiB in use (on a GPU at most so far), and what they are of."""
+    """The GiB in use (on a GPU the peak so far), and whether they are GPU memory."""
     if model.device.type == "cuda":
         return torch.cuda.max_memory_allocated(model.device) / 2**30, "GPU memory"
     return psutil.Process().memory_info().rss / 2**30, "memory"

@@ -1,4 +1,4 @@
-"""What a recipe takes of a GPU's memory, told before it runs and without a GPU."""
+"""Estimates the GPU memory of a recipe before it runs, without a GPU."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from autolora.train.loss import diffusion_loss
 from autolora.train.oom_fallback import memory_suggestions
 from autolora.train.run import Run
 
-WORKSPACE = 300_000_000  # bytes that CUDA's libraries work in: the mean of what full_size.py's rows lack without it
-DRIVER = 500_000_000  # bytes that a process takes beside what PyTorch allocates
+WORKSPACE = 300_000_000  # bytes of CUDA libraries' workspace: the mean error of the estimates in experiments/full_size without it
+DRIVER = 500_000_000  # bytes that a process takes besides what PyTorch allocates
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes at most while a recipe trains, while its checkpoints are judged, and before, for preparing pictures."""
+    """Peak bytes while images are prepared, while a recipe trains, and while its checkpoints are rendered."""
 
     training: int
     rendering: int
@@ -42,7 +42,7 @@ class MemoryEstimate:
 
     @property
     def most(self) -> int:
-        """Of all."""
+        """The largest of them."""
         return max(self.training, self.rendering, self.scoring, self.preparing)
 
 
@@ -50,7 +50,7 @@ class MemoryEstimate:
 class _Weights:
     """Bytes of a model's frozen parts."""
 
-    core: int  # what denoises: always on the device
+    core: int  # the denoiser, which is always on the device
     text: int
     vae: int
 
@@ -63,7 +63,7 @@ class _Weights:
 def memory_need(
     run: Run, dataset: Dataset, model: BaseModel, offload: bool, slots: int = 1, looking: int = 0
 ) -> MemoryEstimate:
-    """What a run takes on a GPU, by a step and a render of the model without its weights.
+    """Estimate the GPU memory of a run, from a step and a render of the model on the meta device.
 
     Args:
         run: the recipe.
@@ -78,7 +78,7 @@ def memory_need(
     meter = MemoryCounter()
     meter.count(_tensors([*twin.modules.values(), *twin.text_encoders.values(), twin.vae]))
     frozen = meter.now
-    text, vae = (weights.text, weights.vae) if offload else (0, 0)  # what comes and goes
+    text, vae = (weights.text, weights.vae) if offload else (0, 0)  # these are offloaded while they are unused
     preparing = _encode(dataset, twin, meter) + vae
     if run.train.shows_class_pictures and not dataset.regularization:
         with AutocastEmulator(model.dtype), meter:
@@ -109,7 +109,7 @@ def memory_need(
 
 
 def encoder_bytes(encoder: Encoder) -> int:
-    """Bytes that a scoring encoder takes while it looks, its weights with it; 0 for the base model's own VAE."""
+    """Bytes of a scoring encoder with its weights while it embeds; 0 for the base model's own VAE."""
     if not isinstance(encoder, OpenClip | Timm):
         return 0
     twin = copy.copy(encoder)
@@ -122,7 +122,7 @@ def encoder_bytes(encoder: Encoder) -> int:
 
 
 def _twin(model: BaseModel) -> Any:
-    """The model without its weights; autocast and moving parts are left to whoever counts."""
+    """The model on the meta device; the caller emulates autocast and offloading."""
     twin: Any = on_meta_device(model)
     twin.device, twin.dtype = META, torch.float32
     idle = OffloadManager(META, {}, offload=False)
@@ -132,7 +132,7 @@ def _twin(model: BaseModel) -> Any:
 
 @torch.no_grad()
 def _encode(dataset: Dataset, twin: Any, meter: MemoryCounter) -> int:
-    """Bytes at most while the largest picture is encoded."""
+    """Peak bytes while the largest image is encoded."""
     meter.peak = meter.now
     with AutocastEmulator(torch.float32), meter:
         width, height = _largest_frame(dataset) or (twin.resolution, twin.resolution)
@@ -146,7 +146,7 @@ def _largest_frame(dataset: Dataset) -> tuple[int, int] | None:
 
 
 def _train(run: Run, dataset: Dataset, twin: Any, meter: MemoryCounter, slots: int, reads: bool) -> int:
-    """Bytes at most of a step forth and back; its gradients are still there afterwards.
+    """Peak bytes of a forward and a backward pass; the gradients stay.
 
     Args:
         reads: whether the text encoders are trained, too.
@@ -166,7 +166,7 @@ def _train(run: Run, dataset: Dataset, twin: Any, meter: MemoryCounter, slots: i
 
 @torch.no_grad()
 def _render(settings: RenderSettings, twin: Any, meter: MemoryCounter) -> tuple[int, int, int]:
-    """Bytes at most while a batch's prompts are read, while it is drawn, and while a picture is decoded."""
+    """Peak bytes while the prompts of a batch are encoded, while it is denoised, and while an image is decoded."""
     peaks = list[int]()
 
     def done() -> None:
@@ -189,7 +189,7 @@ def _render(settings: RenderSettings, twin: Any, meter: MemoryCounter) -> tuple[
 
 
 def state_bytes(optimizer: Optimizer) -> float:
-    """What an optimizer keeps for each parameter, as a step of it shows."""
+    """The bytes that an optimizer keeps, as one step of it shows."""
     if optimizer.state_bytes is not None:
         return optimizer.state_bytes
     parameter = nn.Parameter(torch.ones(64, 64))
@@ -211,7 +211,7 @@ def _size(module: nn.Module) -> int:
 def memory_section(
     runs: Sequence[Run], dataset: Dataset, model: BaseModel, slots: int, encoder: Encoder | str, bars: Bars
 ) -> Section:
-    """What each recipe takes of a GPU's memory, and whether it fits into the one at hand.
+    """The GPU memory of each recipe, and whether it fits into this GPU.
 
     Args:
         runs: the recipes, and what a study's ranges make of them.
@@ -252,7 +252,7 @@ def memory_section(
 
 
 def largest(runs: Sequence[Run]) -> list[Run]:
-    """The first run of each name, and of the others those that no other of that name exceeds in everything."""
+    """The first run of each name, and those of the others that no run of the same name exceeds in every respect."""
     found = []
     for name in dict.fromkeys(run.name for run in runs):
         by_extent: dict[tuple[int, ...], Run] = {}
@@ -266,7 +266,7 @@ def largest(runs: Sequence[Run]) -> list[Run]:
 
 
 def _extent(run: Run) -> tuple[int, ...]:
-    """What a run takes more memory with the more there is of it."""
+    """The quantities of a run that raise its memory."""
     adapter, train = run.adapter, run.train
     layers = len(adapter.targets), adapter.text_encoder, adapter.dim, _conv_rank(run)
     return train.batch_size, train.shows_class_pictures, *layers
@@ -277,7 +277,7 @@ def _within(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 
 def _conv_rank(run: Run) -> int:
-    """The rank of convolutions, 0 without."""
+    """The rank of convolutions; 0 if they are not trained."""
     adapter = run.adapter
     return adapter.conv_ranks[0] if isinstance(adapter, LoRA) and "conv" in adapter.targets else 0
 
@@ -290,6 +290,6 @@ def _shape(run: Run) -> tuple[str, str, int]:
 
 
 def describe_memory(run: Run) -> str:
-    """A run with what decides how much memory it takes."""
+    """A run in words: what decides its memory."""
     kind, dim, batch = _shape(run)
     return f"{run.name} ({kind} of dim {dim}, batch {batch})"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from autolora.evaluation.multi_fidelity import ENOUGH, can_stop_early, evaluate_progressively, predicted_undercooked
+from autolora.evaluation.multi_fidelity import MIN_RENDERED, can_stop_early, evaluate_progressively, predicted_undercooked
 from autolora.evaluation.result import CheckpointResult, unpromising_result
 from autolora.scoring.diagnosis import remedy
 from autolora.scoring.intervals import Estimate
@@ -23,7 +23,7 @@ def rendered(loss: float, fidelity_high: float) -> CheckpointResult:
     return CheckpointResult(100, 0.1, 0.1, [loss, loss], by_weight=by_weight)
 
 
-FAITHFUL = [rendered(0.4 + 0.02 * i, 0.9) for i in range(ENOUGH)]  # validation losses up to 0.48
+FAITHFUL = [rendered(0.4 + 0.02 * i, 0.9) for i in range(MIN_RENDERED)]  # validation losses up to 0.48
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ BLANK = CheckpointResult(100, 0.1, 0.1, [0.9, 0.9])
 @pytest.mark.parametrize(
     ("seen", "bleed", "weights"),
     [
-        ([FAITHFUL[0]] * ENOUGH, 0.0, []),  # its validation loss says enough
+        ([FAITHFUL[0]] * MIN_RENDERED, 0.0, []),  # its validation loss says enough
         ([], 1.0, [(1.0,)]),  # bleeds at the strongest weight
         ([], 0.0, [(1.0,), (0.7, 1.0)]),  # may be the best
     ],
