@@ -237,7 +237,7 @@ def write_matrix(matrix: OutfitMatrix, study_folder: Path) -> MatrixFiles:
         write_samples(folder, name, samples, [np.asarray(image) for image in images])
         return _strip(folder, name, study_folder)
 
-    renders = tuple(write(f"{row}", images) for row, images in enumerate(matrix.pictures))
+    renders = tuple(write(f"{row}", images) for row, images in enumerate(matrix.renders))
     return MatrixFiles(matrix.names, write("real", matrix.real), matrix.shares, renders)
 
 

@@ -20,10 +20,10 @@ from autolora.report.image_store import LOSSLESS_UP_TO, ImageStore, data_uri
 from autolora.report.pareto import Dot, dots, figure, library
 from autolora.report.schema import STATES, Column, Effect, Gallery, Report, Sample, TrialRow
 from autolora.scoring.intervals import Estimate
+from autolora.scoring.metrics import METRICS, constraint_label
 
 TEMPLATES = Path(__file__).parent / "templates"
-TERM_NAMES = {"fidelity": "fidelity", "likeness": "likeness", "editability": "editability", "bleed_class": "bleed"}
-CONSTRAINT_NAMES = {"bleed_class": "bleed", "editability": "stiff", "bleed_cross": "mixed up", "memorisation": "copied"}
+TERM_NAMES = {metric.name: metric.label for metric in METRICS if metric.in_report}
 HOVERED = 4  # pictures shown of a checkpoint under the pointer
 
 
@@ -104,7 +104,7 @@ def _hovered(one: Dot, album: ImageStore) -> dict[str, Any]:
         "words": one.words,
         "verdict": one.point.verdict,
         "terms": one.terms,
-        "pictures": album.thumbnails(_spread(one.point.pictures)),
+        "pictures": album.thumbnails(_spread(one.point.renders)),
     }
 
 
@@ -151,7 +151,7 @@ def environment(escaped: bool = True) -> Environment:
         "groupby_in_order": groups,
         "first_shown": first_shown,
         "first_of": first_of,
-        "constraint": lambda name: CONSTRAINT_NAMES.get(name, name.replace("_", " ")),
+        "constraint": constraint_label,
     }
     return made
 

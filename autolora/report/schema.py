@@ -1,4 +1,4 @@
-"""What a report is made of; `page.write_report` turns it into one web page."""
+"""The contents of a study's report as frozen dataclasses; `page.write_report` turns a `Report` into a web page."""
 
 from __future__ import annotations
 
@@ -11,37 +11,40 @@ from PIL import Image
 from autolora.data.step_table import StepTable
 from autolora.scoring.intervals import Estimate
 
-STATES = ("complete", "pruned", "failed", "running", "waiting")  # waiting: handed back by its worker
+STATES = ("complete", "pruned", "failed", "running", "waiting")  # waiting: its worker returned it to the queue
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A scored checkpoint `at` so many images shown, or the exported LoRA `at` a weight."""
+    """A scored checkpoint after `at` images shown, or the exported LoRA at weight `at`."""
 
     at: float
     score: float
     fidelity: float
     editability: float
     bleed_class: float
-    terms: Mapping[str, Estimate] = field(default_factory=dict)  # the same and more with intervals, where known
+    terms: Mapping[str, Estimate] = field(default_factory=dict)  # these terms and more, if their intervals are known
     verdict: str = ""
-    broken: tuple[str, ...] = ()  # names of the constraints that it breaks
-    pictures: tuple[Image.Image, ...] = ()  # some of what it was scored by
+    broken: tuple[str, ...] = ()  # names of the broken constraints
+    renders: tuple[Image.Image, ...] = ()  # some of the renders that it was scored by
 
 
 @dataclass(frozen=True)
 class TrialRow:
     """A trial, with the scores of its best checkpoint.
 
-    `params` are what the sampler drew (nothing for a recipe run unchanged), `reason` says why the trial stopped or
-    failed, and `overcooked_step` is the first step from which bleed stays above its limit.
+    `params` are the sampled values (empty for a baseline), `reason` says why the trial stopped or failed, and
+    `overcooked_step` is the number of images shown from which on bleed stays above its limit.
+
+    Raises:
+        ValueError: the state is not one of `STATES`.
     """
 
     number: int
     uid: str
     recipe: str
     params: Mapping[str, object]
-    state: str  # one of STATES
+    state: str
     score: Estimate | None = None
     best_step: int | None = None
     terms: Mapping[str, Estimate] = field(default_factory=dict)
@@ -57,7 +60,7 @@ class TrialRow:
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt with its triggers and `without` them, at one seed: pictures by title."""
+    """Images by title of a prompt with its triggers and of the prompt `without` them, at the same seed."""
 
     prompt: str
     without: str
@@ -67,7 +70,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the models side by side are asked to draw."""
+    """A prompt and a seed that every column of the gallery renders."""
 
     prompt: str
     seed: int
@@ -76,10 +79,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Column:
-    """One model beside the others: a picture of each sample after so many steps, and at several weights.
+    """The renders of one model: an image of each sample, by the images shown in training and by LoRA weight.
 
-    A base model has one entry, after 0 steps; `step` is the checkpoint that the weights are of, `weight` is shown
-    first.
+    A base model has one entry, after 0 images. `step` is the checkpoint of the renders in `by_weight`; the page first
+    shows those at `weight`.
     """
 
     name: str
@@ -91,7 +94,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The models side by side, the base model first, the best last; their steps are all shown at one weight."""
+    """The models side by side: the base model first, the best last; `step_weight` is the weight of all `by_step`."""
 
     samples: tuple[Sample, ...]
     columns: tuple[Column, ...]
@@ -100,17 +103,23 @@ class Gallery:
 
 @dataclass(frozen=True)
 class OutfitMatrix:
-    """How often what is asked of one outfit shows another: `shares[asked][shown]`, with the most telling picture."""
+    """How often renders of one outfit pass for another: `shares[prompted][matched]`, with the nearest render of each.
+
+    Each field has one entry per outfit, in the order of `names`.
+    """
 
     names: tuple[str, ...]
-    real: tuple[Image.Image, ...]  # one of the user's pictures of each
+    real: tuple[Image.Image, ...]  # a training image of each outfit
     shares: tuple[tuple[Estimate, ...], ...]
-    pictures: tuple[tuple[Image.Image, ...], ...]
+    renders: tuple[tuple[Image.Image, ...], ...]
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What one parameter of a recipe did: its importance, where there were trials enough, and every trial's score."""
+    """The effect of one parameter of a recipe: the score of every trial by the parameter's value.
+
+    `importance` is None if there are too few trials, and `log` says whether the values were sampled on a log scale.
+    """
 
     recipe: str
     name: str
@@ -123,32 +132,32 @@ class Effect:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a study took."""
+    """The time and the number of images shown that a study took."""
 
     training_seconds: float
     scoring_seconds: float
-    steps: int  # images shown, by all trials
-    best_steps: int  # up to the exported checkpoint
-    bake_steps: int  # of the longest unchanged recipe, had it run to its end
+    images: int  # by all trials
+    best_images: int  # up to the exported checkpoint
+    baseline_images: int  # by the longest baseline, if it trains to its end
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """The recipe of the exported LoRA to take away: as a config, as commands, and what the other trainer cannot do."""
+    """The recipe of the exported LoRA for reuse: as a config, as commands, and what sd-scripts cannot reproduce."""
 
     yaml: str
     command: str
     kohya: str
     kohya_notes: tuple[str, ...]
-    facts: Mapping[str, str]  # what must be alike for the same result
+    facts: Mapping[str, str]  # what must be equal for the same result
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the page shows.
+    """Everything that the page shows.
 
-    `best` is the number of the trial that was exported, `baselines` names those of unchanged recipes to compare it
-    with, `command` continues the study, and `max_bleed` is drawn into the curves.
+    `best` is the number of the exported trial, `baselines` are the numbers of the baselines by recipe, `command`
+    resumes the study, and `max_bleed` is drawn as a limit into the curves.
     """
 
     study: str
@@ -160,22 +169,22 @@ class Report:
     pairs: tuple[Pair, ...] = ()
     matrix: OutfitMatrix | None = None
     effects: tuple[Effect, ...] = ()
-    ledger: StepTable | None = None  # of the exported recipe
+    step_table: StepTable | None = None  # of the exported recipe
     costs: Costs | None = None
-    howto: Reproduction | None = None
+    reproduction: Reproduction | None = None
     best: int | None = None
     baselines: Mapping[str, int] = field(default_factory=dict)
     export_path: Path | None = None
     command: str = ""
     model: str = ""
     activation_text: str = ""
-    weight: float | None = None  # of the exported LoRA, as recommended
+    weight: float | None = None  # the recommended weight of the exported LoRA
     class_word: str = "1girl"
     max_bleed: float | None = None
-    notes: tuple[str, ...] = ()  # more sentences below the verdict, such as why the study stopped
+    notes: tuple[str, ...] = ()  # sentences below the verdict, such as why the study stopped
     sweep: tuple[CurvePoint, ...] = ()  # the exported LoRA by weight
-    refresh_seconds: int | None = None  # how soon the page looks for a newer one; None where the study is over
+    refresh_seconds: int | None = None  # how often the page reloads itself; None if the study is finished
 
     def trial(self, number: int | None) -> TrialRow | None:
-        """The trial of a number, if there is one."""
+        """The trial of this number; None if there is none."""
         return next((trial for trial in self.trials if trial.number == number), None)

@@ -159,14 +159,14 @@ def matrix(size: int = 64) -> OutfitMatrix:
     )
 
 
-HOWTO = Reproduction(
+REPRODUCTION = Reproduction(
     "# @package _global_\nrecipe_name: quickstart-best\n",
     "autolora train recipe=guide-adamw adapter.dim=16",
     "accelerate launch train_network.py \\\n  --network_dim=16",
     ("PICTURES holds the folders 10_fit_a, 12_fit_b.",),
     {"base model": "paperdoll", "recipe": "guide-adamw"},
 )
-LEDGER = StepTable(
+STEP_TABLE = StepTable(
     (
         StepTableRow("fit_a", 12, 10.0, 120, 960, 1.0),
         StepTableRow("fit_b", 12, 10.0, 120, 960, 1.0),
@@ -237,9 +237,9 @@ def report(size: int = 64) -> Report:
         pairs=pairs(size),
         matrix=matrix(size),
         effects=EFFECTS,
-        ledger=LEDGER,
+        step_table=STEP_TABLE,
         costs=Costs(500.0, 234.2, 9400, 1400, 3200),
-        howto=HOWTO,
+        reproduction=REPRODUCTION,
         best=3,
         baselines={"guide-adamw": 0, "guide-prodigy": 1},
         export_path=Path("runs/quickstart/best/quickstart-zorak.safetensors"),
@@ -272,7 +272,7 @@ def large_report(trials: int = 50, size: int = 320) -> Report:
     rows = []
     for number in range(trials):
         row = trial(number, "guide-adamw", 0.3 + number / 50)
-        rows.append(replace(row, curve=tuple(replace(point, pictures=own(4)) for point in row.curve)))
+        rows.append(replace(row, curve=tuple(replace(point, renders=own(4)) for point in row.curve)))
     columns = [Column("base model", {0: own(7)})]
     for name in ("guide-adamw", "guide-prodigy", "best"):
         by_weight = {weight: own(7) for weight in (0.4, 0.6, 0.8, 1.0, 1.2)}

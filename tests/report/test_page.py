@@ -114,7 +114,7 @@ def test_what_others_typed_is_text() -> None:
     hostile = Report(
         bad, bad, bad, 1.0, (trial, replace(scored, number=1)), own, (Pair(bad, bad, 1, {bad: picture}),),
         best=1, baselines={bad: 0}, export_path=Path(bad), command=bad, model=bad, activation_text=bad, weight=0.5,
-        class_word=bad, max_bleed=0.15, notes=(bad,), howto=Reproduction(bad, bad, bad, (bad,), {bad: bad}),
+        class_word=bad, max_bleed=0.15, notes=(bad,), reproduction=Reproduction(bad, bad, bad, (bad,), {bad: bad}),
     )  # fmt: skip
     page = render_page(hostile)
     assert "<img src=x" not in page

@@ -95,8 +95,8 @@ def _with_outcome(report: Report, outcome: FinalsOutcome, study_folder: Path) ->
         gallery=gallery,
         pairs=pairs,
         matrix=matrix,
-        ledger=outcome.step_table,
-        howto=outcome.reproduction,
+        step_table=outcome.step_table,
+        reproduction=outcome.reproduction,
         best=winner.trial,
         export_path=exported if exported.is_file() else None,
         weight=outcome.weight,
@@ -141,9 +141,9 @@ def _costs(study: Study, trials: Trials, facts: StudyFacts, best_step: int) -> C
     return Costs(
         training_seconds=training_seconds(study),
         scoring_seconds=spent_seconds(study) - training_seconds(study),
-        steps=sum(results.scored_step() for _, results in trials),
-        best_steps=best_step,
-        bake_steps=max((facts.baseline_images.get(recipe, 0) for recipe in baselines), default=0),
+        images=sum(results.scored_step() for _, results in trials),
+        best_images=best_step,
+        baseline_images=max((facts.baseline_images.get(recipe, 0) for recipe in baselines), default=0),
     )
 
 
