@@ -1,4 +1,4 @@
-"""An export takes its names when it is proved, and another kind's plain twin is scored: on the embedded world."""
+"""Exported files get their names once they are verified, and a plain LoRA beside them is scored: on the test world."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from autolora.adapters.deltas import distance
 from autolora.adapters.formats import layer_weights
 from autolora.adapters.read import read_lora, read_metadata
 from autolora.cli import main
-from autolora.config import compose, model_settings
+from autolora.config import compose
 from autolora.errors import ExportError
 from autolora.export.diffusers_copy import FOLDER, NAME
 from autolora.export.settings import ExportSettings
 from autolora.export.write import as_in_file, export_lora
 from autolora.models.load import load_model
 from autolora.models.stable_diffusion import StableDiffusion
-from autolora.publish import export as export_best
-from autolora.publish import roundtrip as proof
+from autolora.publish import export, roundtrip
 from autolora.scoring.intervals import Estimate
+from autolora.settings import build_settings
+from autolora.study.finals.evaluator import CandidateEvaluator
 from autolora.study.finals.finalist import Finalist
 from autolora.study.finals.finals_runner import FinalsRunner
 from tests.export.test_kinds import FACTS, KINDS, trained
@@ -38,36 +39,38 @@ SETTINGS = [s for s in SMALL if not s.startswith(("study.", "budget."))]
 
 
 def scripted(*scores: float) -> Any:
-    """A workbench whose adapter scores these, one after the other."""
+    """A session whose adapter gets these scores, one after the other."""
     turns = iter(scores)
     context = SimpleNamespace(adapter=SimpleNamespace(load=lambda state: None), model=None)
     return SimpleNamespace(
         context=context,
         export=ExportSettings(),
         score=lambda *_: SimpleNamespace(score=Estimate(next(turns), 0.0, 1.0)),
-        left=lambda: len(list(turns)),
+        remaining=lambda: len(list(turns)),
     )
 
 
 @pytest.mark.parametrize(
-    ("scores", "said"),
+    ("scores", "lines"),
     [
-        ([0.70001], []),  # what was judged, to its last digit
-        ([0.71, 0.71], ["the LoRA scores 0.710 here, where it was judged 0.700: machines render differently"]),
+        ([0.70001], []),  # the score of the finals, to its last digit
+        ([0.71, 0.71], ["the LoRA scores 0.710 here, and scored 0.700 in the finals: machines render differently"]),
     ],
 )
-def test_the_file_scores_what_was_judged(scores: list[float], said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof, "as_in_file", lambda *_: {})
-    heard: list[str] = []
-    session, bars = scripted(*scores), SimpleNamespace(say=heard.append)
-    proof.check_score(session, {}, Path("a"), None, bars, 0.7)  # type: ignore[arg-type]
-    assert heard == said and session.left() == 0
+def test_the_file_scores_as_in_the_finals(
+    scores: list[float], lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roundtrip, "as_in_file", lambda *_: {})
+    logged: list[str] = []
+    session, bars = scripted(*scores), SimpleNamespace(log=logged.append)
+    roundtrip.check_score(session, {}, Path("a"), None, bars, 0.7)  # type: ignore[arg-type]
+    assert logged == lines and session.remaining() == 0
 
 
-def test_a_file_that_scores_otherwise_here_too_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof, "as_in_file", lambda *_: {})
+def test_a_file_with_another_score_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roundtrip, "as_in_file", lambda *_: {})
     with pytest.raises(ExportError, match=r"a scores 0\.70100 after reloading, the trial 0\.70000"):
-        proof.check_score(scripted(0.701, 0.7), {}, Path("a"), None, None, 0.7)  # type: ignore[arg-type]
+        roundtrip.check_score(scripted(0.701, 0.7), {}, Path("a"), None, None, 0.7)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -77,22 +80,25 @@ def test_an_adapter_as_its_file_holds_it(
 ) -> None:
     state, _ = trained(tiny_model, kind)
     path = export_lora(state, run(KINDS[kind]), world(), tiny_model, tmp_path, "a", facts=FACTS, dtype=dtype).path
-    held, read = as_in_file(state, tiny_model, dtype), read_lora(path, tiny_model)
-    assert held.keys() == read.keys() and all(torch.equal(held[key], tensor) for key, tensor in read.items())
-    assert any(not torch.equal(held[key], tensor.float()) for key, tensor in state.items())
+    rounded, read = as_in_file(state, tiny_model, dtype), read_lora(path, tiny_model)
+    assert rounded.keys() == read.keys() and all(torch.equal(rounded[key], tensor) for key, tensor in read.items())
+    assert any(not torch.equal(rounded[key], tensor.float()) for key, tensor in state.items())
 
 
-def test_the_last_word_is_about_that(tiny_model: StableDiffusion) -> None:
-    """One that was said of another rounding, or of none, is not taken for it."""
+def test_the_full_evaluation_is_of_the_rounded_adapter(tiny_model: StableDiffusion) -> None:
+    """A stored evaluation of another rounding, or of none, is not taken for it."""
     state, _ = trained(tiny_model, "lora")
     loaded: list[State] = []
-    stage = object.__new__(FinalsRunner)
     context = SimpleNamespace(adapter=SimpleNamespace(load=loaded.append), model=tiny_model)
-    stage.session = SimpleNamespace(context=context, export=ExportSettings("bfloat16"), scorer=True)  # type: ignore[assignment]
-    stage.study = SimpleNamespace(user_attrs={"last word on a@1": {}, "last word on a@1 in float16": {}})  # type: ignore[assignment]
-    record = SimpleNamespace(key=lambda _: "a@1", load=lambda _: state)
-    with pytest.raises(AttributeError, match="render"):  # as soon as it wants to
-        stage.full_evaluation(Finalist(None, record, None))  # type: ignore[arg-type]
+    session: Any = SimpleNamespace(context=context, export=ExportSettings("bfloat16"), scorer=True)
+    scorer: Any = SimpleNamespace(only=lambda *_: None)
+    runner = object.__new__(FinalsRunner)
+    runner.evaluator = CandidateEvaluator(session, scorer, None, None)  # type: ignore[arg-type]
+    stored = {"full evaluation of a@1": {}, "full evaluation of a@1 in float16": {}}
+    runner.study = SimpleNamespace(user_attrs=stored)  # type: ignore[assignment]
+    trial_folder = SimpleNamespace(key=lambda _: "a@1", load=lambda _: state)
+    with pytest.raises(AttributeError, match="render"):  # at its first render
+        runner.full_evaluation(Finalist(None, trial_folder, None))  # type: ignore[arg-type]
     rounded = as_in_file(state, tiny_model, torch.bfloat16)
     assert all(torch.equal(loaded[0][key], tensor) for key, tensor in rounded.items())
 
@@ -113,42 +119,42 @@ def best(command: list[str]) -> Path:
 def test_a_file_that_is_not_what_was_trained_is_not_exported(
     command: list[str], best: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def wrong(*given: Any) -> None:
-        exported, twin = given[2:4]
-        assert exported.path.is_file() and twin.path.is_file()
+    def wrong(*arguments: Any) -> None:
+        exported, plain_lora = arguments[2:4]
+        assert exported.path.is_file() and plain_lora.path.is_file()
         raise ExportError(f"{exported.path}: a layer differs")
 
     best.mkdir()
     (best / "mine.txt").write_text("stays")
-    monkeypatch.setattr(proof, "prove", wrong)
+    monkeypatch.setattr(roundtrip, "verify_export", wrong)
     assert main(command) == 6
     assert f"{best}/banin.safetensors: a layer differs; nothing was exported" in capsys.readouterr().err
     assert [path.name for path in best.iterdir()] == ["mine.txt"]
 
 
-def test_its_plain_twin_is_scored(
+def test_the_plain_lora_is_scored(
     command: list[str], best: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One of a rank too small to be the same; after what an earlier export left, which was killed."""
-    monkeypatch.setattr(export_best, "TWIN_DIMS", (1,))
+    """Its rank is too small to be the same; the files of an earlier export, which was killed, are removed."""
+    monkeypatch.setattr(export, "PLAIN_LORA_DIMS", (1,))
     for name in (".new-x1/banin.safetensors", ".banin-x1.safetensors"):
         (best / name).parent.mkdir(parents=True, exist_ok=True)
         (best / name).write_bytes(b"half")
     assert main(command) == 0
     assert not [path for path in best.iterdir() if path.name.startswith(".")]
-    found = json.loads((best.parent / "score.json").read_text("utf-8"))
-    twin = found["plain"]
+    result = json.loads((best.parent / "score.json").read_text("utf-8"))
+    plain = result["plain"]
     assert sorted(path.name for path in best.glob("*.safetensors")) == ["banin-lora.safetensors", "banin.safetensors"]
-    assert twin["path"] == str(best / "banin-lora.safetensors") and 0 < twin["distance"] < 1
-    assert read_metadata(Path(twin["path"]))["autolora.twin_distance"] == f"{twin['distance']:.4f}"
-    assert twin["score"]["value"] != pytest.approx(found["score"]["value"], abs=0.001)
-    assert twin["score"]["low"] <= twin["score"]["value"] <= twin["score"]["high"]
-    said = capsys.readouterr().out
-    score = f"score {twin['score']['value']:.3f}"
-    assert f"{twin['distance']:.1%} off, {score}), for programs other than A1111, ComfyUI" in said
+    assert plain["path"] == str(best / "banin-lora.safetensors") and 0 < plain["distance"] < 1
+    assert read_metadata(Path(plain["path"]))["autolora.twin_distance"] == f"{plain['distance']:.4f}"
+    assert plain["score"]["value"] != pytest.approx(result["score"]["value"], abs=0.001)
+    assert plain["score"]["low"] <= plain["score"]["value"] <= plain["score"]["high"]
+    output = capsys.readouterr().out
+    score = f"score {plain['score']['value']:.3f}"
+    assert f"{plain['distance']:.1%} off, {score}), for programs other than A1111, ComfyUI" in output
 
 
-def test_a_plain_lora_has_no_twin_nor_one_of_an_earlier_export(tmp_path: Path) -> None:
+def test_a_plain_lora_has_none_beside_it_nor_one_of_an_earlier_export(tmp_path: Path) -> None:
     best = tmp_path / "best"
     best.mkdir()
     for name in ("banin-lora.safetensors", "banin-lora.json", "banin-lora.png", "other-lora.safetensors"):
@@ -162,7 +168,7 @@ def test_a_plain_lora_has_no_twin_nor_one_of_an_earlier_export(tmp_path: Path) -
     assert not [*(best / FOLDER).iterdir()]
 
 
-def test_training_goes_on_from_a_file_of_any_format(tmp_path: Path) -> None:
+def test_training_starts_from_a_file_of_any_format(tmp_path: Path) -> None:
     """At a rate of next to nothing the new LoRA is the old one, out of each of the three formats."""
     short = [*SETTINGS, "dataset=quickstart", f"cache={tmp_path}", "train.images_per_concept=16", "train.epochs=1"]
     first = ["adapter.dim=4", "optimizer.lr=0.01", "export.diffusers=true"]
@@ -174,7 +180,7 @@ def test_training_goes_on_from_a_file_of_any_format(tmp_path: Path) -> None:
     layers = load_file(diffusers)
     save_file({f"base_model.model.{key.removeprefix('unet.')}": tensor for key, tensor in layers.items()}, peft)
     (peft.parent / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4}))
-    model = load_model(model_settings(compose("train", [])))
+    model = load_model(build_settings(compose("train", [])).model)
     trained, weights = read_lora(kohya, model), layer_weights(model.modules)
     for file in (kohya, diffusers, peft):
         out = tmp_path / f"from {file.parent.name}"

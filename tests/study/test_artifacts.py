@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.request import urlopen
 
@@ -23,7 +24,8 @@ from autolora.settings import build_settings
 from autolora.stop import Stopped
 from autolora.study.artifacts import Store, TrialFiles, local_store, open_bucket
 from autolora.study.definition import define_study
-from autolora.study.finals.finals_runner import FinalsRunner
+from autolora.study.finals.evaluator import CandidateEvaluator
+from autolora.study.finals.finalist import Candidate
 from autolora.study.lifecycle import join_study
 from autolora.study.results.dashboard_plots import study_curves
 from autolora.study.trials import load_trials
@@ -208,7 +210,8 @@ def test_a_recipe_trained_again_is_found_elsewhere(s3: Any, tmp_path: Path) -> N
     here, there = (TrialFiles(tmp_path / name, opened()) for name in ("here", "there"))
     write(here["uid-seed1"], curve="[]")
     here.send("uid-seed1")
-    stage: Any = FinalsRunner.__new__(FinalsRunner)
-    stage.definition = type("Definition", (), {"trial_files": there})
-    found = stage._record((None, TrialFolder(there["uid"], RUN), None, 1))
-    assert (found.path / "curve").read_text() == "[]"
+    nothing: Any = None
+    scorer: Any = SimpleNamespace(only=lambda *_: None)
+    evaluator = CandidateEvaluator(nothing, scorer, there, nothing)
+    folder = evaluator.folder_of(Candidate(nothing, TrialFolder(there["uid"], RUN), nothing, 1))
+    assert (folder.path / "curve").read_text() == "[]"

@@ -1,4 +1,4 @@
-"""Finals: who wins, what is a tie, and what the second encoder says."""
+"""The finals: the winner, ties, what the second encoder prefers, and what is left out for lack of time or memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from typing import Any, cast
 import pytest
 
 from autolora.errors import MemoryFull, StudyError, Unmeasurable
+from autolora.evaluation import session as evaluation
 from autolora.evaluation.result import CheckpointResult
+from autolora.settings import Budget, StudySettings
+from autolora.study.finals import run as finals
 from autolora.study.finals.decision import (
     Finals,
     checkpoints_to_score,
@@ -24,15 +27,13 @@ from autolora.study.finals.decision import (
 )
 from autolora.study.finals.finalist import Candidate, Finalist
 from autolora.study.finals.finals_runner import FinalsRunner
-from autolora.study.finals.run import run as finals
-from autolora.study.results.summary import disagreement, seeds_in_words
-from autolora.study.settings import Budget, StudySettings
+from autolora.study.results.summary import describe_disagreement, describe_seeds
 
 
 def made_up(step: int, objective: float, bleed: float = 0.0) -> CheckpointResult:
     score = {"value": objective, "low": objective - 0.05, "high": objective + 0.05}
     terms = {"bleed_class": {"value": bleed, "low": bleed, "high": bleed}}
-    constraints = {"bleed_class": -objective}  # an objective below 0 is one that breaks a constraint
+    constraints = {"bleed_class": -objective}  # an objective below 0 breaks a constraint
     return CheckpointResult(step, 0.1, 0.1, [], objective, score, terms=terms, constraints=constraints)
 
 
@@ -43,18 +44,18 @@ def finalist(number: int, objective: float, bleed: float = 0.0) -> Finalist:
 @pytest.mark.parametrize(
     ("figures", "order", "ties"),
     [
-        ([(0.75, 0.4), (0.80, 0.1), (0.73, 0.2)], [1, 0, 2], [0, 2]),  # all tie: the highest wins, and that is said
+        ([(0.75, 0.4), (0.80, 0.1), (0.73, 0.2)], [1, 0, 2], [0, 2]),  # all tie: the highest wins
         ([(0.80, 0.4), (0.60, 0.1)], [0, 1], []),  # no tie
-        ([(-0.02, 0.9), (-0.30, 0.1)], [0, 1], []),  # none is feasible: the least broken
-        ([(0.04, 0.4), (-0.02, 0.1)], [0, 1], [1]),  # an infeasible one wins no tie
+        ([(-0.02, 0.9), (-0.30, 0.1)], [0, 1], []),  # all break a constraint: the smallest violation wins
+        ([(0.04, 0.4), (-0.02, 0.1)], [0, 1], [1]),  # a checkpoint that breaks a constraint wins no tie
     ],
 )
-def test_the_highest_objective_wins_and_ties_are_told(
+def test_the_highest_objective_wins_and_ties_are_named(
     figures: list[tuple[float, float]], order: list[int], ties: list[int]
 ) -> None:
-    found = select_winner(None, [finalist(i, *pair) for i, pair in enumerate(figures)], {})  # type: ignore[arg-type]
-    assert [one.trial.number for one in found.finalists] == order
-    assert found.ties == ties
+    outcome = select_winner(None, [finalist(i, *pair) for i, pair in enumerate(figures)], {})
+    assert [one.trial.number for one in outcome.finalists] == order
+    assert outcome.ties == ties
 
 
 @pytest.mark.parametrize(
@@ -66,19 +67,20 @@ def test_the_highest_objective_wins_and_ties_are_told(
         ([None, 0.10], [0, 1]),  # nothing was rendered
     ],
 )
-def test_only_those_within_reach_of_the_best_are_judged_again(objectives: list[float | None], again: list[int]) -> None:
-    def record(objective: float | None) -> Any:
-        point = made_up(100, objective or 0.0)
-        return SimpleNamespace(best=lambda: point if objective is not None else replace(point, score=None))
+def test_only_trials_whose_interval_reaches_the_best_are_scored_again(
+    objectives: list[float | None], again: list[int]
+) -> None:
+    def trial_folder(objective: float | None) -> Any:
+        result = made_up(100, objective or 0.0)
+        return SimpleNamespace(best_result=lambda: result if objective is not None else replace(result, score=None))
 
-    ranked = [(number, record(objective)) for number, objective in enumerate(objectives)]
+    ranked = [(number, trial_folder(objective)) for number, objective in enumerate(objectives)]
     assert [number for number, _ in within_interval_of_best(ranked)] == again  # type: ignore[arg-type]
 
 
 def test_a_trial_is_shown_by_its_best_checkpoint() -> None:
     early, late, other = finalist(3, 0.78), finalist(3, 0.80), finalist(5, 0.79)
-    found = select_winner(None, [early, late, other], {})  # type: ignore[arg-type]
-    assert found.finalists == [late, other]
+    assert select_winner(None, [early, late, other], {}).finalists == [late, other]
 
 
 @pytest.mark.parametrize(
@@ -94,26 +96,27 @@ def test_a_trial_is_shown_by_its_best_checkpoint() -> None:
     ],
 )
 def test_recipes_are_told_apart_by_two_seed_deviations(objectives: dict[int, list[float]], beaten: int | None) -> None:
-    assert seed_verdict({n: [made_up(100, o) for o in own] for n, own in objectives.items()}) == beaten
+    results = {number: [made_up(100, objective) for objective in values] for number, values in objectives.items()}
+    assert seed_verdict(results) == beaten
 
 
 def test_the_clearly_worse_recipe_cannot_win_by_one_lucky_checkpoint() -> None:
-    field = [finalist(4, 0.80), finalist(7, 0.86), finalist(7, 0.60)]
-    points = {4: [made_up(100, o) for o in (0.80, 0.80)], 7: [made_up(100, o) for o in (0.70, 0.71)]}
-    found = select_winner(None, field, points)  # type: ignore[arg-type]
-    assert found.winner.trial.number == 4 and found.ties == []
-    assert seeds_in_words(found).endswith("trial 7 is clearly behind")
+    finalists = [finalist(4, 0.80), finalist(7, 0.86), finalist(7, 0.60)]
+    retrained = {4: [made_up(100, o) for o in (0.80, 0.80)], 7: [made_up(100, o) for o in (0.70, 0.71)]}
+    outcome = select_winner(None, finalists, retrained)
+    assert outcome.winner.trial.number == 4 and outcome.ties == []
+    assert describe_seeds(outcome).endswith("trial 7 is clearly behind")
 
 
 @pytest.mark.parametrize(("broken", "steps"), [("undercooked", [200, 300]), ("bleed_class", [200])])
-def test_of_an_undercooked_trial_the_next_checkpoint_is_judged_too(broken: str, steps: list[int]) -> None:
-    points = [replace(made_up(step, -1.0), constraints={broken: 0.1}) for step in (100, 200, 300)]
-    record = SimpleNamespace(best=lambda: points[1], around=lambda p: points)
-    assert [p.step for p in checkpoints_to_score(record)] == steps  # type: ignore[arg-type]
+def test_of_an_undercooked_trial_the_next_checkpoint_is_scored_too(broken: str, steps: list[int]) -> None:
+    results = [replace(made_up(step, -1.0), constraints={broken: 0.1}) for step in (100, 200, 300)]
+    trial_folder: Any = SimpleNamespace(best_result=lambda: results[1], rendered_neighbours=lambda result: results)
+    assert [result.step for result in checkpoints_to_score(trial_folder)] == steps
 
 
 @pytest.mark.parametrize(
-    ("objectives", "asked"),
+    ("objectives", "strengths"),
     [
         ({1.25: 0.7, 1.5: 0.8}, [1.25, 1.5]),
         ({1.25: 0.7, 1.5: 0.6}, [1.25, 1.5]),
@@ -121,103 +124,113 @@ def test_of_an_undercooked_trial_the_next_checkpoint_is_judged_too(broken: str, 
         ({}, [1.25]),  # there was no time for it
     ],
 )
-def test_the_best_grows_stronger_while_that_is_better(
-    objectives: dict[float, float], asked: list[float], monkeypatch: pytest.MonkeyPatch
+def test_the_strength_is_raised_as_long_as_that_is_better(
+    objectives: dict[float, float], strengths: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tried(finalist(3, 0.6), objectives, monkeypatch) == asked
+    assert tried_strengths(finalist(3, 0.6), objectives, monkeypatch) == strengths
 
 
-def test_what_bleeds_grows_weaker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_strength_of_a_bleeding_checkpoint_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
     bleeding = finalist(3, -0.6)
-    assert tried(bleeding, {0.8: 0.4}, monkeypatch) == [0.8]
-    faint = replace(bleeding.point, constraints=bleeding.point.constraints | {"undercooked": 0.2})
-    assert tried(replace(bleeding, point=faint), {}, monkeypatch) == [1.25]  # and does not show enough even so
+    assert tried_strengths(bleeding, {0.8: 0.4}, monkeypatch) == [0.8]
+    faint = replace(bleeding.result, constraints=bleeding.result.constraints | {"undercooked": 0.2})
+    assert tried_strengths(replace(bleeding, result=faint), {}, monkeypatch) == [1.25]  # it shows too little even so
     faded = replace(faint, constraints=faint.constraints | {"too_strong": 0.1})
-    assert tried(replace(bleeding, point=faded), {}, monkeypatch) == [0.8]  # as it shows less the stronger it is
+    assert tried_strengths(replace(bleeding, result=faded), {}, monkeypatch) == [0.8]  # it shows less when stronger
 
 
-def tried(leader: Finalist, objectives: dict[float, float], monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The strengths asked for, of which the finals judge those that have an objective."""
+def tried_strengths(leader: Finalist, objectives: dict[float, float], monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The strengths that are tried; the finals score those that have an objective."""
 
-    def judge(asked: Sequence[Candidate]) -> list[Finalist]:
-        known = [replace(p, objective=objectives[p.strength]) for _, _, p, _ in asked if p.strength in objectives]
-        return [replace(leader, point=p) for p in known]
+    def judge(candidates: Sequence[Candidate]) -> list[Finalist]:
+        results = [candidate.result for candidate in candidates if candidate.result.strength in objectives]
+        return [replace(leader, result=replace(p, objective=objectives[p.strength])) for p in results]
 
     strengths: list[float] = []
 
-    def copy(record: Any, p: CheckpointResult, strength: float, session: Any) -> tuple[Any, CheckpointResult]:
+    def copy(folder: Any, result: CheckpointResult, strength: float, session: Any) -> tuple[Any, CheckpointResult]:
         strengths.append(strength)
-        return record, replace(p, strength=strength)
+        return folder, replace(result, strength=strength)
 
     monkeypatch.setattr(finals, "rescaled", copy)
-    found = finals.rescale_while_better(SimpleNamespace(judge=judge), leader, None)  # type: ignore[arg-type]
-    assert [one.point.strength for one in found] == [s for s in strengths if s in objectives]
+    copies = finals.rescale_while_better(cast(Any, SimpleNamespace(judge=judge)), leader, cast(Any, None))
+    assert [one.result.strength for one in copies] == [s for s in strengths if s in objectives]
     return strengths
 
 
-def test_nothing_scored_is_said() -> None:
+def test_finals_without_a_scored_checkpoint_are_refused() -> None:
     with pytest.raises(StudyError, match="run it longer"):
-        finals.run_finals(None, [], None, None)  # type: ignore[arg-type]
+        finals.run_finals(cast(Any, None), [])
 
 
 def opinion(fidelity: float, bleed: float) -> dict[str, dict[str, dict[str, float]]]:
-    """What the second encoder saw, to within .05."""
+    """The terms of the second encoder, with intervals of .05 to each side."""
     near = {"fidelity": fidelity, "bleed_class": bleed}
     return {"1": {name: {"value": v, "low": v - 0.05, "high": v + 0.05} for name, v in near.items()}}
 
 
 @pytest.mark.parametrize(
-    ("others", "said"),
+    ("other", "preferred"),
     [
         (opinion(0.8, 0.2), ""),  # as good
         (opinion(0.85, 0.12), ""),  # not clearly better
         (opinion(0.95, 0.2), "more like the character in trial 5"),
         (opinion(0.8, 0.0), "less bleed in trial 5"),
-        (opinion(0.95, 0.4), ""),  # liker, but bleeds
-        (opinion(0.5, 0.0), ""),  # calmer, but unlike
+        (opinion(0.95, 0.4), ""),  # more like the character, but bleeds
+        (opinion(0.5, 0.0), ""),  # bleeds less, but is unlike the character
     ],
 )
-def test_the_second_encoder_may_disagree(others: dict[str, dict[str, dict[str, float]]], said: str) -> None:
-    points = [replace(made_up(100, 0.9), second=seen) for seen in (opinion(0.8, 0.2), others)]
-    found = Finals(None, [replace(finalist(i, 0), point=p) for i, p in zip((3, 5), points, strict=True)], {}, [])  # type: ignore[arg-type]
-    assert disagreement(found, "vae").endswith(said)
-    assert bool(disagreement(found, "vae")) == bool(said)
+def test_the_second_encoder_may_disagree(other: dict[str, dict[str, dict[str, float]]], preferred: str) -> None:
+    results = [replace(made_up(100, 0.9), second=terms) for terms in (opinion(0.8, 0.2), other)]
+    finalists = [replace(finalist(number, 0), result=p) for number, p in zip((3, 5), results, strict=True)]
+    text = describe_disagreement(Finals(None, finalists, {}, []), "vae")
+    assert text.endswith(preferred) and bool(text) == bool(preferred)
 
 
 def test_without_a_second_encoder_nothing_disagrees() -> None:
-    assert disagreement(Finals(None, [finalist(3, 0.9), finalist(5, 0.9)], {}, []), None) == ""  # type: ignore[arg-type]
+    assert describe_disagreement(Finals(None, [finalist(3, 0.9), finalist(5, 0.9)], {}, []), None) == ""
 
 
-def test_a_second_encoder_that_cannot_tell_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_encoder_that_cannot_tell_images_apart_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     first = SimpleNamespace(settings=SimpleNamespace(second_encoder="vae"))
     context = SimpleNamespace(dataset=None, adapter=None, model=None)
-    said: list[str] = []
-    bars = SimpleNamespace(task=lambda *_: nullcontext(lambda count: None), say=said.append)
+    lines: list[str] = []
+    bars: Any = SimpleNamespace(task=lambda *_: nullcontext(lambda count: None), log=lines.append)
 
     def cannot(*_: object) -> None:
         raise Unmeasurable("unmeasurable: vae tells nothing apart")
 
-    monkeypatch.setattr(finals, "with_fresh_probes", lambda *_: first)
-    monkeypatch.setattr(finals, "load_second_encoder", lambda *_: None)
-    monkeypatch.setattr(finals, "with_encoder", cannot)
-    session = SimpleNamespace(context=context, renders=None)
-    assert finals.final_scorer(first, session, bars) is first  # type: ignore[arg-type]
-    assert said == ["unmeasurable: vae tells nothing apart; going on without a second opinion"]
+    monkeypatch.setattr(evaluation, "with_fresh_prompts", lambda *_: first)
+    monkeypatch.setattr(evaluation, "load_second_encoder", lambda *_: None)
+    monkeypatch.setattr(evaluation, "with_encoder", cannot)
+    session: Any = SimpleNamespace(context=context, renders=None)
+    assert evaluation.final_scorer(cast(Any, first), session, bars) is first
+    assert lines == ["unmeasurable: vae tells nothing apart; going on without a second opinion"]
 
 
-class Judging(FinalsRunner):
-    """A stage whose clock and memory a test sets: every checkpoint takes ten seconds, unless there is no room."""
+class QuickEvaluator:
+    """An evaluator that renders nothing; a full evaluation takes half the renders of a candidate."""
 
-    room = True
+    full_evaluation_renders = 10
+    deciding = SimpleNamespace(num_renders=20)
 
-    def _found(self, asked: Candidate) -> CheckpointResult:
-        if not self.room:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.bars = SimpleNamespace(log=self.lines.append)
+        self.has_memory = True
+
+    def evaluate(self, candidate: Candidate) -> CheckpointResult:
+        if not self.has_memory:
             raise MemoryFull("set model.offload=true")
-        return replace(asked[2], constraints={})
+        return replace(candidate.result, constraints={})
+
+    def folder_of(self, candidate: Candidate) -> Any:
+        return candidate.trial_folder
 
 
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Judging]:
+def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], tuple[FinalsRunner, QuickEvaluator]]:
+    """A runner of finals that may take so many seconds; each candidate takes ten, a full evaluation five."""
     ticks = itertools.count(step=10)
     monkeypatch.setattr(
         "autolora.study.finals.finals_runner.time", SimpleNamespace(perf_counter=lambda: float(next(ticks)))
@@ -225,56 +238,52 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], 
     definition: Any = SimpleNamespace(
         storage=f"sqlite:///{tmp_path / 'study.db'}", settings=SimpleNamespace(name="night")
     )
-    files = {"fetch": lambda name: tmp_path / name}
-    search = SimpleNamespace(at=lambda *_: SimpleNamespace(renders=5))
-    session: Any = SimpleNamespace(scorer=search)  # a last word takes half as many renders, five seconds
-    scorer: Any = SimpleNamespace(only=lambda *_: SimpleNamespace(renders=20), renders=5)
-    said: list[str] = []
 
-    def made(seconds: float) -> Judging:
-        found = Judging(definition, session, scorer, cast(Any, SimpleNamespace(say=said.append)), seconds)
-        found.definition.files, found.said = SimpleNamespace(**files), said  # type: ignore[attr-defined, misc]
-        monkeypatch.setattr(found, "_record", lambda asked: asked[1])
-        return found
+    def create(seconds: float) -> tuple[FinalsRunner, QuickEvaluator]:
+        evaluator = QuickEvaluator()
+        return FinalsRunner(definition, cast(Any, evaluator), seconds), evaluator
 
-    return made
+    return create
 
 
-def candidate(number: int, seed: int | None = None) -> Candidate:
-    """A checkpoint of 100 images whose recipe trained at half a second each."""
+Create = Callable[[float], tuple[FinalsRunner, QuickEvaluator]]
+
+
+def candidate(number: int, seed_offset: int | None = None) -> Candidate:
+    """A checkpoint after 100 images whose recipe trained at half a second each."""
     attributes = {"training_seconds": 200.0, "step": 400}
-    record: Any = SimpleNamespace(key=lambda point: f"{number}-{point.step}")
+    trial_folder: Any = SimpleNamespace(key=lambda result: f"{number}-{result.step}")
     trial: Any = SimpleNamespace(number=number, user_attrs=attributes)
-    return trial, record, made_up(100, 0.5), seed
+    return Candidate(trial, trial_folder, made_up(100, 0.5), seed_offset)
 
 
-def test_finals_leave_out_what_there_is_no_time_for(stage: Callable[[float], Judging]) -> None:
-    """Each takes ten seconds, training again is expected to take fifty more, and the last word five."""
-    held = stage(95.0)
-    assert len(held.judge([candidate(0), candidate(1), candidate(2)])) == 3
+def test_candidates_without_time_are_left_out(runner: Create) -> None:
+    """Each takes ten seconds, training again is expected to take fifty more, and the full evaluation five."""
+    finals_runner, evaluator = runner(95.0)
+    assert len(finals_runner.judge([candidate(0), candidate(1), candidate(2)])) == 3
     again = [candidate(0, 1), candidate(1, 1)]
-    assert [one.trial.number for one in held.judge(again)] == [0]  # 30 + 10 + 50 + 5 fit, once more do not
-    assert held.said[-1] == (  # type: ignore[attr-defined]
+    assert [one.trial.number for one in finals_runner.judge(again)] == [0]  # 30 + 10 + 50 + 5 fit, once more do not
+    assert evaluator.lines[-1] == (
         "finals: trial 1 trained again with seed 1 is left out: there is no time for it within budget.minutes"
     )
-    assert len(stage(1000.0).judge(again)) == 1  # it stays so when the report is written again
-    assert len(stage(1000.0).judge([candidate(0)])) == 1
+    assert len(runner(1000.0)[0].judge(again)) == 1  # it stays left out when the finals are held again
+    assert len(runner(1000.0)[0].judge([candidate(0)])) == 1
 
 
-def test_the_first_finalist_is_judged_however_late_it_is(stage: Callable[[float], Judging]) -> None:
-    assert [one.trial.number for one in stage(-5.0).judge([candidate(0), candidate(1)])] == [0]
+def test_the_first_candidate_is_scored_without_time(runner: Create) -> None:
+    assert [one.trial.number for one in runner(-5.0)[0].judge([candidate(0), candidate(1)])] == [0]
 
 
-def test_finals_that_find_no_memory_are_not_lost(stage: Callable[[float], Judging]) -> None:
-    held = stage(math.inf)
-    held.room = False
-    assert held.judge([candidate(0)]) == []
-    assert held.too_large() == "set model.offload=true"
-    assert "is left out: set model.offload=true" in held.said[-1]  # type: ignore[attr-defined]
-    assert len(stage(math.inf).judge([candidate(0)])) == 1  # tried again, with other settings
+def test_candidates_without_memory_are_tried_again_later(runner: Create) -> None:
+    finals_runner, evaluator = runner(math.inf)
+    evaluator.has_memory = False
+    assert finals_runner.judge([candidate(0)]) == []
+    assert finals_runner.memory_error() == "set model.offload=true"
+    assert "is left out: set model.offload=true" in evaluator.lines[-1]
+    assert len(runner(math.inf)[0].judge([candidate(0)])) == 1  # with other settings
 
 
-def test_the_finals_have_what_the_search_left_of_the_time() -> None:
+def test_the_finals_have_the_time_that_the_search_left() -> None:
     night = StudySettings("night", {}, Budget(minutes=100))
     assert (night.search_minutes, night.finals_seconds(3000.0)) == (70, 3000.0)
     assert replace(night, final_seeds=0).finals_seconds(6000.0) == math.inf

@@ -1,4 +1,4 @@
-"""Studies compared: who wins is counted study by study, and few studies say little."""
+"""The comparison of studies: wins are counted by study, and few studies leave wide intervals."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def point(score: float, step: int = 100, half: float = 0.02, **constraints: floa
 
 
 def write_study(folder: Path, trials: list[tuple[str, bool, CheckpointResult]]) -> Path:
-    """A study's folder with one checkpoint a trial: recipe, whether it is unchanged, and the checkpoint."""
+    """The folder of a study with one checkpoint for each trial: (recipe, whether it is a baseline, the checkpoint)."""
     folder.mkdir(parents=True)
     study = optuna.create_study(storage=study_storage(folder), study_name="made-up", direction="maximize")
     study.set_user_attr("space", {"dataset": folder.name, "base model": "abc"})
     optuna.create_study(storage=study_storage(folder), study_name="made-up/finals")
-    for number, (recipe, unchanged, one) in enumerate(trials):
+    for number, (recipe, unchanged, result) in enumerate(trials):
         trial = study.ask()
         trial.set_user_attr("uid", f"{number:012x}")
         trial.set_user_attr("recipe", recipe)
         if unchanged:
             trial.set_user_attr("baseline", recipe)
-        own = folder / "trials" / f"{number:012x}"
-        own.mkdir(parents=True)
-        (own / "curve.json").write_text(json.dumps([asdict(one)]))
-        study.tell(trial, one.objective)
+        path = folder / "trials" / f"{number:012x}"
+        path.mkdir(parents=True)
+        (path / "curve.json").write_text(json.dumps([asdict(result)]))
+        study.tell(trial, result.objective)
     return folder
 
 
@@ -48,15 +48,15 @@ def two_recipes(folder: Path, a: float, b: float, tuned: float) -> Path:
 
 def test_who_wins_unchanged_and_tuned(tmp_path: Path) -> None:
     folders = [two_recipes(tmp_path / f"{i}", 0.6, 0.4, 0.8 if i else 0.5) for i in range(4)]
-    entries = [entry for folder in folders for entry in read_study(folder)]
-    unchanged, tuned = wins(entries, UNCHANGED), wins(entries, TUNED)
+    rows = [row for folder in folders for row in read_study(folder)]
+    unchanged, tuned = wins(rows, UNCHANGED), wins(rows, TUNED)
     assert unchanged["a"][0].value == 1 and unchanged["b"][0].value == 0
     assert tuned["b"][0].value == 0.75 and tuned["b"][1] == 4
     assert list(tuned) == ["b", "a"]
 
 
 def test_few_studies_and_near_scores_leave_wide_intervals(tmp_path: Path) -> None:
-    two = [entry for i in range(2) for entry in read_study(two_recipes(tmp_path / f"{i}", 0.6, 0.4, 0.4))]
+    two = [row for i in range(2) for row in read_study(two_recipes(tmp_path / f"{i}", 0.6, 0.4, 0.4))]
     assert wins(two, UNCHANGED)["a"][0].low < 0.2
     near = read_study(write_study(tmp_path / "near", [("a", True, point(0.51, half=0.2)), ("b", True, point(0.5))]))
     clear = read_study(write_study(tmp_path / "clear", [("a", True, point(0.9)), ("b", True, point(0.5))]))
@@ -64,15 +64,15 @@ def test_few_studies_and_near_scores_leave_wide_intervals(tmp_path: Path) -> Non
     assert wins(clear, UNCHANGED)["a"][0].low > 0.0
 
 
-def test_what_breaks_a_limit_loses(tmp_path: Path) -> None:
+def test_a_checkpoint_that_breaks_a_limit_loses(tmp_path: Path) -> None:
     broken = point(0.9, bleed_class=0.1)
-    entries = read_study(write_study(tmp_path / "one", [("a", True, broken), ("b", True, point(0.3))]))
-    assert wins(entries, UNCHANGED)["b"][0].value == 1
+    rows = read_study(write_study(tmp_path / "one", [("a", True, broken), ("b", True, point(0.3))]))
+    assert wins(rows, UNCHANGED)["b"][0].value == 1
 
 
 def test_the_command_writes_csv_json_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [str(two_recipes(tmp_path / name, 0.6, 0.4, 0.8)) for name in ("mona", "zorak")]
-    assert main(["report", *folders, f"out={tmp_path / 'both'}"]) == 0
+    assert main(["compare", *folders, f"out={tmp_path / 'both'}"]) == 0
     assert "Who wins" in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "both" / "comparison.csv").read_text("utf-8").splitlines()))
     assert len(rows) == 8 and {row["dataset"] for row in rows} == {"mona", "zorak"}
@@ -84,7 +84,7 @@ def test_the_command_writes_csv_json_and_a_page(tmp_path: Path, capsys: pytest.C
 
 def test_the_command_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [str(two_recipes(tmp_path / name, 0.6, 0.4, 0.8)) for name in ("mona", "zorak")]
-    assert main(["report", *folders, f"out={tmp_path / 'both'}", "json=true"]) == 0
+    assert main(["compare", *folders, f"out={tmp_path / 'both'}", "json=true"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["event"] == "result"
 
@@ -105,12 +105,12 @@ def test_mistakes_are_explained(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["report", *arguments]) in (2, 5)
+    assert main(["compare", *arguments]) in (2, 5)
     assert words in capsys.readouterr().err
 
 
 def test_a_study_without_checkpoints_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = two_recipes(tmp_path / "one", 0.6, 0.4, 0.8)
     empty = write_study(tmp_path / "empty", [])
-    assert main(["report", str(one), str(empty)]) == 5
+    assert main(["compare", str(one), str(empty)]) == 5
     assert "no trial has a scored checkpoint" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A running study says how it stands: to a terminal, to a log, to a script and on its page."""
+"""The progress of a running study: on a terminal, in a log, for a script and on its page."""
 
 from __future__ import annotations
 
@@ -9,35 +9,32 @@ from typing import Any
 
 import optuna
 import pytest
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from autolora.commands.output import Output
+from autolora.config import compose
 from autolora.errors import ConfigError
 from autolora.progress import Bars
-from autolora.study.artifacts import TrialFiles
+from autolora.settings import Budget, StudySettings, build_settings
 from autolora.study.budget import WORKED
 from autolora.study.definition import StudyDefinition
+from autolora.study.results.facts import save_facts
 from autolora.study.results.progress import study_progress
-from autolora.study.results.report_data import REFRESH_SECONDS, report_progress
-from autolora.study.settings import Budget, StudySettings
+from autolora.study.results.report_data import REFRESH_SECONDS, write_study_report
+from autolora.study.running import RunningStudy
 from autolora.study.storage import study_storage
 from tests.study.results.test_comparison import point, write_study
 
 
 def opened(
     tmp_path: Path, trials: list[tuple[str, bool, Any]], minutes: float | None = None
-) -> tuple[Any, optuna.Study]:
-    """A plan and a study of 10 trials, each of which took 30 seconds."""
+) -> tuple[StudyDefinition, optuna.Study]:
+    """The definition of a study of 10 trials, and its trials so far, each of which took 30 seconds."""
     folder = write_study(tmp_path / "run", trials)
     study = optuna.load_study(study_name="made-up", storage=study_storage(folder))
     study.set_user_attr("training_seconds", 30.0 * len(trials))
     settings = StudySettings("made-up", {"a": {}}, Budget(10, minutes))
-    command = StudyDefinition(settings, {}, folder, "mine", ("json=true",)).command
-    definition = SimpleNamespace(settings=settings, folder=folder, space={"a": {}}, study_name="mine", command=command)
-    definition.files = TrialFiles(folder / "trials")
-    definition.run = lambda recipe, values: SimpleNamespace(name=recipe)
-    return definition, study
+    return StudyDefinition(settings, {}, folder, "mine", ("json=true",)), study
 
 
 TRIALS = [("a", True, point(0.9, bleed_class=0.1)), ("a", False, point(0.4, 300)), ("a", False, point(0.3))]
@@ -48,7 +45,10 @@ def test_the_best_breaks_nothing_and_time_is_left(tmp_path: Path) -> None:
     assert (now.trial, now.step, now.ended, now.breaks) == (1, 300, 3, ())
     assert now.seconds_left == pytest.approx(7 * 30)
     line = now.line()
-    assert "3 of 10 trials, 3 min 30 s of search left; best trial 1 (a) at step 300: score 0.40 (0.38 to 0.42)" in line
+    assert (
+        "3 of 10 trials, 3 min 30 s of search left; best trial 1 (a) after 300 images: score 0.40 (0.38 to 0.42)"
+        in line
+    )
 
 
 def test_minutes_end_a_study_sooner(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_script_gets_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_quiet_must_be_true_or_false() -> None:
     with pytest.raises(ConfigError, match="quiet must be true or false, got 3"):
-        Output.of(OmegaConf.create({"quiet": 3, "json": False}))
+        build_settings(compose("train", ["quiet=3"]))
 
 
 def test_the_page_of_a_running_study_looks_for_news(tmp_path: Path) -> None:
@@ -102,7 +102,8 @@ def test_the_page_of_a_running_study_looks_for_news(tmp_path: Path) -> None:
     dataset = SimpleNamespace(name="mona", trigger="mona", concepts=(), class_word="1girl")
     context = SimpleNamespace(dataset=dataset, model=SimpleNamespace(name="base"))
     session: Any = SimpleNamespace(context=context, scoring=SimpleNamespace(max_bleed=0.15))
-    page = report_progress(definition, study, session).read_text("utf-8")
+    save_facts(RunningStudy(definition, study, session, Bars(quiet=True)))
+    page = write_study_report(definition, study, running=True).read_text("utf-8")
     assert f'http-equiv="refresh" content="{REFRESH_SECONDS}"' in page
     assert "3 trials" in page
     assert "autolora tune mine</code>" in page

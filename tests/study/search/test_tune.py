@@ -90,14 +90,6 @@ def final_state(tmp_path: Path, trial: Path | None = None) -> dict[str, bytes]:
     return {key: tensor.numpy().tobytes() for key, tensor in state.items()}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study that ran to its end."""
-    tmp_path = tmp_path_factory.mktemp("study")
-    assert main(tune(tmp_path)) == 0
-    return tmp_path
-
-
 def test_a_study_leaves_what_it_promises(finished: Path) -> None:
     run = finished / "run"
     result = json.loads((run / "result.json").read_text("utf-8"))
