@@ -16,17 +16,11 @@ from autolora.report.formatting import format_estimate
 from autolora.report.model_card import CardConcept, CardSample, ModelCard, base_licence, write_model_card
 from autolora.report.schema import OutfitMatrix
 from autolora.scoring.intervals import Estimate
+from autolora.scoring.metrics import METRICS, metric_label
 
 MEANINGS = {
-    "score": "fidelity and editability together, minus the bleed above its limit",
-    "likeness": "share of renders with the trigger that pass for the character; 1 = as many as of its real images",
-    "fidelity": "the same, and each outfit must be told from the others",
-    "editability": "how well prompts for other clothes and styles are followed; 1 = as well as by the base model",
-    "bleed_class": "share of renders of the class word alone that pass for the character; 0 is best",
-    "bleed_context": "the same for the class word in a scene",
-    "bleed_cross": "share of renders of one outfit that show another one, beyond that share of its real images",
-    "memorisation": "share of renders that are as near to a training image as training images are to one another",
-    "spread": "how much renders of the class word differ from one another; 1 = as much as the base model's",
+    "score": "fidelity and editability together, minus bleed above its limit",
+    **{metric.name: metric.meaning for metric in METRICS if metric.meaning},
 }
 MIXED = 0.1  # share of an outfit's renders that pass for another outfit from which the card names it
 TAGS = 12
@@ -91,7 +85,7 @@ def model_card(session: Session, trial_folder: TrialFolder, result: CheckpointRe
         family=family_of(model).spec,
         licence=base_licence(model.source),
         samples=(),
-        scorecard=tuple((_readable(n), Estimate(**terms[n]), text) for n, text in MEANINGS.items() if n in terms),
+        scorecard=tuple((metric_label(n), Estimate(**terms[n]), text) for n, text in MEANINGS.items() if n in terms),
         by_weight={w: {n: Estimate(**term) for n, term in terms.items()} for w, terms in result.sweep.items()},
         weaknesses=(),
         asked="likeness, editability, bleed on the class word, copies, burnt colours",
@@ -109,7 +103,7 @@ def model_card(session: Session, trial_folder: TrialFolder, result: CheckpointRe
 
 def known_weaknesses(result: CheckpointResult, max_bleed: float, matrix: OutfitMatrix | None) -> tuple[str, ...]:
     """What is known against a checkpoint, the worst first."""
-    weaknesses = [f"breaks the limit on {_readable(name)}" for name in result.broken]
+    weaknesses = [f"breaks the limit on {metric_label(name)}" for name in result.broken]
     bleeding = [w for w, terms in result.sweep.items() if terms["bleed_class"]["high"] > max_bleed]
     if bleeding:
         lowest = min(bleeding, key=float)
@@ -125,9 +119,5 @@ def known_weaknesses(result: CheckpointResult, max_bleed: float, matrix: OutfitM
                 share = matrix.shares[row][column]
                 if row != column and share.low > MIXED:
                     weaknesses.append(f"of renders with {name}, {share.value:.0%} pass for {other}")
-    weaknesses += [f"{_readable(name)} is unknown: {reason}" for name, reason in result.unmeasurable.items()]
+    weaknesses += [f"{metric_label(name)} is unknown: {reason}" for name, reason in result.unmeasurable.items()]
     return tuple(weaknesses)
-
-
-def _readable(name: str) -> str:
-    return {"bleed_class": "bleed"}.get(name, name.replace("_", " "))

@@ -39,6 +39,7 @@ class Metric:
             with bootstrap draws is averaged over the LoRA weights, an estimate is taken from the worst weight.
         label: the name in tables and reports.
         meaning: the explanation in the model card; empty: the model card leaves the metric out.
+        in_report: the report's tables have a column for it.
         is_share: the verdict prints it as a percentage.
         badness: returns a number that is the higher, the worse an estimate is.
         by_second_encoder: it is measured with `scoring.second_encoder` too.
@@ -48,6 +49,7 @@ class Metric:
     measure: Callable[[Evaluation], BootstrapEstimate | Estimate | None]
     label: str
     meaning: str = ""
+    in_report: bool = False
     is_share: bool = False
     badness: Callable[[Estimate], float] = lambda estimate: estimate.value
     by_second_encoder: bool = False

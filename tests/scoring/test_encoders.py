@@ -113,6 +113,4 @@ def test_a_timm_model_without_access_to_its_blocks_is_refused(monkeypatch: pytes
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: torch.nn.Linear(2, 2))
     message = r"timm:closed gives no access to its inner blocks .*no forward_intermediates and"
     with pytest.raises(ConfigError, match=message):
-        ConfigError, match=r"timm:closed gives no access to its inner blocks .*no forward_intermediates and"
-    ):
         load_second_encoder("timm:closed", load_model(ModelSettings()))
