@@ -24,7 +24,7 @@ from autolora.train.slot import Job
 from tests import tiny
 from tests.export.diffusers_log import warnings_at_loading
 from tests.export.test_kinds import KINDS, assert_predicts_as, export
-from tests.train.test_loop import ADAMW, train_all, work
+from tests.train.helpers import ADAMW, make_context, train_all
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_diffusers_predicts_the_same(
 ) -> None:
     model, source = request.getfixturevalue(base), request.getfixturevalue(f"{base}_dir")
     run = replace(ADAMW, adapter=KINDS[kind])
-    *_, last = train_all(work(model, folder, tmp_path / "cache", run), Job(run))
+    *_, last = train_all(make_context(model, folder, tmp_path / "cache", run), Job(run))
     path, state, spec = for_diffusers(kind, last.state, model, tmp_path)
     reference = DiffusersReference(path, source, model)
     reference.verify_deltas(state)

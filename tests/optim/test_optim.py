@@ -1,4 +1,4 @@
-"""Optimizers are the libraries' own; schedules are the curves they say they are."""
+"""Optimizers are those of their libraries, and schedules follow their formulas."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def test_annealed_cosine_curve() -> None:
     assert factors == pytest.approx([*peak, *(p / 2 for p in peak)], abs=1e-3)
 
 
-def test_cycles_grow_by_their_multiplier() -> None:
-    """L -> round((L - w) * m) + w: from cycles of 10 with 2 of warm-up and m = 2 comes one of 18."""
+def test_the_multiplier_lengthens_each_cycle() -> None:
+    """A cycle of L steps with w of warm-up is followed by round((L - w) * m) + w: 10 with 2 and m = 2 by 18."""
     schedule = AnnealedCosine(cycles=2, warmup=0.2, gamma=1.0, multiplier=2.0)
     peaks = [s for s in range(28) if schedule.factor(s, 28) == 1.0]
     assert peaks[0] == 1 and min(p for p in peaks if p > 9) == 11
@@ -82,8 +82,8 @@ def test_cycles_grow_by_their_multiplier() -> None:
     st.builds(AnnealedCosine, st.integers(1, 5), st.floats(0, 0.4), st.floats(0.3, 1), st.floats(0.7, 2)),
     st.integers(1000, 3000),
 )
-def test_as_many_cycles_as_asked_for_end_with_the_run(schedule: AnnealedCosine, total: int) -> None:
-    """However the lengths round: none is begun that has no room left, and the last one falls to the floor."""
+def test_the_number_of_cycles_fits_into_the_run(schedule: AnnealedCosine, total: int) -> None:
+    """Whatever the rounding of lengths: the last cycle is complete and falls to the floor."""
     factors = [schedule.factor(step, total) for step in range(total)]
     falls = [a > b for a, b in pairwise(factors)]
     assert sum(not before and now for before, now in pairwise([False, *falls])) == schedule.cycles
@@ -109,8 +109,8 @@ def test_optimizers_minimise(spec: Optimizer) -> None:
 
 
 @pytest.mark.parametrize("kind", [AdamW, Lion, Adafactor, CAME, ScheduleFree])
-def test_a_weight_leaves_zero_at_its_rate(kind: type[OptimizerSpec]) -> None:
-    """As one half of every LoRA must: an Adafactor that scales its rate by the weight's size hardly would."""
+def test_a_weight_of_zero_is_trained_at_the_full_rate(kind: type[OptimizerSpec]) -> None:
+    """Half of every new LoRA is zero; an Adafactor that scales its rate by the weight's size would hardly train it."""
     parameter = torch.nn.Parameter(torch.zeros(4, 4))
     optimizer = kind(lr=1e-4, weight_decay=0.0).build([parameter])
     for _ in range(50):
@@ -120,14 +120,14 @@ def test_a_weight_leaves_zero_at_its_rate(kind: type[OptimizerSpec]) -> None:
     assert parameter.mean().item() > 0.3 * 50e-4  # CAME goes further, as these gradients are steady
 
 
-def test_prodigy_is_set_up_as_documented() -> None:
+def test_prodigy_has_the_documented_settings() -> None:
     group = Prodigy(d_coef=0.7).build([torch.nn.Parameter(torch.ones(1))]).param_groups[0]
     assert (group["lr"], group["d_coef"], group["betas"]) == (1.0, 0.7, (0.9, 0.99))
     assert group["safeguard_warmup"] and group["use_bias_correction"]
 
 
-def test_prodigy_steps_as_prodigyopt_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where a parameter has no gradient yet, at a rate of 0, and going on from a state that prodigyopt saved."""
+def test_prodigy_makes_the_same_steps_as_prodigyopt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for a parameter without a gradient, at a rate of 0, and from a state that prodigyopt saved."""
     source = torch.Generator().manual_seed(0)
     targets = [torch.randn(shape, generator=source) for shape in ((3, 4), (2, 5), (6,))]
 
@@ -147,17 +147,16 @@ def test_prodigy_steps_as_prodigyopt_does(monkeypatch: pytest.MonkeyPatch) -> No
             optimizer.step()
         return [*params, torch.tensor(optimizer.param_groups[0]["d"])]
 
-    ours, theirs = BatchedProdigy, prodigyopt.Prodigy
-    expected = train(theirs)
-    assert expected[-1] > 1e-2  # the estimate has grown
-    for kinds in ((ours,), (theirs, ours)):
+    expected = train(prodigyopt.Prodigy)
+    assert expected[-1] > 1e-2  # the estimate d has grown
+    for kinds in ((BatchedProdigy,), (prodigyopt.Prodigy, BatchedProdigy)):
         assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(train(*kinds), expected, strict=True))
 
 
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"Prodigy finds its own rate: optimizer\.lr must be 1, got 0\.01"):
         Prodigy(lr=0.01)
-    for wrong in (
+    for make in (
         lambda: AdamW(lr=0),
         lambda: Prodigy(d_coef=0),
         lambda: CosineRestarts(0),
@@ -166,11 +165,11 @@ def test_impossible_settings_are_refused() -> None:
         lambda: Cosine(warmup=-0.1),
     ):
         with pytest.raises(ConfigError):
-            wrong()
+            make()
 
 
 @pytest.mark.parametrize("kind", [AdamW(), Lion(), Adafactor(), CAME(), ScheduleFree(), AdamW8bit()])
-def test_the_text_encoder_has_a_rate_of_its_own(kind: OptimizerSpec) -> None:
+def test_the_text_encoder_can_have_its_own_rate(kind: OptimizerSpec) -> None:
     assert kind.for_text_encoder() == kind
     apart = replace(kind, text_encoder_lr=1e-5)
     assert apart.for_text_encoder().lr == 1e-5 and apart.lr == 1e-4
@@ -179,18 +178,18 @@ def test_the_text_encoder_has_a_rate_of_its_own(kind: OptimizerSpec) -> None:
         replace(kind, text_encoder_lr=0.0)
 
 
-def test_a_library_that_is_missing_is_named() -> None:
+def test_a_missing_library_is_named() -> None:
     with pytest.raises(ConfigError, match=r"Thing needs no_such_library: pip install 'autolora\[things\]'"):
         optional("no_such_library", "things", "Thing")
 
 
-def test_eight_bits_without_a_gpu_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_8_bit_optimizer_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
     with pytest.raises(ConfigError, match=r"NVIDIA GPUs only, the model is on the CPU: use optimizer=adamw"):
         AdamW8bit().check(torch.device("cpu"))
 
 
-def test_eight_bits_without_their_library_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not there
+def test_the_8_bit_optimizer_without_its_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"AdamW8bit needs bitsandbytes: pip install 'autolora\[8bit\]'"):
         AdamW8bit().check(torch.device("cpu"))

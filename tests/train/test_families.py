@@ -1,4 +1,4 @@
-"""The loop trains every family of base models alike, and tells each what it needs to know of a picture."""
+"""The loop trains base models of every family, and gives each its image sizes."""
 
 from __future__ import annotations
 
@@ -52,32 +52,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_of(model: BaseModel) -> Run:
-    """The same for every family, but for text encoders that no LoRA file holds."""
+    """Return the same run for every family, without the text encoder where LoRA files hold none."""
     return replace(RUN, adapter=replace(RUN.adapter, text_encoder=len(model.modules) > 1))
 
 
-def work(model: BaseModel, folder: Path, cache: Path) -> TrainingContext:
+def make_context(model: BaseModel, folder: Path, cache: Path) -> TrainingContext:
     settings = DatasetSettings(path=str(folder), buckets=BucketSettings(count=2, bucket_reso_steps=16))
     dataset = with_buckets(load_dataset(settings), settings, model.resolution)
-    drawn = tuple(replace(picture, caption="1girl") for picture in dataset.pictures[:4])
+    class_pictures = tuple(replace(picture, caption="1girl") for picture in dataset.pictures[:4])
     return TrainingContext(
         model,
         attach(model.modules, run_of(model).adapter),
         dataset,
         LatentCache(model, cache),
         PromptCache(model),
-        drawn,
+        class_pictures,
     )
 
 
-def train_all(context: TrainingContext, assignment: Job) -> list[Checkpoint]:
-    waiting = iter([assignment])
+def train_all(context: TrainingContext, job: Job) -> list[Checkpoint]:
+    jobs = iter([job])
     try:
         return [
-            slot.checkpoint
-            for ready in train(lambda: next(waiting, None), context)
-            for slot in ready
-            if slot.checkpoint
+            slot.checkpoint for ready in train(lambda: next(jobs, None), context) for slot in ready if slot.checkpoint
         ]
     finally:
         context.adapter.detach()
@@ -91,65 +88,65 @@ def model(
     tiny_xl: StableDiffusion,
     tiny_flows: dict[str, FlowModel],
 ) -> BaseModel:
-    found: dict[str, BaseModel] = {"sd1": tiny_model, "sd2": tiny_sd2, "sdxl": tiny_xl, **tiny_flows}
-    return found[request.param]
+    models: dict[str, BaseModel] = {"sd1": tiny_model, "sd2": tiny_sd2, "sdxl": tiny_xl, **tiny_flows}
+    return models[request.param]
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(model: BaseModel, folder: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(model: BaseModel, folder: Path, tmp_path: Path) -> None:
     run = run_of(model)
-    whole = train_all(work(model, folder, tmp_path), Job(run))
-    checkpoint.save(whole[0], tmp_path / "latest.pt")
-    resumed = train_all(work(model, folder, tmp_path), Job(run, checkpoint.load(tmp_path / "latest.pt", run)))
-    assert [c.step for c in whole] == [c.step for c in resumed] and len(whole) == 2
-    for a, b in zip(whole, resumed, strict=True):
+    checkpoints = train_all(make_context(model, folder, tmp_path), Job(run))
+    checkpoint.save(checkpoints[0], tmp_path / "latest.pt")
+    resumed = train_all(make_context(model, folder, tmp_path), Job(run, checkpoint.load(tmp_path / "latest.pt", run)))
+    assert [c.step for c in checkpoints] == [c.step for c in resumed] and len(checkpoints) == 2
+    for a, b in zip(checkpoints, resumed, strict=True):
         assert a.train_loss == b.train_loss and a.val_losses == b.val_losses
         assert all(torch.equal(a.state[key], b.state[key]) for key in a.state)
-    assert {key.partition(".")[0] for key in whole[0].state} == set(model.modules)
+    assert {key.partition(".")[0] for key in checkpoints[0].state} == set(model.modules)
 
 
 @pytest.mark.parametrize("family", tiny_flow.FAMILIES)
 def test_flow_matching_trains_in_16_bit(
     family: str, tiny_flows: dict[str, FlowModel], folder: Path, tmp_path: Path
 ) -> None:
-    expected = train_all(work(tiny_flows[family], folder, tmp_path), Job(run_of(tiny_flows[family])))
+    expected = train_all(make_context(tiny_flows[family], folder, tmp_path), Job(run_of(tiny_flows[family])))
     path, half = Path(str(tiny_flows[family].source)), {"dtype": "bfloat16", "gradient_checkpointing": True}
     model = tiny_flow.load_tiny_flow(path, family, **half)
-    whole = train_all(work(model, folder, tmp_path), Job(run_of(model)))
-    assert whole[-1].train_loss == pytest.approx(expected[-1].train_loss, rel=0.02)
-    assert whole[-1].val_loss == pytest.approx(expected[-1].val_loss, rel=0.02)
+    checkpoints = train_all(make_context(model, folder, tmp_path), Job(run_of(model)))
+    assert checkpoints[-1].train_loss == pytest.approx(expected[-1].train_loss, rel=0.02)
+    assert checkpoints[-1].val_loss == pytest.approx(expected[-1].val_loss, rel=0.02)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_16_bit_weights_train(dtype: str, tiny_xl_dir: Path, folder: Path, tmp_path: Path) -> None:
     model = tiny.load_tiny(tiny_xl_dir, "sdxl", dtype=dtype, gradient_checkpointing=True)
-    whole = train_all(work(model, folder, tmp_path), Job(RUN))
-    expected = train_all(work(tiny.load_tiny(tiny_xl_dir, "sdxl"), folder, tmp_path), Job(RUN))
-    assert whole[-1].train_loss == pytest.approx(expected[-1].train_loss, rel=0.02)
-    assert whole[-1].val_loss == pytest.approx(expected[-1].val_loss, rel=0.02)
+    checkpoints = train_all(make_context(model, folder, tmp_path), Job(RUN))
+    expected = train_all(make_context(tiny.load_tiny(tiny_xl_dir, "sdxl"), folder, tmp_path), Job(RUN))
+    assert checkpoints[-1].train_loss == pytest.approx(expected[-1].train_loss, rel=0.02)
+    assert checkpoints[-1].val_loss == pytest.approx(expected[-1].val_loss, rel=0.02)
 
 
-def test_the_model_is_told_how_each_picture_was_cropped(
+def test_the_model_gets_the_crop_of_each_image(
     tiny_xl: StableDiffusion, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[Tensor, tuple[int, ...]]] = []
+    calls: list[tuple[Tensor, tuple[int, ...]]] = []
     predict = tiny_xl.predict
 
-    def watched(noisy: Tensor, timesteps: Tensor, context: Context) -> Tensor:
-        assert context.sizes is not None and len(context.sizes) == len(noisy)
-        told.append((context.sizes, tuple(noisy.shape[2:])))
-        return predict(noisy, timesteps, context)
+    def recording_predict(noisy: Tensor, timesteps: Tensor, conditioning: Context) -> Tensor:
+        assert conditioning.sizes is not None and len(conditioning.sizes) == len(noisy)
+        calls.append((conditioning.sizes, tuple(noisy.shape[2:])))
+        return predict(noisy, timesteps, conditioning)
 
-    monkeypatch.setattr(tiny_xl, "predict", watched)
-    context = work(tiny_xl, folder, tmp_path)
+    monkeypatch.setattr(tiny_xl, "predict", recording_predict)
+    context = make_context(tiny_xl, folder, tmp_path)
     expected = {size_ids(picture) for picture in (*context.dataset.pictures, *context.dataset.validation)}
     train_all(context, Job(RUN))
-    assert {tuple(row) for sizes, _ in told for row in sizes.tolist()} == expected
-    for sizes, (height, width) in told:
+    assert {tuple(row) for sizes, _ in calls for row in sizes.tolist()} == expected
+    for sizes, (height, width) in calls:
         assert {tuple(row[4:]) for row in sizes.tolist()} == {(4 * height, 4 * width)}
 
 
 @pytest.mark.parametrize(
-    ("size", "frame", "flip", "expected"),
+    ("size", "bucket", "flip", "expected"),
     [
         ((1600, 1000), (1024, 1024), False, (1000, 1600, 0, 307, 1024, 1024)),
         ((1600, 1000), (1024, 1024), True, (1000, 1600, 0, 307, 1024, 1024)),
@@ -158,8 +155,8 @@ def test_the_model_is_told_how_each_picture_was_cropped(
         ((2048, 1024), (1344, 768), False, (1024, 2048, 0, 96, 768, 1344)),
     ],
 )
-def test_sizes_are_height_before_width_and_crops_of_the_resized_picture(
-    size: tuple[int, int], frame: tuple[int, int], flip: bool, expected: tuple[int, ...]
+def test_sizes_are_height_width_and_the_crop_of_the_resized_image(
+    size: tuple[int, int], bucket: tuple[int, int], flip: bool, expected: tuple[int, ...]
 ) -> None:
-    picture = Picture(Path("a.png"), "", "a", *size, "0", bucket=frame)
+    picture = Picture(Path("a.png"), "", "a", *size, "0", bucket=bucket)
     assert size_ids(picture, flip) == expected

@@ -12,21 +12,13 @@ from torch import Tensor
 from autolora.errors import MemoryFull
 from autolora.models.base import Context
 from autolora.models.stable_diffusion import StableDiffusion
-from autolora.paperdoll.world import write_dataset
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.loop import train
 from autolora.train.slot import Job, TrainingSlot
 from tests.tiny import load_tiny
-from tests.train.test_loop import ADAMW, train_all, work
+from tests.train.helpers import ADAMW, make_context, train_all
 
 RUN = replace(ADAMW, train=replace(ADAMW.train, scale_weight_norms=None, epochs=1, images_per_concept=8, batch_size=5))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "doll"
-    write_dataset(out, seed=1, outfits=2, images_per_outfit=6, size=32)
-    return out
 
 
 @pytest.fixture
@@ -53,7 +45,7 @@ class SmallGpu:
 
 
 def trained(model: StableDiffusion, folder: Path, cache: Path) -> Checkpoint:
-    return train_all(work(model, folder, cache, RUN), Job(RUN))[-1]
+    return train_all(make_context(model, folder, cache, RUN), Job(RUN))[-1]
 
 
 def assert_near(actual: Checkpoint, expected: Checkpoint) -> None:
@@ -76,7 +68,7 @@ def test_micro_batches_give_the_same_result(
 ) -> None:
     expected = trained(model, folder, tmp_path)
     gpu = SmallGpu(model, 0, 2, monkeypatch)
-    context, notes = work(model, folder, tmp_path, RUN), []
+    context, notes = make_context(model, folder, tmp_path, RUN), []
 
     def on_step(slot: TrainingSlot) -> None:
         notes.append(slot.memory_note)

@@ -1,4 +1,4 @@
-"""A training step's loss is the one that diffusers' own parts give on the same pictures, noise and timesteps."""
+"""The loss of a training step equals that of diffusers' components with the same images, noise and timesteps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from autolora.train.batches import Stream
 from autolora.train.slot import Job, TrainingSlot
 from autolora.train.step import train_step
 from tests import tiny, tiny_flow
-from tests.train.test_families import RUN, folder, run_of, work  # noqa: F401 - folder is a fixture
+from tests.train.test_families import RUN, folder, make_context, run_of  # noqa: F401 - folder is a fixture
 
 PIPELINE: Any = DiffusionPipeline
 DDPM: Any = DDPMScheduler
@@ -59,13 +59,13 @@ def saved(kind: Kind, path: Path) -> Path:
 
 
 def load(kind: Kind, path: Path) -> StableDiffusion:
-    """The folder's files say epsilon; the settings say what it is."""
+    """Load the model with the kind's settings, although its files say epsilon."""
     return tiny.load_tiny(path, kind.family, prediction_type=kind.prediction, zero_terminal_snr=kind.terminal)
 
 
-def test_the_loss_is_that_of_diffusers(kind: Kind, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_loss_equals_that_of_diffusers(kind: Kind, folder: Path, tmp_path: Path) -> None:  # noqa: F811
     path = saved(kind, tmp_path / "model")
-    context = work(load(kind, path), folder, tmp_path)
+    context = make_context(load(kind, path), folder, tmp_path)
     try:
         slot = TrainingSlot(0, Job(PLAIN), context)
         train_step(context, {0: slot})
@@ -96,7 +96,7 @@ def test_the_loss_is_that_of_diffusers(kind: Kind, folder: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("family", tiny_flow.FAMILIES)
-def test_the_loss_of_flow_matching_is_that_of_diffusers(
+def test_the_loss_of_flow_matching_equals_that_of_diffusers(
     family: str,
     tiny_flows: dict[str, FlowModel],
     folder: Path,  # noqa: F811
@@ -104,7 +104,7 @@ def test_the_loss_of_flow_matching_is_that_of_diffusers(
 ) -> None:
     model = tiny_flows[family]
     run = replace(run_of(model), train=PLAIN.train)
-    context = work(model, folder, tmp_path)
+    context = make_context(model, folder, tmp_path)
     try:
         slot = TrainingSlot(0, Job(run), context)
         train_step(context, {0: slot})
@@ -125,16 +125,16 @@ def test_the_loss_of_flow_matching_is_that_of_diffusers(
 
 
 def predicted_by(pipeline: Any, family: str, noisy: Tensor, times: Tensor, prompts: list[str]) -> Tensor:
-    """What a pipeline's transformer predicts, called as the pipeline calls it."""
+    """Return the prediction of a pipeline's transformer, called as the pipeline calls it."""
     more: dict[str, Any] = {"return_dict": False}
     if family == "z_image":
-        contexts, _ = pipeline.encode_prompt(prompts, "cpu", do_classifier_free_guidance=False)
-        found = pipeline.transformer(list(noisy.unsqueeze(2)), (1000 - times) / 1000, contexts, **more)[0]
-        return -torch.stack(found).squeeze(2)
+        embeddings, _ = pipeline.encode_prompt(prompts, "cpu", do_classifier_free_guidance=False)
+        predicted = pipeline.transformer(list(noisy.unsqueeze(2)), (1000 - times) / 1000, embeddings, **more)[0]
+        return -torch.stack(predicted).squeeze(2)
     if family == "sd3":
         tokens, _, pooled, _ = pipeline.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
-        found = pipeline.transformer(noisy, tokens, pooled, times, **more)[0]
-        return found
+        predicted = pipeline.transformer(noisy, tokens, pooled, times, **more)[0]
+        return predicted
     tokens, pooled, text_ids = pipeline.encode_prompt(prompts)
     count, channels, height, width = noisy.shape
     packed = pipeline.transformer(
@@ -150,7 +150,7 @@ def predicted_by(pipeline: Any, family: str, noisy: Tensor, times: Tensor, promp
     return pipeline._unpack_latents(packed, 4 * height, 4 * width, 4)
 
 
-def test_renders_of_v_models_begin_at_pure_noise(kind: Kind, tmp_path: Path) -> None:
+def test_renders_with_zero_terminal_snr_start_at_pure_noise(kind: Kind, tmp_path: Path) -> None:
     model = load(kind, saved(kind, tmp_path / "model"))
     sampler = model.sampler()
     sampler.set_timesteps(4)

@@ -22,7 +22,7 @@ from autolora.train.loss import validation_losses
 from autolora.train.run import Run, TrainSettings
 from autolora.train.slot import Job, TrainingContext, TrainingSlot
 from autolora.train.step import _backward, train_step
-from tests.train.test_loop import folder, train_all, work  # noqa: F401 - a fixture among them
+from tests.train.helpers import make_context, train_all
 from tests.train.test_stream import masked, mixed  # noqa: F401 - a fixture among them
 
 BOTH = Run("both", LoRA(dim=2, alpha=1, text_encoder=True), train=TrainSettings(images_per_concept=20, batch_size=4))
@@ -43,11 +43,11 @@ def test_the_text_encoder_has_its_own_optimizer(
     setting: str,
     values: tuple[float, float],
     tiny_model: StableDiffusion,
-    folder: Path,  # noqa: F811
+    folder: Path,
     tmp_path: Path,
 ) -> None:
     run = replace(BOTH, optimizer=optimizer, schedule=Constant())
-    context = work(tiny_model, folder, tmp_path, run)
+    context = make_context(tiny_model, folder, tmp_path, run)
     slot = TrainingSlot(0, Job(run), context)
     try:
         for _ in range(15):
@@ -71,13 +71,13 @@ def test_the_text_encoder_has_its_own_optimizer(
 
 def test_every_rank_of_a_dylora_has_learned(
     tiny_model: StableDiffusion,
-    folder: Path,  # noqa: F811
+    folder: Path,
     tmp_path: Path,
 ) -> None:
     """Each cut has a smaller validation loss than the base model."""
     settings = TrainSettings(epochs=1, images_per_concept=120, batch_size=4)
     run = Run("dylora", DYLORA, AdamW(lr=3e-3), Constant(), settings)
-    context = work(tiny_model, folder, tmp_path, run)
+    context = make_context(tiny_model, folder, tmp_path, run)
     assert run.optimizer_steps(context.dataset) == 60
 
     def loss(context: TrainingContext, slot: int | None) -> float:
@@ -86,7 +86,7 @@ def test_every_rank_of_a_dylora_has_learned(
         )
 
     state = train_all(context, Job(run))[-1].state
-    fresh = work(tiny_model, folder, tmp_path, run)
+    fresh = make_context(tiny_model, folder, tmp_path, run)
     try:
         base = loss(fresh, None)
         losses_by_rank = []
@@ -109,7 +109,7 @@ def test_cells_outside_a_mask_have_the_weight_of_the_recipe(
     pictures = tuple(next(p for p in dataset.pictures if p.path == original.path) for original in square[:2])
     assert [picture.mask is not None for picture in pictures] == [True, False]
     run = Run("masked", LoRA(dim=2), train=TrainSettings(unmasked_weight=0.3, min_snr_gamma=None, batch_size=2))
-    plain = work(tiny_model, mixed.root, tmp_path, run)
+    plain = make_context(tiny_model, mixed.root, tmp_path, run)
     context = replace(plain, dataset=dataset, latents=LatentCache(tiny_model, tmp_path / "l"))
     try:
         batch = Stream(run, dataset, tiny_model).next_batch()
