@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from autolora import config
-from autolora.adapters.kinds import IA3, Adapter, DyLoRA, LoHa, LoKr, LoRA
+from autolora.adapters.kinds import IA3, DyLoRA, LoHa, LoKr, LoRA
+from autolora.adapters.settings import Adapter
 from autolora.adapters.targets import TARGETS
 from autolora.errors import ConfigError
 from autolora.models.load import FAMILIES

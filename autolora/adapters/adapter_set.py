@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from autolora.adapters.base import AdaptedLayer, NormStats, SlotRouting, State, WeightDelta
 from autolora.adapters.deltas import LOW_RANK, parts_by_layer
-from autolora.adapters.kinds import Adapter, SlotCapacity
 from autolora.adapters.low_rank import LowRank
 from autolora.adapters.peft_layers import peft_layer_for
+from autolora.adapters.settings import Adapter, SlotCapacity
 from autolora.adapters.targets import in_text_encoder
 from autolora.errors import ConfigError
 

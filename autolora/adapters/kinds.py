@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from autolora.adapters.targets import LINEAR, TARGETS, in_text_encoder
+from autolora.adapters.settings import Adapter, SlotCapacity
 from autolora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,51 +22,6 @@ if TYPE_CHECKING:
 MAX_USEFUL_DIM = 32  # of LoHa and LoKr, by the community guide
 MAX_USEFUL_CONV = 64, 32.0  # dim and alpha of convolutions, by the same guide
 PEFT_LAYER = "layer"  # the name of the one layer that peft adapts at a time
-
-
-@dataclass(frozen=True)
-class SlotCapacity:
-    """How many adapters a set holds at once, and the largest rank of each where it holds more than one."""
-
-    slots: int = 1
-    max_dim: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adapter:
-    """The settings that every kind of adapter has."""
-
-    packable: ClassVar[bool] = True  # whether several adapters of this kind can train at once on one base model
-    targets: tuple[str, ...] = LINEAR
-    text_encoder: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.targets or set(self.targets) - set(TARGETS):
-            raise ConfigError(f"adapter.targets must be some of {', '.join(TARGETS)}, got {list(self.targets)}")
-
-    @property
-    def max_rank(self) -> int:
-        """The largest rank of any layer's change."""
-        return 1
-
-    @property
-    def n_ranks(self) -> int:
-        """How many ranks a training step can be limited to: the multiples of `max_rank / n_ranks`; 1 means no limit."""
-        return 1
-
-    def notes(self) -> tuple[str, ...]:
-        """Return warnings about these settings that a user should read before training."""
-        return ()
-
-    def adapts(self, path: str) -> bool:
-        """Return whether the layer of this path is changed: it is a target and lies inside a block of the model."""
-        suffixes = tuple(suffix for target in self.targets for suffix in TARGETS[target])
-        in_block = path.count(".") > 1
-        return in_block and path.endswith(suffixes) and (self.text_encoder or not in_text_encoder(path))
-
-    def start(self, layer: AdaptedLayer, path: str, slot: int, capacity: SlotCapacity, generator: Generator) -> None:
-        """Give a layer's slot a new change of weight that is zero."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +52,17 @@ class LoRA(Adapter):
         """Return dim and alpha of a layer."""
         return self.conv_ranks if layer.kernel else (self.dim, self.alpha)
 
+    def kohya_args(self, training: bool = False) -> dict[str, str]:
+        """Return the arguments (`network_args`) of the module that loads a file, or of the one that trains it."""
+        if "conv" not in self.targets:
+            return {}
+        dim, alpha = self.conv_ranks
+        return {"conv_dim": str(dim), "conv_alpha": f"{self.alpha_in_file(dim, alpha):g}"}
+
+    def alpha_in_file(self, dim: int, alpha: float) -> float:
+        """Return the alpha of a file; rsLoRA divides alpha by the root of dim, so its file has a larger one."""
+        return alpha * dim**0.5 if self.rank_stabilized else alpha
+
     def notes(self) -> tuple[str, ...]:
         """Return a warning where convolutions exceed the guide's limits."""
         dim, alpha = self.conv_ranks
@@ -124,6 +90,10 @@ class DyLoRA(Adapter):
     60 / 32, ..., 4 / 4.
     """
 
+    kohya_trainer: ClassVar[str | None] = "networks.dylora"
+    kohya_note: ClassVar[str] = (
+        "Its DyLoRA computes every rank at each step; autolora leaves out the ranks above the drawn one."
+    )
     dim: int = 64
     alpha: float = 32.0
     unit: int = 4
@@ -146,6 +116,10 @@ class DyLoRA(Adapter):
         """How many ranks a training step can be limited to: the multiples of `unit`."""
         return self.dim // self.unit
 
+    def kohya_args(self, training: bool = False) -> dict[str, str]:
+        """Return the arguments (`network_args`) of the module that loads a file, or of the one that trains it."""
+        return {"unit": str(self.unit)} if training else {}
+
     def start(self, layer: AdaptedLayer, path: str, slot: int, capacity: SlotCapacity, generator: Generator) -> None:
         """Start with `down` Kaiming-uniform, as peft does, and `up` zero."""
         from autolora.adapters.low_rank import low_rank_delta
@@ -159,11 +133,17 @@ class PeftKind(LoRA):
     """What the kinds share whose layers peft computes: dim and alpha by layer, and one adapter at a time."""
 
     packable: ClassVar[bool] = False
+    kohya_module: ClassVar[str] = "lycoris.kohya"
+    lycoris_args: ClassVar[dict[str, str]] = {}  # which algorithm of LyCORIS it is
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rank_stabilized and not isinstance(self, DoRA):
             raise ConfigError("adapter.rank_stabilized works with LoRA and DoRA only; leave it out")
+
+    def kohya_args(self, training: bool = False) -> dict[str, str]:
+        """Return the arguments (`network_args`) of LyCORIS."""
+        return {**self.lycoris_args, **super().kohya_args(training)}
 
     def peft_config(self, dim: int, alpha: float) -> PeftConfig:
         """Return peft's settings for one layer."""
@@ -179,6 +159,8 @@ class PeftKind(LoRA):
 @dataclass(frozen=True, kw_only=True)
 class DoRA(PeftKind):
     """LoRA with a separate trained magnitude per output (Liu et al. 2024): m * (W + delta) / |W + delta|."""
+
+    lycoris_args: ClassVar[dict[str, str]] = {"algo": "lora", "dora_wd": "True"}
 
     def peft_config(self, dim: int, alpha: float) -> PeftConfig:
         """Return peft's settings for one layer."""
@@ -196,6 +178,8 @@ class DoRA(PeftKind):
 @dataclass(frozen=True, kw_only=True)
 class LoHa(PeftKind):
     """Hadamard product of two low-rank changes (Hyeon-Woo et al. 2022, FedPara): (a1 b1) * (a2 b2) * alpha / dim."""
+
+    lycoris_args: ClassVar[dict[str, str]] = {"algo": "loha"}
 
     def peft_config(self, dim: int, alpha: float) -> PeftConfig:
         """Return peft's settings for one layer."""
@@ -216,6 +200,7 @@ class LoKr(PeftKind):
     in the programs that load such files.
     """
 
+    lycoris_args: ClassVar[dict[str, str]] = {"algo": "lokr"}
     factor: int = -1  # the largest side of w1; -1: as near to a square as the layer allows
 
     def peft_config(self, dim: int, alpha: float) -> PeftConfig:
@@ -223,6 +208,10 @@ class LoKr(PeftKind):
         from peft import LoKrConfig
 
         return LoKrConfig(r=dim, alpha=alpha, decompose_factor=self.factor, target_modules=[PEFT_LAYER])
+
+    def kohya_args(self, training: bool = False) -> dict[str, str]:
+        """Return the arguments (`network_args`) of LyCORIS."""
+        return {**self.lycoris_args, "factor": str(self.factor), **LoRA.kohya_args(self, training)}
 
     def notes(self) -> tuple[str, ...]:
         """Return warnings where the ranks exceed the guide's limits."""
@@ -237,6 +226,7 @@ class IA3(PeftKind):
     has a bias cannot have its outputs scaled, because the programs that load such files scale only the weight.
     """
 
+    lycoris_args: ClassVar[dict[str, str]] = {"algo": "ia3"}
     OUTPUTS: ClassVar[tuple[str, ...]] = ("to_k", "to_v")
     INPUTS: ClassVar[tuple[str, ...]] = ("ff.net.2", "fc2", "feed_forward.w2")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autolora.adapters.base import AdaptedLayer, SlotRouting, State, shape_of
-from autolora.adapters.kinds import SlotCapacity
+from autolora.adapters.settings import SlotCapacity
 from autolora.errors import ConfigError
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import dataclass
 
-from autolora.adapters.kinds import DyLoRA
 from autolora.data.concepts import Dataset
 from autolora.export.families import family_of, has_zero_terminal_snr
 from autolora.export.metadata import network
@@ -74,10 +72,9 @@ def kohya_command(run: Run, dataset: Dataset, model: BaseModel, step: int) -> Ko
 
 def _network(run: Run) -> list[str]:
     settings, adapter = network(run), run.adapter
-    args = [f"{key}={value}" for key, value in json.loads(settings["network_args"]).items()]
-    args += [f"unit={adapter.unit}"] if isinstance(adapter, DyLoRA) else []
+    args = [f"{key}={value}" for key, value in adapter.kohya_args(training=True).items()]
     return [
-        f"--network_module={'networks.dylora' if isinstance(adapter, DyLoRA) else settings['network_module']}",
+        f"--network_module={adapter.kohya_trainer or adapter.kohya_module}",
         f"--network_dim={settings['network_dim']}",
         f"--network_alpha={settings['network_alpha']:g}",
         *(["--network_args", *args] if args else []),
@@ -161,8 +158,8 @@ def _differences(run: Run, dataset: Dataset, batches: int, total_batches: int) -
     }
     if used := [name for name, is_used in unsupported.items() if is_used]:
         notes.append(f"sd-scripts has no argument for {'; '.join(used)}: the result will differ.")
-    if isinstance(run.adapter, DyLoRA):
-        notes.append("Its DyLoRA computes every rank at each step; autolora leaves out the ranks above the drawn one.")
+    if run.adapter.kohya_note:
+        notes.append(run.adapter.kohya_note)
     if run.init_lora:
         notes.append("START.safetensors is the LoRA that training starts from (init_lora).")
     if settings.reg_ratio:

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from autolora.adapters.formats import is_transformer
-from autolora.adapters.kinds import IA3, Adapter, DoRA, LoHa, LoKr, LoRA
 from autolora.data.concepts import Concept, Dataset
 from autolora.export.families import family_of, has_zero_terminal_snr
 from autolora.models.base import BaseModel
@@ -91,29 +90,13 @@ def tag_frequency(concept: Concept) -> dict[str, int]:
 
 def network(run: Run) -> dict[str, Any]:
     """The module of kohya's tools that reads the file, with its dim, its alpha and its arguments (a JSON object)."""
-    adapter, args = run.adapter, dict[str, str]()
-    algorithms: dict[type[Any], str] = {DoRA: "lora", LoHa: "loha", LoKr: "lokr", IA3: "ia3"}
-    algorithm = algorithms.get(type(adapter))
-    if algorithm:
-        args["algo"] = algorithm
-    if isinstance(adapter, DoRA):
-        args["dora_wd"] = "True"
-    if isinstance(adapter, LoKr):
-        args["factor"] = str(adapter.factor)
-    if isinstance(adapter, LoRA) and "conv" in adapter.targets:
-        dim, alpha = adapter.conv_ranks
-        args["conv_dim"], args["conv_alpha"] = str(dim), f"{_alpha_in_file(adapter, dim, alpha):g}"
+    adapter = run.adapter
     return {
-        "network_module": "lycoris.kohya" if algorithm else "networks.lora",
+        "network_module": adapter.kohya_module,
         "network_dim": adapter.dim,
-        "network_alpha": _alpha_in_file(adapter, adapter.dim, adapter.alpha),
-        "network_args": json.dumps(args),
+        "network_alpha": adapter.alpha_in_file(adapter.dim, adapter.alpha),
+        "network_args": json.dumps(adapter.kohya_args()),
     }
-
-
-def _alpha_in_file(adapter: Adapter, dim: int, alpha: float) -> float:
-    """The alpha that programs divide by dim. rsLoRA divides its alpha by the root of dim, so its file holds more."""
-    return alpha * dim**0.5 if isinstance(adapter, LoRA) and adapter.rank_stabilized else alpha
 
 
 def _training(run: Run, dataset: Dataset, name: str, facts: ExportFacts, created_at: datetime) -> dict[str, str]:

@@ -13,8 +13,9 @@ from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
 from autolora.adapters.deltas import as_lora, distance, parts_by_layer
 from autolora.adapters.formats import kohya_name, layer_paths, layer_weights
-from autolora.adapters.kinds import Adapter, DoRA, LoHa, LoKr
+from autolora.adapters.kinds import DoRA, LoHa, LoKr
 from autolora.adapters.read import read_metadata
+from autolora.adapters.settings import Adapter
 from autolora.errors import ExportError
 from autolora.export import key_names
 from autolora.export.metadata import ExportFacts

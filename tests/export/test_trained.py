@@ -11,8 +11,8 @@ import torch
 from autolora.adapters.base import State
 from autolora.adapters.deltas import distance, is_plain
 from autolora.adapters.formats import layer_weights
-from autolora.adapters.kinds import Adapter
 from autolora.adapters.read import lora_of
+from autolora.adapters.settings import Adapter
 from autolora.export.diffusers_copy import write_diffusers
 from autolora.export.key_names import has_diffusers_format
 from autolora.export.readers.diffusers import DiffusersReference

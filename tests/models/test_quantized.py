@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.formats import layer_paths, layer_shapes, layer_weights
-from autolora.adapters.kinds import IA3, Adapter, DoRA, LoHa, LoKr, LoRA
+from autolora.adapters.kinds import IA3, DoRA, LoHa, LoKr, LoRA
+from autolora.adapters.settings import Adapter
 from autolora.data.concepts import DatasetSettings, load_dataset
 from autolora.errors import ConfigError
 from autolora.export.metadata import ExportFacts
