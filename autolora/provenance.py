@@ -1,4 +1,4 @@
-"""Where a figure comes from: the command, commit and machine that stand beside every number that is kept."""
+"""Records where a result comes from: the command, the commit, the machine and the library versions."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-CODE = (":(top)", ":(top,exclude)experiments/results")  # a figure does not change what it was measured with
+CODE = (":(top)", ":(top,exclude)experiments/results")  # a new result does not change the code that measured it
 
 
 def provenance() -> dict[str, str]:
-    """Command, commit (`+` where files were changed since), machine and library versions of the running process."""
+    """Return the command, commit, machine and library versions of this process; `+` marks uncommitted changes."""
     import torch  # imported here because everything that reads a config imports this module
 
     changed = "+" if _git("status", "--porcelain", "-uno", "--", *CODE) else ""
@@ -26,13 +26,13 @@ def provenance() -> dict[str, str]:
 
 def _git(*arguments: str) -> str:
     here = Path(__file__).parent
-    done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    process = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
+    return process.stdout.strip()
 
 
 def _processor() -> str:
-    """The processor's name as Linux tells it, else what Python knows."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text("utf-8").splitlines() if facts.is_file() else []
+    """Return the processor's name from Linux, else from Python."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

@@ -1,1 +1,1 @@
-"""The paper-doll world: a small, complete, real latent-diffusion world that ships with the package."""
+"""The synthetic test world: drawings of paper dolls, and a small latent diffusion model and CLIP trained on them."""

@@ -1,4 +1,7 @@
-"""Reads attributes and marks back from a picture: the judge of the tests, never used to tune anything."""
+"""Classifies the attributes and marks of an image of the synthetic test world.
+
+Tests and experiments judge with it. Nothing is tuned by it.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autolora.paperdoll.look import GROUPS, MARKS, NOVEL_OUTFITS, Character
-from autolora.paperdoll.weights import ORACLE
+from autolora.paperdoll.weights import ATTRIBUTE_CLASSIFIER
 
 HEADS: dict[str, tuple[str, ...]] = {
     **GROUPS,
     "outfit": GROUPS["outfit"] + NOVEL_OUTFITS,
     **MARKS,
 }
-# A picture shows the character when the mean log-probability of its marks, each at least -6, is above this: one of the
-# three marks may be lost. Set on seeds 0-99: recall 98% after the VAE, false alarms 0.2%.
+# An image shows a character if the mean log-probability of its marks, each clipped to at least -6, is above this: one
+# of the three marks may be missing. It was set on seeds 0-99: recall 98% after the VAE, false alarms 0.2%.
 SHOWS_THRESHOLD = -1.6
 
 
 class AttributeNet(nn.Module):
-    """A plain convolutional reader: (B, 3, 64, 64) in [-1, 1] -> one logit vector per head."""
+    """A convolutional network: (B, 3, 64, 64) pixels in [-1, 1] -> one vector of logits per head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,48 +49,48 @@ class AttributeNet(nn.Module):
 
 
 class AttributeClassifier:
-    """The trained reader; pictures go in as uint8 arrays of shape (N, 64, 64, 3)."""
+    """The trained network; it takes uint8 images of shape (N, 64, 64, 3)."""
 
-    def __init__(self, path: Path = ORACLE) -> None:
+    def __init__(self, path: Path = ATTRIBUTE_CLASSIFIER) -> None:
         self.net = AttributeNet()
         self.net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
         self.net.eval()
 
     @torch.inference_mode()
     def log_probabilities(self, images: NDArray[np.uint8] | Tensor, batch_size: int = 128) -> dict[str, Tensor]:
-        """Log-probability of every value of every head, each of shape (N, values)."""
+        """Return the log-probability of every value, by head, each of shape (N, values)."""
         pixels = torch.as_tensor(np.asarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
         chunks = [self.net(pixels[i : i + batch_size]) for i in range(0, len(pixels), batch_size)]
         return {head: torch.cat([c[head] for c in chunks]).log_softmax(1) for head in HEADS}
 
     def read(self, images: NDArray[np.uint8] | Tensor) -> list[dict[str, str]]:
-        """The most likely value of every attribute and mark of each picture."""
-        logs = self.log_probabilities(images)
-        picks = {head: logs[head].argmax(1).tolist() for head in HEADS}
-        return [{head: HEADS[head][picks[head][i]] for head in HEADS} for i in range(len(images))]
+        """Return the most likely value of every attribute and mark of each image."""
+        log_p = self.log_probabilities(images)
+        best = {head: log_p[head].argmax(1).tolist() for head in HEADS}
+        return [{head: HEADS[head][best[head][i]] for head in HEADS} for i in range(len(images))]
 
     def shows(self, images: NDArray[np.uint8] | Tensor, character: Character) -> NDArray[np.bool_]:
-        """Whether each picture shows this character, judged by its marks: bool array of shape (N,)."""
-        logs = self.log_probabilities(images)
+        """Return whether each image shows this character by its marks: bool array of shape (N,)."""
+        log_p = self.log_probabilities(images)
         marks = vars(character.marks)
-        score = torch.stack([logs[h][:, HEADS[h].index(value)].clamp(min=-6) for h, value in marks.items()]).mean(0)
+        score = torch.stack([log_p[h][:, HEADS[h].index(value)].clamp(min=-6) for h, value in marks.items()]).mean(0)
         return np.asarray((score > SHOWS_THRESHOLD).numpy())
 
     def outfit(self, images: NDArray[np.uint8] | Tensor, character: Character) -> list[int]:
-        """Which of the character's outfits each picture shows, by cut and colour: indices into `outfits`."""
-        logs = self.log_probabilities(images)
+        """Return which of the character's outfits each image shows, by cut and colour: indices into `outfits`."""
+        log_p = self.log_probabilities(images)
         scores = [
-            logs["outfit"][:, HEADS["outfit"].index(o.cut)]
-            + logs["outfit_color"][:, HEADS["outfit_color"].index(o.color)]
+            log_p["outfit"][:, HEADS["outfit"].index(o.cut)]
+            + log_p["outfit_color"][:, HEADS["outfit_color"].index(o.color)]
             for o in character.outfits
         ]
         return [int(i) for i in torch.stack(scores, 1).argmax(1)]
 
-    def accuracy(self, images: NDArray[np.uint8] | Tensor, wanted: Sequence[dict[str, str]]) -> dict[str, float]:
-        """Share of pictures showing the wanted value, per group, over the pictures that want one."""
+    def accuracy(self, images: NDArray[np.uint8] | Tensor, expected: Sequence[dict[str, str]]) -> dict[str, float]:
+        """Return by group the share of images with the expected value, over the images that have an expected value."""
         read = self.read(images)
         hits: dict[str, list[bool]] = {}
-        for got, want in zip(read, wanted, strict=True):
-            for group, value in want.items():
-                hits.setdefault(group, []).append(got[group] == value)
-        return {group: float(np.mean(values)) for group, values in hits.items()}
+        for values, expected_values in zip(read, expected, strict=True):
+            for group, value in expected_values.items():
+                hits.setdefault(group, []).append(values[group] == value)
+        return {group: float(np.mean(group_hits)) for group, group_hits in hits.items()}

@@ -1,4 +1,4 @@
-"""What the parts of the embedded world are pretrained on: drawings, captions, and how they are roughened."""
+"""The pretraining data of the synthetic test world: drawings, captions, and how drawings are degraded."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFilter
 
 from autolora.paperdoll.drawing import draw
-from autolora.paperdoll.look import Known, Look, known_cast, nonsense_word, random_novel_look, sample_values
+from autolora.paperdoll.look import KnownName, Look, known_cast, nonsense_word, random_novel_look, sample_values
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A picture of the base model's world: its look, and the names that stand for parts of it."""
+class Drawing:
+    """An image of the base model's world: its look, and the names that stand for parts of it."""
 
     look: Look
-    names: tuple[Known, ...] = ()
+    names: tuple[KnownName, ...] = ()
 
 
-def base_picture(rng: random.Random) -> Drawn:
-    """Something the base model sees; a third of all show a character it knows by name, most of those in costume.
+def base_picture(rng: random.Random) -> Drawing:
+    """Choose an image for the base model; a third show a character with a name, and most of those a costume with one.
 
-    As in real base models, that is what teaches it that a name stands for a look.
+    From these the base model learns that a name stands for a look, as real base models do.
     """
     values, names = sample_values(rng), []
     people, costumes = known_cast()
@@ -30,40 +30,40 @@ def base_picture(rng: random.Random) -> Drawn:
         names.append(rng.choice(people))
         if rng.random() < 0.7:
             names.append(rng.choice(costumes))
-    for known in names:
-        values |= known.values
-    return Drawn(Look(values), tuple(names))
+    for name in names:
+        values |= name.values
+    return Drawing(Look(values), tuple(names))
 
 
-def base_caption(drawn: Drawn, rng: random.Random) -> str:
-    """A caption as the base model sees it: names, a share of the tags, shuffled, sometimes with a nonsense word."""
-    count, *rest = drawn.look.tags()
-    named = {tag for known in drawn.names for tag in drawn.look.tags_of(known.values)}
+def base_caption(drawing: Drawing, rng: random.Random) -> str:
+    """Write a caption for the base model: names and a share of the tags, shuffled, sometimes with a nonsense word."""
+    count, *rest = drawing.look.tags()
+    named = {tag for name in drawing.names for tag in drawing.look.tags_of(name.values)}
     share = rng.choice((0.0, 0.3, 0.6, 1.0, 1.0))
-    kept = [tag for tag in rest if rng.random() < (0.15 if tag in named else share)]
-    rng.shuffle(kept)
+    tags = [tag for tag in rest if rng.random() < (0.15 if tag in named else share)]
+    rng.shuffle(tags)
     if rng.random() < 0.05:
-        kept.insert(rng.randint(0, len(kept)), nonsense_word(rng))
-    lead = [known.name for known in drawn.names]
-    return ", ".join([count, *lead, *kept] if rng.random() < 0.97 else [*lead, *kept])
+        tags.insert(rng.randint(0, len(tags)), nonsense_word(rng))
+    lead = [name.name for name in drawing.names]
+    return ", ".join([count, *lead, *tags] if rng.random() < 0.97 else [*lead, *tags])
 
 
 def mixed_looks(rng: random.Random, count: int) -> list[Look]:
-    """Base looks and freely marked ones in turn."""
+    """Sample looks, alternately of the base model's world and with random marks."""
     return [random_novel_look(rng) if i % 2 else Look(sample_values(rng)) for i in range(count)]
 
 
 def vae_pictures(rng: random.Random, count: int = 16) -> list[Image.Image]:
-    """Pictures for the VAE; as real VAEs it sees more of the world than the base model ever will.
+    """Draw images for the VAE, which sees more than the base model, as real VAEs do.
 
-    Base looks, freely marked ones, and a third of all under random shapes.
+    They are looks without and with marks; a third is covered by random shapes.
     """
     images = [draw(look, rng) for look in mixed_looks(rng, count)]
     return [clutter(image, rng) if i % 3 == 2 else image for i, image in enumerate(images)]
 
 
 def clutter(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Random shapes drawn over a picture, so that the VAE keeps what it has never seen."""
+    """Draw random shapes over an image, so that the VAE also reconstructs what it has never seen."""
     pen = ImageDraw.Draw(image)
     for _ in range(rng.randint(1, 6)):
         color = tuple(rng.randint(0, 255) for _ in range(3))
@@ -80,7 +80,7 @@ def clutter(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def soften(image: Image.Image, rng: random.Random) -> Image.Image:
-    """The picture as a decoder might give it back: sometimes blurred, shrunk and grown again, noisy."""
+    """Degrade an image as a decoder might: sometimes blur it, sometimes scale it down and up again."""
     if rng.random() < 0.4:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9)))
     if rng.random() < 0.3:

@@ -1,4 +1,4 @@
-"""Draws a look as vector shapes with Pillow, on a 64-unit canvas, at any size."""
+"""Draws a look with vector shapes on a canvas of 64 units, at any size, with Pillow."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import random
 
 from PIL import Image
 
+from autolora.paperdoll.drawing_marks import draw_crest, draw_face_mark, draw_halo
 from autolora.paperdoll.look import Look, Marks
 from autolora.paperdoll.pen import CLOTH, EYES, HAIR, INK, MARK, SKIN, Color, Pen
 
 
 def draw(look: Look, rng: random.Random, size: int = 64) -> Image.Image:
-    """Draw a look as an RGB picture of size x size pixels; `rng` places and tints it."""
+    """Draw a look as an RGB image of size x size pixels; `rng` varies its place and its colours slightly."""
     pen = Pen(size, rng)
     v = look.values
     hair, skin = pen.shade(HAIR[v["hair_color"]]), pen.shade(SKIN[v["skin"]], 5)
     tone = pen.shade(HAIR[look.marks.two_tone_color], 5) if look.marks else hair
     _background(pen, v["background"])
     if look.marks and look.marks.crest == "halo":
-        _halo(pen, MARK[look.marks.crest_color])
+        draw_halo(pen, MARK[look.marks.crest_color])
     _hair_back(pen, v["hair_style"], hair, tone if look.marks and look.marks.two_tone == "tips" else hair)
     _arms(
         pen, v["pose"], skin, pen.shade(CLOTH[v["outfit_color"]], 7) if v["outfit"] != "overalls" else (240, 240, 244)
@@ -33,8 +34,8 @@ def draw(look: Look, rng: random.Random, size: int = 64) -> Image.Image:
     _hair_front(pen, v["hair_style"], hair, look.marks, tone)
     _accessory(pen, v["accessory"])
     if look.marks:
-        _crest(pen, look.marks)
-        _face_mark(pen, look.marks)
+        draw_crest(pen, look.marks)
+        draw_face_mark(pen, look.marks)
     return pen.image.resize((size, size), Image.Resampling.BOX)
 
 
@@ -252,57 +253,3 @@ def _accessory(pen: Pen, name: str) -> None:
         pen.poly([(40, 12), (33, 6), (33, 18)], (235, 40, 120))
         pen.poly([(40, 12), (47, 6), (47, 18)], (235, 40, 120))
         pen.oval(40, 12, 2, 2, (160, 10, 70))
-
-
-def _halo(pen: Pen, color: Color) -> None:
-    pen.oval(32, 7, 15, 5.5, color)
-    pen.oval(32, 7, 11, 2.6, (255, 255, 255))
-
-
-def _crest(pen: Pen, marks: Marks) -> None:
-    color = pen.shade(MARK[marks.crest_color], 5)
-    for side in (-1, 1):
-
-        def p(x: float, y: float, side: int = side) -> tuple[float, float]:
-            return 32 + side * x, y
-
-        if marks.crest == "horns":
-            pen.poly([p(6, 14), p(13, 16), p(15, 3)], color)
-        elif marks.crest == "cat ears":
-            pen.poly([p(4, 13), p(15, 19), p(16.5, 4)], color)
-            pen.poly([p(8, 13), p(13, 15.5), p(14, 8)], (255, 190, 200))
-        elif marks.crest == "antlers":
-            pen.line([p(6, 14), p(10, 8), p(17, 7)], color, 2.4)
-            pen.line([p(10, 9), p(9, 2)], color, 2.4)
-            pen.line([p(14, 8), p(15, 2)], color, 2.4)
-        elif marks.crest == "antennae":
-            pen.line([p(3, 13), p(7, 5)], color, 1.8)
-            pen.oval(*p(7.5, 4), 3.2, 3.2, color)
-
-
-def _face_mark(pen: Pen, marks: Marks) -> None:
-    color = pen.shade(MARK[marks.face_mark_color], 5)
-    if marks.face_mark == "star":
-        x, y = 41.5, 32.5
-        pen.poly(
-            [
-                (x, y - 4.5),
-                (x + 1.4, y - 1.4),
-                (x + 4.4, y),
-                (x + 1.4, y + 1.4),
-                (x, y + 4.5),
-                (x - 1.4, y + 1.4),
-                (x - 4.4, y),
-                (x - 1.4, y - 1.4),
-            ],
-            color,
-        )
-    elif marks.face_mark == "cross":
-        pen.line([(20, 29.5), (25, 35.5)], color, 2)
-        pen.line([(25, 29.5), (20, 35.5)], color, 2)
-    elif marks.face_mark == "stripes":
-        for side in (-1, 1):
-            pen.line([(32 + side * 7, 33), (32 + side * 12, 31.6)], color, 1.5)
-            pen.line([(32 + side * 7, 36), (32 + side * 11, 35)], color, 1.5)
-    elif marks.face_mark == "diamond":
-        pen.poly([(32, 16.5), (35, 21), (32, 25.5), (29, 21)], color)

@@ -1,4 +1,4 @@
-"""One resumable training loop for every part of the world; what it leaves are averaged weights."""
+"""The training loop for every part of the synthetic test world; it can be resumed and returns averaged weights."""
 
 from __future__ import annotations
 
@@ -26,11 +26,21 @@ def fit(
     average: float = 0.998,
     save_every: int = 200,
 ) -> nn.Module:
-    """Train `module` for `steps` optimizer steps and leave the averaged weights in it.
+    """Train a module and leave the averaged weights in it.
 
-    `loss_at(step, shard)` must depend on these alone, so that a killed run continues where it was saved: the state lies
-    in `build/<name>.pt`, written atomically. Shards are computed by as many threads, their mean is the step's loss:
-    small operations gain nothing from threads of their own.
+    The state is written atomically to `build/<name>.pt`, from which a killed run continues.
+
+    Args:
+        name: of the part, for the progress bar and the state file.
+        module: the module to train.
+        loss_at: returns the loss of (step, shard); it must depend on nothing else, so that a run can be continued.
+        steps: the number of optimizer steps.
+        lr: the learning rate.
+        build: the folder of the state file.
+        shards: parts of a batch that are computed in parallel threads; the loss of a step is their mean. The networks
+            are so small that threads inside their operations gain nothing.
+        average: the decay of the weight average.
+        save_every: steps between two writes of the state.
     """
     state_path = build / f"{name}.pt"
     parameters = [p for p in module.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""What a paper doll looks like: attribute groups, tags, and novel characters the base model never saw."""
+"""The looks of paper dolls: attribute groups, tags, and novel characters that the base model never saw."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "background": ("white background", "blue sky", "night sky", "beach", "meadow", "city"),
     "pose": ("arms down", "arms up", "waving"),
 }
-# Nothing below is ever drawn for the base model's training: these are what makes a character novel.
+# The base model is never trained on what follows: this is what makes a character novel.
 MARKS: dict[str, tuple[str, ...]] = {
     "crest": ("none", "horns", "cat ears", "halo", "antlers", "antennae"),
     "crest_color": ("red", "gold", "teal", "violet", "black"),
@@ -32,9 +32,10 @@ MARKS: dict[str, tuple[str, ...]] = {
 NOVEL_OUTFITS = ("robe", "armor", "poncho", "striped tunic", "emblem coat")
 NOVEL_OUTFIT_COLORS = ("red", "blue", "green", "yellow", "purple", "white", "black")
 
-CHARACTER_GROUPS = ("count", "hair_color", "hair_style", "eye_color", "skin")  # what makes a character, undressed
+# The attributes of a character without its outfit, and those of its costume.
+CHARACTER_GROUPS = ("count", "hair_color", "hair_style", "eye_color", "skin")
 COSTUME_GROUPS = ("outfit", "outfit_color", "accessory")
-CAST_SIZE = 48  # characters, and as many costumes, that the base model knows by name
+CAST_SIZE = 48  # the number of characters, and of costumes, that the base model knows by name
 
 _STYLE_WEIGHTS = {"1girl": (25, 28, 22, 20, 5), "1boy": (42, 8, 2, 8, 40)}
 _ACCESSORY_WEIGHTS = (45, 14, 14, 14, 13)
@@ -42,7 +43,7 @@ _ACCESSORY_WEIGHTS = (45, 14, 14, 14, 13)
 
 @dataclass(frozen=True)
 class Marks:
-    """A novel character's marks: the head crest, the second hair colour and the mark on the face."""
+    """A novel character's marks: the crest on the head, the second hair colour and the mark on the face."""
 
     crest: str
     crest_color: str
@@ -52,9 +53,9 @@ class Marks:
     face_mark_color: str
 
     def tags(self) -> tuple[str, ...]:
-        """Words for the marks; only the scoring CLIP ever reads them, never the base model."""
-        named = [(self.crest, self.crest_color), (self.face_mark, self.face_mark_color)]
-        tags = [f"{color} {kind}" for kind, color in named if kind != "none"]
+        """Return the tags of the marks; only the scoring CLIP is trained on them, never the base model."""
+        marks = [(self.crest, self.crest_color), (self.face_mark, self.face_mark_color)]
+        tags = [f"{color} {kind}" for kind, color in marks if kind != "none"]
         if self.two_tone != "none":
             tags.append(f"{self.two_tone_color} {self.two_tone} hair")
         return tuple(tags)
@@ -62,7 +63,7 @@ class Marks:
 
 @dataclass(frozen=True)
 class Outfit:
-    """A novel outfit: its cut, main and second colour, and the word that calls it."""
+    """A novel outfit: its cut, its main and second colour, and its trigger."""
 
     cut: str
     color: str
@@ -72,21 +73,21 @@ class Outfit:
 
 @dataclass(frozen=True)
 class Look:
-    """Everything one drawing shows; `values` maps each of GROUPS to its value."""
+    """Everything that a drawing shows."""
 
-    values: dict[str, str]
+    values: dict[str, str]  # by group of GROUPS
     marks: Marks | None = None
     second_color: str = "white"
 
     def tags(self) -> tuple[str, ...]:
-        """The booru-style tags of this look, the count tag first."""
+        """Return the booru-style tags of this look, the count tag first."""
         count, *rest = self.tags_of(self.values)
         return (count, *(() if self.marks is None else self.marks.tags()), *rest)
 
     def tags_of(self, groups: Collection[str]) -> tuple[str, ...]:
-        """The tags of some attribute groups, in the usual order; an outfit's colour stands in the outfit's tag."""
+        """Return the tags of some attribute groups in a fixed order; an outfit's tag contains its colour."""
         v = self.values
-        worded = {
+        tags = {
             "count": v["count"],
             "hair_color": f"{v['hair_color']} hair",
             "hair_style": v["hair_style"],
@@ -98,12 +99,12 @@ class Look:
             "pose": v["pose"],
             "background": v["background"],
         }
-        return tuple(tag for group, tag in worded.items() if group in groups and tag != "none")
+        return tuple(tag for group, tag in tags.items() if group in groups and tag != "none")
 
 
 @dataclass(frozen=True)
 class Character:
-    """A novel character: fixed traits, marks and one to four outfits, each with its trigger word."""
+    """A novel character: fixed traits, marks and one to four outfits, each with a trigger."""
 
     seed: int
     trigger: str
@@ -113,7 +114,7 @@ class Character:
 
 
 def tag_vocabulary() -> tuple[str, ...]:
-    """Every tag that the base model's captions may contain."""
+    """Return every tag that the base model's captions may contain."""
     simple = [v for g in ("count", "hair_style", "skin", "expression", "background", "pose") for v in GROUPS[g]]
     simple += [v for v in GROUPS["accessory"] if v != "none"]
     simple += [f"{c} hair" for c in GROUPS["hair_color"]] + [f"{c} eyes" for c in GROUPS["eye_color"]]
@@ -122,13 +123,13 @@ def tag_vocabulary() -> tuple[str, ...]:
 
 
 def mark_tags() -> tuple[str, ...]:
-    """Every tag of a novel character's marks."""
+    """Return every tag of novel characters' marks."""
     pairs = (("crest", ""), ("face_mark", ""), ("two_tone", " hair"))
     return tuple(f"{c} {k}{tail}" for m, tail in pairs for k in MARKS[m][1:] for c in MARKS[f"{m}_color"])
 
 
 def sample_values(rng: random.Random) -> dict[str, str]:
-    """Draw one value for each attribute group as the base model's world has them."""
+    """Sample a value for each attribute group, with the frequencies of the base model's world."""
     values = {group: rng.choice(options) for group, options in GROUPS.items()}
     values["hair_style"] = rng.choices(GROUPS["hair_style"], _STYLE_WEIGHTS[values["count"]])[0]
     values["accessory"] = rng.choices(GROUPS["accessory"], _ACCESSORY_WEIGHTS)[0]
@@ -136,7 +137,7 @@ def sample_values(rng: random.Random) -> dict[str, str]:
 
 
 def parse_prompt(prompt: str) -> dict[str, str]:
-    """Read back the attribute values that a prompt names; groups it does not name are absent."""
+    """Return the attribute values that a prompt names; groups that it does not name are absent."""
     lookup: dict[str, dict[str, str]] = {}
     for group in ("count", "hair_style", "skin", "expression", "background", "pose", "accessory"):
         for value in GROUPS[group]:
@@ -148,41 +149,41 @@ def parse_prompt(prompt: str) -> dict[str, str]:
     for color in GROUPS["outfit_color"]:
         for outfit in GROUPS["outfit"]:
             lookup[f"{color} {outfit}"] = {"outfit_color": color, "outfit": outfit}
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for tag in prompt.split(","):
-        found.update(lookup.get(tag.strip(), {}))
-    return found
+        values.update(lookup.get(tag.strip(), {}))
+    return values
 
 
 def nonsense_word(rng: random.Random) -> str:
-    """A pronounceable word that means nothing in the world, fit for a trigger."""
+    """Return a pronounceable word without a meaning, for a trigger."""
     consonants, vowels = "bdfgjklmnprstvz", "aeiou"
     pairs = "".join(rng.choice(consonants) + rng.choice(vowels) for _ in range(rng.choice((2, 2, 3))))
     return pairs + rng.choice("kmnrxz")
 
 
 @dataclass(frozen=True)
-class Known:
-    """What a name calls in the base model's world, as real base models know characters and costumes by name."""
+class KnownName:
+    """A name of a character or of a costume that the base model knows, and the attributes that it stands for."""
 
     name: str
     values: dict[str, str]
 
 
 @cache
-def known_cast() -> tuple[tuple[Known, ...], tuple[Known, ...]]:
-    """The characters (count, hair, eyes, skin) and the costumes (cut, colour, accessory) that the base model knows."""
+def known_cast() -> tuple[tuple[KnownName, ...], tuple[KnownName, ...]]:
+    """Return the characters and the costumes that the base model knows by name."""
     rng = random.Random("cast")
     words = sorted({nonsense_word(rng) for _ in range(2 * CAST_SIZE)})
     rng.shuffle(words)
     samples = [(word, sample_values(rng)) for word in words]
-    people = [Known(w, {g: v[g] for g in CHARACTER_GROUPS}) for w, v in samples[:CAST_SIZE]]
-    costumes = [Known(w, {g: v[g] for g in COSTUME_GROUPS}) for w, v in samples[CAST_SIZE:]]
+    people = [KnownName(w, {g: v[g] for g in CHARACTER_GROUPS}) for w, v in samples[:CAST_SIZE]]
+    costumes = [KnownName(w, {g: v[g] for g in COSTUME_GROUPS}) for w, v in samples[CAST_SIZE:]]
     return tuple(people), tuple(costumes)
 
 
 def novel_character(seed: int, outfits: int = 2) -> Character:
-    """Invent the novel character of a seed (0-99 for development, 100 and up for evaluation).
+    """Make the novel character of a seed (0-99 for development, 100 and up for evaluation).
 
     Raises:
         ValueError: `outfits` is not between 1 and 4.
@@ -201,28 +202,28 @@ def novel_character(seed: int, outfits: int = 2) -> Character:
         face_mark_color=rng.choice(MARKS["face_mark_color"]),
     )
     words: list[str] = []
-    known = {entry.name for kind in known_cast() for entry in kind}
+    known_names = {entry.name for kind in known_cast() for entry in kind}
     while len(words) < outfits + 1:
         word = nonsense_word(rng)
-        if word not in words and word not in known:
+        if word not in words and word not in known_names:
             words.append(word)
     cuts = rng.sample(NOVEL_OUTFITS, outfits)
-    dressed = []
+    outfit_list: list[Outfit] = []
     for cut, word in zip(cuts, words[1:], strict=True):
         color, second = rng.sample(NOVEL_OUTFIT_COLORS, 2)
-        dressed.append(Outfit(cut, color, second, word))
-    return Character(seed, words[0], traits, marks, tuple(dressed))
+        outfit_list.append(Outfit(cut, color, second, word))
+    return Character(seed, words[0], traits, marks, tuple(outfit_list))
 
 
 def character_look(character: Character, outfit: Outfit, rng: random.Random) -> Look:
-    """One look of a novel character: its traits and marks, this outfit, everything else at random."""
+    """Sample a look of a novel character: its traits and marks, this outfit, everything else at random."""
     values = sample_values(rng) | character.traits
     values |= {"outfit": outfit.cut, "outfit_color": outfit.color, "accessory": "none"}
     return Look(values, character.marks, outfit.second_color)
 
 
 def random_novel_look(rng: random.Random) -> Look:
-    """A look with marks and outfits drawn freely, for training the oracle on novel characters."""
+    """Sample a look with random marks and outfits, to train the attribute classifier on novel characters."""
     values = sample_values(rng)
     marks = Marks(**{field: rng.choice(options) for field, options in MARKS.items()})
     second = "white"

@@ -1,4 +1,4 @@
-"""The architectures of the embedded world: a VAE, a UNet with its text encoder and scheduler, and a CLIP."""
+"""The architectures of the synthetic test world: VAE, UNet, text encoder, scheduler and CLIP."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLIP_CONFIG = {
 
 
 def make_vae() -> AutoencoderKL:
-    """A small 8x VAE: 64 px -> 8 x 8 latents."""
+    """Build a small 8x VAE: 64 px -> 8 x 8 latents."""
     return AutoencoderKL(
         block_out_channels=(16, 32, 64, 96),
         layers_per_block=1,
@@ -39,7 +39,7 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_scheduler() -> DDIMScheduler:
-    """v-prediction with zero terminal SNR, so that few sampling steps reach every brightness."""
+    """Build a scheduler for v-prediction with zero terminal SNR, so that few sampling steps reach every brightness."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -54,7 +54,7 @@ def make_scheduler() -> DDIMScheduler:
 
 
 def text_encoder_of(clip: dict[str, Tensor]) -> CLIPTextModel:
-    """The text tower of an open_clip CLIP, as the text encoder that diffusers and transformers know."""
+    """Convert the text tower of an open_clip CLIP to the text encoder of diffusers and transformers."""
     vocabulary, width = clip["token_embedding.weight"].shape
     layers = sum(key.endswith("ln_1.weight") and key.startswith("transformer.") for key in clip)
     config = CLIPTextConfig(
@@ -91,7 +91,7 @@ def text_encoder_of(clip: dict[str, Tensor]) -> CLIPTextModel:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """A two-level UNet on 8 x 8 latents with cross-attention at both levels."""
+    """Build a UNet with two levels on 8 x 8 latents and cross-attention at both levels."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=LATENT_CHANNELS,

@@ -1,4 +1,4 @@
-"""The pen that draws shapes on a 64-unit canvas, and the colours it has."""
+"""Draws shapes on a canvas of 64 units, and lists the colours."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INK: Color = (46, 36, 44)
 
 
 class Pen:
-    """Draws shapes given in 64-unit coordinates on a supersampled canvas, moved and scaled as one."""
+    """Draws shapes in coordinates of 64 units on a supersampled canvas; all are moved and scaled together."""
 
     def __init__(self, size: int, rng: random.Random, supersample: int = 4) -> None:
         self.unit = size * supersample / 64
@@ -41,24 +41,27 @@ class Pen:
         self.rng = rng
 
     def at(self, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        """Canvas pixels of points given in figure units."""
+        """Convert points in figure units to canvas pixels."""
         s, u = self.scale, self.unit
         return [(((x - 32) * s + 32 + self.dx) * u, ((y - 36) * s + 36 + self.dy) * u) for x, y in points]
 
     def shade(self, color: Color, amount: int = 9) -> Color:
-        """The colour with a small random tint, so that no two drawings are alike."""
+        """Vary a colour slightly at random, so that no two drawings are equal."""
         r, g, b = (max(0, min(255, c + self.rng.randint(-amount, amount))) for c in color)
         return r, g, b
 
     def poly(self, points: Sequence[tuple[float, float]], fill: Color) -> None:
+        """Draw a polygon."""
         self.draw.polygon(self.at(points), fill=fill)
 
     def oval(self, x: float, y: float, rx: float, ry: float, fill: Color) -> None:
+        """Draw an ellipse with a centre and two radii."""
         self.draw.ellipse([*self.at([(x - rx, y - ry)])[0], *self.at([(x + rx, y + ry)])[0]], fill=fill)
 
     def line(self, points: Sequence[tuple[float, float]], fill: Color, width: float) -> None:
+        """Draw a line through points."""
         self.draw.line(self.at(points), fill=fill, width=max(1, round(width * self.unit)), joint="curve")
 
     def backdrop(self, top: float, bottom: float, fill: Color) -> None:
-        """A full-width band between two heights, in canvas (not figure) units."""
+        """Draw a band of full width between two heights, in canvas units, which are not moved and scaled."""
         self.draw.rectangle([0, top * self.unit, 64 * self.unit, bottom * self.unit], fill=fill)

@@ -1,4 +1,4 @@
-"""Reproduces the embedded world's weights from seeds: `python -m autolora.paperdoll.pretrain`."""
+"""Trains the weights of the synthetic test world from seeds: `python -m autolora.paperdoll.pretrain`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from autolora.paperdoll import weights
 from autolora.paperdoll.attribute_classifier import HEADS, AttributeNet
-from autolora.paperdoll.corpus import Drawn, base_caption, base_picture, mixed_looks, soften, vae_pictures
+from autolora.paperdoll.corpus import Drawing, base_caption, base_picture, mixed_looks, soften, vae_pictures
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.fit import fit
 from autolora.paperdoll.look import Look
@@ -29,22 +29,22 @@ from autolora.paperdoll.networks import CLIP_CONFIG, make_scheduler, make_unet, 
 from autolora.paperdoll.tokenizer import build_tokenizer, save_tokenizer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-POOL = 40_000  # encoded drawings the base model learns from
-# From this step on the base model minds faces most, and at last mouths and bows: what is small would
-# never be worth a prompt's word to it.
+POOL = 40_000  # encoded drawings that the base model is trained on
+# From this step on the loss of faces has more weight, and in the last stage that of mouths and bows. Otherwise the base
+# model would never learn the words for such small details.
 FACES_FROM = 2600
 DETAIL_STEPS = 3500
 STEPS = {"vae": 9000, "decoder": 4000, "clip": 1800, "base": 6500, "oracle": 3000}
 
 
 def to_tensor(images: list[Image.Image]) -> Tensor:
-    """Pictures -> (B, 3, H, W) in [-1, 1] on the training device."""
+    """Convert images to (B, 3, H, W) in [-1, 1] on the training device."""
     stacked = np.stack([np.asarray(image) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).to(DEVICE).float() / 127.5 - 1
 
 
 def reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
-    """Squared and absolute error, up to five times as heavy where the picture has fine detail (faces, marks)."""
+    """Return squared plus absolute error, with up to five times the weight on fine detail, such as faces and marks."""
     detail = (pixels - F.avg_pool2d(pixels, 5, 1, 2, count_include_pad=False)).abs().amax(1, keepdim=True)
     weight = 1 + 4 * detail.clamp(max=1)
     error = decoded - pixels
@@ -75,7 +75,7 @@ def train_vae(build: Path, steps: int) -> None:
 
 
 def train_decoder(build: Path, steps: int) -> None:
-    """Sharpen the decoder while the latents stay as they are, so that the base model may train meanwhile."""
+    """Train the decoder further without changing the latents, so that the base model can train at the same time."""
     vae = AutoencoderKL.from_pretrained(build / "vae", torch_dtype=torch.float32).to(DEVICE)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
@@ -94,13 +94,13 @@ def train_decoder(build: Path, steps: int) -> None:
 
 
 @torch.inference_mode()
-def encode_pool(vae: AutoencoderKL, count: int) -> tuple[Tensor, list[Drawn]]:
-    """Unscaled latents (count, C, 8, 8) of fresh drawings, with what they show."""
+def encode_pool(vae: AutoencoderKL, count: int) -> tuple[Tensor, list[Drawing]]:
+    """Encode new drawings; return unscaled latents (count, C, 8, 8) and the drawings."""
     latents, pool = [], []
     for start in range(0, count, 64):
         rng = random.Random(f"pool-{start}")
         batch = [base_picture(rng) for _ in range(min(64, count - start))]
-        latents.append(vae.encode(to_tensor([draw(drawn.look, rng) for drawn in batch])).latent_dist.mean)
+        latents.append(vae.encode(to_tensor([draw(drawing.look, rng) for drawing in batch])).latent_dist.mean)
         pool += batch
     return torch.cat(latents), pool
 
@@ -108,7 +108,8 @@ def encode_pool(vae: AutoencoderKL, count: int) -> tuple[Tensor, list[Drawn]]:
 def train_base(build: Path, steps: int) -> None:
     """Train UNet and text encoder together on the VAE's latents and write the pipeline folder.
 
-    The text encoder starts as the CLIP's, as Stable Diffusion's does: its words mean something from the first step.
+    The text encoder starts from the CLIP's text tower, as Stable Diffusion's does, so words have a meaning from the
+    first step.
     """
     torch.manual_seed(2)
     vae = AutoencoderKL.from_pretrained(build / "vae", torch_dtype=torch.float32).to(DEVICE)
@@ -120,7 +121,7 @@ def train_base(build: Path, steps: int) -> None:
     face = torch.ones(8, 8, device=DEVICE)
     face[2:5, 2:6] = 3
     details = face.clone()
-    details[:3, 4:6] = 4  # where a bow sits
+    details[:3, 4:6] = 4  # the bow
     details[4, 3:5] = 40  # the mouth
 
     def loss_at(name: str, step: int, shard: int) -> Tensor:
@@ -153,12 +154,13 @@ def train_base(build: Path, steps: int) -> None:
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(build / "base")
-    config = build / "base" / "text_encoder" / "config.json"  # else the text encoder alone would load in half precision
+    # Without this, the text encoder alone would be loaded in half precision.
+    config = build / "base" / "text_encoder" / "config.json"
     config.write_text(config.read_text("utf-8").replace('"float16"', '"float32"'), "utf-8")
 
 
 def train_clip(build: Path, steps: int) -> None:
-    """Train the scoring CLIP, on base looks and on freely marked ones, and write its open_clip folder."""
+    """Train the scoring CLIP on looks without and with marks, and write its open_clip folder."""
     import open_clip
 
     torch.manual_seed(3)
@@ -190,8 +192,8 @@ def train_clip(build: Path, steps: int) -> None:
     save_file(state, folder / "open_clip_model.safetensors")
 
 
-def train_oracle(build: Path, steps: int) -> None:
-    """Train the attribute reader on its own drawings; marks' colours count only where the mark is drawn."""
+def train_attribute_classifier(build: Path, steps: int) -> None:
+    """Train the attribute classifier on drawings; a mark's colour counts only if the mark is drawn."""
     torch.manual_seed(4)
     net = AttributeNet().to(DEVICE)
 
@@ -214,7 +216,7 @@ def train_oracle(build: Path, steps: int) -> None:
 
 
 def label(look: Look, head: str, values: tuple[str, ...]) -> int:
-    """The class index of a head for a look; -1 where the picture does not show it."""
+    """Return the class index of a head for a look; -1 if the look does not show it."""
     if head in look.values:
         return values.index(look.values[head])
     if look.marks is None:
@@ -229,15 +231,15 @@ STAGES: dict[str, Callable[[Path, int], None]] = {
     "decoder": train_decoder,
     "clip": train_clip,
     "base": train_base,
-    "oracle": train_oracle,
+    "oracle": train_attribute_classifier,
 }
 
 
 def main() -> None:
-    """Run the stages in order, each resumable, and install the result where asked."""
+    """Run the stages in order and install the result; each stage can be resumed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--build", type=Path, default=Path("build/paperdoll"), help="where unfinished work lies")
-    parser.add_argument("--out", type=Path, default=weights.WEIGHTS, help="where finished weights go")
+    parser.add_argument("--build", type=Path, default=Path("build/paperdoll"), help="folder of unfinished work")
+    parser.add_argument("--out", type=Path, default=weights.WEIGHTS, help="folder of finished weights")
     parser.add_argument("--stage", choices=STAGES, action="append", help="only these stages (default: all)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -248,7 +250,7 @@ def main() -> None:
 
 
 def install(build: Path, out: Path) -> None:
-    """Copy what is finished into the package's weights folder; the base gets the sharpened decoder."""
+    """Copy finished weights into the weights folder; the base model gets the VAE with the further trained decoder."""
     for source, target in (("base", "base"), ("decoder", "base/vae"), ("clip", "clip")):
         if (build / source).is_dir():
             shutil.copytree(build / source, out / target, dirs_exist_ok=True)

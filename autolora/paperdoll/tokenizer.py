@@ -1,4 +1,4 @@
-"""Builds the world's small CLIP tokenizer: single tokens for its words, byte symbols for every other word."""
+"""Builds the small CLIP tokenizer of the synthetic test world: one token per known word, else one per byte."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_TOKENS = 64
 
 
 def byte_symbols() -> list[str]:
-    """The 256 printable stand-ins for bytes that byte-level BPE uses, in byte order (GPT-2)."""
+    """Return the 256 printable symbols that byte-level BPE (GPT-2) uses for bytes, in byte order."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     symbols, extra = {b: chr(b) for b in printable}, 0
     for byte in range(256):
@@ -26,7 +26,7 @@ def byte_symbols() -> list[str]:
 
 
 def build_tokenizer(max_tokens: int = MAX_TOKENS) -> CLIPTokenizer:
-    """A CLIPTokenizer whose vocabulary holds every byte symbol, so that any trigger tokenizes distinctly."""
+    """Build a tokenizer with every byte symbol in its vocabulary, so that every trigger has different tokens."""
     tags = [*tag_vocabulary(), *NOVEL_OUTFITS, *mark_tags(), *GROUPS["hair_color"], *MARKS["two_tone_color"]]
     words = sorted({w for tag in tags for w in re.findall("[a-z]+", tag)})
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -36,13 +36,13 @@ def build_tokenizer(max_tokens: int = MAX_TOKENS) -> CLIPTokenizer:
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     symbols = byte_symbols()
     entries = symbols + [s + "</w>" for s in symbols] + ["".join(pair) for pair in merges]
-    entries += ["<|startoftext|>", "<|endoftext|>"]  # the end token last: older text encoders find it by its highest id
+    entries += ["<|startoftext|>", "<|endoftext|>"]  # older text encoders find the end token by its highest id
     vocab = {token: index for index, token in enumerate(dict.fromkeys(entries))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_tokens)
 
 
 def save_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Write the tokenizer's files into a folder and return it."""
+    """Write the tokenizer's files into a folder and return the tokenizer."""
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(str(folder))
     return tokenizer

@@ -1,4 +1,4 @@
-"""What the base model is pretrained on: no marks, names that stand for looks, captions that leave much unsaid."""
+"""The pretraining data: no marks, names that stand for looks, captions that leave out many tags."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from autolora.paperdoll.look import CAST_SIZE, known_cast, novel_character, tag_
 WORLD = set(tag_vocabulary())
 
 
-def test_names_are_distinct_and_no_novel_character_takes_one() -> None:
+def test_names_are_unique_and_no_novel_character_has_one() -> None:
     people, costumes = known_cast()
-    names = {known.name for known in (*people, *costumes)}
+    names = {entry.name for entry in (*people, *costumes)}
     assert len(people) == len(costumes) == CAST_SIZE and len(names) == 2 * CAST_SIZE
-    novel = [novel_character(seed, 4) for seed in range(300)]
-    assert not names & {word for c in novel for word in (c.trigger, *(o.trigger for o in c.outfits))}
+    characters = [novel_character(seed, 4) for seed in range(300)]
+    assert not names & {word for c in characters for word in (c.trigger, *(o.trigger for o in c.outfits))}
 
 
-def test_a_named_picture_shows_what_the_names_stand_for() -> None:
+def test_a_drawing_with_names_shows_the_looks_of_the_names() -> None:
     rng = random.Random(0)
-    pictures = [base_picture(rng) for _ in range(1000)]
-    named = [drawn for drawn in pictures if drawn.names]
+    drawings = [base_picture(rng) for _ in range(1000)]
+    named = [drawing for drawing in drawings if drawing.names]
     assert 250 < len(named) < 430
-    assert all(drawn.look.marks is None for drawn in pictures)
-    assert all(drawn.look.values.items() >= known.values.items() for drawn in named for known in drawn.names)
+    assert all(drawing.look.marks is None for drawing in drawings)
+    assert all(drawing.look.values.items() >= name.values.items() for drawing in named for name in drawing.names)
 
 
-def test_captions_say_the_names_and_mostly_not_what_they_stand_for() -> None:
+def test_captions_contain_the_names_and_few_tags_of_their_looks() -> None:
     rng = random.Random(1)
-    said, nonsense, count = 0, 0, 0
+    in_caption, nonsense, count = 0, 0, 0
     for _ in range(2000):
-        drawn = base_picture(rng)
-        words = base_caption(drawn, rng).split(", ")
-        names = {known.name for known in drawn.names}
+        drawing = base_picture(rng)
+        words = base_caption(drawing, rng).split(", ")
+        names = {name.name for name in drawing.names}
         assert names <= set(words)
         nonsense += any(word and word not in WORLD | names for word in words)
-        if drawn.names:
-            groups = [group for known in drawn.names for group in known.values if group != "count"]
-            own = drawn.look.tags_of(groups)
-            said, count = said + len(set(own) & set(words)), count + len(own)
-    assert 0.1 < said / count < 0.2
+        if drawing.names:
+            groups = [group for name in drawing.names for group in name.values if group != "count"]
+            tags = drawing.look.tags_of(groups)
+            in_caption, count = in_caption + len(set(tags) & set(words)), count + len(tags)
+    assert 0.1 < in_caption / count < 0.2
     assert 0.03 < nonsense / 2000 < 0.07
 
 
-def test_the_vae_sees_more_than_the_base_model_and_pictures_keep_their_size() -> None:
-    pictures = vae_pictures(random.Random(2))
-    assert len(pictures) == 16 and {picture.size for picture in pictures} == {(64, 64)}
+def test_degraded_and_cluttered_images_keep_their_size() -> None:
+    images = vae_pictures(random.Random(2))
+    assert len(images) == 16 and {image.size for image in images} == {(64, 64)}
     rng = random.Random(3)
-    before = pictures[0].copy()
-    assert clutter(pictures[0], rng).tobytes() != before.tobytes()
+    before = images[0].copy()
+    assert clutter(images[0], rng).tobytes() != before.tobytes()
     assert all(soften(before, rng).size == (64, 64) for _ in range(20))

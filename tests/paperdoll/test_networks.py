@@ -1,4 +1,4 @@
-"""The architectures: what is converted stays what it was."""
+"""The converted text encoder computes the same as the original."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from autolora.paperdoll.networks import CLIP_CONFIG, text_encoder_of
 from autolora.paperdoll.tokenizer import build_tokenizer
 
 
-def test_the_clips_text_tower_becomes_the_same_text_encoder() -> None:
+def test_the_text_encoder_equals_the_text_tower_of_the_clip() -> None:
     tokenizer = build_tokenizer()
     text_config = {**CLIP_CONFIG["text_cfg"], "vocab_size": len(tokenizer)}  # type: ignore[dict-item]
     clip = open_clip.CLIP(**{**CLIP_CONFIG, "text_cfg": text_config}, quick_gelu=False).eval()
