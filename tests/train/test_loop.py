@@ -148,12 +148,12 @@ def test_the_step_table_counts_the_images_that_are_shown(
 ) -> None:
     context = make_context(tiny_model, folder, tmp_path)
     context.adapter.detach()
-    stream, shown = Stream(ADAMW, context.dataset, tiny_model), Counter[str]()
+    stream, counts = Stream(ADAMW, context.dataset, tiny_model), Counter[str]()
     for _ in range(ADAMW.optimizer_steps(context.dataset)):
-        shown.update(picture.concept for picture in stream.next_batch().pictures)
+        counts.update(picture.concept for picture in stream.next_batch().pictures)
     table = make_step_table(context.dataset, ADAMW.images_by_concept(context.dataset), ADAMW.train.epochs)
-    assert shown == {row.concept: row.steps_total for row in table.concepts}
-    assert sum(shown.values()) == table.steps_total
+    assert counts == {row.concept: row.steps_total for row in table.concepts}
+    assert sum(counts.values()) == table.steps_total
 
 
 def test_a_run_that_diverges_ends_and_is_marked(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:

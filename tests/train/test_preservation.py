@@ -53,13 +53,13 @@ def test_few_concepts_are_shown_more_often_to_reach_min_character_images(
     context = make_context(tiny_model, folder, tmp_path)
     context.adapter.detach()
     run = replace(ADAMW, train=replace(preserving(0.5).train, min_character_images=min_character_images, epochs=1))
-    shown = Counter(
+    counts = Counter(
         picture.concept
         for batch in all_batches(run, context)
         for picture, preserved in zip(batch.pictures, batch.preserved, strict=True)
         if not preserved
     )
-    assert shown == {concept.name: count for concept in context.dataset.concepts}
+    assert counts == {concept.name: count for concept in context.dataset.concepts}
     assert sum(run.class_images_per_epoch(context.dataset).values()) == round(count * 2 * 0.5)
 
 
