@@ -1,4 +1,4 @@
-"""Writes a diffusers model as the single file that people share: the original code's keys, in half precision."""
+"""Writes a diffusers model as a single checkpoint file, with the keys of the original code, in half precision."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RESNET = {
 
 
 def unet_names(unet: Any) -> Named:
-    """Blocks are numbered one after the other, whatever they hold."""
+    """Yield the names of the UNet's modules; blocks are numbered consecutively, whatever they contain."""
     yield from (("conv_in", "input_blocks.0.0"), ("conv_norm_out", "out.0"), ("conv_out", "out.2"))
     yield from (("time_embedding.linear_1", "time_embed.0"), ("time_embedding.linear_2", "time_embed.2"))
     yield from (("add_embedding.linear_1", "label_emb.0.0"), ("add_embedding.linear_2", "label_emb.0.2"))
@@ -69,7 +69,7 @@ def _resnet(name: str, original: str) -> Named:
 
 
 def vae_names(vae: Any) -> Named:
-    """The decoder counts its levels from the outside, too."""
+    """Yield the names of the VAE's modules; the decoder also counts its levels from the outside."""
     yield from (("quant_conv", "quant_conv"), ("post_quant_conv", "post_quant_conv"))
     levels = len(vae.encoder.down_blocks)
     for side in ("encoder", "decoder"):
@@ -102,54 +102,54 @@ def _vae_resnet(name: str, original: str) -> Named:
 
 
 def renamed(part: Any, names: Named, prefix: str) -> dict[str, Tensor]:
-    """Every tensor of a part under its original name; none may be left over."""
-    state, found = part.state_dict(), {}
+    """Return every tensor of a part under its original name; none may be left over."""
+    state, tensors = part.state_dict(), {}
     for ours, theirs in names:
         for key in [key for key in state if key.startswith(f"{ours}.")]:
-            found[f"{prefix}{theirs}{key.removeprefix(ours)}"] = state.pop(key)
+            tensors[f"{prefix}{theirs}{key.removeprefix(ours)}"] = state.pop(key)
     assert not state, sorted(state)[:5]
-    return found
+    return tensors
 
 
 def vae_state(vae: Any) -> dict[str, Tensor]:
-    """Attention by convolutions of one pixel."""
-    found = renamed(vae, vae_names(vae), "first_stage_model.")
+    """Return the VAE's tensors; its attention has convolutions of one pixel instead of linear layers."""
+    tensors = renamed(vae, vae_names(vae), "first_stage_model.")
     linear = (".q.weight", ".k.weight", ".v.weight", ".proj_out.weight")
-    return {k: t[:, :, None, None] if ".attn_1" in k and k.endswith(linear) else t for k, t in found.items()}
+    return {k: t[:, :, None, None] if ".attn_1" in k and k.endswith(linear) else t for k, t in tensors.items()}
 
 
 def openai_clip(encoder: Any, prefix: str) -> dict[str, Tensor]:
-    """As transformers, with the level `text_model`, and positions that are numbered in the file."""
-    found = {f"{prefix}text_model.{key.removeprefix('text_model.')}": t for key, t in encoder.state_dict().items()}
-    return {**found, f"{prefix}text_model.embeddings.position_ids": torch.arange(77)[None]}
+    """Return the tensors under the names of transformers, with the level `text_model` and position ids."""
+    tensors = {f"{prefix}text_model.{key.removeprefix('text_model.')}": t for key, t in encoder.state_dict().items()}
+    return {**tensors, f"{prefix}text_model.embeddings.position_ids": torch.arange(77)[None]}
 
 
 def open_clip(encoder: Any, prefix: str) -> dict[str, Tensor]:
-    """open_clip's: queries, keys and values in one, a projection from the left, and a layer that nobody reads."""
+    """Return the tensors under open_clip's names: queries, keys and values in one matrix, a transposed projection."""
     state = {key.removeprefix("text_model."): tensor for key, tensor in encoder.state_dict().items()}
-    found = {
+    tensors = {
         f"{prefix}token_embedding.weight": state.pop("embeddings.token_embedding.weight"),
         f"{prefix}positional_embedding": state.pop("embeddings.position_embedding.weight"),
         f"{prefix}ln_final.weight": state.pop("final_layer_norm.weight"),
         f"{prefix}ln_final.bias": state.pop("final_layer_norm.bias"),
     }
     if "text_projection.weight" in state:
-        found[f"{prefix}text_projection"] = state.pop("text_projection.weight").T
+        tensors[f"{prefix}text_projection"] = state.pop("text_projection.weight").T
     layers = 1 + max(int(key.split(".")[2]) for key in state)
     names = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
     for i in range(layers):
         ours, theirs = f"encoder.layers.{i}.", f"{prefix}transformer.resblocks.{i}."
         for half in ("weight", "bias"):
             joined = [state.pop(f"{ours}self_attn.{part}_proj.{half}") for part in "qkv"]
-            found[f"{theirs}attn.in_proj_{half}"] = torch.cat(joined)
-            found[f"{theirs}attn.out_proj.{half}"] = state.pop(f"{ours}self_attn.out_proj.{half}")
-            found |= {f"{theirs}{new}.{half}": state.pop(f"{ours}{old}.{half}") for old, new in names.items()}
+            tensors[f"{theirs}attn.in_proj_{half}"] = torch.cat(joined)
+            tensors[f"{theirs}attn.out_proj.{half}"] = state.pop(f"{ours}self_attn.out_proj.{half}")
+            tensors |= {f"{theirs}{new}.{half}": state.pop(f"{ours}{old}.{half}") for old, new in names.items()}
     assert not state, sorted(state)
-    return {**found, f"{prefix}logit_scale": torch.tensor(4.6)}
+    return {**tensors, f"{prefix}logit_scale": torch.tensor(4.6)}
 
 
-def _unread(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What SD2's files hold besides: a last layer (number 23, whatever the size) and a projection, both not read."""
+def _unused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of SD2 files that are never used: a last layer (number 23, whatever the size) and a projection."""
     prefix = "cond_stage_model.model."
     first = f"{prefix}transformer.resblocks.0."
     last = {key.replace(".0.", ".23.", 1): t for key, t in tensors.items() if key.startswith(first)}
@@ -157,13 +157,13 @@ def _unread(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_original(pipeline: Any, path: Path, family: str, *marks: str) -> Path:
-    """Write a pipeline as one file; `marks` are keys without content that say something, as `v_pred`."""
+    """Write a pipeline as one file; `marks` are keys of empty tensors with a meaning, such as `v_pred`."""
     tensors = renamed(pipeline.unet, unet_names(pipeline.unet), "model.diffusion_model.") | vae_state(pipeline.vae)
     if family == "sd1":
         tensors |= openai_clip(pipeline.text_encoder, "cond_stage_model.transformer.")
     elif family == "sd2":
         tensors |= open_clip(pipeline.text_encoder, "cond_stage_model.model.")
-        tensors |= _unread(tensors)
+        tensors |= _unused(tensors)
     else:
         tensors |= openai_clip(pipeline.text_encoder, "conditioner.embedders.0.transformer.")
         tensors |= open_clip(pipeline.text_encoder_2, "conditioner.embedders.1.model.")
@@ -183,7 +183,7 @@ class Pair:
 
 
 def both_forms(family: str, out: Path, patch: pytest.MonkeyPatch) -> Pair:
-    """A tiny model with CLIP's own vocabulary, and its sizes in the place of the built-in ones."""
+    """Write a tiny model with CLIP's vocabulary as folder and file, and replace the built-in configs by its sizes."""
     folder, small, large = out / "folder", tiny.tiny_text_config(), tiny.tiny_text_config(tiny.WIDTH_2)
     for config in (small, large):
         config.vocab_size, config.bos_token_id, config.eos_token_id, config.pad_token_id = 49408, 49406, 49407, 0

@@ -1,4 +1,4 @@
-"""A Stable-Diffusion-shaped model of random weights, small enough for every test."""
+"""Stable Diffusion models with random weights, small enough for every test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from autolora.models.stable_diffusion import StableDiffusion
 RESOLUTION = 32  # pixels; latents are 4 channels of 8 x 8
 TOKENS = 77
 WIDTH = 32
-WIDTH_2 = 48  # of SDXL's second text encoder
+WIDTH_2 = 48  # width of SDXL's second text encoder
 _UNET: Any = UNet2DConditionModel  # untyped libraries are called through Any
 _VAE: Any = AutoencoderKL
 _DDIM: Any = DDIMScheduler
@@ -36,7 +36,7 @@ _PIPELINE_XL: Any = StableDiffusionXLPipeline
 
 
 def byte_symbols() -> list[str]:
-    """The 256 printable stand-ins for bytes that byte-level BPE uses, in byte order (GPT-2)."""
+    """Return the 256 printable symbols that byte-level BPE (GPT-2) uses for bytes, in byte order."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     symbols, extra = {b: chr(b) for b in printable}, 0
     for byte in range(256):
@@ -47,7 +47,7 @@ def byte_symbols() -> list[str]:
 
 
 def tiny_tokenizer(**settings: Any) -> CLIPTokenizer:
-    """One token a byte: 256 symbols, 256 at a word's end, begin and end; no merges."""
+    """Build a tokenizer with one token per byte: 256 symbols, 256 at a word's end, begin and end; no merges."""
     symbols = byte_symbols()
     entries = [*symbols, *(s + "</w>" for s in symbols), "<|startoftext|>", "<|endoftext|>"]
     vocab = {token: index for index, token in enumerate(entries)}
@@ -55,7 +55,7 @@ def tiny_tokenizer(**settings: Any) -> CLIPTokenizer:
 
 
 def tiny_unet(family: str = "sd1") -> Any:
-    """Two levels of 32 and 64 channels, cross-attention at both; SD2's projections are linear."""
+    """Build a UNet with two levels of 32 and 64 channels and cross-attention at both; SD2's projections are linear."""
     return _UNET(
         use_linear_projection=family == "sd2",
         sample_size=8,
@@ -72,7 +72,7 @@ def tiny_unet(family: str = "sd1") -> Any:
 
 
 def narrow_unet() -> Any:
-    """SD1's topology, every layer of it, in 32 and 64 channels."""
+    """Build a UNet with all layers of SD1's, but only 32 and 64 channels."""
     return _UNET(
         sample_size=8,
         in_channels=4,
@@ -88,7 +88,7 @@ def narrow_unet() -> Any:
 
 
 def tiny_vae() -> Any:
-    """A 4x VAE with 4 latent channels."""
+    """Build a 4x VAE with 4 latent channels."""
     return _VAE(
         block_out_channels=(8, 16, 16),
         layers_per_block=1,
@@ -103,7 +103,7 @@ def tiny_vae() -> Any:
 
 
 def tiny_unet_xl() -> Any:
-    """SDXL's topology in 32, 64 and 64 channels, with one and two transformer blocks."""
+    """Build a UNet with SDXL's layout, 32, 64 and 64 channels, and one and two transformer blocks."""
     return _UNET(
         sample_size=8,
         in_channels=4,
@@ -124,7 +124,7 @@ def tiny_unet_xl() -> Any:
 
 
 def tiny_text_config(width: int = WIDTH) -> CLIPTextConfig:
-    """Two layers."""
+    """Return the config of a text encoder with two layers."""
     return CLIPTextConfig(
         vocab_size=514,
         hidden_size=width,
@@ -140,12 +140,12 @@ def tiny_text_config(width: int = WIDTH) -> CLIPTextConfig:
 
 
 def tiny_text_encoder() -> CLIPTextModel:
-    """An encoder of that."""
+    """Build a text encoder with two layers."""
     return CLIPTextModel(tiny_text_config())
 
 
 def tiny_scheduler(prediction_type: str = "v_prediction") -> Any:
-    """v-prediction: the packaged model's scheduler (zero terminal SNR); epsilon: Stable Diffusion 1.5's."""
+    """Build a scheduler: for v_prediction the packaged model's (zero terminal SNR), for epsilon SD1.5's."""
     velocity = prediction_type == "v_prediction"
     return _DDIM(
         beta_start=0.00085,
@@ -208,13 +208,13 @@ def save_tiny_xl(folder: Path, seed: int = 0) -> Path:
 
 
 def load_tiny(folder: Path, family: str = "sd1", **settings: Any) -> StableDiffusion:
-    """Load what `save_tiny` or, with family `sdxl`, `save_tiny_xl` wrote."""
+    """Load a folder of `save_tiny` or, for family `sdxl`, of `save_tiny_xl`."""
     render = RenderSettings(num_inference_steps=3, guidance_scale=3.0, batch_size=4)
     return load_model(ModelSettings(family=family, path=str(folder), name="tiny", render=render, **settings))
 
 
 @cache
 def tiny_model() -> StableDiffusion:
-    """The tiny model without a folder of one's own: saved to a temporary one, loaded once per process."""
+    """Return the tiny model, loaded once per process from a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         return load_tiny(save_tiny(Path(folder)))

@@ -1,4 +1,4 @@
-"""Flow-matching models of random weights, small enough for every test: their transformers, T5 and Qwen."""
+"""Flow-matching models with random weights, small enough for every test: transformers, T5 and Qwen."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ CHAT = (
 )
 
 
-T5_WIDTH = 96  # at least that of SD3's two CLIP encoders together
+T5_WIDTH = 96  # at least the sum of SD3's two CLIP encoders
 
 
 def tiny_t5() -> dict[str, Any]:
-    """T5 of one layer that reads a character a token."""
+    """Build a T5 with one layer and one token per character."""
     characters = [chr(i) for i in range(33, 127)] + ["\u00e9"]
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((c, -3.0) for c in characters)]
     config = T5Config(
@@ -50,7 +50,7 @@ def tiny_t5() -> dict[str, Any]:
 
 
 def tiny_qwen() -> dict[str, Any]:
-    """A language model of two layers that reads a byte a token, with a chat template."""
+    """Build a language model with two layers, one token per byte and a chat template."""
     vocab = {symbol: index for index, symbol in enumerate(tiny.byte_symbols())}
     vocab |= {"<|endoftext|>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
     config = Qwen3Config(
@@ -69,7 +69,7 @@ def tiny_qwen() -> dict[str, Any]:
 
 
 def tiny_vae() -> Any:
-    """A 4x VAE with 16 latent channels, which are shifted."""
+    """Build a 4x VAE with 16 latent channels and a shift factor."""
     return D.AutoencoderKL(
         block_out_channels=(8, 16, 16),
         layers_per_block=1,
@@ -86,8 +86,8 @@ def tiny_vae() -> Any:
     )
 
 
-def tiny_transformer(family: str, told: bool = True) -> Any:
-    """Two blocks of 32 channels; Flux is told the guidance, or not."""
+def tiny_transformer(family: str, guidance_embeds: bool = True) -> Any:
+    """Build a transformer with two blocks of 32 channels; Flux takes the guidance scale as an input or not."""
     if family == "sd3":
         return D.SD3Transformer2DModel(
             sample_size=8,
@@ -114,7 +114,7 @@ def tiny_transformer(family: str, told: bool = True) -> Any:
             num_attention_heads=2,
             joint_attention_dim=T5_WIDTH,
             pooled_projection_dim=tiny.WIDTH,
-            guidance_embeds=told,
+            guidance_embeds=guidance_embeds,
             axes_dims_rope=(4, 6, 6),
         )
     return D.ZImageTransformer2DModel(
@@ -137,41 +137,41 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 
 
-def save_tiny_flow(folder: Path, family: str, seed: int = 0, told: bool = True, **schedule: Any) -> Path:
+def save_tiny_flow(folder: Path, family: str, seed: int = 0, guidance_embeds: bool = True, **schedule: Any) -> Path:
     """Write a family's pipeline folder, in half precision, and return the folder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts = {
-            "transformer": tiny_transformer(family, told),
+            "transformer": tiny_transformer(family, guidance_embeds),
             "vae": tiny_vae(),
             "scheduler": D.FlowMatchEulerDiscreteScheduler(**{**SCHEDULES[family], **schedule}),
         }
         if family == "z_image":
-            parts |= named("", tiny_qwen())
+            parts |= with_names("", tiny_qwen())
             pipeline = D.ZImagePipeline(**parts)
         elif family == "flux":
             clip = CLIPTextModel(tiny.tiny_text_config())
-            parts |= named("", {"encoder": clip, "tokenizer": tiny.tiny_tokenizer()}) | named("_2", tiny_t5())
+            parts |= with_names("", {"encoder": clip, "tokenizer": tiny.tiny_tokenizer()}) | with_names("_2", tiny_t5())
             pipeline = D.FluxPipeline(**parts)
         else:
             first, second = (CLIPTextModelWithProjection(tiny.tiny_text_config(w)) for w in (tiny.WIDTH, tiny.WIDTH_2))
-            parts |= named("", {"encoder": first, "tokenizer": tiny.tiny_tokenizer()})
-            parts |= named("_2", {"encoder": second, "tokenizer": tiny.tiny_tokenizer(pad_token="!")})
-            pipeline = D.StableDiffusion3Pipeline(**parts, **named("_3", tiny_t5()))
-        for parameter in pipeline.transformer.parameters():  # some begin at zero, and would hide what is behind them
+            parts |= with_names("", {"encoder": first, "tokenizer": tiny.tiny_tokenizer()})
+            parts |= with_names("_2", {"encoder": second, "tokenizer": tiny.tiny_tokenizer(pad_token="!")})
+            pipeline = D.StableDiffusion3Pipeline(**parts, **with_names("_3", tiny_t5()))
+        for parameter in pipeline.transformer.parameters():  # parameters of zero would hide the layers before them
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.05)
     pipeline.to(torch.float16).save_pretrained(folder)
     return folder
 
 
-def named(end: str, parts: dict[str, Any]) -> dict[str, Any]:
-    """A text encoder and its tokenizer by their names in a pipeline."""
+def with_names(end: str, parts: dict[str, Any]) -> dict[str, Any]:
+    """Return a text encoder and its tokenizer by their names in a pipeline."""
     return {f"text_encoder{end}": parts["encoder"], f"tokenizer{end}": parts["tokenizer"]}
 
 
 def load_tiny_flow(folder: Path, family: str, **settings: Any) -> Any:
-    """Load what `save_tiny_flow` wrote."""
+    """Load a folder of `save_tiny_flow`."""
     render = RenderSettings(num_inference_steps=3, guidance_scale=3.0, batch_size=4, scheduler="euler")
     settings = {"resolution": tiny.RESOLUTION, "render": render, **settings}
     return load_model(ModelSettings(family=family, path=str(folder), name="tiny", **settings))

@@ -1,4 +1,4 @@
-"""What every family does alike: large pictures are decoded tile by tile where memory is short, and never encoded so."""
+"""What all families share: large latents are decoded in tiles if memory is short; images are never encoded in tiles."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ def model() -> Any:
 
 
 def latents(model: Any, pixels: int) -> torch.Tensor:
-    """Of a picture that changes slowly, as pictures do."""
+    """Encode an image that changes slowly, as images do."""
     ramp = torch.linspace(-1, 1, pixels)
     return model.encode_images(
         torch.stack([ramp.expand(pixels, -1), ramp[:, None].expand(-1, pixels), ramp.expand(pixels, -1)])[None]
     )
 
 
-def decoded(model: Any, pixels: int, tiles: bool) -> torch.Tensor:
+def decode(model: Any, pixels: int, tiles: bool) -> torch.Tensor:
     model.tiled_decoding = tiles
     return model.decode_latents(latents(model, pixels))
 
 
 @torch.no_grad()
-def test_tiles_give_the_same_picture_up_to_their_edges(model: Any) -> None:
-    pieces: list[int] = []
-    handle = model.vae.decoder.register_forward_hook(lambda module, given, made: pieces.append(made.shape[-1]))
-    small = [decoded(model, TILE_PX // 2, tiles) for tiles in (False, True)]
+def test_tiles_give_the_same_image_except_at_their_edges(model: Any) -> None:
+    tile_sizes: list[int] = []
+    handle = model.vae.decoder.register_forward_hook(lambda _, inputs, output: tile_sizes.append(output.shape[-1]))
+    small = [decode(model, TILE_PX // 2, tiles) for tiles in (False, True)]
     assert torch.equal(*small)
-    pieces.clear()
-    whole, tiled = (decoded(model, TILE_PX + 128, tiles) for tiles in (False, True))
+    tile_sizes.clear()
+    plain, tiled = (decode(model, TILE_PX + 128, tiles) for tiles in (False, True))
     handle.remove()
-    assert pieces[0] == TILE_PX + 128 and max(pieces[1:]) == TILE_PX and len(pieces) == 5
-    assert whole.shape == tiled.shape
-    assert (whole - tiled).abs().mean() < 0.2 * whole.std()  # norms are of a tile, not of the picture
+    assert tile_sizes[0] == TILE_PX + 128 and max(tile_sizes[1:]) == TILE_PX and len(tile_sizes) == 5
+    assert plain.shape == tiled.shape
+    assert (plain - tiled).abs().mean() < 0.2 * plain.std()  # group norms see a tile instead of the image
 
 
 @torch.no_grad()
-def test_training_pictures_are_encoded_in_one_piece(model: Any) -> None:
-    decoded(model, TILE_PX + 128, tiles=True)
+def test_images_are_encoded_without_tiles(model: Any) -> None:
+    decode(model, TILE_PX + 128, tiles=True)
     before = latents(model, TILE_PX + 128)
     model.tiled_decoding = False
     assert torch.equal(latents(model, TILE_PX + 128), before)

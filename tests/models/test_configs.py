@@ -1,4 +1,4 @@
-"""What is built in is what was released: sizes of the networks, and CLIP's vocabulary."""
+"""The built-in configs equal the released ones: sizes of the networks, and CLIP's vocabulary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS: dict[str, Any] = {
     "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
     "text_encoder_2": lambda config: CLIPTextModelWithProjection(CLIPTextConfig(**config)),
 }
-# Parameters of the released files.
+# Numbers of parameters in the released files.
 RELEASED = {
     ("sd1", "unet"): 859_520_964,
     ("sd1", "vae"): 83_653_863,
@@ -35,17 +35,17 @@ RELEASED = {
 
 
 @pytest.mark.parametrize(("family", "part"), [(family, part) for family in CONFIGS for part in CONFIGS[family]])
-def test_networks_have_the_size_of_the_released_ones(family: str, part: str) -> None:
+def test_networks_have_the_released_number_of_parameters(family: str, part: str) -> None:
     with torch.device("meta"):
         network: nn.Module = KINDS[part](CONFIGS[family][part])
     assert sum(parameter.numel() for parameter in network.parameters()) == RELEASED[family, part]
 
 
 @pytest.mark.parametrize(("family", "part"), [(family, part) for family, pads in PAD_TOKENS.items() for part in pads])
-def test_the_tokenizer_is_clips(family: str, part: str) -> None:
+def test_the_tokenizer_equals_open_clips(family: str, part: str) -> None:
     pad = PAD_TOKENS[family][part]
     tokenizer, reference = clip_tokenizer(pad), open_clip.get_tokenizer("ViT-L-14")
-    # SD2's and SDXL's second pad by `!` and so read one in a prompt otherwise than open_clip, in diffusers as here.
+    # SD2's and SDXL's second tokenizer pad with `!`, so a `!` in a prompt differs from open_clip, in diffusers too.
     prompts = ["1girl, Mona_Taco, (é) :3 don't", "masterpiece, best quality, 東方 café  naïve ~~?", ""]
     for prompt in prompts:
         ids = tokenizer(prompt, padding="max_length").input_ids

@@ -1,4 +1,4 @@
-"""Every wrong model path gets one line that says what was found and what to do."""
+"""Every wrong model path gets a message of one line that says what the path is and what to do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from autolora.errors import ModelError
 from autolora.models.flow import FlowModel
 from autolora.models.sources import find_source
 
-Spoil = Callable[[Path], Path | None]  # spoils a good model folder; may give another path to try
+Spoil = Callable[[Path], Path | None]  # spoils a good model folder, or returns another path
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -33,7 +33,7 @@ def unet_file(path: Path, channels: int, *keys: str) -> Path:
     return path
 
 
-def wrote(path: Path, content: bytes) -> Path:
+def write(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
 
@@ -52,7 +52,7 @@ def empty(path: Path) -> Path:
     return path
 
 
-def only(path: Path, key: str) -> Path:
+def folder_with_file(path: Path, key: str) -> Path:
     path.mkdir()
     one_tensor(path / "mona.safetensors", key)
     return path
@@ -95,12 +95,12 @@ CASES: dict[str, tuple[Spoil, str]] = {
         "is a LoRA file",
     ),
     "lora in folder": (
-        lambda p: only(p.parent / "x", "lora_te_x.alpha"),
+        lambda p: folder_with_file(p.parent / "x", "lora_te_x.alpha"),
         r"but it contains mona\.safetensors: set model\.path=.*mona\.safetensors",
     ),
     "no checkpoint": (
         lambda p: one_tensor(p.parent / "a.safetensors", "some.weight"),
-        r"is not a checkpoint: it has no model\.diffusion_model\.input_blocks\.0\.0\.weight \(its keys are some\.weight",
+        r"is not a checkpoint: it has no model\.diffusion_model\.input_blocks\.0\.0\.weight \(its keys are some",
     ),
     "flux checkpoint": (
         lambda p: one_tensor(p.parent / "a.safetensors", "double_blocks.0.img_attn.qkv.weight"),
@@ -117,11 +117,11 @@ CASES: dict[str, tuple[Spoil, str]] = {
         "has no VAE",
     ),
     "broken file": (
-        lambda p: wrote(p.parent / "a.safetensors", b"hello"),
+        lambda p: write(p.parent / "a.safetensors", b"hello"),
         r"broken \.safetensors file",
     ),
     "ckpt": (
-        lambda p: wrote(p.parent / "a.ckpt", b"x"),
+        lambda p: write(p.parent / "a.ckpt", b"x"),
         r"is a \.ckpt file: such files can run code",
     ),
 }
@@ -132,16 +132,16 @@ def test_a_wrong_path_is_refused(case: str, tiny_model_dir: Path, tmp_path: Path
     spoil, message = CASES[case]
     folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
     assert find_source(str(folder), "sd1") == folder
-    with pytest.raises(ModelError, match=message) as caught:
+    with pytest.raises(ModelError, match=message) as error:
         find_source(str(spoil(folder) or folder), "sd1")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("family", "part", "kind"),
     [("sd3", "text_encoder_3", "T5-XXL"), ("flux", "text_encoder_2", "T5-XXL"), ("z_image", "text_encoder", "Qwen3")],
 )
-def test_a_large_text_encoder_that_was_left_out_is_named(
+def test_a_missing_large_text_encoder_is_named(
     family: str, part: str, kind: str, tiny_flows: dict[str, FlowModel], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(str(tiny_flows[family].source), tmp_path / "model")

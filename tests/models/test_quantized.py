@@ -1,4 +1,4 @@
-"""A base in 4 or 8 bits: it answers nearly the same, a LoRA trains on it, and its export is proved as any other."""
+"""A base model in 4 or 8 bits predicts nearly the same, a LoRA trains on it, and its export is verified."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from autolora.train.run import Run, TrainSettings
 from autolora.train.slot import TrainingContext
 from tests.tiny import load_tiny
 
-KINDS = {"nf4": (4, 0.12), "int8": (8, 0.01)}  # bits of a weight, and how far it may move
+KINDS = {"nf4": (4, 0.12), "int8": (8, 0.01)}  # bits per weight, and the allowed relative error
 ADAPTERS: list[Adapter] = [LoRA(dim=2, text_encoder=True), DoRA(dim=2), LoHa(dim=2), LoKr(dim=2), IA3()]
 
 TRAINED = [*((adapter, "nf4") for adapter in ADAPTERS), (ADAPTERS[0], "int8")]
@@ -45,21 +45,21 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_layer_computes_with_its_restored_weight_back_and_forth(kind: str, dtype: torch.dtype) -> None:
+def test_a_layer_uses_its_dequantized_weight_forward_and_backward(kind: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(128, 48).to(dtype)
     packed = QuantizedLinear(layer, kind, torch.device("cpu"))
-    bits, apart = KINDS[kind]
+    bits, error = KINDS[kind]
     assert packed.packed.nbytes * 8 == bits * layer.weight.numel()
-    assert F.mse_loss(packed.weight.float(), layer.weight.float()) < (apart * layer.weight.float().std()) ** 2
+    assert F.mse_loss(packed.weight.float(), layer.weight.float()) < (error * layer.weight.float().std()) ** 2
     x = torch.randn(2, 5, 128, dtype=dtype, requires_grad=True)
-    own = torch.autograd.grad(packed(x).float().square().sum(), x)[0]
-    wanted = torch.autograd.grad(F.linear(x, packed.weight, layer.bias).float().square().sum(), x)[0]
-    torch.testing.assert_close(own, wanted)
+    gradient = torch.autograd.grad(packed(x).float().square().sum(), x)[0]
+    expected = torch.autograd.grad(F.linear(x, packed.weight, layer.bias).float().square().sum(), x)[0]
+    torch.testing.assert_close(gradient, expected)
     assert not any(parameter.requires_grad for parameter in packed.parameters())
 
 
-def test_a_quantized_layer_can_be_hollow(kind: str) -> None:
+def test_a_quantized_layer_can_be_on_the_meta_device(kind: str) -> None:
     layer = on_meta_device(QuantizedLinear(nn.Linear(64, 48).bfloat16(), kind, torch.device("cpu")))
     x = torch.empty(3, 64, device=META, requires_grad=True)
     with AutocastEmulator(torch.bfloat16), MemoryCounter():
@@ -68,7 +68,7 @@ def test_a_quantized_layer_can_be_hollow(kind: str) -> None:
     assert out.shape == (3, 48) and out.dtype == torch.bfloat16 and x.grad is not None
 
 
-def test_a_quantized_base_answers_nearly_the_same_in_less_memory(
+def test_a_quantized_base_model_predicts_nearly_the_same(
     kind: str, tiny_model: StableDiffusion, tiny_model_dir: Path
 ) -> None:
     small = load_tiny(tiny_model_dir, quantize=kind)
@@ -76,18 +76,19 @@ def test_a_quantized_base_answers_nearly_the_same_in_less_memory(
     noisy, steps = torch.randn(2, *tiny_model.latent_shape, generator=generator), torch.tensor([100, 900])
     with torch.no_grad():
         context = tiny_model.encode_prompts(["1girl", "beach"])
-        plain, own = (model.predict(noisy, steps, context) for model in (tiny_model, small))
-    apart = float((own - plain).norm() / plain.norm())
-    assert 0 < apart < 2 * KINDS[kind][1]
+        plain, quantized = (model.predict(noisy, steps, context) for model in (tiny_model, small))
+    error = float((quantized - plain).norm() / plain.norm())
+    assert 0 < error < 2 * KINDS[kind][1]
     assert layer_shapes(small.modules) == layer_shapes(tiny_model.modules)
-    weights, whole = layer_weights(small.modules), layer_weights(tiny_model.modules)
-    assert all(weights[path].shape == whole[path].shape for path in whole) and len(weights) == len(whole)
+    weights, plain_weights = layer_weights(small.modules), layer_weights(tiny_model.modules)
+    assert all(weights[path].shape == plain_weights[path].shape for path in plain_weights)
+    assert len(weights) == len(plain_weights)
 
 
 @pytest.mark.parametrize(
-    ("adapter", "kind"), TRAINED, ids=lambda one: one if isinstance(one, str) else type(one).__name__
+    ("adapter", "kind"), TRAINED, ids=lambda value: value if isinstance(value, str) else type(value).__name__
 )
-def test_every_kind_trains_on_it_and_its_export_is_proved(
+def test_every_adapter_trains_on_it_and_its_export_is_verified(
     adapter: LoRA, kind: str, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     model = load_tiny(tiny_model_dir, quantize=kind, gradient_checkpointing=True)
@@ -106,15 +107,17 @@ def test_every_kind_trains_on_it_and_its_export_is_proved(
     )
     assert verify_deltas(done.state, written.path, model).layers == len(layer_paths(done.state))
     if type(adapter) is LoRA:
-        twin = DiffusersReference(written.path, tiny_model_dir, model)
-        assert not twin.can_render and twin.verify_deltas(done.state).delta_error < 1e-2
+        reference = DiffusersReference(written.path, tiny_model_dir, model)
+        assert not reference.can_render and reference.verify_deltas(done.state).delta_error < 1e-2
         plain = load_tiny(tiny_model_dir, gradient_checkpointing=True)
-        needs = [memory_need(run, dataset, one, offload=False).training for one in (model, plain)]
+        needs = [memory_need(run, dataset, base, offload=False).training for base in (model, plain)]
         assert needs[0] < needs[1]
 
 
-def test_without_bitsandbytes_it_is_said_what_to_install(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)  # as if it were not there
+def test_without_bitsandbytes_the_error_says_what_to_install(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"model\.quantize=nf4 needs bitsandbytes: pip install 'autolora\[8bit\]'"):
         load_tiny(tiny_model_dir, quantize="nf4")
     with pytest.raises(ConfigError, match="must be one of nf4, int8 or null, got fp4"):

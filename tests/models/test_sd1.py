@@ -1,4 +1,4 @@
-"""The SD1 model against diffusers' own pipeline and schedulers."""
+"""The SD1 model compared with diffusers' own pipeline and schedulers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> StableDiffusion:
     return tiny.load_tiny(tiny.save_tiny(tmp_path / "model", request.param))
 
 
-def test_noise_target_and_snr_are_the_schedulers(model: StableDiffusion) -> None:
+def test_noise_target_and_snr_equal_the_schedulers(model: StableDiffusion) -> None:
     scheduler = tiny.tiny_scheduler(model.prediction_type)
     generator = torch.Generator().manual_seed(0)
     latents, noise = (torch.randn(4, *model.latent_shape, generator=generator) for _ in range(2))
@@ -48,7 +48,7 @@ def test_the_last_timestep_of_the_v_model_is_pure_noise(tiny_model: StableDiffus
     assert torch.equal(tiny_model.target(latents, noise, last), -latents)
 
 
-def test_parts_are_frozen_in_single_precision_and_of_this_shape(tiny_model: StableDiffusion) -> None:
+def test_parts_are_frozen_and_in_single_precision(tiny_model: StableDiffusion) -> None:
     assert set(tiny_model.modules) == {"unet", "text_encoder"}
     for part in (*tiny_model.modules.values(), tiny_model.vae):
         assert not part.training
@@ -72,13 +72,13 @@ def test_latents_are_the_scaled_mode_of_the_posterior(tiny_model: StableDiffusio
 
 def test_prompts_encode_as_in_diffusers(tiny_model: StableDiffusion, tiny_model_dir: Path) -> None:
     pipeline = PIPELINE.from_pretrained(tiny_model_dir, torch_dtype=torch.float32)
-    prompts = ["1girl, Mona", "", "mona_(é), " * 7]  # the last one just fits; diffusers cuts what does not
+    prompts = ["1girl, Mona", "", "mona_(é), " * 7]  # the last one just fits; diffusers cuts longer ones
     expected = torch.cat([pipeline.encode_prompt(p, "cpu", 1, False)[0] for p in prompts])
     torch.testing.assert_close(tiny_model.encode_prompts(prompts).tokens, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_tokens_are_the_prompts_own(tiny_model: StableDiffusion) -> None:
-    for prompt in ("1girl, Mona_Taco", "", "mona " * 90):  # the last one exceeds the tokens
+def test_tokens_exclude_special_tokens(tiny_model: StableDiffusion) -> None:
+    for prompt in ("1girl, Mona_Taco", "", "mona " * 90):  # the last one exceeds the window
         ids = tiny_model.tokenizer(prompt).input_ids
         assert tiny_model.tokenizer.convert_tokens_to_ids(tiny_model.tokens(prompt)) == ids[1:-1]
     assert tiny_model.tokens("Ab c") == ["a", "b</w>", "c</w>"]
@@ -95,23 +95,23 @@ def test_prompt_encoding_passes_gradients(tiny_model: StableDiffusion) -> None:
 
 
 @torch.no_grad()
-def test_a_fixed_context_changes_nothing_but_the_time(tiny_model: StableDiffusion) -> None:
+def test_a_fixed_context_changes_no_prediction(tiny_model: StableDiffusion) -> None:
     noisy = torch.randn(2, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
     contexts = [tiny_model.encode_prompts(["a", "b"]), tiny_model.encode_prompts(["c", "d"])]
     order = [(contexts[0], 900), (contexts[0], 500), (contexts[1], 500), (contexts[0], 100)]
     expected = [tiny_model.predict(noisy, torch.full((2,), t), context) for context, t in order]
     projections = [m for n, m in tiny_model.unet.named_modules() if n.endswith("attn2.to_k")]
-    real, calls = projections[0].forward, []
+    original, calls = projections[0].forward, []
 
     def counting(x: torch.Tensor) -> Any:
         calls.append(1)
-        return real(x)
+        return original(x)
 
     projections[0].forward = counting
     try:
         with tiny_model.fixed_context():
-            for (context, t), wanted in zip(order, expected, strict=True):
-                assert torch.equal(tiny_model.predict(noisy, torch.full((2,), t), context), wanted)
+            for (context, t), prediction in zip(order, expected, strict=True):
+                assert torch.equal(tiny_model.predict(noisy, torch.full((2,), t), context), prediction)
         assert len(calls) == 3
         tiny_model.predict(noisy, torch.full((2,), 100), contexts[0])
         assert len(calls) == 4
@@ -120,10 +120,10 @@ def test_a_fixed_context_changes_nothing_but_the_time(tiny_model: StableDiffusio
     assert not any("forward" in vars(m) for m in projections)
 
 
-def test_the_hash_follows_the_weights(tiny_model: StableDiffusion, tmp_path: Path) -> None:
-    same, other = tiny.save_tiny(tmp_path / "same"), tiny.save_tiny(tmp_path / "other", seed=1)
+def test_the_hash_depends_on_the_weights(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    same, different = tiny.save_tiny(tmp_path / "same"), tiny.save_tiny(tmp_path / "other", seed=1)
     assert tiny.load_tiny(same).base_hash == tiny_model.base_hash
-    assert tiny.load_tiny(other).base_hash != tiny_model.base_hash
+    assert tiny.load_tiny(different).base_hash != tiny_model.base_hash
     assert len(tiny_model.base_hash) == 16
 
 
@@ -135,7 +135,7 @@ def test_half_precision_variants_load(tiny_model: StableDiffusion, tiny_model_di
     assert torch.equal(loaded.unet.conv_in.weight, tiny_model.unet.conv_in.weight)
 
 
-def test_outdated_scheduler_files_are_read_as_the_pipeline_reads_them(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_outdated_scheduler_files_are_corrected_as_by_the_pipeline(tiny_model_dir: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_model_dir, tmp_path / "old")
     path = copy / "scheduler" / "scheduler_config.json"
     config = json.loads(path.read_text())
@@ -180,10 +180,10 @@ def test_weights_that_lack_a_tensor_are_refused(tiny_model_dir: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_a_truncated_weight_file_is_one_clear_line(part: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_truncated_weight_file_has_an_error_of_one_line(part: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_model_dir, tmp_path / "cut")
     path = next((copy / part).glob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+    with pytest.raises(ModelError, match="cannot be loaded") as error:
         tiny.load_tiny(copy)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""The SDXL model against diffusers' own pipeline, from prompts to an exported LoRA."""
+"""The SDXL model compared with diffusers' own pipeline, from prompts to an exported LoRA."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ PROMPTS = ["1girl, Mona", "", "mona_(é), " * 7]
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_xl_dir: Path) -> Any:
-    found = PIPELINE.from_pretrained(tiny_xl_dir, torch_dtype=torch.float32)
-    found.scheduler = DDIMScheduler.from_config(found.scheduler.config, clip_sample=False)  # type: ignore[no-untyped-call]
-    found.set_progress_bar_config(disable=True)
-    return found
+    pipeline = PIPELINE.from_pretrained(tiny_xl_dir, torch_dtype=torch.float32)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)  # type: ignore[no-untyped-call]
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 @pytest.fixture
 def adapter(tiny_xl: StableDiffusion) -> Iterator[AdapterSet]:
-    made = attach(tiny_xl.modules, SPEC)
-    made.start(0, SPEC, torch.Generator().manual_seed(0))
-    move(made, size=0.05)
-    yield made
-    made.detach()
+    adapter_set = attach(tiny_xl.modules, SPEC)
+    adapter_set.start(0, SPEC, torch.Generator().manual_seed(0))
+    move(adapter_set, size=0.05)
+    yield adapter_set
+    adapter_set.detach()
 
 
 def noisy_of(model: StableDiffusion, count: int = 2) -> torch.Tensor:
@@ -61,13 +61,13 @@ def noisy_of(model: StableDiffusion, count: int = 2) -> torch.Tensor:
 
 def test_prompts_encode_as_in_diffusers(tiny_xl: StableDiffusion, pipeline: Any) -> None:
     expected = [pipeline.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False) for prompt in PROMPTS]
-    found = tiny_xl.encode_prompts(PROMPTS)
-    assert found.pooled is not None and len(found) == 3
-    torch.testing.assert_close(found.tokens, torch.cat([e[0] for e in expected]), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(found.pooled, torch.cat([e[2] for e in expected]), atol=1e-5, rtol=1e-4)
+    contexts = tiny_xl.encode_prompts(PROMPTS)
+    assert contexts.pooled is not None and len(contexts) == 3
+    torch.testing.assert_close(contexts.tokens, torch.cat([e[0] for e in expected]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(contexts.pooled, torch.cat([e[2] for e in expected]), atol=1e-5, rtol=1e-4)
 
 
-def test_a_long_prompt_has_more_tokens_and_the_pooled_state_of_its_beginning(tiny_xl: StableDiffusion) -> None:
+def test_a_long_prompt_has_more_tokens_and_the_pooled_embedding_of_its_first_window(tiny_xl: StableDiffusion) -> None:
     long = ", ".join(f"tag{i:02}" for i in range(20))
     both, first = tiny_xl.encode_prompts(["1girl", long]), tiny_xl.encode_prompts([long[: long.index("tag12")]])
     assert both.tokens.shape[1] == 2 * tiny.TOKENS
@@ -75,21 +75,22 @@ def test_a_long_prompt_has_more_tokens_and_the_pooled_state_of_its_beginning(tin
     torch.testing.assert_close(both.pooled[1:], first.pooled, atol=1e-5, rtol=1e-4)
 
 
-def test_the_unet_is_told_the_whole_prompt_and_the_crop(tiny_xl: StableDiffusion, pipeline: Any) -> None:
+def test_the_unet_gets_the_pooled_prompt_and_the_crop(tiny_xl: StableDiffusion, pipeline: Any) -> None:
     context, noisy, steps = tiny_xl.encode_prompts(["a", "b"]), noisy_of(tiny_xl), torch.tensor([10, 900])
     sizes = torch.tensor([[48, 40, 4, 0, 32, 32], [32, 32, 0, 0, 32, 32]])
-    told = {"text_embeds": context.pooled, "time_ids": sizes}
-    expected = pipeline.unet(noisy, steps, context.tokens, added_cond_kwargs=told, return_dict=False)[0]
+    added = {"text_embeds": context.pooled, "time_ids": sizes}
+    expected = pipeline.unet(noisy, steps, context.tokens, added_cond_kwargs=added, return_dict=False)[0]
     cropped = tiny_xl.predict(noisy, steps, Context(context.tokens, context.pooled, sizes))
     torch.testing.assert_close(cropped, expected, atol=1e-5, rtol=1e-4)
-    whole = tiny_xl.predict(noisy, steps, context)
-    assert torch.allclose(whole[1], cropped[1], atol=1e-6) and not torch.allclose(whole[0], cropped[0], atol=1e-6)
+    uncropped = tiny_xl.predict(noisy, steps, context)
+    assert torch.allclose(uncropped[1], cropped[1], atol=1e-6)
+    assert not torch.allclose(uncropped[0], cropped[0], atol=1e-6)
 
 
-def test_a_render_is_the_one_of_diffusers(tiny_xl: StableDiffusion, pipeline: Any) -> None:
+def test_a_render_equals_diffusers(tiny_xl: StableDiffusion, pipeline: Any) -> None:
     settings = RenderSettings(num_inference_steps=5, guidance_scale=3.0, negative_prompt="red")
-    pictures = render(tiny_xl, [RenderRequest("1girl, mona", 7, 0.0), RenderRequest("b", 8, 0.0)], settings)
-    for picture, prompt, seed in zip(pictures, ["1girl, mona", "b"], [7, 8], strict=True):
+    images = render(tiny_xl, [RenderRequest("1girl, mona", 7, 0.0), RenderRequest("b", 8, 0.0)], settings)
+    for image, prompt, seed in zip(images, ["1girl, mona", "b"], [7, 8], strict=True):
         expected = pipeline(
             prompt,
             negative_prompt="red",
@@ -97,10 +98,10 @@ def test_a_render_is_the_one_of_diffusers(tiny_xl: StableDiffusion, pipeline: An
             guidance_scale=3.0,
             generator=torch.Generator().manual_seed(seed),
         ).images[0]
-        assert np.abs(picture.astype(int) - np.asarray(expected).astype(int)).max() <= 1
+        assert np.abs(image.astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
-def test_its_usual_layer_is_also_2_and_is_proved_by_pictures(
+def test_clip_skip_2_is_the_default_and_is_verified_by_renders(
     tiny_xl_dir: Path, adapter: AdapterSet, tmp_path: Path
 ) -> None:
     plain, model = (tiny.load_tiny(tiny_xl_dir, "sdxl", clip_skip=skip) for skip in (None, 2))
@@ -109,7 +110,7 @@ def test_its_usual_layer_is_also_2_and_is_proved_by_pictures(
     assert read_metadata(path)["ss_clip_skip"] == "None" and DiffusersReference(path, tiny_xl_dir, model).can_render
 
 
-def test_an_export_is_the_same_in_diffusers(
+def test_an_export_predicts_the_same_in_diffusers(
     tiny_xl: StableDiffusion, tiny_xl_dir: Path, adapter: AdapterSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = adapter.state(0)
@@ -121,27 +122,27 @@ def test_an_export_is_the_same_in_diffusers(
     assert verify_deltas(state, exported.path, tiny_xl).delta_error < 1e-5
     back = read_lora(exported.path, tiny_xl)
     assert back.keys() == state.keys() and all(torch.allclose(back[key], state[key].float()) for key in state)
-    twin = DiffusersReference(exported.path, tiny_xl_dir, tiny_xl)
-    assert twin.verify_deltas(state).layers == len(adapter.layers)
+    reference = DiffusersReference(exported.path, tiny_xl_dir, tiny_xl)
+    assert reference.verify_deltas(state).layers == len(adapter.layers)
     noisy, steps = noisy_of(tiny_xl), torch.tensor([50, 700])
     context = tiny_xl.encode_prompts(["1girl", "hat"])
-    told = {"text_embeds": context.pooled, "time_ids": torch.tensor([[32, 32, 0, 0, 32, 32]] * 2)}
+    added = {"text_embeds": context.pooled, "time_ids": torch.tensor([[32, 32, 0, 0, 32, 32]] * 2)}
     with torch.no_grad():
         ours = tiny_xl.predict(noisy, steps, context)
-        theirs = twin.pipeline.unet(noisy, steps, context.tokens, added_cond_kwargs=told, return_dict=False)[0]
+        theirs = reference.pipeline.unet(noisy, steps, context.tokens, added_cond_kwargs=added, return_dict=False)[0]
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     with adapter.disabled():
         assert not torch.allclose(tiny_xl.predict(noisy, steps, context), ours, atol=1e-3)
-    shots, settings = (
+    requests, settings = (
         [RenderRequest("1girl", 3, 1.0), RenderRequest("hat", 4, 0.5)],
         RenderSettings(num_inference_steps=3, guidance_scale=2.0),
     )
-    compare_renders(render(tiny_xl, shots, settings, adapter), twin.render(shots, settings))
+    compare_renders(render(tiny_xl, requests, settings, adapter), reference.render(requests, settings))
     assert warnings_at_loading(exported.path, tiny_xl_dir, "sdxl", caplog) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_trains_on_16_bit_weights_and_stays_in_32(kind: str, tiny_xl_dir: Path, tmp_path: Path) -> None:
+def test_every_adapter_is_trained_in_32_bits_on_16_bit_weights(kind: str, tiny_xl_dir: Path, tmp_path: Path) -> None:
     model = tiny.load_tiny(tiny_xl_dir, "sdxl", dtype="bfloat16", gradient_checkpointing=True)
     spec = KINDS[kind]
     adapter = attach(model.modules, spec)
@@ -153,7 +154,7 @@ def test_every_kind_trains_on_16_bit_weights_and_stays_in_32(kind: str, tiny_xl_
     adapter.gather_grads()
     assert predicted.dtype == torch.float32
     for path, layer in adapter.layers.items():
-        unused = path.startswith("text_encoder.encoder.layers.1.")  # the first encoder's last layer is not read
+        unused = path.startswith("text_encoder.encoder.layers.1.")  # the first encoder's last layer is not used
         for parameter in layer.delta.parameters(0):
             assert parameter.dtype == torch.float32
             assert unused or (parameter.grad is not None and parameter.grad.dtype == torch.float32), path
@@ -180,20 +181,20 @@ def gradients(model: StableDiffusion, weights: torch.Tensor) -> State:
 def test_checkpointed_gradients_are_the_same(tiny_xl: StableDiffusion, tiny_xl_dir: Path) -> None:
     weights = torch.tensor([0.3, 1.0])
     expected = gradients(tiny_xl, weights)
-    found = gradients(tiny.load_tiny(tiny_xl_dir, "sdxl", gradient_checkpointing=True), weights)
-    assert found.keys() == expected.keys() and len(found)
-    assert all(torch.allclose(found[key], expected[key], atol=1e-6) for key in found)
+    checkpointed = gradients(tiny.load_tiny(tiny_xl_dir, "sdxl", gradient_checkpointing=True), weights)
+    assert checkpointed.keys() == expected.keys() and len(checkpointed)
+    assert all(torch.allclose(checkpointed[key], expected[key], atol=1e-6) for key in expected)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_gradients_of_16_bit_weights_come_near(dtype: str, tiny_xl: StableDiffusion, tiny_xl_dir: Path) -> None:
+def test_gradients_of_16_bit_weights_are_close(dtype: str, tiny_xl: StableDiffusion, tiny_xl_dir: Path) -> None:
     expected = torch.cat([g.flatten() for g in gradients(tiny_xl, torch.ones(2)).values()])
     half = gradients(tiny.load_tiny(tiny_xl_dir, "sdxl", dtype=dtype), torch.ones(2))
-    found = torch.cat([g.flatten() for g in half.values()])
-    assert float((found - expected).norm() / expected.norm()) < 0.1
+    gradient = torch.cat([g.flatten() for g in half.values()])
+    assert float((gradient - expected).norm() / expected.norm()) < 0.1
 
 
-def test_a_wrong_choice_is_refused_with_what_was_found(tiny_model_dir: Path, tiny_xl_dir: Path) -> None:
+def test_a_wrong_family_is_refused_with_the_right_one(tiny_model_dir: Path, tiny_xl_dir: Path) -> None:
     with pytest.raises(ModelError, match=r"is an SDXL model \(StableDiffusionXLPipeline\): set model\.family=sdxl"):
         load_model(ModelSettings(path=str(tiny_xl_dir)))
     with pytest.raises(ModelError, match=r"is a Stable Diffusion 1.x model .*: set model\.family=sd1"):
@@ -230,11 +231,11 @@ def test_a_wrong_choice_is_refused_with_what_was_found(tiny_model_dir: Path, tin
         ),
     ],
 )
-def test_layers_have_the_names_of_sdxls_own_code(path: str, name: str) -> None:
+def test_layers_have_the_names_of_the_original_code(path: str, name: str) -> None:
     assert kohya_name(path, "sdxl") == name
 
 
-def test_no_warning_and_no_global_randomness(tiny_xl_dir: Path) -> None:
+def test_loading_gives_no_warning_and_keeps_the_global_random_state(tiny_xl_dir: Path) -> None:
     before = torch.get_rng_state()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

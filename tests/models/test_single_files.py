@@ -1,4 +1,4 @@
-"""A checkpoint in one file is the model that it was written from as a folder; without a network, by its keys."""
+"""A checkpoint in one file gives the same model as its folder, without a network."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ PROMPTS = ["1girl, Mona", "", "mona_(é), " * 7, "a" * 100]
 
 @pytest.fixture(params=["sd1", "sd2", "sdxl"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
-    """A tiny model in both forms; no network."""
-    found = both_forms(request.param, tmp_path, monkeypatch)
+    """Write a tiny model as folder and file, and block the network."""
+    pair = both_forms(request.param, tmp_path, monkeypatch)
     monkeypatch.setattr(socket.socket, "connect", no_network)
-    return found
+    return pair
 
 
 def no_network(*_: object) -> None:
     raise OSError("no network in this test")
 
 
-def both(pair: Pair, **settings: Any) -> tuple[StableDiffusion, StableDiffusion]:
+def load_both(pair: Pair, **settings: Any) -> tuple[StableDiffusion, StableDiffusion]:
     settings.setdefault("prediction_type", "epsilon")
     return tiny.load_tiny(pair.folder, pair.family, **settings), tiny.load_tiny(pair.file, pair.family, **settings)
 
 
-def test_file_and_folder_are_one_model(pair: Pair) -> None:
-    folder, file = both(pair)
+def test_file_and_folder_give_the_same_model(pair: Pair) -> None:
+    folder, file = load_both(pair)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(1, 3, 32, 32, generator=generator) * 2 - 1
     noisy = torch.randn(len(PROMPTS), *folder.latent_shape, generator=generator)
@@ -63,13 +63,15 @@ def test_file_and_folder_are_one_model(pair: Pair) -> None:
     assert (contexts[0].pooled is None) == (contexts[1].pooled is None) == (pair.family != "sdxl")
     if contexts[0].pooled is not None and contexts[1].pooled is not None:
         assert torch.equal(contexts[0].pooled, contexts[1].pooled)
-    found = [model.predict(noisy, steps, context) for model, context in zip((folder, file), contexts, strict=True)]
-    assert torch.equal(*found) and float(found[0].std()) > 0.01
+    predictions = [
+        model.predict(noisy, steps, context) for model, context in zip((folder, file), contexts, strict=True)
+    ]
+    assert torch.equal(*predictions) and float(predictions[0].std()) > 0.01
     assert torch.equal(folder.snr(steps), file.snr(steps))
     assert (file.name, folder.base_hash == file.base_hash) == ("tiny", False)
 
 
-def test_what_a_file_is_is_known_by_its_keys(pair: Pair, tmp_path: Path) -> None:
+def test_a_file_is_recognized_by_its_keys(pair: Pair, tmp_path: Path) -> None:
     guessed = pair.family == "sd2"
     expected = SingleFile(pair.family, "v_prediction" if guessed else None, guessed=guessed)
     assert recognize_file(pair.file) == expected
@@ -87,7 +89,9 @@ def test_what_a_file_is_is_known_by_its_keys(pair: Pair, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("pair", ["sd2"], indirect=True)
-def test_a_guess_is_said_with_the_way_out(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_guessed_prediction_type_is_logged_with_the_way_to_change_it(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
     assert tiny.load_tiny(pair.file, "sd2").prediction_type == "v_prediction"
     assert (
         "one.safetensors does not state its prediction type" in caplog.text
@@ -98,8 +102,8 @@ def test_a_guess_is_said_with_the_way_out(pair: Pair, caplog: pytest.LogCaptureF
     assert not caplog.records
 
 
-def test_a_lora_for_a_file_is_proved_by_diffusers(pair: Pair, tmp_path: Path) -> None:
-    _, model = both(pair)
+def test_a_lora_for_a_file_is_verified_by_diffusers(pair: Pair, tmp_path: Path) -> None:
+    _, model = load_both(pair)
     spec = LoRA(dim=2, alpha=1, text_encoder=True)
     state = random_state(model, spec)
     path = export_lora(state, run(spec), dataset(), model, tmp_path, "a", facts=ExportFacts("a", 1.0, "b", 4)).path
@@ -109,40 +113,42 @@ def test_a_lora_for_a_file_is_proved_by_diffusers(pair: Pair, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("as_file", [False, True])
-def test_another_vae_takes_the_place_of_its_own(as_file: bool, pair: Pair, tmp_path: Path) -> None:
+def test_the_vae_can_be_replaced(as_file: bool, pair: Pair, tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(9)
-        other = VAE(**VAE_CONFIG).half()
-    other.save_pretrained(tmp_path / "vae")
+        vae = VAE(**VAE_CONFIG).half()
+    vae.save_pretrained(tmp_path / "vae")
     source = tmp_path / "vae"
     if as_file:
         source = tmp_path / "vae.safetensors"
-        tensors = {key.removeprefix("first_stage_model."): t.contiguous() for key, t in vae_state(other).items()}
+        tensors = {key.removeprefix("first_stage_model."): t.contiguous() for key, t in vae_state(vae).items()}
         save_file(tensors, source)
-    plain, model = both(pair)[1], both(pair, vae=str(source))[1]
+    plain, model = load_both(pair)[1], load_both(pair, vae=str(source))[1]
     pixels = torch.zeros(1, 3, 32, 32)
-    expected = other.float().encode(pixels).latent_dist.mean * CONFIGS[pair.family]["vae"]["scaling_factor"]
+    expected = vae.float().encode(pixels).latent_dist.mean * CONFIGS[pair.family]["vae"]["scaling_factor"]
     torch.testing.assert_close(model.encode_images(pixels), expected, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(plain.encode_images(pixels), expected, atol=1e-3)
     assert model.base_hash != plain.base_hash
 
 
-def test_what_is_no_vae_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_source_without_a_vae_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "a.ckpt").write_bytes(b"x")
     for source in (tmp_path / "a.ckpt", tmp_path / "missing", tmp_path):
         with pytest.raises(ModelError, match=r"model\.vae=.* is neither a diffusers VAE folder nor a \.safetensors"):
             tiny.load_tiny(tiny_model_dir, vae=str(source))
-    whole = tiny.load_tiny(tiny_model_dir, vae=str(tiny_model_dir))  # a model's own VAE out of its folder
-    assert torch.equal(whole.vae.encoder.conv_in.weight, tiny.load_tiny(tiny_model_dir).vae.encoder.conv_in.weight)
+    model = tiny.load_tiny(tiny_model_dir, vae=str(tiny_model_dir))  # a full model's folder is a source too
+    assert torch.equal(model.vae.encoder.conv_in.weight, tiny.load_tiny(tiny_model_dir).vae.encoder.conv_in.weight)
 
 
-def test_clip_skip(pair: Pair) -> None:
+def test_clip_skip_selects_the_text_encoders_layer(pair: Pair) -> None:
     if pair.family != "sd1":
-        assert torch.equal(*(m.encode_prompts(PROMPTS).tokens for m in (both(pair)[0], both(pair, clip_skip=2)[0])))
+        assert torch.equal(
+            *(m.encode_prompts(PROMPTS).tokens for m in (load_both(pair)[0], load_both(pair, clip_skip=2)[0]))
+        )
         with pytest.raises(ConfigError, match="always uses the layer before the last, which is clip_skip=2"):
-            both(pair, clip_skip=1)
+            load_both(pair, clip_skip=1)
         return
-    plain, last, skipped = (both(pair, clip_skip=skip)[1] for skip in (None, 1, 2))
+    plain, last, skipped = (load_both(pair, clip_skip=skip)[1] for skip in (None, 1, 2))
     assert torch.equal(plain.encode_prompts(PROMPTS).tokens, last.encode_prompts(PROMPTS).tokens)
     pipeline = PIPELINE.from_pretrained(pair.folder, torch_dtype=torch.float32)
     ids = pipeline.tokenizer("1girl", padding="max_length", return_tensors="pt").input_ids
@@ -150,7 +156,7 @@ def test_clip_skip(pair: Pair) -> None:
     expected = pipeline.text_encoder.final_layer_norm(hidden[-2])
     torch.testing.assert_close(skipped.encode_prompts(["1girl"]).tokens, expected, atol=1e-5, rtol=1e-4)
     with pytest.raises(ConfigError, match=r"clip_skip=3: this text encoder has 2 layers"):
-        both(pair, clip_skip=3)
+        load_both(pair, clip_skip=3)
 
 
 def test_a_file_that_lacks_a_tensor_is_refused(pair: Pair, tmp_path: Path) -> None:
@@ -162,10 +168,10 @@ def test_a_file_that_lacks_a_tensor_is_refused(pair: Pair, tmp_path: Path) -> No
             tiny.load_tiny(tmp_path / "lacks.safetensors", pair.family, prediction_type="epsilon")
 
 
-def test_a_wrong_choice_is_refused_with_what_was_found(pair: Pair) -> None:
-    other = "sd1" if pair.family == "sdxl" else "sdxl"
+def test_a_wrong_family_is_refused_with_the_right_one(pair: Pair) -> None:
+    wrong = "sd1" if pair.family == "sdxl" else "sdxl"
     with pytest.raises(ModelError, match=rf"checkpoint: set model\.family={pair.family}; expected a"):
-        load_model(ModelSettings(family=other, path=str(pair.file)))
+        load_model(ModelSettings(family=wrong, path=str(pair.file)))
 
 
 def test_a_hub_id_is_found_in_the_cache(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,18 +182,18 @@ def test_a_hub_id_is_found_in_the_cache(tiny_model_dir: Path, tmp_path: Path, mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert load_model(ModelSettings(path="someone/tiny")).latent_shape == (4, 8, 8)
-    other = ModelSettings(family="flux", path="someone/other")
-    said = r"someone/other is not a folder, not a file and not in the cache .* text_encoder_2/ \(T5-XXL\)"
-    with pytest.raises(ModelError, match=said):
-        load_model(other)
-    own = huggingface_hub.snapshot_download
+    missing = ModelSettings(family="flux", path="someone/other")
+    message = r"someone/other is not a folder, not a file and not in the cache .* text_encoder_2/ \(T5-XXL\)"
+    with pytest.raises(ModelError, match=message):
+        load_model(missing)
+    download = huggingface_hub.snapshot_download
 
-    def out_of_reach(*args: Any, local_files_only: bool = False, **rest: Any) -> str:
+    def unreachable(*args: Any, local_files_only: bool = False, **rest: Any) -> str:
         if not local_files_only:
             raise OSError("no route to the hub")
-        return own(*args, local_files_only=True, **rest)
+        return download(*args, local_files_only=True, **rest)
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", out_of_reach)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     assert load_model(ModelSettings(path="someone/tiny")).latent_shape == (4, 8, 8)
     with pytest.raises(ModelError, match=r"no route to the hub"):
-        load_model(other)
+        load_model(missing)
