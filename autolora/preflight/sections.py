@@ -23,7 +23,7 @@ from autolora.preflight.cost import Renders, cost_section, count_renders
 from autolora.preflight.memory import memory_section
 from autolora.prepare.tagger import load_tagger
 from autolora.progress import Bars
-from autolora.report.charts import schedules
+from autolora.report.figures.curves import schedules
 from autolora.report.tables import Cell, Section
 from autolora.sampling import BaseRenders
 from autolora.scoring.encoders import Encoder, load_encoder, load_second_encoder
@@ -132,7 +132,7 @@ def schedule_section(runs: Sequence[Run], dataset: Dataset) -> Section:
         rows.append((run.name, name, run.optimizer.lr * max(curve), total, _sparkline(curve)))
     columns = ("recipe", "schedule", "highest rate", "optimizer steps", "rate")
     words = ("Prodigy estimates the rate; this is a factor of it",) if any(r.optimizer.lr == 1 for r in runs) else ()
-    return Section("Learning rate", columns, tuple(rows), words, chart=schedules(curves))
+    return Section("Learning rate", columns, tuple(rows), words, figure=schedules(curves))
 
 
 def _sparkline(curve: Sequence[float], width: int = 16) -> str:

@@ -6,6 +6,14 @@ from collections.abc import Mapping
 
 from autolora.scoring.intervals import Estimate
 
+TERM_NAMES = {  # of the terms of a score, as people read them
+    "score": "score",
+    "fidelity": "fidelity",
+    "likeness": "likeness",
+    "editability": "editability",
+    "bleed_class": "bleed",
+}
+
 
 def parameters(values: Mapping[str, object]) -> list[tuple[str, str, str]]:
     """(full name, short name, value) of what was drawn; a last part that two share keeps its group."""

@@ -1,4 +1,4 @@
-"""The pictures of a page, each held once however often it is shown."""
+"""The images of a page, each stored once however often the page shows it."""
 
 from __future__ import annotations
 
@@ -11,53 +11,53 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 from PIL import Image
 
-LOSSLESS_UP_TO = 128  # pixels; larger pictures go in as lossy WebP, else a page of them would weigh tens of megabytes
-LARGEST, THUMBNAIL = 384, 80  # pixels of a side
+LOSSLESS_UP_TO = 128  # pixels; larger images are stored as lossy WebP, else a page would take tens of megabytes
+LARGEST, THUMBNAIL = 384, 80  # pixels of the longer side
 
 
 @dataclass
 class ImageStore:
-    """Pictures by a key of their content; `seen` are those that the page's markup holds already."""
+    """Images as data URIs by a key of their content; `in_markup` are the keys of those that the markup holds."""
 
     uris: dict[str, str] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
-    _keys: dict[tuple[int, int], str] = field(default_factory=dict)  # by identity and largest side
-    _kept: list[Image.Image] = field(default_factory=list)  # an identity means nothing once its picture is gone
+    in_markup: set[str] = field(default_factory=set)
+    _keys: dict[tuple[int, int], str] = field(default_factory=dict)  # by identity and longer side
+    _images: list[Image.Image] = field(default_factory=list)  # kept alive, so that no identity is used twice
 
     def add(self, image: Image.Image, largest: int = LARGEST) -> str:
-        """Take a picture in; returns its key."""
-        known = self._keys.get((id(image), largest))
-        if known:
-            return known
+        """Store an image, reduced to at most `largest` pixels of its longer side, and return its key."""
+        key = self._keys.get((id(image), largest))
+        if key:
+            return key
         small = image.convert("RGB")
         small.thumbnail((largest, largest), Image.Resampling.LANCZOS)
         key = hashlib.sha256(small.tobytes() + bytes(f"{small.size}{largest}", "ascii")).hexdigest()[:12]
         self.uris.setdefault(key, data_uri(small, lossless=largest > THUMBNAIL))
         self._keys[id(image), largest] = key
-        self._kept.append(image)
+        self._images.append(image)
         return key
 
     def thumbnails(self, images: Iterable[Image.Image]) -> list[str]:
-        """Take small copies in."""
+        """Store small copies of the images and return their keys."""
         return [self.add(image, THUMBNAIL) for image in images]
 
     def show(self, image: Image.Image, alt: str) -> Markup:
-        """The markup of a picture: its content where it is shown first, else its key, which the script fills in."""
+        """The image as HTML: with its content the first time, then with its key alone, which the script replaces."""
         key = self.add(image)
         kind = Markup(' class="pixels"') if max(image.size) <= LOSSLESS_UP_TO else ""
-        source = "" if key in self.seen else Markup(' src="{}"').format(self.uris[key])
-        self.seen.add(key)
+        source = "" if key in self.in_markup else Markup(' src="{}"').format(self.uris[key])
+        self.in_markup.add(key)
         return Markup('<img data-picture="{}"{} width="{}" height="{}" alt="{}"{}>').format(
             key, source, image.width, image.height, alt, kind
         )
 
     def rest(self) -> dict[str, str]:
-        """What the markup does not hold, for the script."""
-        return {key: uri for key, uri in self.uris.items() if key not in self.seen}
+        """The images that the markup does not hold, by key, for the script."""
+        return {key: uri for key, uri in self.uris.items() if key not in self.in_markup}
 
 
 def data_uri(image: Image.Image, lossless: bool = True) -> str:
-    """The picture as text to put into a page."""
+    """An image as a data URI of a WebP file; small images are lossless unless `lossless` is false."""
     buffer = io.BytesIO()
     if max(image.size) <= LOSSLESS_UP_TO and lossless:
         image.convert("RGB").save(buffer, "WEBP", lossless=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from autolora.files import atomic_path, write_atomic
-from autolora.report.page import environment
+from autolora.report.templating import environment
 from autolora.scoring.intervals import Estimate
 
 

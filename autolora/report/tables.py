@@ -1,4 +1,4 @@
-"""Tables with words and a picture, shown alike in a terminal, as JSON and as one web page."""
+"""Tables with notes, an image and a figure, shown alike in a terminal, as JSON and as one web page."""
 
 from __future__ import annotations
 
@@ -6,28 +6,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from markupsafe import Markup
+import plotly.graph_objects as go
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from autolora.files import write_atomic
+from autolora.report.figures.embed import drawing_parts, embed
 from autolora.report.formatting import number
-from autolora.report.page import environment, style
+from autolora.report.templating import environment, text_of
 
 Cell = str | int | float | None
 
 
 @dataclass(frozen=True)
 class Section:
-    """One table, what it means, and the picture that goes with it; a row has a cell for each column."""
+    """One table with its title, notes, image and figure; a row has a cell for each column.
+
+    Raises:
+        ValueError: a row has too few or too many cells.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    words: tuple[str, ...] = ()  # what a person should take from it
-    picture: Image.Image | None = None
-    chart: Markup | None = None
+    words: tuple[str, ...] = ()  # notes below the table, a line each
+    image: Image.Image | None = None
+    figure: go.Figure | None = None
     most: int = 40  # rows shown in a terminal; JSON and page have all
 
     def __post_init__(self) -> None:
@@ -36,7 +41,7 @@ class Section:
 
 
 def print_sections(sections: Sequence[Section], console: Console | None = None) -> None:
-    """Print every section as a table, its words under it."""
+    """Print every section as a table with its notes below."""
     console = console or Console()
     for section in sections:
         console.print(f"\n[bold]{section.title}[/bold]", highlight=False)
@@ -51,15 +56,15 @@ def print_sections(sections: Sequence[Section], console: Console | None = None) 
 def _table(section: Section) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for place, column in enumerate(section.columns):
-        right = all(isinstance(row[place], int | float) for row in section.rows)
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+        is_number = all(isinstance(row[place], int | float) for row in section.rows)
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for row in section.rows[: section.most]:
         table.add_row(*("" if cell is None else number(cell) for cell in row))
     return table
 
 
 def as_dict(sections: Sequence[Section]) -> dict[str, object]:
-    """The sections by title: a list of rows by column, and the words."""
+    """The sections by title: a list of rows, each by column, and the notes."""
     return {
         section.title: {
             "rows": [dict(zip(section.columns, row, strict=True)) for row in section.rows],
@@ -70,11 +75,14 @@ def as_dict(sections: Sequence[Section]) -> dict[str, object]:
 
 
 def write_page(title: str, facts: Sequence[str], sections: Sequence[Section], path: Path) -> Path:
-    """Write the sections as one web page with the pictures in it.
+    """Write the sections as one web page that holds their images and figures; return `path`.
 
     Raises:
         StorageError: the file cannot be written.
     """
+    drawing = drawing_parts() if any(section.figure is not None for section in sections) else None
     template = environment().get_template("sections.html.jinja")
-    write_atomic(path, template.render(title=title, facts=facts, sections=sections, style=style()))
+    style = text_of("style.css")
+    page = template.render(title=title, facts=facts, sections=sections, style=style, embed=embed, drawing=drawing)
+    write_atomic(path, page)
     return path

@@ -1,21 +1,25 @@
-"""The page shows what it was given, reads without a network and holds no markup that was typed by others."""
+"""The page shows its report, needs no network, and holds no markup from names and prompts."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from autolora.report.formatting import duration, number, parameters
+from autolora.report.figures.comparison import ComparedTrial
+from autolora.report.formatting import TERM_NAMES, duration, format_estimate, number, parameters
 from autolora.report.image_store import ImageStore, data_uri
-from autolora.report.page import compared, ranked, render_page, write_report
+from autolora.report.page import render_page, write_report
 from autolora.report.schema import Column, CurvePoint, Gallery, Pair, Report, Reproduction, Sample, TrialRow
+from autolora.report.selection import compared_trials, ranked_trials
 from tests.report.made_up import report
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -85,7 +89,7 @@ def test_what_a_reader_looks_for(page: str) -> None:
         "With and without the trigger",
         "passes for fit_b",
         "importance 0.30 (0.10 to 0.50)",
-        "2.9 bakes of the longest unchanged recipe",
+        "2.9 training runs of the longest baseline",
         "class images",
         "--network_dim=16",
         "autolora train recipe=guide-adamw adapter.dim=16",
@@ -96,13 +100,39 @@ def test_what_a_reader_looks_for(page: str) -> None:
     assert page.count("<img ") == 5 * 3 + 2 * 4 + 2 + 4
 
 
+def figures(page: str) -> dict[str, dict[str, Any]]:
+    """The figures of a page by the words that are read out instead of them."""
+    found = re.findall(r'<div class="plot".*?aria-label="([^"]*)".*?<script[^>]*json">(.*?)</script>', page, re.DOTALL)
+    return {label: json.loads(content) for label, content in found}
+
+
 def test_overcooking_and_best_points_are_marked(page: str) -> None:
-    curves = re.findall(r'<svg class="chart".*?</svg>', page, re.DOTALL)
-    guide = next(c for c in curves if 'aria-label="Learning curve of trial 0, guide-adamw; overcooked' in c)
-    assert guide.count('class="burnt-line"') == 1
-    assert guide.count('class="best-ring"') == 1
-    hopeless = next(c for c in curves if 'aria-label="Learning curve of trial 4, guide-prodigy"' in c)
-    assert "burnt" not in hopeless
+    guide = figures(page)["Learning curve of trial 0, guide-adamw; overcooked from 400 images"]
+    assert [shape["name"] for shape in guide["layout"]["shapes"]].count("overcooked") == 1
+    assert [trace["x"] for trace in guide["data"] if trace["name"] == "best checkpoint"] == [[200]]
+    hopeless = figures(page)["Learning curve of trial 4, guide-prodigy"]
+    assert "overcooked" not in [shape["name"] for shape in hopeless["layout"]["shapes"]]
+
+
+def test_every_figure_is_drawn_once_and_its_numbers_are_in_a_table(page: str) -> None:
+    shown, whole = figures(page), report()
+    assert len(shown) == page.count('class="plot"') == 1 + 1 + 6 + 1 + 3  # bars, Pareto, curves, overview, effects
+    assert page.count('id="plotly"') == page.count('id="figure-theme"') == 1
+    words = text(page)
+    for trial in whole.trials:
+        for point in trial.curve:
+            cells = [f"{point.at:g}", *(format_estimate(point.terms[term]) for term in TERM_NAMES)]
+            assert " ".join(cells) in words
+    for effect in whole.effects:
+        for trial_number, value, score in zip(effect.trials, effect.values, effect.scores, strict=True):
+            assert f"{trial_number} {number(value)} {format_estimate(score)}" in words
+    for compared in compared_trials(whole):
+        cells = [format_estimate(compared.terms[term]) + end(compared, term) for term in TERM_NAMES]
+        assert f"{compared.name} {' '.join(cells)}" in words
+
+
+def end(compared: ComparedTrial, term: str) -> str:
+    return f", {compared.ends[term]:.2f} at the end of training" if term in compared.ends else ""
 
 
 def test_what_others_typed_is_text() -> None:
@@ -138,15 +168,16 @@ def test_values_that_are_not_finite() -> None:
     nan = float("nan")
     curve = (CurvePoint(10, 0.1, 0.2, 0.9, 0.0), CurvePoint(20, nan, nan, float("inf"), nan))
     page = render_page(Report("s", "v", "d", 1.0, (TrialRow(0, "u", "guide", {}, "failed", curve=curve),)))
-    assert "nan" not in re.sub(r"base64,[^\"]*", "", page)
+    packed = r'base64,[^"]*|<script type="text/plain".*?</script>'
+    assert "nan" not in re.sub(packed, "", page).lower()
 
 
 def test_order_of_the_table() -> None:
-    assert [trial.number for trial in ranked(report())] == [3, 1, 2, 5, 4, 0, 6]
+    assert [trial.number for trial in ranked_trials(report())] == [3, 1, 2, 5, 4, 0, 6]
 
 
 def test_baselines_show_where_they_ended() -> None:
-    exported, guide, _ = compared(report())
+    exported, guide, _ = compared_trials(report())
     assert (exported.name, guide.name) == ("exported", "guide-adamw")
     assert not exported.ends
     assert guide.ends["bleed_class"] == report().trials[0].curve[-1].bleed_class
@@ -183,7 +214,7 @@ def test_duration(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
-def test_small_pictures_are_lossless_and_large_ones_light() -> None:
+def test_small_images_are_lossless_and_large_ones_light() -> None:
     noise = Image.effect_noise((64, 64), 90).convert("RGB")
     kept = Image.open(io.BytesIO(base64.b64decode(data_uri(noise).partition(",")[2])))
     assert kept.tobytes() == noise.tobytes()
@@ -192,13 +223,13 @@ def test_small_pictures_are_lossless_and_large_ones_light() -> None:
     assert len(data_uri(noise, lossless=False)) < len(data_uri(noise))
 
 
-def test_a_picture_is_held_once() -> None:
-    album, one = ImageStore(), Image.new("RGB", (8, 8), "red")
-    album.add(Image.new("RGB", (8, 8), "blue"))
-    first, again = album.show(one, "a <b>"), album.show(one.copy(), "again")
+def test_an_image_is_stored_once() -> None:
+    store, image = ImageStore(), Image.new("RGB", (8, 8), "red")
+    store.add(Image.new("RGB", (8, 8), "blue"))
+    first, again = store.show(image, "a <b>"), store.show(image.copy(), "again")
     assert "base64" in first and "a &lt;b&gt;" in first
     assert "base64" not in again
-    assert len(album.rest()) == 1
+    assert len(store.rest()) == 1
 
 
 def test_a_running_study_looks_for_news() -> None:

@@ -1,17 +1,17 @@
-// Fills in pictures, moves the sliders and draws the Pareto plot. Everything it shows is in the page already.
+// Fills in images, moves the sliders and shows checkpoints. Everything that it shows is in the page already.
 (() => {
   "use strict";
   const data = JSON.parse(document.getElementById("data").textContent);
-  const pictures = new Map(Object.entries(data.pictures));
+  const images = new Map(Object.entries(data.images));
   const find = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-  for (const image of find("img[data-picture][src]")) pictures.set(image.dataset.picture, image.src);
-  for (const image of find("img[data-picture]:not([src])")) image.src = pictures.get(image.dataset.picture);
+  for (const image of find("img[data-picture][src]")) images.set(image.dataset.picture, image.src);
+  for (const image of find("img[data-picture]:not([src])")) image.src = images.get(image.dataset.picture);
   document.documentElement.classList.add("scripted");
 
-  const gallery = document.getElementById("gallery");
+  const gallery = document.getElementById("gallery"), pareto = document.getElementById("pareto");
   if (gallery && data.gallery) showGallery(gallery, data.gallery);
-  if (data.pareto) showPareto(document.getElementById("pareto"), data.pareto, data.checkpoints);
+  if (pareto) showCheckpoints(pareto, data.checkpoints, data.first);
   for (const button of find("button[data-copy]")) {
     button.addEventListener("click", () => copy(button));
   }
@@ -21,39 +21,37 @@
     const last = columns.length - 1;
     let mode = "chosen";
 
-    // What a column shows: its last checkpoint up to the step asked for, or its own step at a weight.
-    function shown(column) {
-      const known = Object.keys(column.steps).map(Number).sort((a, b) => a - b);
-      if (known.length === 1 && known[0] === 0) return { images: column.steps[0], words: "" };
+    // The images of a column: its last checkpoint up to the slider's, or its own checkpoint at a weight.
+    function select(column) {
+      const available = Object.keys(column.steps).map(Number).sort((a, b) => a - b);
+      if (available.length === 1 && available[0] === 0) return { keys: column.steps[0], place: "" };
       if (mode === "step") {
-        const asked = steps[step.value];
-        const at = known.filter((own) => own <= asked).pop();
-        if (at === undefined) return { images: null, words: `first shown at step ${known[0]}` };
-        return { images: column.steps[at], words: `step ${at}, weight ${stepWeight}` };
+        const at = available.filter((checkpoint) => checkpoint <= steps[step.value]).pop();
+        if (at === undefined) return { keys: null, place: `first checkpoint: ${available[0]} images` };
+        return { keys: column.steps[at], place: `${at} images, weight ${stepWeight}` };
       }
       const value = String(mode === "weight" ? weights[weight.value] : column.weight);
-      if (column.weights[value]) return { images: column.weights[value], words: `step ${column.step}, weight ${value}` };
-      return { images: column.steps[column.step] || null, words: `step ${column.step}, weight ${stepWeight}` };
+      if (column.weights[value]) return { keys: column.weights[value], place: `${column.step} images, weight ${value}` };
+      return { keys: column.steps[column.step] || null, place: `${column.step} images, weight ${stepWeight}` };
     }
 
     function draw() {
       const places = [0, compare ? Number(compare.value) : 1, last];
       find("[data-column]", root).forEach((cell) => {
         const column = columns[places[Number(cell.dataset.column)]];
-        const { images, words } = shown(column);
-        const image = cell.querySelector("img"), key = images && images[Number(cell.dataset.sample)];
+        const { keys, place } = select(column);
+        const image = cell.querySelector("img"), key = keys && keys[Number(cell.dataset.sample)];
         image.style.visibility = key ? "visible" : "hidden";
-        if (key) image.src = pictures.get(key);
-        image.alt = `${column.name}${words ? `, ${words}` : ""}: ${cell.dataset.prompt}`;
+        if (key) image.src = images.get(key);
+        image.alt = `${column.name}${place ? `, ${place}` : ""}: ${cell.dataset.prompt}`;
         cell.querySelector(".model").textContent = column.name;
-        cell.querySelector(".at").textContent = words;
+        cell.querySelector(".at").textContent = place;
       });
-      const said = {
-        chosen: "each at the checkpoint and weight that counts",
+      root.querySelector("#selection").textContent = {
+        chosen: "each LoRA at its best checkpoint and at its own weight",
         step: `after ${steps[step.value]} images shown, at weight ${stepWeight}`,
         weight: `at weight ${weights[weight.value]}`,
       }[mode];
-      root.querySelector("#shown").textContent = said;
       step.setAttribute("aria-valuetext", `${steps[step.value]} images shown`);
       weight.setAttribute("aria-valuetext", `weight ${weights[weight.value]}`);
       for (const slider of [step, weight]) slider.closest("label").classList.toggle("active", slider.id === mode);
@@ -70,77 +68,34 @@
     draw();
   }
 
-  async function showPareto(root, figure, checkpoints) {
-    const slider = document.getElementById("checkpoint"), panel = document.getElementById("hovered");
+  // Shows the checkpoint that the slider selects, or that the pointer touches in the figure (its second trace).
+  function showCheckpoints(figure, checkpoints, first) {
+    const slider = document.getElementById("checkpoint"), panel = document.getElementById("selected");
     slider.max = checkpoints.length - 1;
 
     function show(index) {
-      const one = checkpoints[index];
+      const { name, verdict, terms, images: keys } = checkpoints[index];
       slider.value = index;
-      slider.setAttribute("aria-valuetext", one.words);
-      panel.querySelector("h3").textContent = one.words;
-      panel.querySelector(".verdict-of").textContent = one.verdict;
-      panel.querySelector("dl").replaceChildren(...Object.entries(one.terms).flatMap(([name, value]) => {
+      slider.setAttribute("aria-valuetext", name);
+      panel.querySelector("h3").textContent = name;
+      panel.querySelector(".verdict-of").textContent = verdict;
+      panel.querySelector("dl").replaceChildren(...Object.entries(terms).flatMap(([term, value]) => {
         const dt = document.createElement("dt"), dd = document.createElement("dd");
-        dt.textContent = name;
+        dt.textContent = term;
         dd.textContent = value;
         return [dt, dd];
       }));
-      panel.querySelector(".thumbnails").replaceChildren(...one.pictures.map((key, place) => {
+      panel.querySelector(".thumbnails").replaceChildren(...keys.map((key, place) => {
         const image = document.createElement("img");
-        image.src = pictures.get(key);
-        image.alt = `picture ${place + 1} of ${one.words}`;
+        image.src = images.get(key);
+        image.alt = `image ${place + 1} of ${name}`;
         return image;
       }));
     }
     slider.addEventListener("input", () => show(Number(slider.value)));
-    show(Number(root.dataset.first));
-
-    const Plotly = await library();
-    if (!Plotly) return;
-    const wide = () => ({ ...figure.layout, ...colours(), height: root.clientWidth < 520 ? 340 : 430 });
-    await Plotly.newPlot(root, painted(figure.data), wide(), { displayModeBar: false, responsive: true });
-    root.setAttribute("data-drawn", "");
-    root.on("plotly_hover", ({ points }) => points.filter((p) => p.curveNumber === 1).forEach((p) => show(p.pointNumber)));
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
-      Plotly.react(root, painted(figure.data), wide()));
-  }
-
-  function painted([front, all, chosen]) {
-    const ink = colour("--ink");
-    const scale = [[0, colour("--fidelity")], [0.5, colour("--middle")], [1, colour("--bleed")]];
-    return [
-      { ...front, line: { color: colour("--soft"), width: 1.5, dash: "dot" } },
-      { ...all, marker: { ...all.marker, colorscale: scale } },
-      { ...chosen, marker: { ...chosen.marker, color: ink }, error_x: { ...chosen.error_x, color: ink },
-        error_y: { ...chosen.error_y, color: ink } },
-    ];
-  }
-
-  function colours() {
-    const axis = (own) => ({ ...own, gridcolor: colour("--line"), zerolinecolor: colour("--line"), automargin: true });
-    return {
-      paper_bgcolor: "transparent", plot_bgcolor: "transparent",
-      font: { color: colour("--soft"), family: getComputedStyle(document.body).fontFamily, size: 13 },
-      hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
-      xaxis: axis(figureAxis("xaxis")), yaxis: axis(figureAxis("yaxis")),
-    };
-  }
-
-  function figureAxis(name) { return data.pareto.layout[name]; }
-
-  function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
-
-  // Unpacks Plotly; nothing where the browser cannot (before 2023), as all numbers are in the tables too.
-  async function library() {
-    if (!("DecompressionStream" in window)) return null;
-    const packed = document.getElementById("plotly").textContent.trim();
-    const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
-    const text = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-    const script = document.createElement("script");
-    script.textContent = text;
-    document.head.append(script);
-    return window.Plotly;
+    figure.addEventListener("drawn", () => figure.on("plotly_hover", ({ points }) =>
+      points.filter((point) => point.curveNumber === 1).forEach((point) => show(point.pointNumber))));
+    show(first);
   }
 
   async function copy(button) {

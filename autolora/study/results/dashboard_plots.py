@@ -1,123 +1,81 @@
-"""Plots of a study for the dashboard, from the points of its trials."""
+"""Saves the figures of a study for the Optuna dashboard, drawn from the scored checkpoints of its trials."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import plotly.graph_objects as go
 from optuna import Study
 from optuna.trial import FrozenTrial
 from optuna_dashboard import save_plotly_graph_object
 
 from autolora.evaluation.result import CheckpointResult, load_results
+from autolora.report.figures.curves import CURVE_TERMS, weight_sweep
+from autolora.report.figures.dashboard import for_dashboard, learning_curves, likeness_against_bleed, parameter_effects
+from autolora.report.schema import CurvePoint, Effect, TrialRow
+from autolora.scoring.intervals import Estimate
 from autolora.study.artifacts import TrialFiles
 
-Sweep = Mapping[str, Mapping[str, Mapping[str, float]]]  # by weight and term
+Terms = Mapping[str, Mapping[str, float]]
+ScoredTrial = tuple[FrozenTrial, Sequence[CheckpointResult]]
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A trial with its scored checkpoints."""
-
-    trial: FrozenTrial
-    points: Sequence[CheckpointResult]
-
-    @property
-    def name(self) -> str:
-        """As the legends call it."""
-        return f"{self.trial.number} {self.trial.user_attrs['recipe']}"
-
-
-def study_curves(study: Study, files: TrialFiles) -> list[Curve]:
-    """Every trial with a scored checkpoint."""
-    found = []
+def study_curves(study: Study, files: TrialFiles) -> list[ScoredTrial]:
+    """Every trial with a scored checkpoint, and its checkpoints."""
+    curves: list[ScoredTrial] = []
     for trial in study.get_trials(deepcopy=False):
         uid = trial.user_attrs.get("uid")
-        if uid and (points := load_results(files.fetch(uid, only="curve.json"))):
-            found.append(Curve(trial, points))
-    return found
+        if uid and (results := load_results(files.fetch(uid, only="curve.json"))):
+            curves.append((trial, results))
+    return curves
 
 
-def save_plots(study: Study, files: TrialFiles, sweep: Sweep | None = None) -> None:
-    """Draw a study's plots anew; `sweep` are the terms of the exported LoRA by weight."""
+def save_plots(study: Study, files: TrialFiles, sweep: Mapping[str, Terms] | None = None) -> None:
+    """Save the figures of a study, over those saved before.
+
+    Args:
+        study: shown by the dashboard.
+        files: the folders of its trials.
+        sweep: the terms of the exported LoRA by weight, once there is one.
+    """
     curves = study_curves(study, files)
-    figures = {"likeness-bleed": likeness_against_bleed(curves), "learning-curves": learning_curves(curves)}
-    figures["parameter-effects"] = parameter_effects(curves)
+    rows = [_row(trial, results) for trial, results in curves]
+    figures = {
+        "likeness-bleed": likeness_against_bleed(rows),
+        "learning-curves": learning_curves(rows),
+        "parameter-effects": parameter_effects(_effects(curves)),
+    }
     if sweep:
-        figures["weight-sweep"] = weight_sweep(sweep)
+        weights = sorted(sweep, key=float)
+        figures["weight-sweep"] = weight_sweep([_point(float(weight), sweep[weight], math.nan) for weight in weights])
     for name, figure in figures.items():
-        figure.update_layout(template="none", height=420)
-        save_plotly_graph_object(study, figure, graph_object_id=name)
+        save_plotly_graph_object(study, for_dashboard(figure), graph_object_id=name)
 
 
-def likeness_against_bleed(curves: Sequence[Curve]) -> go.Figure:
-    """Each trial as a path through its checkpoints, and the front of what nothing beats in both."""
-    figure = go.Figure()
-    known = [
-        (p.terms["bleed_class"]["value"], p.terms["fidelity"]["value"], f"{curve.name}, step {p.step}")
-        for curve in curves
-        for p in curve.points
-        if p.terms
-    ]
-    for curve in curves:
-        points = [p for p in curve.points if p.terms]
-        x, y = ([p.terms[name]["value"] for p in points] for name in ("bleed_class", "fidelity"))
-        text = [f"step {p.step}" for p in points]
-        figure.add_scatter(x=x, y=y, text=text, mode="lines+markers", name=curve.name, opacity=0.6)
-    front = pareto_front(known)
-    steps = {"x": [bleed for bleed, _, _ in front], "y": [likeness for _, likeness, _ in front]}
-    words = [word for _, _, word in front]
-    figure.add_scatter(**steps, text=words, mode="lines", name="front", line={"color": "black", "dash": "dot"})
-    return _titled(figure, "Likeness against bleed, checkpoints as paths", "class bleed", "fidelity")
+def _row(trial: FrozenTrial, results: Sequence[CheckpointResult]) -> TrialRow:
+    """A trial with the score of each checkpoint, or its objective where it has none."""
+    curve = [_point(r.step, r.terms, r.score["value"] if r.score else r.objective) for r in results]
+    state = {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+    return TrialRow(trial.number, trial.user_attrs["uid"], trial.user_attrs["recipe"], {}, state, curve=tuple(curve))
 
 
-def pareto_front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
-    """Those of which no other has as little bleed and more fidelity, by bleed."""
-    front: list[tuple[float, float, str]] = []
-    for one in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not front or one[1] > front[-1][1]:
-            front.append(one)
-    return front
+def _point(at: float, terms: Terms, score: float) -> CurvePoint:
+    estimates = {name: Estimate(**term) for name, term in terms.items()}
+    missing = Estimate(math.nan, math.nan, math.nan)
+    fidelity, editability, bleed = (estimates.get(name, missing).value for name in CURVE_TERMS[1:])
+    return CurvePoint(at, score, fidelity, editability, bleed, estimates)
 
 
-def learning_curves(curves: Sequence[Curve]) -> go.Figure:
-    """The score, or without one the objective, of every trial by images shown."""
-    figure = go.Figure()
-    for curve in curves:
-        x = [p.step for p in curve.points]
-        y = [p.score["value"] if p.score else p.objective for p in curve.points]
-        figure.add_scatter(x=x, y=y, mode="lines+markers", name=curve.name)
-    return _titled(figure, "Learning curves", "images shown", "score")
-
-
-def parameter_effects(curves: Sequence[Curve]) -> go.Figure:
-    """The best score of a trial by what each of its keys was; one trace a key, chosen by its name."""
-    figure = go.Figure()
-    names = sorted({name for curve in curves for name in curve.trial.params if name != "recipe"})
-    for place, name in enumerate(names):
-        having = [curve for curve in curves if name in curve.trial.params]
-        y = [max(p.objective for p in curve.points) for curve in having]
-        x = [str(v) if (v := curve.trial.params[name]) is None else v for curve in having]
-        figure.add_scatter(x=x, y=y, mode="markers", name=name, text=[c.name for c in having], visible=place == 0)
-    buttons = [
-        {"label": name, "method": "update", "args": [{"visible": [one == name for one in names]}]} for name in names
-    ]
-    if buttons:
-        figure.update_layout(updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.15}])
-    return _titled(figure, "Parameter effects", "value", "best objective")
-
-
-def weight_sweep(sweep: Sweep) -> go.Figure:
-    """Terms of the exported LoRA by its weight."""
-    figure = go.Figure()
-    weights = sorted(sweep, key=float)
-    for name in ("fidelity", "editability", "bleed_class"):
-        y = [sweep[weight][name]["value"] for weight in weights]
-        figure.add_scatter(x=[float(weight) for weight in weights], y=y, mode="lines+markers", name=name)
-    return _titled(figure, "Weight sweep of the exported LoRA", "weight", "term")
-
-
-def _titled(figure: go.Figure, title: str, x: str, y: str) -> go.Figure:
-    figure.update_layout(title=title, xaxis_title=x, yaxis_title=y)
-    return figure
+def _effects(curves: Sequence[ScoredTrial]) -> list[Effect]:
+    """The best objective of each trial by each of its parameters."""
+    effects = []
+    for name in sorted({name for trial, _ in curves for name in trial.params if name != "recipe"}):
+        sampled = [(trial, results) for trial, results in curves if name in trial.params]
+        best = [max(result.objective for result in results) for _, results in sampled]
+        recipe, _, key = name.rpartition("/")
+        values = tuple(trial.params[name] for trial, _ in sampled)
+        scores = tuple(Estimate(objective, objective, objective) for objective in best)
+        distribution = sampled[0][0].distributions[name]
+        numbers = tuple(trial.number for trial, _ in sampled)
+        effects.append(Effect(recipe, key, None, values, scores, numbers, getattr(distribution, "log", False)))
+    return effects

@@ -25,7 +25,7 @@ from autolora.evaluation.samples import labelled
 from autolora.evaluation.trial_folder import TrialFolder
 from autolora.optim.optimizers import AdamW
 from autolora.study.artifacts import Store, TrialFiles, local_store
-from autolora.study.results.dashboard_plots import pareto_front, save_plots
+from autolora.study.results.dashboard_plots import save_plots
 from autolora.study.search.trial_note import note_text, publish_trial_note
 from autolora.study.storage import open_storage, storage_url
 from autolora.study.trials import keep_constraints
@@ -51,8 +51,10 @@ def point(step: int, fidelity: float, bleed: float) -> CheckpointResult:
     terms = {"fidelity": term(fidelity), "editability": term(0.8), "bleed_class": term(bleed)}
     constraints = {"bleed_class": bleed + 0.1 - 0.3, "undercooked": -0.2}
     verdict = f"bleed: the class word alone shows the character in {bleed:.0%}" if bleed > 0.2 else "good"
-    return CheckpointResult(step, 0.1, 0.1, [1.0], fidelity - bleed, term(fidelity - bleed), terms=terms, by_weight={"1": terms},
-                 constraints=constraints, verdict=verdict)  # fmt: skip
+    return CheckpointResult(
+        step, 0.1, 0.1, [1.0], fidelity - bleed, term(fidelity - bleed), terms=terms, by_weight={"1": terms},
+        constraints=constraints, verdict=verdict,
+    )  # fmt: skip
 
 
 def finish(trial: optuna.Trial, folder: Path, *points: CheckpointResult, store: Store | None = None) -> None:
@@ -104,7 +106,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     study = optuna.create_study(storage=storage, study_name="mona", direction="maximize")
     finish(study.ask(), folder, point(100, 0.5, 0.05), point(200, 0.8, 0.1))
     finish(study.ask(), folder, point(100, 0.6, 0.4), point(200, 0.9, 0.7))
-    sweep = {w: {name: {"value": 0.5} for name in ("fidelity", "editability", "bleed_class")} for w in ("0.6", "1")}
+    sweep = {
+        w: {name: {"value": 0.5, "low": 0.4, "high": 0.6} for name in ("fidelity", "editability", "bleed_class")}
+        for w in ("0.6", "1")
+    }
     save_plots(study, TrialFiles(folder / "trials"), sweep)
     server = make_server("127.0.0.1", 0, wsgi(storage, local_store(folder)), WSGIServer, Quiet)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -133,8 +138,3 @@ def test_a_note_says_what_is_wrong_and_what_may_help(tmp_path: Path) -> None:
     assert "| bleed_class | 0.700 | 0.600 to 0.800 | broken |" in text
     assert "![" in text and "/artifacts/1/1/x" in text
     assert note_text(TrialFolder(tmp_path, RUN), "diverged at step 10", None) == "**diverged at step 10**"
-
-
-def test_nothing_on_the_front_is_beaten() -> None:
-    points = [(0.1, 0.5, "a"), (0.1, 0.6, "b"), (0.2, 0.55, "c"), (0.3, 0.9, "d")]
-    assert [name for _, _, name in pareto_front(points)] == ["b", "d"]
