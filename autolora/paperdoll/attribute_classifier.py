@@ -42,6 +42,7 @@ class AttributeNet(nn.Module):
         self.head = nn.Linear(48 * 64, sum(len(values) for values in HEADS.values()))
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return the logits of every head, (B, values)."""
         logits = self.head(self.body(pixels))
         sizes = [len(values) for values in HEADS.values()]
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]

@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from autolora.files import atomic_path
+
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 def fit(
@@ -37,8 +40,7 @@ def fit(
         steps: the number of optimizer steps.
         lr: the learning rate.
         build: the folder of the state file.
-        shards: parts of a batch that are computed in parallel threads; the loss of a step is their mean. The networks
-            are so small that threads inside their operations gain nothing.
+        shards: parts of a batch that are computed in parallel threads; the loss of a step is their mean.
         average: the decay of the weight average.
         save_every: steps between two writes of the state.
     """
@@ -57,33 +59,49 @@ def fit(
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         averaged, first = state["averaged"], state["step"]
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, speed_estimate_period=120) as progress, ThreadPoolExecutor(shards) as threads:
+    with Progress(*_COLUMNS, speed_estimate_period=120) as progress, ThreadPoolExecutor(shards) as threads:
         task = progress.add_task(name, total=steps, completed=first)
         running = 0.0
         for step in range(first, steps):
-            factor = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
             for group in optimizer.param_groups:
-                group["lr"] = lr * factor
+                group["lr"] = lr * _lr_factor(step, steps)
             parts = list(threads.map(gradients, [step] * shards, range(shards)))
             loss = sum(part[0] for part in parts) / shards
-            for parameter, *grads in zip(parameters, *(part[1] for part in parts), strict=True):
-                parameter.grad = torch.stack(grads).mean(0)
-            nn.utils.clip_grad_norm_(parameters, 1.0)
+            _set_gradients(parameters, [part[1] for part in parts])
             optimizer.step()
-            decay = min(average, (step + 1) / (step + 10))
-            with torch.no_grad():
-                for key, value in module.state_dict().items():
-                    if value.is_floating_point():
-                        averaged[key].lerp_(value, 1 - decay)
-                    else:
-                        averaged[key].copy_(value)
+            _update_average(averaged, module, decay=min(average, (step + 1) / (step + 10)))
             running = loss if step == first else 0.98 * running + 0.02 * loss
             progress.update(task, advance=1, description=f"{name} loss {running:.4f}")
             if (step + 1) % save_every == 0 or step + 1 == steps:
                 state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
-                build.mkdir(parents=True, exist_ok=True)
-                with atomic_path(state_path) as temporary:
-                    torch.save({**state, "averaged": averaged, "step": step + 1}, temporary)
+                _save({**state, "averaged": averaged, "step": step + 1}, state_path)
     module.load_state_dict(averaged)
     return module.eval()
+
+
+def _set_gradients(parameters: list[nn.Parameter], shards: list[tuple[Tensor, ...]]) -> None:
+    """Set each parameter's gradient to the mean over the shards, clipped to a norm of 1."""
+    for parameter, *grads in zip(parameters, *shards, strict=True):
+        parameter.grad = torch.stack(grads).mean(0)
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _lr_factor(step: int, steps: int) -> float:
+    """Return the factor on the learning rate: a linear warmup of 100 steps and a cosine decay to 2%."""
+    return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
+
+
+@torch.no_grad()
+def _update_average(averaged: dict[str, Tensor], module: nn.Module, decay: float) -> None:
+    """Move the averaged weights towards the module's; integer buffers are copied."""
+    for key, value in module.state_dict().items():
+        if value.is_floating_point():
+            averaged[key].lerp_(value, 1 - decay)
+        else:
+            averaged[key].copy_(value)

@@ -222,8 +222,8 @@ def label(look: Look, head: str, values: tuple[str, ...]) -> int:
     if look.marks is None:
         return -1 if head.endswith("_color") else values.index("none")
     value = getattr(look.marks, head)
-    shown = getattr(look.marks, head.removesuffix("_color")) != "none"
-    return values.index(value) if shown or not head.endswith("_color") else -1
+    has_mark = getattr(look.marks, head.removesuffix("_color")) != "none"
+    return values.index(value) if has_mark or not head.endswith("_color") else -1
 
 
 STAGES: dict[str, Callable[[Path, int], None]] = {
