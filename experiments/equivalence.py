@@ -34,7 +34,8 @@ RESULTS = Path(__file__).parent / "results" / "equivalence"
 # A learning rate per adapter kind at which two short epochs change the renders.
 LEARNING_RATES = {"lora": 2e-2, "locon": 1e-2, "dylora": 4e-2, "dora": 2e-2, "loha": 3e-2, "lokr": 4e-2, "ia3": 0.5}
 LEARNING_RATE = "optimizer.lr"
-# Further keys that the second trial samples; all of them were renamed.
+# Further keys that the second trial samples. All of them were renamed, but sort in the same order by their old names:
+# TPE draws its parameters in the alphabetical order of their names, so in another order it draws other values.
 SPACE = {
     "train.prior_preservation_ratio": "{choice: [0.25, 0.5]}",
     "train.min_lora_multiplier": "{linear: [0.6, 0.9]}",

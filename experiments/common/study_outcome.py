@@ -96,14 +96,14 @@ def _trial(place: str, trial: optuna.trial.FrozenTrial, numbers: Mapping[str, in
     for name, value in sorted(trial.params.items()):
         recipe, _, key = name.partition("/")
         yield f"{place}/parameter/{recipe}/{RENAMED_KEYS.get(key, key)}", repr(value)
-    for step, value in trial.intermediate_values.items():
-        yield f"{place}/intermediate/{step}", repr(value)
-    for name, value in trial.system_attrs.items():
+    for step, objective in trial.intermediate_values.items():
+        yield f"{place}/intermediate/{step}", repr(objective)
+    for name, violation in trial.system_attrs.items():
         if name.startswith("constraints:"):
-            yield f"{place}/constraint/{_field(name.removeprefix('constraints:'))}", repr(value)
+            yield f"{place}/constraint/{_field(name.removeprefix('constraints:'))}", repr(violation)
     attributes = {k: v for k, v in trial.user_attrs.items() if not isinstance(v, str)}
-    if key := trial.user_attrs.get("key"):  # what the finals scored
-        yield f"{place}/key", _numbered(key, numbers)
+    if scored := trial.user_attrs.get("key"):  # the checkpoint that the finals scored
+        yield f"{place}/key", _numbered(scored, numbers)
     yield from _flat(place, attributes)
 
 

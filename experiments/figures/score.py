@@ -1,16 +1,15 @@
-"""Draws how the score works, from the pictures and figures of a finished study: docs/score.svg.
+"""Draws how the score works, from the images and figures of a finished study: docs/score.svg.
 
     python -m experiments.figures.score quickstart
 
-Columns are the base model, the first unchanged recipe at its end and the exported LoRA, all at weight 1 and with the
-same seeds; rows are what is asked of them; bars are the terms that come of all renders of that kind.
+Columns are the base model, the first baseline at its end and the exported LoRA, all at LoRA weight 1 and with the same
+seeds. Rows are the kinds of prompts. Bars are the terms of the score over all renders of that kind.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,62 +17,69 @@ from pathlib import Path
 
 from PIL import Image
 
-from autolora import config as cfg
+from autolora.errors import StudyError
 from autolora.evaluation.result import CheckpointResult
-from autolora.evaluation.session import open_session
 from autolora.files import write_atomic
-from autolora.progress import Bars
-from autolora.publish.gallery import SampleRenderer
+from autolora.publish.gallery import GROUPS
+from autolora.publish.gallery_files import read_gallery
 from autolora.study.definition import define_study
-from autolora.study.finals.run import run_finals
 from autolora.study.lifecycle import load_started_study
-from autolora.study.results.report_data import exhibits_of
-from autolora.study.trials import load_trials
+from autolora.study.results.outcome import read_outcome
+from autolora.study.trials import load_trial_results
+from experiments.common.arguments import argument_parser
+from experiments.common.training import settings_of
 
 OUT = Path(__file__).parents[2] / "docs" / "score.svg"
+# A row: its group of prompts, its title, its term, the term's title, and what the term says.
 ROWS = (
     ("trigger", "with the trigger", "fidelity", "Fidelity", "how many pass for the character"),
     ("novel", "in other clothes", "editability", "Editability", "are prompts still followed?"),
-    ("class_only", "without the trigger", "bleed_class", "Class bleed", "how many pass for the character even so"),
+    ("class_only", "without the trigger", "bleed_class", "Class bleed", "how many still pass for the character"),
 )
 WIDTH, SIDE, ROW, TOP = 980, 112, 134, 64
 COLUMNS, BARS = (190, 316, 442), 590  # left edges
 BAR = 360  # pixels for 100%
-COLOURS = ("#8a8f98", "#c2410c", "#1d6fb8")  # base model, unchanged recipe, exported
+COLOURS = ("#8a8f98", "#c2410c", "#1d6fb8")  # base model, baseline, exported
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One LoRA of the figure: its name, a picture for each row, its figures."""
+class Column:
+    """One model of the figure: its name, an image for each row, and its result."""
 
     name: str
-    pictures: Sequence[Image.Image]
-    point: CheckpointResult | None
+    images: Sequence[Image.Image]
+    result: CheckpointResult | None  # None: the base model
 
 
-def collect(study_name: str, overrides: Sequence[str]) -> tuple[list[str], list[Shown], float]:
-    """The prompt of each row, the three columns, and the limit of class bleed, of a study that has ended."""
-    arguments = tuple(overrides)
-    config = cfg.compose("tune", list(arguments), study_name)
-    definition, own = define_study(config, study_name, arguments)
+def collect(study_name: str, overrides: Sequence[str]) -> tuple[list[str], list[Column], float]:
+    """Return the prompt of each row, the three columns, and the limit of class bleed, of a finished study.
+
+    Raises:
+        StudyError: the study has not ended.
+    """
+    settings = settings_of(*overrides, study=study_name)
+    definition = define_study(settings)
     study = load_started_study(definition, print)
-    with Bars() as bars:
-        session = open_session(config, [definition.run(recipe, values) for recipe, values in own.items()], bars)
-        found = load_trials(definition, study)
-        finals = run_finals(definition, found, session, bars)
-        shelf = SampleRenderer.open(session, bars)
-        chosen = exhibits_of(found, finals.winner.record, finals.winner.point)
-        groups = [sample.group for sample in shelf.samples]
-        places = [groups.index(group) for group, *_ in ROWS]
-        columns = [Shown("base model", [shelf.base()[i] for i in places], None)]
-        points = (chosen[0].record.results[-1], finals.winner.point)
-        for name, one, point in zip(("guide's recipe", "exported"), (chosen[0], chosen[-1]), points, strict=True):
-            columns.append(Shown(name, [shelf.at(one, 1.0)[i] for i in places], point))
-    return [shelf.samples[i].prompt for i in places], columns, session.scoring.max_bleed
+    outcome = read_outcome(study, definition.folder)
+    if outcome is None:
+        raise StudyError(f"study {study_name} has not ended: run `autolora tune {study_name}` first")
+    baseline = next(
+        results.results[-1]
+        for trial, results in load_trial_results(definition, study)
+        if trial.user_attrs.get("baseline") and results.results
+    )
+    gallery = read_gallery(outcome.images.gallery, definition.folder)
+    titles = [sample.group for sample in gallery.samples]
+    places = [titles.index(GROUPS[group]) for group, *_ in ROWS]
+    base, first, *_, best = gallery.columns
+    columns = [Column("base model", [base.by_step[0][i] for i in places], None)]
+    shown = (("guide's recipe", first, baseline), ("exported", best, outcome.winner.result))
+    columns += [Column(name, [column.by_weight[1.0][i] for i in places], result) for name, column, result in shown]
+    return [gallery.samples[i].prompt for i in places], columns, settings.scoring.max_bleed
 
 
-def draw(prompts: Sequence[str], columns: Sequence[Shown], limit: float) -> str:
-    """The figure as one SVG that needs nothing else."""
+def draw(prompts: Sequence[str], columns: Sequence[Column], limit: float) -> str:
+    """Return the figure as one SVG file that needs no other file."""
     height = TOP + ROW * len(ROWS) + 118
     parts = [f'<rect width="{WIDTH}" height="{height}" rx="12" fill="#ffffff" stroke="#d8dce2"/>']
     for left, column, colour in zip(COLUMNS, columns, COLOURS, strict=True):
@@ -83,30 +89,33 @@ def draw(prompts: Sequence[str], columns: Sequence[Shown], limit: float) -> str:
         top = TOP + ROW * number
         parts += [text(20, top + 40, row[1], size=15, weight=600)]
         parts += [text(20, top + 62 + 17 * i, line, size=12, fill="#5b6470") for i, line in enumerate(lines_of(prompt))]
-        parts += [picture(left, top, column.pictures[number]) for left, column in zip(COLUMNS, columns, strict=True)]
+        parts += [
+            embedded_image(left, top, column.images[number]) for left, column in zip(COLUMNS, columns, strict=True)
+        ]
         parts += [text(BARS, top + 20, row[3], size=15, weight=600)]
         parts += [text(BARS + BAR, top + 20, row[4], size=12, fill="#5b6470", anchor="end")]
         parts += bars_of(row[2], columns, top + 36, limit if row[2] == "bleed_class" else None)
     parts += footer(columns, TOP + ROW * len(ROWS) + 22, limit)
     body = "\n".join(parts)
-    said = (
-        "How the score works: pictures with the trigger, in other clothes and without it, and what is measured on them"
+    label = (
+        "How the score works: images with the trigger, in other clothes and without it, and what is measured on them"
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{said}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}" '
         f'font-family="system-ui, sans-serif">\n{body}\n</svg>\n'
     )
 
 
-def text(x: float, y: float, words: str, size: int = 13, weight: int = 400, fill: str = "#1c2026", anchor: str = "start"
-         ) -> str:  # fmt: skip
-    """A line of words."""
+def text(
+    x: float, y: float, words: str, size: int = 13, weight: int = 400, fill: str = "#1c2026", anchor: str = "start"
+) -> str:
+    """Return a line of text as an SVG element."""
     style = f'font-size="{size}" font-weight="{weight}" fill="{fill}" text-anchor="{anchor}"'
     return f'<text x="{x:g}" y="{y:g}" {style}>{escape(words)}</text>'
 
 
 def lines_of(prompt: str, most: int = 24) -> list[str]:
-    """A prompt in lines of at most so many letters, broken between tags."""
+    """Break a prompt between its tags into lines of at most `most` letters."""
     lines = [""]
     for tag in prompt.split(", "):
         joined = f"{lines[-1]}, {tag}" if lines[-1] else tag
@@ -118,20 +127,20 @@ def lines_of(prompt: str, most: int = 24) -> list[str]:
     return lines
 
 
-def picture(x: float, y: float, image: Image.Image) -> str:
-    """A picture inside the file."""
+def embedded_image(x: float, y: float, image: Image.Image) -> str:
+    """Return an image as an SVG element that contains its data."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=90)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<image x="{x}" y="{y}" width="{SIDE}" height="{SIDE}" href="data:image/webp;base64,{data}"/>'
 
 
-def bars_of(term: str, columns: Sequence[Shown], top: float, limit: float | None) -> Iterator[str]:
-    """A bar with its interval for each LoRA, and the limit where the term has one."""
+def bars_of(term: str, columns: Sequence[Column], top: float, limit: float | None) -> Iterator[str]:
+    """Yield a bar with its interval for each LoRA, and the limit where the term has one."""
     for number, (column, colour) in enumerate(zip(columns[1:], COLOURS[1:], strict=True)):
-        assert column.point is not None
-        y, found = top + 32 * number, column.point.by_weight["1"][term]
-        value, low, high = (min(max(found[name], 0.0), 1.0) for name in ("value", "low", "high"))
+        assert column.result is not None
+        y, estimate = top + 32 * number, column.result.by_weight["1"][term]
+        value, low, high = (min(max(estimate[name], 0.0), 1.0) for name in ("value", "low", "high"))
         yield f'<rect x="{BARS}" y="{y}" width="{BAR}" height="18" rx="3" fill="#eef0f3"/>'
         yield f'<rect x="{BARS}" y="{y}" width="{max(BAR * value, 2):.1f}" height="18" rx="3" fill="{colour}"/>'
         yield f'<path d="M{BARS + BAR * low:.1f} {y + 9}H{BARS + BAR * high:.1f}" stroke="#1c2026" stroke-width="2"/>'
@@ -144,26 +153,29 @@ def bars_of(term: str, columns: Sequence[Shown], top: float, limit: float | None
         yield text(x, top + 68, f"limit {limit:.0%}", size=12, fill="#b91c1c", anchor="middle")
 
 
-def footer(columns: Sequence[Shown], top: float, limit: float) -> Iterator[str]:
-    """The formula, and what it makes of each LoRA."""
+def footer(columns: Sequence[Column], top: float, limit: float) -> Iterator[str]:
+    """Yield the formula, and the score of each LoRA."""
     yield f'<path d="M20 {top - 10}H{WIDTH - 20}" stroke="#d8dce2"/>'
     formula = f"score = harmonic mean of fidelity and editability, less the class bleed above {limit:.0%}"
     yield text(20, top + 18, formula, size=15, weight=600)
     yield text(
-        20, top + 38, "averaged over weights 0.7 and 1; below every other where a limit is broken", fill="#5b6470"
+        20, top + 38, "averaged over LoRA weights 0.7 and 1; with a broken limit below every other", fill="#5b6470"
     )
     for number, (column, colour) in enumerate(zip(columns[1:], COLOURS[1:], strict=True)):
-        point = column.point
-        assert point is not None and point.score is not None
-        words = "{name}: {value:.2f} ({low:.2f} to {high:.2f})".format(name=column.name, **point.score)
-        words += f", breaks {', '.join(point.broken)}" if point.broken else ", breaks no limit"
+        result = column.result
+        assert result is not None and result.score is not None
+        words = "{name}: {value:.2f} ({low:.2f} to {high:.2f})".format(name=column.name, **result.score)
+        words += f", breaks {', '.join(result.broken)}" if result.broken else ", breaks no limit"
         yield text(20, top + 62 + 20 * number, words, size=14, weight=600, fill=colour)
 
 
 def main() -> None:
-    """Draw the figure of a study named on the command line, with its overrides."""
-    study_name, *overrides = sys.argv[1:] or ["quickstart"]
-    write_atomic(OUT, draw(*collect(study_name, overrides)))
+    """Draw the figure of a study."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("study", nargs="?", default="quickstart", help="one of studies/, or the path of a .yaml file")
+    parser.add_argument("overrides", nargs="*", help="the study's overrides, key=value")
+    args = parser.parse_args()
+    write_atomic(OUT, draw(*collect(args.study, args.overrides)))
     print(OUT)
 
 

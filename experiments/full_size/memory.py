@@ -1,15 +1,15 @@
-"""The memory estimate of `autolora check`, row by row, as Markdown: beside what `full_size.py` measured, or of presets.
+"""The memory estimate of `autolora check` as a Markdown table: compared with measurements, or for presets.
 
     python -m experiments.full_size.memory experiments/results/models/full_size-h100.json
     python -m experiments.full_size.memory --presets sdxl illustrious noobai-vpred pony
 
-Neither weights nor a GPU are needed. Presets are estimated with parts off the GPU, on a study of a character: of the
-first every recipe and the largest that the study's ranges make of it, of the others what was the largest of the first.
+Neither weights nor a GPU are needed. Presets are estimated with unused parts moved off the GPU, on a study of a
+character: for the first preset every recipe and the largest runs of the study's ranges, for the others the run that was
+largest for the first.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,6 @@ from typing import Any
 import open_clip
 import torch
 
-from autolora import config as cfg
 from autolora.models.meta_device import META
 from autolora.models.settings import RenderSettings
 from autolora.optim.optimizers import OPTIMIZERS
@@ -29,60 +28,77 @@ from autolora.preflight.memory import DRIVER, GB, describe_memory, encoder_bytes
 from autolora.scoring.encoders import OpenClip
 from autolora.study.definition import define_study
 from autolora.train.run import Run, TrainSettings
-from experiments.full_size.models import ADAPTERS, MODELS, empty_weights, pictures, random_model
+from experiments.common.arguments import argument_parser
+from experiments.common.results import table_head, table_row
+from experiments.common.training import settings_of
+from experiments.full_size.models import ADAPTERS
+from experiments.full_size.random_models import MODELS, empty_weights, random_model, write_dataset
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="?")
-    parser.add_argument("--presets", nargs="+", metavar="PRESET")
+    parser = argument_parser(__doc__)
+    parser.add_argument("results", type=Path, nargs="?", help="a file of full_size/models.py")
+    parser.add_argument("--presets", nargs="+", metavar="PRESET", help="presets of conf/model")
     args = parser.parse_args()
     if args.presets:
-        of_presets(args.presets)
+        print_presets(args.presets)
+    elif args.results:
+        print_measured(args.results)
     else:
-        beside_measured(args.results)
+        parser.error("give a results file, or --presets")
 
 
-def beside_measured(path: Path) -> None:
+def print_measured(path: Path) -> None:
     """Print estimates beside measurements."""
-    print("| model | px | adapter | optimizer | gradient checkpointing | measured GB | estimated GB | deviation |")
-    print("|" + "---|" * 8)
+    columns = (
+        "model",
+        "px",
+        "adapter",
+        "optimizer",
+        "gradient checkpointing",
+        "measured GB",
+        "estimated GB",
+        "deviation",
+    )
+    print("\n".join(table_head(*columns)))
     for row in measured(path):
-        estimate = estimated(row) / GB
+        estimate = estimated_bytes(row) / GB
         cells = [row["model"], row["px"], row["adapter"], row.get("optimizer", "")]
         cells.append("yes" if row.get("checkpointing") else "")
         cells += [f"{row['peak_gb']:.2f}", f"{estimate:.2f}", f"{estimate / row['peak_gb'] - 1:+.1%}"]
-        print("|", " | ".join(map(str, cells)), "|", flush=True)
+        print(table_row(*cells), flush=True)
 
 
-def of_presets(presets: Sequence[str]) -> None:
-    """Print what recipes take with each preset of a full-size family."""
-    print("| preset | run | before training GB | training GB | rendering GB | scoring GB | at most, with the process |")
-    print("|" + "---|" * 7)
-    looking, only, said = encoder_bytes(NoWeights("ViT-L-14")), None, set[str]()
+def print_presets(presets: Sequence[str]) -> None:
+    """Print the estimates for recipes with each preset of a full-size family."""
+    parts = ("before training GB", "training GB", "rendering GB", "scoring GB", "at most, with the process")
+    print("\n".join(table_head("preset", "run", *parts)))
+    looking, largest_run, printed = encoder_bytes(NoWeights("ViT-L-14")), None, set[str]()
     for preset in presets:
-        arguments = [f"model={preset}", "model.path=none", "dataset.path=none", "model.offload=true"]
-        config = cfg.compose("tune", arguments, "character")
-        definition, own = define_study(config, "character", arguments)
-        settings = cfg.model_settings(config)
-        model = random_model(settings.family, settings.resolution, settings.dtype, META, empty_weights)
-        model.settings = settings
-        if settings.gradient_checkpointing:
-            model.checkpoint_gradients()
-        found = {}
-        for run in largest([*(definition.run(*one) for one in own.items()), *definition.widest_runs()]):
-            if only in (None, describe_memory(run)):
-                with tempfile.TemporaryDirectory() as folder:
-                    dataset = pictures(Path(folder) / "set", settings.resolution, run.train.batch_size)
-                    need = memory_need(run, dataset, model, offload=True, looking=looking)
-                found[describe_memory(run)] = need.most
-                parts = need.preparing, need.training, need.rendering, need.scoring, need.most + DRIVER
-                line = " | ".join([preset, describe_memory(run), *(f"{part / GB:.1f}" for part in parts)])
-                if line not in said:
-                    print("|", line, "|", flush=True)
-                said.add(line)
-        only = max(found, key=found.__getitem__)
+        overrides = [f"model={preset}", "model.path=none", "dataset.path=none", "model.offload=true"]
+        settings = settings_of(*overrides, study="character")
+        definition, base = define_study(settings), settings.model
+        assert base.resolution is not None
+        model = random_model(base.family, base.resolution, base.dtype, META, empty_weights)
+        model.settings = base
+        if base.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        peaks = {}
+        for run in largest(definition.session_runs):
+            name = describe_memory(run)
+            if largest_run not in (None, name):
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                dataset = write_dataset(Path(folder) / "set", base.resolution, run.train.batch_size)
+                need = memory_need(run, dataset, model, offload=True, looking=looking)
+            peaks[name] = need.most
+            bytes_of_parts = need.preparing, need.training, need.rendering, need.scoring, need.most + DRIVER
+            line = table_row(preset, name, *(f"{part / GB:.1f}" for part in bytes_of_parts))
+            if line not in printed:
+                print(line, flush=True)
+            printed.add(line)
+        largest_run = max(peaks, key=peaks.__getitem__)
 
 
 class NoWeights(OpenClip):
@@ -96,18 +112,21 @@ class NoWeights(OpenClip):
 
 
 def measured(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a results file that say how much memory was taken, each case once."""
-    known = set()
-    for sitting in json.loads(path.read_text(encoding="utf-8")):
-        for row in sitting["rows"]:
+    """Yield the rows of a results file that have a peak of memory, each case once."""
+    cases = set()
+    for measurement in json.loads(path.read_text(encoding="utf-8")):
+        for row in measurement["rows"]:
             case = tuple(row.get(key) for key in ("model", "px", "batch", "adapter", "optimizer", "checkpointing"))
-            if "peak_gb" in row and case not in known:
-                known.add(case)
-                yield {"dtype": sitting["dtype"], **row}
+            if "peak_gb" in row and case not in cases:
+                cases.add(case)
+                yield {"dtype": measurement["dtype"], **row}
 
 
-def estimated(row: dict[str, Any]) -> int:
-    """Bytes that `check` would say; a picture was rendered without an adapter, which the smallest stands in for."""
+def estimated_bytes(row: dict[str, Any]) -> int:
+    """Return the estimate for a measured row.
+
+    A render was measured without an adapter; the smallest adapter stands for it.
+    """
     rendering, batch = row["adapter"] == "(render)", row.get("batch", 1)
     model = random_model(MODELS[row["model"]][0], row["px"], row["dtype"], torch.device("meta"), empty_weights)
     model.settings = replace(model.settings, render=RenderSettings(guidance_scale=5.0, batch_size=1))
@@ -117,7 +136,7 @@ def estimated(row: dict[str, Any]) -> int:
     optimizer = OPTIMIZERS[row.get("optimizer", "adamw")]()
     run = Run("measured", adapter, optimizer, Constant(), TrainSettings(batch_size=batch))
     with tempfile.TemporaryDirectory() as folder:
-        dataset = pictures(Path(folder) / "set", row["px"], batch)
+        dataset = write_dataset(Path(folder) / "set", row["px"], batch)
     need = memory_need(run, dataset, model, offload=False)
     return need.rendering if rendering else need.training
 

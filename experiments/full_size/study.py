@@ -1,14 +1,14 @@
-"""`autolora check` and `autolora tune character` on a full-size model of random weights, with the network switched off.
+"""`autolora check` and `autolora tune character` on a full-size model of random weights, with the network off.
 
     python -m experiments.full_size.study
     python -m experiments.full_size.study --form file
     python -m experiments.full_size.study --model sdxl --resolution 1024 --encoder ViT-L-14 --memory-gb 11  # on a GPU
 
-Such a model draws noise. Where nothing can be measured on that the study must say so and end with the exit code for it;
-either way it must go through every stage, and go on with one trial more when it is asked again. `--form file` gives the
-model as one .safetensors file in the original layout, as the community shares them. `--memory-gb` lets this process
-have so much of the GPU, as on a card of that size, and no more. Result:
-`experiments/results/models/full_study-<model>-<form>-<device>.json`.
+Such a model renders noise. Where nothing can be measured on it, the study must say so and end with the exit code for
+that. Either way it must go through every stage, and continue with one trial more when it is run again. `--form file`
+gives the model as one .safetensors file in the original layout, as models are shared. `--memory-gb` limits the GPU
+memory of this process to that of a smaller card. Writes
+experiments/results/models/full_study-<model>-<form>-<device>.json.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ from autolora.cli import main as autolora
 from autolora.errors import UNMEASURED_EXIT_CODE
 from autolora.files import write_atomic
 from autolora.provenance import provenance
-from experiments.full_size.models import MODELS, pictures, random_model
+from experiments.common import results
+from experiments.common.arguments import argument_parser
+from experiments.full_size.random_models import MODELS, random_model, write_dataset
 from tests.original import save_original
 
-RESULTS = Path(__file__).parents[1] / "results" / "models"
+RESULTS = results.RESULTS / "models"
 SHORT = (
     "~study.recipes",
     "+study.recipes={guide-adamw: {train.prior_preservation_ratio: {choice: [0.0, 0.5]}}}",
@@ -62,45 +64,36 @@ STAGES = ("best/*.safetensors", "report/index.html", "result.json", "trials/*/cu
 
 
 def main() -> None:
-    """Write the model, run both commands, keep what they said."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Write the model, run the commands, and keep what they printed.
+
+    Raises:
+        SystemExit: a command ended with an unexpected exit code, or a stage left no file.
+    """
+    parser = argument_parser(__doc__)
     parser.add_argument("--model", choices=MODELS, default="sd15")
     parser.add_argument("--form", choices=("folder", "file"), default="folder")
     parser.add_argument("--resolution", type=int, default=64, help="pixels")
     parser.add_argument("--encoder", help="an open_clip model, of random weights too, instead of the paper-doll CLIP")
-    parser.add_argument("--memory-gb", type=float, help="what this process may take of the GPU")
+    parser.add_argument("--memory-gb", type=float, help="the most GPU memory that this process may use")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.memory_gb and not torch.cuda.is_available():
         parser.error("--memory-gb is of a GPU's memory, and there is none here")
-    device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")  # as they are fast
-    content: dict[str, Any] = {**provenance(), "device": device, "dtype": dtype}
+    device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")  # the fast one of each
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        path = write_model(args.model, folder / "model", torch.device(device), args.form)
-        encoder = write_encoder(args.encoder, folder / "encoder") if args.encoder else "paperdoll"
-        pictures(folder / "mona", args.resolution, 2)
-        places = [f"model.path={path}", f"dataset.path={folder / 'mona'}", f"out={folder / 'run'}"]
-        places += [f"cache={folder / 'cache'}", f"scoring.encoder={encoder}"]
-        shape = [f"model.resolution={args.resolution}", f"model.dtype={dtype}"]
-        given = ["character", f"model={args.model}", *places, *shape]
+        arguments = command_arguments(args, Path(name), device, dtype)
         if args.memory_gb:
             total = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(args.memory_gb * 1e9 / total)
-            given.append("model.offload=true")  # as it is of itself on a card of that size
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        with no_network():
-            content["check"] = said(["check", *given, *SHORT, "probe_triggers=false"])
-            content["tune"] = said(["tune", *given, *SHORT])
-            content["one trial more"] = said(["tune", *given, *SHORT, "budget.n_trials=2"])
-            content["peak_gb"] = round(torch.cuda.max_memory_reserved() / 1e9, 2) if device == "cuda" else None
+        content: dict[str, Any] = {**provenance(), "device": device, "dtype": dtype}
+        content |= run_commands(arguments, device)
         codes = [content[command]["exit_code"] for command in ("check", "tune", "one trial more")]
         if codes not in ([0, 0, 0], [0, UNMEASURED_EXIT_CODE, UNMEASURED_EXIT_CODE]):
             print(json.dumps(content, indent=1))
             raise SystemExit(f"expected exit code 0, for studies {UNMEASURED_EXIT_CODE} if unmeasured; got {codes}")
-        content["files"] = {stage: len(list((folder / "run").glob(stage))) for stage in STAGES}
-        result = json.loads((folder / "run" / "result.json").read_text(encoding="utf-8"))
+        run = Path(name) / "run"
+        content["files"] = {stage: len(list(run.glob(stage))) for stage in STAGES}
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
         content["unmeasurable"] = result["best"]["unmeasurable"]
         text = json.dumps(content, indent=1).replace(name, "FOLDER")
     write_atomic(args.out or RESULTS / f"full_study-{args.model}-{args.form}-{device}.json", text + "\n")
@@ -109,8 +102,33 @@ def main() -> None:
         raise SystemExit("a stage has left no file")
 
 
+def command_arguments(args: argparse.Namespace, folder: Path, device: str, dtype: str) -> list[str]:
+    """Write model, encoder and dataset to a folder, and return the arguments of both commands."""
+    path = write_model(args.model, folder / "model", torch.device(device), args.form)
+    encoder = write_encoder(args.encoder, folder / "encoder") if args.encoder else "paperdoll"
+    write_dataset(folder / "mona", args.resolution, 2)
+    places = [f"model.path={path}", f"dataset.path={folder / 'mona'}", f"out={folder / 'run'}"]
+    places += [f"cache={folder / 'cache'}", f"scoring.encoder={encoder}"]
+    shape = [f"model.resolution={args.resolution}", f"model.dtype={dtype}"]
+    offload = ["model.offload=true"] if args.memory_gb else []  # the default on a card of that size
+    return ["character", f"model={args.model}", *places, *shape, *offload]
+
+
+def run_commands(arguments: list[str], device: str) -> dict[str, Any]:
+    """Run check, tune, and tune again with one trial more, with the network off; return what they printed."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with no_network():
+        return {
+            "check": run_command(["check", *arguments, *SHORT, "probe_triggers=false"]),
+            "tune": run_command(["tune", *arguments, *SHORT]),
+            "one trial more": run_command(["tune", *arguments, *SHORT, "budget.n_trials=2"]),
+            "peak_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2) if device == "cuda" else None,
+        }
+
+
 def write_model(name: str, folder: Path, device: torch.device, form: str) -> Path:
-    """A full-size model of 16 bit in a folder or in one file; its weights are drawn where that is fast."""
+    """Write a full-size model in 16 bit as a folder or as one file; its weights are made on the device."""
     family, pixels = MODELS[name]
     model: Any = random_model(family, pixels, "bfloat16", device)
     parts = {
@@ -130,7 +148,7 @@ def write_model(name: str, folder: Path, device: torch.device, form: str) -> Pat
 
 
 def write_encoder(name: str, folder: Path) -> str:
-    """An open_clip model of random weights in a folder, and how the config names it."""
+    """Write an open_clip model of random weights to a folder, and return its name in the config."""
     folder.mkdir()
     model = open_clip.create_model(name)
     save_file(
@@ -143,26 +161,26 @@ def write_encoder(name: str, folder: Path) -> str:
 
 @contextlib.contextmanager
 def no_network() -> Iterator[None]:
-    """Whoever looks up a host or connects to one fails, as on a machine without a network."""
+    """Let every lookup of a host and every connection fail, as on a machine without a network."""
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise OSError("the network is switched off")
 
-    own = socket.getaddrinfo, socket.socket.connect
+    original = socket.getaddrinfo, socket.socket.connect
     socket.getaddrinfo = socket.socket.connect = refuse  # type: ignore[method-assign]
     try:
         yield
     finally:
-        socket.getaddrinfo, socket.socket.connect = own  # type: ignore[method-assign]
+        socket.getaddrinfo, socket.socket.connect = original  # type: ignore[method-assign]
 
 
-def said(arguments: list[str]) -> dict[str, Any]:
-    """A command's exit code, its seconds, and its last words."""
+def run_command(arguments: list[str]) -> dict[str, Any]:
+    """Run a command and return its exit code, its seconds and the last lines that it printed."""
     out, began = io.StringIO(), time.perf_counter()
     with contextlib.redirect_stdout(out):
         code = autolora(arguments)
-    words = [line for line in out.getvalue().splitlines() if line.strip()]
-    return {"exit_code": code, "seconds": round(time.perf_counter() - began, 1), "said": words[-12:]}
+    lines = [line for line in out.getvalue().splitlines() if line.strip()]
+    return {"exit_code": code, "seconds": round(time.perf_counter() - began, 1), "said": lines[-12:]}
 
 
 if __name__ == "__main__":

@@ -1,267 +1,201 @@
-"""How soon does the study find what the whole grid finds? Replayed from the bank.
+"""How soon does a study find what the whole grid finds? Replayed from the bank.
 
     python -m experiments.replay.efficiency
 
-Each way of searching works off a character's recipes from the bank until none is left, and after every trial names its
-pick. A suggestion of a sampler is taken as the nearest recipe that is left. Counted are the images shown until the
-pick reaches 95% of the best checkpoint there was, by the oracle, as a share of those of the whole grid.
+Each search method takes a character's recipes from the bank until none is left, and after every trial names its pick.
+A suggestion of a sampler is taken as the nearest recipe that is left. Counted are the images shown until the pick
+reaches 95% of the best checkpoint by the attribute classifier, as a share of the images of the whole grid.
 
-- autolora: recipes as they are, then the study's own sampler, pruner, ladder and end of what overcooks.
-- random: recipes in random order, every checkpoint of each scored by the whole suite.
-- TPE, last checkpoint: Optuna's TPE as it comes; only the end of each run is scored.
+- autolora: the baselines first, then the study's own sampler, pruner, progressive evaluation and stop of overcooked
+  trials.
+- random: recipes in random order, every checkpoint of each scored by the whole suite of prompts.
+- TPE, last checkpoint: Optuna's TPE with its defaults; only the last checkpoint of each run is scored.
 
 Writes experiments/results/efficiency/efficiency.md, and the figures of each character.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState
 
-from autolora import config as cfg
 from autolora.evaluation.result import CheckpointResult
-from autolora.evaluation.trial_folder import TrialFolder
-from autolora.files import write_atomic
 from autolora.progress import Bars
-from autolora.scoring.settings import ScoringSettings
 from autolora.study.lifecycle import make_sampler_and_pruner
-from autolora.study.settings import StudySettings, study_settings
-from autolora.study.space import Range, Space, parse_space, suggest
-from autolora.train.run import Run
-from experiments.common.results import keep, kept
-from experiments.replay.bank import SPACE
+from autolora.study.space import Range, Space, suggest
+from experiments.common import results
+from experiments.common.arguments import argument_parser
+from experiments.common.results import as_text, load_results, save_result, save_table, table_head, table_row
+from experiments.common.scores import Row, share_of_pick
+from experiments.replay.bank_rows import read_rows
 from experiments.replay.multi_fidelity import evaluated, finalists
-from experiments.replay.score_validity import BANK, Row, picked, read_rows
+from experiments.replay.replayed_bank import Bank, BankRecipe, early_end, quiet_optuna, read_bank, trial_of
 
-RESULTS = Path(__file__).parents[1] / "results" / "efficiency"
+RESULTS = results.RESULTS / "efficiency"
 SEEDS = 40
-ENOUGH = 0.95  # of the oracle's score of the best there was
+GOOD_SHARE = 0.95  # of the best checkpoint's score by the attribute classifier
 
 
-@dataclass(frozen=True)
-class Baked:
-    """A recipe of the bank: its values, by `recipe/key` and as distributions of the space, and its rows by step."""
-
-    recipe: str
-    params: dict[str, Any]
-    distributions: dict[str, optuna.distributions.BaseDistribution]
-    rows: list[Row]
+Trace = Iterator[tuple[int, Row]]  # after each trial: images shown in all, and the pick
+Method = Callable[[Bank, int], Trace]  # of a bank and a seed
 
 
-@dataclass(frozen=True)
-class Bank:
-    """A character's recipes and what the ladder must know of it."""
-
-    pool: list[Baked]
-    space: Space
-    base_losses: Sequence[float]
-    scoring: ScoringSettings
-    settings: StudySettings
-
-    @property
-    def rows(self) -> list[Row]:
-        """All checkpoints."""
-        return [row for one in self.pool for row in one.rows]
-
-    @property
-    def unchanged(self) -> list[Baked]:
-        """The recipes as they are, which come first."""
-        return [next(one for one in self.pool if one.recipe == recipe) for recipe in self.space]
+def _objective(row: Row) -> float:
+    return float(row["objective"])
 
 
-Found = Iterator[tuple[int, Row]]  # after each trial: images shown in all, and the pick
-
-
-def autolora(bank: Bank, seed: int) -> Found:
-    """The study as autolora runs it."""
+def autolora(bank: Bank, seed: int) -> Trace:
+    """Search as autolora does."""
     study = optuna.create_study(direction="maximize", **make_sampler_and_pruner(replace(bank.settings, seed=seed)))
     points: list[CheckpointResult] = []
     rows: list[Row] = []
     shown, left = 0, list(bank.pool)
-    baselines = bank.unchanged
+    baselines = bank.baselines
     while left:
-        baked = baselines.pop(0) if baselines else nearest(study, bank.space, left)
-        left.remove(baked)
-        unchanged = len(bank.pool) - len(left) <= len(bank.space)
-        curve, state = watched(study, baked, bank, points, unchanged)
-        shown += int(baked.rows[len(curve) - 1]["step"])
+        entry = baselines.pop(0) if baselines else nearest(study, bank.space, left)
+        left.remove(entry)
+        is_baseline = len(bank.pool) - len(left) <= len(bank.space)
+        curve, state = trained_part(study, entry, bank, points, is_baseline)
+        shown += int(entry.rows[len(curve) - 1]["step"])
         points += curve
-        rows += baked.rows[: len(curve)]
+        rows += entry.rows[: len(curve)]
         best = max(p.objective for p in curve)
-        study.add_trial(trial_of(baked, state, best, [p.objective for p in curve]))
-        yield shown, max((rows[i] for i in finalists(points, rows)), key=lambda row: float(row["objective"]))
+        study.add_trial(trial_of(entry, state, best, [p.objective for p in curve]))
+        yield shown, max((rows[i] for i in finalists(points, rows)), key=_objective)
 
 
-def watched(
-    study: optuna.Study, baked: Baked, bank: Bank, seen: Sequence[CheckpointResult], unchanged: bool
+def trained_part(
+    study: optuna.Study, entry: BankRecipe, bank: Bank, seen: Sequence[CheckpointResult], is_baseline: bool
 ) -> tuple[list[CheckpointResult], TrialState]:
-    """A recipe's checkpoints as far as the study would train it, and how its trial ends."""
+    """Return a recipe's results as far as the study would train it, and the state in which its trial ends."""
     curve: list[CheckpointResult] = []
-    for row in baked.rows:
+    for row in entry.rows:
         curve.append(evaluated(row, curve, [*seen, *curve], bank.base_losses, bank.scoring)[0])
-        if row is not baked.rows[-1] and (state := ending(study, bank, baked, curve, unchanged)):
+        if row is not entry.rows[-1] and (state := early_end(study, bank, entry, curve, is_baseline)):
             return curve, state
     return curve, TrialState.COMPLETE
 
 
-def ending(
-    study: optuna.Study, bank: Bank, baked: Baked, curve: list[CheckpointResult], unchanged: bool
-) -> TrialState | None:
-    """How a trial ends at this checkpoint, if it does; unchanged recipes are never pruned."""
-    if TrialFolder(Path(), Run(baked.recipe), curve).should_stop_overcooked(bank.settings.patience):
-        return TrialState.COMPLETE
-    best_so_far = np.maximum.accumulate([p.objective for p in curve])
-    running = trial_of(baked, TrialState.RUNNING, None, list(best_so_far))
-    return TrialState.PRUNED if not unchanged and study.pruner.prune(study, running) else None
-
-
-def at_random(bank: Bank, seed: int) -> Found:
-    """Recipes in random order, every checkpoint scored by the whole suite."""
+def at_random(bank: Bank, seed: int) -> Trace:
+    """Take recipes in random order; every checkpoint is scored by the whole suite."""
     shown, rows = 0, list[Row]()
     for place in np.random.default_rng(seed).permutation(len(bank.pool)):
-        baked = bank.pool[place]
-        shown += int(baked.rows[-1]["step"])
-        rows += baked.rows
-        yield shown, max(rows, key=lambda row: float(row["objective"]))
+        entry = bank.pool[place]
+        shown += entry.images
+        rows += entry.rows
+        yield shown, max(rows, key=_objective)
 
 
-def plain_tpe(bank: Bank, seed: int) -> Found:
-    """TPE as Optuna has it, told of the last checkpoints only."""
+def plain_tpe(bank: Bank, seed: int) -> Trace:
+    """Search by Optuna's TPE with its defaults, which sees the last checkpoints only."""
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     shown, left, rows = 0, list(bank.pool), list[Row]()
     while left:
-        baked = nearest(study, bank.space, left)
-        left.remove(baked)
-        shown += int(baked.rows[-1]["step"])
-        rows.append(baked.rows[-1])
-        study.add_trial(trial_of(baked, TrialState.COMPLETE, float(rows[-1]["objective"]), []))
-        yield shown, max(rows, key=lambda row: float(row["objective"]))
+        entry = nearest(study, bank.space, left)
+        left.remove(entry)
+        shown += entry.images
+        rows.append(entry.rows[-1])
+        study.add_trial(trial_of(entry, TrialState.COMPLETE, _objective(rows[-1]), []))
+        yield shown, max(rows, key=_objective)
 
 
-METHODS: dict[str, Callable[[Bank, int], Found]] = {
+METHODS: dict[str, Method] = {
     "autolora": autolora,
     "random": at_random,
     "TPE, last checkpoint": plain_tpe,
 }
 
 
-def nearest(study: optuna.Study, space: Space, left: Sequence[Baked]) -> Baked:
-    """The recipe that is left and nearest to what the sampler suggests: of the same kind, if there is one."""
-    asked = study.ask()
-    recipe, _ = suggest(asked, space)
-    params = dict(asked.params)
-    study.tell(asked, state=TrialState.FAIL)  # what is run in its place is added as a trial of its own
-    same = [one for one in left if one.recipe == recipe]
-    return min(same or left, key=lambda one: apart(params, one.params, space[recipe], recipe) if same else 0.0)
+def nearest(study: optuna.Study, space: Space, left: Sequence[BankRecipe]) -> BankRecipe:
+    """Return the recipe that is left and nearest to the sampler's suggestion, of the same name if there is one."""
+    suggestion = study.ask()
+    recipe, _ = suggest(suggestion, space)
+    params = dict(suggestion.params)
+    study.tell(suggestion, state=TrialState.FAIL)  # the recipe that runs in its place is added as its own trial
+    same = [entry for entry in left if entry.recipe == recipe]
+    return min(same or left, key=lambda entry: distance(params, entry.params, space[recipe], recipe) if same else 0.0)
 
 
-def apart(a: Mapping[str, Any], b: Mapping[str, Any], ranges: Mapping[str, Range], recipe: str) -> float:
-    """How far two settings of a recipe lie apart: keys count alike, each as a share of its range."""
+def distance(a: Mapping[str, Any], b: Mapping[str, Any], ranges: Mapping[str, Range], recipe: str) -> float:
+    """Return how far two settings of a recipe lie apart: the sum over its keys, each as a share of its range."""
     total = 0.0
-    for key, own in ranges.items():
+    for key, key_range in ranges.items():
         x, y = a[f"{recipe}/{key}"], b[f"{recipe}/{key}"]
-        if own.kind == "choice":
+        if key_range.kind == "choice":
             total += float(x != y)
             continue
-        low, high = (float(v) for v in own.values)  # type: ignore[arg-type]
-        if own.kind.startswith("log"):
+        low, high = (float(v) for v in key_range.values)  # type: ignore[arg-type]
+        if key_range.kind.startswith("log"):
             x, y, low, high = (math.log(v) for v in (x, y, low, high))
         total += abs(x - y) / (high - low) if high > low else 0.0
     return total
 
 
-def trial_of(baked: Baked, state: TrialState, value: float | None, reported: Sequence[float]) -> FrozenTrial:
-    """A recipe of the bank as a trial."""
-    values = {number: float(v) for number, v in enumerate(reported, 1)}
-    return create_trial(
-        state=state,
-        value=value if state is TrialState.COMPLETE else None,
-        params=baked.params,
-        distributions=baked.distributions,
-        intermediate_values=values,
-    )
+def figures(bank: Bank, method: Method, seeds: Sequence[int], advance: Callable[[int], None]) -> dict[str, Any]:
+    """Return the figures of a search method.
 
-
-def read_bank(name: str, rows: Sequence[Row]) -> Bank:
-    """A character's bank, with the space that its recipes were drawn from."""
-    config = cfg.compose("tune", [], SPACE)
-    space, scoring = parse_space(study_settings(config).recipes), cfg.scoring_settings(config)
-    facts = json.loads((BANK / f"{name}.json").read_text("utf-8"))
-    by_number: dict[str, list[Row]] = {}
-    for row in rows:
-        by_number.setdefault(row["number"], []).append(row)
-    pool = []
-    for own in by_number.values():
-        values = json.loads(own[0]["recipe"])
-        recipe = values.pop("recipe")
-        fixed = {"recipe": recipe, **{f"{recipe}/{key}": values[key] for key in space[recipe]}}
-        drawn = optuna.trial.FixedTrial(fixed)
-        suggest(drawn, space)  # type: ignore[arg-type]
-        pool.append(Baked(recipe, fixed, drawn.distributions, own))
-    return Bank(pool, space, facts["base_losses"], scoring, study_settings(config))
-
-
-def figures(bank: Bank, method: Callable[[Bank, int], Found], seeds: Sequence[int], advance: Callable[[int], None]
-            ) -> dict[str, Any]:  # fmt: skip
-    """By seed: the share of the grid's images until the pick is good enough (1: never), and its value at a fifth."""
+    Returns:
+        `reached`, by seed the share of the grid's images until the pick is good enough (1: never); `fifth`, by seed the
+        pick's share of the best at a fifth of the images; `images`, those of the whole grid.
+    """
     rows = bank.rows
-    whole = sum(int(one.rows[-1]["step"]) for one in bank.pool)
-    values = {id(row): picked(rows, lambda other, row=row: float(other is row)) for row in rows}
+    grid_images = sum(entry.images for entry in bank.pool)
+    values = {id(row): share_of_pick(rows, lambda other, row=row: float(other is row)) for row in rows}  # type: ignore[misc]
     reached, fifth = [], []
     for seed in seeds:
-        trace = [(shown / whole, values[id(pick)]) for shown, pick in method(bank, seed)]
-        reached.append(next((share for share, value in trace if value >= ENOUGH), 1.0))
+        trace = [(shown / grid_images, values[id(pick)]) for shown, pick in method(bank, seed)]
+        reached.append(next((share for share, value in trace if value >= GOOD_SHARE), 1.0))
         fifth.append(next((value for share, value in reversed(trace) if share <= 0.2), 0.0))
         advance(1)
-    return {"reached": reached, "fifth": fifth, "images": whole}
+    return {"reached": reached, "fifth": fifth, "images": grid_images}
 
 
-def table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line for each way of searching and character, the mean over characters last."""
-    lines = [
-        "| search | character | images to 95% of the best, of the grid's: median (90% of seeds) | seeds that need at "
-        "most a fifth | pick's value at a fifth of the images, of the best: median (90% of seeds) |",
-        "|" + "---|" * 5,
-    ]
+def table(characters: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return one line per search method and character, the mean over characters last."""
+    lines = table_head(
+        "search",
+        "character",
+        "images to 95% of the best, of the grid's: median (90% of seeds)",
+        "seeds that need at most a fifth",
+        "pick's score at a fifth of the images, of the best: median (90% of seeds)",
+    )
     for name in METHODS:
         columns = []
-        for character, one in found.items():
-            reached, fifth = (np.array(one[name][key]) for key in ("reached", "fifth"))
-            columns.append((np.median(reached), float((reached <= 0.2).mean()), np.median(fifth)))
-            lines.append(f"| {name} | {character} | {spread(reached)} | {columns[-1][1]:.0%} | {spread(fifth)} |")
+        for character, by_method in characters.items():
+            reached, fifth = (np.array(by_method[name][key]) for key in ("reached", "fifth"))
+            in_time = float((reached <= 0.2).mean())
+            columns.append((np.median(reached), in_time, np.median(fifth)))
+            lines.append(
+                table_row(name, character, median_and_range(reached), f"{in_time:.0%}", median_and_range(fifth))
+            )
         means = np.mean(columns, axis=0)
-        lines.append(f"| **{name}** | **mean** | **{means[0]:.0%}** | **{means[1]:.0%}** | **{means[2]:.0%}** |")
-    return "\n".join(lines) + "\n"
+        lines.append(table_row(f"**{name}**", "**mean**", *(f"**{mean:.0%}**" for mean in means)))
+    return as_text(lines)
 
 
-def spread(values: np.ndarray[Any, Any]) -> str:
-    """Median and the middle 90%."""
+def median_and_range(values: np.ndarray[Any, Any]) -> str:
+    """Return the median and the middle 90%."""
     low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
     return f"{middle:.0%} ({low:.0%} to {high:.0%})"
 
 
 def main() -> None:
-    """Replay every character of the bank by every way of searching, and write the table."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    """Replay every character of the bank by every search method, and write the table."""
+    argument_parser(__doc__).parse_args()
+    quiet_optuna()
     banks = {name: read_bank(name, rows) for name, rows in read_rows().items()}
     with Bars() as bars:
         for name, bank in banks.items():
             with bars.task(f"character {name}", len(METHODS) * SEEDS) as advance:
-                found = {way: figures(bank, search, range(SEEDS), advance) for way, search in METHODS.items()}
-            keep(RESULTS / "characters", name, {"recipes": len(bank.pool), **found})
-    text = table(kept(RESULTS / "characters"))
-    write_atomic(RESULTS / "efficiency.md", text)
-    print(text)
+                by_method = {way: figures(bank, method, range(SEEDS), advance) for way, method in METHODS.items()}
+            save_result(RESULTS / "characters", name, {"recipes": len(bank.pool), **by_method})
+    save_table(RESULTS / "efficiency.md", table(load_results(RESULTS / "characters")))
 
 
 if __name__ == "__main__":

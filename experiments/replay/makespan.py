@@ -1,24 +1,20 @@
-"""How much sooner a study of nine trials is through by packing, pruning and the ladder: replayed from the bank.
+"""How much sooner does a study of nine trials end with packing, pruning and progressive evaluation? Replayed.
 
     python -m experiments.replay.makespan
 
-Each character's recipes in the same order every way, the unchanged ones first. What an image and a render cost is
-measured first, on the packaged character: one trial after the other with every core, and packed, where each core has a
-worker that trains several at once. The whole suite is every group of probes at both weights, once or, as
-`ladder_replay.py` counts it, with the finals' seeds; the finals, the same for all, are left out, as is what pruning
-learns later where trials run side by side.
-Writes experiments/results/speed/makespan.md and .json.
+Each character's recipes are taken in the same order every way, the baselines first. What a training image and a render
+cost is measured first, on the packaged character: one trial after the other with every core, and packed, where each
+core has a worker that trains several trials at once. The whole suite is every group of prompts at both LoRA weights,
+with one seed or with the finals' number of seeds. Left out are the finals, which are the same every way, and what
+pruning learns later where trials run side by side. Writes experiments/results/speed/makespan.md and makespan.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -27,8 +23,6 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
-from autolora import config as cfg
-from autolora.adapters.adapter_set import attach
 from autolora.data.concepts import load_dataset
 from autolora.evaluation.result import CheckpointResult, with_scorecard
 from autolora.evaluation.session import REPEATS
@@ -39,16 +33,18 @@ from autolora.progress import Bars
 from autolora.provenance import provenance
 from autolora.scoring.intervals import Array
 from autolora.study.lifecycle import make_sampler_and_pruner
-from autolora.train.batches import LatentCache, PromptCache
-from autolora.train.loop import TrainingContext
-from experiments.replay.bank import rung_name
-from experiments.replay.efficiency import Baked, Bank, ending, read_bank, trial_of
-from experiments.replay.multi_fidelity import blank_point, evaluated, seen_card
-from experiments.replay.score_validity import BANK, Row, read_rows
+from experiments.common import results
+from experiments.common.arguments import argument_parser
+from experiments.common.results import as_text, save_table, table_head, table_row
+from experiments.common.scores import Row
+from experiments.common.training import settings_of, training_context
+from experiments.replay.bank_rows import facts_of, read_rows, rung_name
+from experiments.replay.multi_fidelity import blank_point, card_of, evaluated
+from experiments.replay.replayed_bank import Bank, BankRecipe, early_end, quiet_optuna, read_bank, trial_of
 
-RESULTS = Path(__file__).parents[1] / "results" / "speed"
+RESULTS = results.RESULTS / "speed"
 ORDERS = 40
-ROUNDS = 5  # of measuring what things cost; the medians count
+ROUNDS = 5  # of measuring costs; the medians count
 
 
 @dataclass(frozen=True)
@@ -58,8 +54,8 @@ class Way:
     name: str
     packing: bool = False
     pruning: bool = False
-    ladder: bool = False
-    repeats: int = 1  # seeds a prompt of the whole suite
+    progressive: bool = False
+    repeats: int = 1  # seeds per prompt of the whole suite
 
 
 BASELINES = (
@@ -70,16 +66,16 @@ WAYS = (
     *BASELINES,
     Way("packing", packing=True),
     Way("pruning", pruning=True),
-    Way("ladder", ladder=True),
-    Way("packing, pruning and ladder", packing=True, pruning=True, ladder=True),
+    Way("progressive evaluation", progressive=True),
+    Way("packing, pruning and progressive evaluation", packing=True, pruning=True, progressive=True),
 )
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of this machine: one trial after the other with every core, and packed, by a worker per core."""
+    """Seconds on this machine: one trial after the other with every core, and packed, with a worker per core."""
 
-    image: float  # trained on
+    image: float  # shown in training
     render: float
     packed_image: float
     packed_render: float
@@ -89,147 +85,175 @@ class Costs:
 
 @dataclass(frozen=True)
 class Spent:
-    """A replayed study: seconds by what they went into, and the whole suite's score of the best checkpoint it saw."""
+    """The seconds of a replayed study, and its best checkpoint's score by the whole suite."""
 
     training: float
     rendering: float
     best: float
 
+    @property
+    def seconds(self) -> float:
+        """The seconds in all."""
+        return self.training + self.rendering
 
-def measured_costs(most: int) -> Costs:
-    """What this machine takes; the packed workers are measured side by side."""
+
+def measure_costs(most: int) -> Costs:
+    """Measure the costs on this machine; the packed workers are measured side by side.
+
+    Args:
+        most: the largest number of trials that a worker may train at once.
+    """
     workers = torch.get_num_threads()
-    alone = measured(workers, 1)
+    alone = measure_worker(workers, 1)
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        together = pool.starmap(measured, [(1, most)] * workers, chunksize=1)
-    image, render = (1 / sum(1 / one[i] for one in together) for i in range(2))
-    return Costs(*alone[:2], image, render, workers, min(one[2] for one in together))
+        together = pool.starmap(measure_worker, [(1, most)] * workers, chunksize=1)
+    image, render = (1 / sum(1 / worker[i] for worker in together) for i in range(2))
+    return Costs(*alone[:2], image, render, workers, min(worker[2] for worker in together))
 
 
-def measured(threads: int, most: int) -> tuple[float, float, int]:
-    """Seconds an image and a render, by the recipe that trains longest; how many such trials at once are fastest."""
+def measure_worker(threads: int, most: int) -> tuple[float, float, int]:
+    """Measure a worker with the recipe that trains longest.
+
+    Returns:
+        Seconds per training image, seconds per render, and how many trials at once are fastest.
+    """
     torch.set_num_threads(threads)
-    config = cfg.compose("train", ["recipe=doll-preserve", "dataset=quickstart"])
-    run, settings = cfg.build_run(config), cfg.model_settings(config)
-    model, dataset = load_model(settings), load_dataset(cfg.dataset_settings(config))
-    cache = Path(str(config.cache)).expanduser() / "latents"
-    adapter = attach(model.modules, run.adapter)
-    context = TrainingContext(
-        model, adapter, dataset, LatentCache(model, cache), PromptCache(model), dataset.pictures[:4]
-    )
-    renders = [measure_speed(run, context, settings.render.search).seconds_per_render for _ in range(ROUNDS)]
+    settings = settings_of("recipe=doll-preserve", "dataset=quickstart")
+    run, model, dataset = settings.run, load_model(settings.model), load_dataset(settings.dataset)
+    class_images = dataset.pictures[:4]
+    context = training_context(model, run.adapter, dataset, settings.cache / "latents", class_images)
+    search = settings.model.render.search
+    renders = [measure_speed(run, context, search).seconds_per_render for _ in range(ROUNDS)]
     rounds = [packed_speeds(run, context, most) for _ in range(ROUNDS)]
-    rates = {count: median(one[count] for one in rounds if count in one) for count in rounds[0]}
+    rates = {count: median(speeds[count] for speeds in rounds if count in speeds) for count in rounds[0]}
     best = max(rates, key=lambda count: rates[count])
     return 1 / (rates[best] * run.train.batch_size), median(renders), best
 
 
-def replay(bank: Bank, order: Sequence[Baked], renders: dict[str, int], costs: Costs, way: Way) -> Spent:
-    """Work off the recipes in this order."""
+def replay(bank: Bank, order: Sequence[BankRecipe], renders: dict[str, int], costs: Costs, way: Way) -> Spent:
+    """Run the recipes in this order and return what that costs.
+
+    Args:
+        bank: the character's bank.
+        order: the recipes of the study.
+        renders: the number of renders of a search's prompts and of the whole suite.
+        costs: seconds per image and render.
+        way: what is switched on.
+    """
     study = optuna.create_study(direction="maximize", **make_sampler_and_pruner(bank.settings))
     seen: list[CheckpointResult] = []
     images, rendered, best = 0, 0, -np.inf
-    for place, baked in enumerate(order):
-        unchanged = place < len(bank.space)
+    for place, entry in enumerate(order):
+        is_baseline = place < len(bank.space)
         curve: list[CheckpointResult] = []
         state = TrialState.COMPLETE
-        for row in baked.rows:
-            point, asked = look(bank, row, curve, seen, renders, way)
+        for row in entry.rows:
+            point, row_renders = evaluate(bank, row, curve, seen, renders, way)
             curve.append(point)
-            rendered += asked
+            rendered += row_renders
             best = max(best, float(row["objective"]))
-            may_end = way.pruning and row is not baked.rows[-1]
-            if may_end and (ended := ending(study, bank, baked, curve, unchanged)):
-                state = ended
+            may_end = way.pruning and row is not entry.rows[-1]
+            if may_end and (early := early_end(study, bank, entry, curve, is_baseline)):
+                state = early
                 break
-        images += int(baked.rows[len(curve) - 1]["step"])
+        images += int(entry.rows[len(curve) - 1]["step"])
         seen += curve
         objectives = [p.objective for p in curve]
-        study.add_trial(trial_of(baked, state, max(objectives), objectives))
+        study.add_trial(trial_of(entry, state, max(objectives), objectives))
     image, render = (costs.packed_image, costs.packed_render) if way.packing else (costs.image, costs.render)
     return Spent(images * image, rendered * render, float(best))
 
 
-def look(
+def evaluate(
     bank: Bank, row: Row, curve: list[CheckpointResult], seen: list[CheckpointResult], renders: dict[str, int], way: Way
 ) -> tuple[CheckpointResult, int]:
-    """A checkpoint as it is judged, and the renders that takes."""
-    if way.ladder:
+    """Return the result of a checkpoint, and the number of renders that it takes."""
+    if way.progressive:
         point, weights = evaluated(row, curve, [*seen, *curve], bank.base_losses, bank.scoring)
         return point, weights * renders["search"]
-    card = seen_card(json.loads(row[rung_name(bank.scoring.weights)]))
+    card = card_of(json.loads(row[rung_name(bank.scoring.weights)]))
     return with_scorecard(blank_point(row, bank.base_losses), card), renders["whole"] * way.repeats
 
 
-def orders(bank: Bank) -> list[list[Baked]]:
-    """The unchanged recipes, then others drawn from the pool."""
-    first = bank.unchanged
-    rest = [one for one in bank.pool if one not in first]
-    more = bank.settings.budget.n_trials - len(first)
+def orders(bank: Bank) -> list[list[BankRecipe]]:
+    """Return random orders of recipes: the baselines, then others drawn from the pool."""
+    baselines = bank.baselines
+    rest = [entry for entry in bank.pool if entry not in baselines]
+    more = bank.settings.budget.n_trials - len(baselines)
     return [
-        [*first, *(rest[i] for i in np.random.default_rng(seed).permutation(len(rest))[:more])]
+        [*baselines, *(rest[i] for i in np.random.default_rng(seed).permutation(len(rest))[:more])]
         for seed in range(ORDERS)
     ]
 
 
-def table(costs: Costs, found: dict[str, dict[str, list[Spent]]]) -> str:
-    """One line a way: the mean over characters and orders, and the lowest and highest character."""
-    text = [
-        f"One after the other with every core an image trained on takes {costs.image:.3f} s, a render "
-        f"{costs.render:.3f} s; packed, {costs.workers} workers of one thread with {costs.at_once} trials each, "
-        f"{costs.packed_image:.3f} s and {costs.packed_render:.3f} s: {costs.image / costs.packed_image:.1f} times as "
-        "fast in training.",
+def table(costs: Costs, replayed: dict[str, dict[str, list[Spent]]]) -> str:
+    """Return one line per way: means over characters and orders, and the lowest and the highest character.
+
+    Args:
+        costs: as they were measured.
+        replayed: the studies by character and way.
+    """
+    lines = [
+        f"One after the other with every core, a training image takes {costs.image:.3f} s and a render "
+        f"{costs.render:.3f} s; packed, {costs.workers} workers of one thread with {costs.at_once} trials each take "
+        f"{costs.packed_image:.3f} s and {costs.packed_render:.3f} s: training is "
+        f"{costs.image / costs.packed_image:.1f} times as fast.",
         "",
-        "| | minutes | of them rendering | of the first way's (lowest and highest character) | of the second's | "
-        "its best checkpoint |",
-        "|" + "---|" * 6,
+        *table_head(
+            "way",
+            "minutes",
+            "of them rendering",
+            "of the first way's (lowest and highest character)",
+            "of the second's",
+            "its best checkpoint",
+        ),
     ]
     for way in WAYS:
-        minutes, shares, kept = [], np.zeros((len(found), len(BASELINES))), []
+        minutes, shares, best = [], np.zeros((len(replayed), len(BASELINES))), []
         rendering = 0.0
-        for i, ways in enumerate(found.values()):
-            own = ways[way.name]
-            total = seconds(own)
+        for i, by_way in enumerate(replayed.values()):
+            studies, baseline = by_way[way.name], by_way[BASELINES[0].name]
+            total = seconds(studies)
             minutes.append(total.mean() / 60)
-            shares[i] = [(total / seconds(ways[base.name])).mean() for base in BASELINES]
-            rendering += float(np.mean([one.rendering for one in own]) / total.mean()) / len(found)
-            kept.append(np.mean([a.best / b.best for a, b in zip(own, ways[BASELINES[0].name], strict=True)]))
-        of_baselines = [f"{own.mean():.2f} ({own.min():.2f} to {own.max():.2f})" for own in shares.T]
-        cells = [way.name, f"{np.mean(minutes):.1f}", f"{rendering:.0%}", *of_baselines, f"{np.mean(kept):.1%}"]
-        text.append("| " + " | ".join(cells) + " |")
-    return "\n".join(text) + "\n"
+            shares[i] = [(total / seconds(by_way[base.name])).mean() for base in BASELINES]
+            rendering += float(np.mean([study.rendering for study in studies]) / total.mean()) / len(replayed)
+            best.append(np.mean([a.best / b.best for a, b in zip(studies, baseline, strict=True)]))
+        of_baselines = [f"{column.mean():.2f} ({column.min():.2f} to {column.max():.2f})" for column in shares.T]
+        cells = [f"{np.mean(minutes):.1f}", f"{rendering:.0%}", *of_baselines, f"{np.mean(best):.1%}"]
+        lines.append(table_row(way.name, *cells))
+    return as_text(lines)
 
 
 def seconds(studies: Sequence[Spent]) -> Array:
-    """How long each replayed study took."""
-    return np.array([one.training + one.rendering for one in studies])
+    """Return the seconds of each replayed study, (studies,)."""
+    return np.array([study.seconds for study in studies])
 
 
 def main() -> None:
-    """Measure what things cost, replay every character every way, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--at-once", type=int, default=4, help="trials at most that a worker trains at once")
+    """Measure the costs, replay every character every way, and write the table."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--at-once", type=int, default=4, help="the most trials that a worker trains at once")
     args = parser.parse_args()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    costs = measured_costs(args.at_once)
-    found: dict[str, dict[str, list[Spent]]] = {}
+    quiet_optuna()
+    costs = measure_costs(args.at_once)
+    replayed: dict[str, dict[str, list[Spent]]] = {}
     with Bars() as bars:
         for name, rows in read_rows().items():
             bank = read_bank(name, rows)
-            renders: dict[str, int] = json.loads((BANK / f"{name}.json").read_text("utf-8"))["renders"]
+            renders: dict[str, int] = facts_of(name)["renders"]
             with bars.task(f"character {name}", len(WAYS) * ORDERS) as advance:
-                found[name] = {way.name: [] for way in WAYS}
+                replayed[name] = {way.name: [] for way in WAYS}
                 for order in orders(bank):
                     for way in WAYS:
-                        found[name][way.name].append(replay(bank, order, renders, costs, way))
+                        replayed[name][way.name].append(replay(bank, order, renders, costs, way))
                         advance(1)
     content: dict[str, Any] = provenance() | {"costs": asdict(costs)}
-    content["found"] = {n: {w: [asdict(one) for one in own] for w, own in ways.items()} for n, ways in found.items()}
+    content["found"] = {
+        name: {way: [asdict(study) for study in studies] for way, studies in by_way.items()}
+        for name, by_way in replayed.items()
+    }
     write_atomic(RESULTS / "makespan.json", json.dumps(content) + "\n")
-    text = table(costs, found)
-    write_atomic(RESULTS / "makespan.md", text)
-    print(text)
+    save_table(RESULTS / "makespan.md", table(costs, replayed))
 
 
 if __name__ == "__main__":

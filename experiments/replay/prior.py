@@ -1,17 +1,15 @@
-"""The bank's recipe that serves all of its characters best, kept for later studies as conf/recipe/doll-bank.yaml.
+"""The bank's recipe that is best for all of its characters, kept for later studies as conf/recipe/doll-bank.yaml.
 
     python -m experiments.replay.prior
     autolora tune quickstart '+study.recipes.doll-bank={}'
 
-A recipe is worth what its pick is worth: the checkpoint with the best score, valued by the oracle as a share of the
-best that the character's bank has. Kept is the recipe with the best mean over characters; another ties with it where
-the 95% t-interval of their difference over characters holds 0.
+A recipe is worth what its pick is worth: the attribute classifier's score of the checkpoint with the best score, as a
+share of the best in the character's bank. Kept is the recipe with the best mean over characters; another recipe ties
+with it where the 95% t-interval of their difference over characters holds 0.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from typing import Any
 
 import numpy as np
@@ -22,49 +20,57 @@ from autolora.files import write_atomic
 from autolora.provenance import provenance
 from autolora.study.definition import define_study
 from autolora.study.recipes import recipe_yaml
-from experiments.replay.bank import SPACE, character_of, spread
-from experiments.replay.score_validity import Row, read_rows, share_of_best
+from experiments.common.arguments import argument_parser
+from experiments.common.scores import Row, share_of_best
+from experiments.common.seeds import evaluation_character
+from experiments.common.training import settings_of
+from experiments.replay.bank_rows import SPACE, read_rows, recipe_values
+from experiments.replay.bank_session import with_checkpoints
 
 NAME = "doll-bank"
 PATH = cfg.ROOT / "conf" / "recipe" / f"{NAME}.yaml"
 
+Array = np.ndarray[Any, Any]
+
 
 def worth(rows: list[Row]) -> dict[str, float]:
-    """What each recipe's pick is worth on one character."""
-    found = {}
+    """Return what each recipe's pick is worth on one character."""
+    values = {}
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
         pick = max((row for row in rows if row["recipe"] == recipe), key=lambda row: float(row["objective"]))
-        found[recipe] = share_of_best(pick, rows)
-    return found
+        values[recipe] = share_of_best(pick, rows)
+    return values
 
 
-def best_of(characters: dict[str, list[Row]]) -> tuple[str, np.ndarray[Any, Any], int]:
-    """The recipe to keep, its worth on each character, and how many others tie with it."""
-    each = [worth(rows) for rows in characters.values()]
-    common = [recipe for recipe in each[0] if all(recipe in one for one in each)]
-    values = {recipe: np.array([one[recipe] for one in each]) for recipe in common}
-    best = max(common, key=lambda recipe: float(values[recipe].mean()))
-    tied = [recipe for recipe in common if recipe != best and not _below(values[recipe], values[best])]
-    return best, values[best], len(tied)
+def best_of(characters: dict[str, list[Row]]) -> tuple[str, Array, int]:
+    """Return the recipe to keep, its worth on each character, and how many others tie with it."""
+    by_character = [worth(rows) for rows in characters.values()]
+    common = [recipe for recipe in by_character[0] if all(recipe in values for values in by_character)]
+    worths = {recipe: np.array([values[recipe] for values in by_character]) for recipe in common}
+    best = max(common, key=lambda recipe: float(worths[recipe].mean()))
+    tied = [recipe for recipe in common if recipe != best and not _is_below(worths[recipe], worths[best])]
+    return best, worths[best], len(tied)
 
 
-def _below(own: np.ndarray[Any, Any], best: np.ndarray[Any, Any]) -> bool:
-    return bool(ttest_1samp(own - best, 0.0).confidence_interval(0.95).high < 0)
+def _is_below(values: Array, best: Array) -> bool:
+    return bool(ttest_1samp(values - best, 0.0).confidence_interval(0.95).high < 0)
 
 
 def main() -> None:
-    """Write the recipe, with what it is worth and where it came from."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    """Write the recipe, with what it is worth and how it was found."""
+    argument_parser(__doc__).parse_args()
     characters = read_rows()
-    recipe, values, tied = best_of(characters)
-    definition, _ = define_study(cfg.compose("tune", [], SPACE), SPACE, ())
-    drawn = json.loads(recipe)
-    run = spread(definition.run, drawn.pop("recipe"), drawn)
-    names = ", ".join(f"{name} ({len(character_of(int(name)).outfits)})" for name in characters)
-    shares = ", ".join(f"{value:.0%}" for value in values)
+    recipe, worths, tied = best_of(characters)
+    definition = define_study(settings_of(study=SPACE))
+    row = next(row for row in characters[next(iter(characters))] if row["recipe"] == recipe)
+    values = recipe_values(row)
+    run = with_checkpoints(definition.run, values.pop("recipe"), values)
+    names = ", ".join(f"{name} ({len(evaluation_character(int(name)).outfits)})" for name in characters)
+    shares = ", ".join(f"{share:.0%}" for share in worths)
     comment = (
         f"# The bank's best recipe on characters (outfits) {names}:\n# its pick has {shares} of the best by the "
-        f"oracle; {tied} others tie with it. `{provenance()['command']}`, commit {provenance()['commit']}.\n"
+        f"attribute classifier; {tied} others tie with it. `{provenance()['command']}`, commit "
+        f"{provenance()['commit']}.\n"
     )
     write_atomic(PATH, recipe_yaml(run, NAME) + comment)
     print(comment, end="")

@@ -1,163 +1,128 @@
-"""Does the score say what the oracle says? Replayed from the bank, beside the scores that others choose by.
+"""Does the score agree with the attribute classifier, and better than other scores? Replayed from the bank.
 
     python -m experiments.replay.score_validity
 
-The oracle's own score of a checkpoint is the harmonic mean of mark likeness with the trigger and accuracy of prompted
-attributes, averaged over weights 0.7 and 1.0, less the bleed above the limit. Agreement is Spearman's; intervals draw
-whole recipes, as checkpoints of one recipe are no independent witnesses. The best checkpoint is chosen by one half of
-the oracle's renders and valued by the other, so that luck in the choice is not counted as merit.
+The classifier's score of a checkpoint is in `experiments.common.scores.classifier_score`. Agreement is Spearman's rank
+correlation. Its intervals draw whole recipes, as the checkpoints of one recipe are not independent. A pick is compared
+with the best checkpoint, which one half of the classifier's renders chooses and the other half scores, so that luck in
+the choice is not counted as merit. Writes experiments/results/score/validity.md and validity.json.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from autolora.errors import StudyError
 from autolora.files import write_atomic
-from autolora.paperdoll.weights import VERSION, weights_hash
 from autolora.provenance import provenance
 from autolora.scoring.intervals import Array
+from experiments.common import results
+from experiments.common.arguments import argument_parser
+from experiments.common.results import save_table, table_head, table_row, weights_name
+from experiments.common.scores import WEIGHTS, Row, classifier_score, mean_over_weights, share_of_pick
+from experiments.replay.bank_rows import read_rows
 
-BANK = Path(__file__).parents[1] / "results" / "bank" / VERSION
-RESULTS = Path(__file__).parents[1] / "results" / "score"
-CHARACTERS = (110, 111, 112, 113)  # of the bank; smaller banks of others lie beside theirs
-WEIGHTS = ("0.7", "1")
-BLEED_LIMIT = 0.15
+RESULTS = results.RESULTS / "score"
 DRAWS = 1000
 
-Row = dict[str, str]
-JUDGES: dict[str, Callable[[Row], float]] = {
+Score = Callable[[Row], float]
+SCORES: dict[str, Score] = {
     "autolora": lambda row: float(row["objective"]),
     "autolora, score alone": lambda row: float(row["score"]),
-    "CLIP-I": lambda row: mean_of(row, "clip_i"),
-    "CLIP-T": lambda row: mean_of(row, "clip_t"),
-    "CLIP-I + CLIP-T": lambda row: mean_of(row, "clip_i") + mean_of(row, "clip_t"),
-    "-KID": lambda row: -mean_of(row, "kid"),
+    "CLIP-I": lambda row: mean_over_weights(row, "clip_i"),
+    "CLIP-T": lambda row: mean_over_weights(row, "clip_t"),
+    "CLIP-I + CLIP-T": lambda row: mean_over_weights(row, "clip_i") + mean_over_weights(row, "clip_t"),
+    "-KID": lambda row: -mean_over_weights(row, "kid"),
     "-validation loss": lambda row: -float(row["val_loss"]),
 }
 
 
-def read_rows() -> dict[str, list[Row]]:
-    """The bank's rows by character.
-
-    Raises:
-        StudyError: there are none yet.
-    """
-    found: dict[str, list[Row]] = {}
-    for path in (BANK / f"{seed}.csv" for seed in CHARACTERS):
-        if path.is_file():
-            with path.open(newline="") as handle:
-                found[path.stem] = list(csv.DictReader(handle))
-    if not found:
-        raise StudyError(f"{BANK} holds no rows yet: run python -m experiments.replay.bank fill and measure first")
-    return found
-
-
-def mean_of(row: Row, name: str) -> float:
-    """A figure's mean over the weights."""
-    return float(np.mean([float(row[f"{name}@{weight}"]) for weight in WEIGHTS]))
-
-
-def oracle_score(row: Mapping[str, Any], half: str = "") -> float:
-    """The oracle's own score, by all of its renders or by one half of them (`_a`, `_b`)."""
-    values = []
-    for weight in WEIGHTS:
-        likeness, accuracy = (float(row[f"oracle_{name}{half}@{weight}"]) for name in ("likeness", "accuracy"))
-        bleed = float(row[f"oracle_bleed{half}@{weight}"])
-        values.append(2 * likeness * accuracy / max(likeness + accuracy, 1e-9) - max(0.0, bleed - BLEED_LIMIT))
-    return float(np.mean(values))
-
-
-def agreement(rows: list[Row], judge: Callable[[Row], float], truth: Callable[[Row], float]) -> tuple[float, Array]:
-    """Spearman's correlation and its draws over recipes."""
-    groups: dict[str, list[tuple[float, float]]] = {}
+def agreement(rows: list[Row], score: Score, truth: Score) -> tuple[float, Array]:
+    """Return Spearman's correlation of two scores, and its draws over recipes, (draws,)."""
+    by_recipe: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        groups.setdefault(row["recipe"], []).append((judge(row), truth(row)))
-    every = [np.array(group) for group in groups.values()]
+        by_recipe.setdefault(row["recipe"], []).append((score(row), truth(row)))
+    groups = [np.array(group) for group in by_recipe.values()]
     generator = np.random.default_rng(0)
-    draws = [rank([every[i] for i in generator.integers(len(every), size=len(every))]) for _ in range(DRAWS)]
-    return rank(every), np.array(draws)
+    draws = [spearman([groups[i] for i in generator.integers(len(groups), size=len(groups))]) for _ in range(DRAWS)]
+    return spearman(groups), np.array(draws)
 
 
-def rank(groups: list[Array]) -> float:
-    """Spearman's correlation of the two columns of all groups together; 0 where one is constant."""
+def spearman(groups: list[Array]) -> float:
+    """Return Spearman's correlation of the two columns of all groups together; 0 where a column is constant."""
     pairs = np.concatenate(groups)
-    found = float(spearmanr(pairs[:, 0], pairs[:, 1])[0])
-    return 0.0 if math.isnan(found) else found
-
-
-def picked(rows: list[Row], judge: Callable[[Row], float]) -> float:
-    """The oracle's score of the judge's pick as a share of the best there was, by halves in turn."""
-    return share_of_best(max(rows, key=judge), rows)
-
-
-def share_of_best(figures: Mapping[str, Any], rows: list[Row]) -> float:
-    """The oracle's score by its figures as a share of the best row's, which one half chooses and the other values."""
-    shares = []
-    for chosen_by, valued_by in (("_a", "_b"), ("_b", "_a")):
-        best = oracle_score(max(rows, key=lambda row: oracle_score(row, chosen_by)), valued_by)
-        shares.append(oracle_score(figures, valued_by) / best)
-    return float(np.mean(shares))
+    correlation = float(spearmanr(pairs[:, 0], pairs[:, 1])[0])
+    return 0.0 if math.isnan(correlation) else correlation
 
 
 def last_epoch(rows: list[Row]) -> float:
-    """The same for the last epoch of the first recipe, the guide's as it is."""
+    """Return the share of the best of the first recipe's last epoch: the guide's recipe, unchanged."""
     guide = [row for row in rows if row["recipe"] == rows[0]["recipe"]]
-    return picked(rows, lambda row: float(row is guide[-1]))
+    return share_of_pick(rows, lambda row: float(row is guide[-1]))
 
 
-def table(title: str, characters: list[str], lines: dict[str, list[str]]) -> str:
-    """A Markdown table, one line a judge and one column a character."""
-    head = f"| {title} | " + " | ".join(characters) + " |\n|" + "---|" * (len(characters) + 1) + "\n"
-    return head + "".join(f"| {name} | " + " | ".join(cells) + " |\n" for name, cells in lines.items()) + "\n"
-
-
-def main() -> None:
-    """Write the tables."""
-    by_character = read_rows()
-    rows = [row for own in by_character.values() for row in own]
-    names = [*by_character, "mean", "worst"]
-
-    def agreements(judge: Callable[[Row], float], truth: Callable[[Row], float]) -> list[str]:
-        found = [agreement(own, judge, truth) for own in by_character.values()]
-        values = [value for value, _ in found]
-        intervals = [np.quantile(draws, [0.025, 0.975]) for _, draws in found]
-        low, high = np.quantile(np.mean([draws for _, draws in found], axis=0), [0.025, 0.975])
-        cells = [f"{value:.2f} ({ends[0]:.2f} to {ends[1]:.2f})" for value, ends in zip(values, intervals, strict=True)]
-        return [*cells, f"**{np.mean(values):.2f}** ({low:.2f} to {high:.2f})", f"{min(values):.2f}"]
-
-    def picks(values: list[float]) -> list[str]:
-        return [*(f"{value:.1%}" for value in values), f"**{np.mean(values):.1%}**", f"{min(values):.1%}"]
-
-    text = table(
-        "Spearman with the oracle's score", names, {name: agreements(j, oracle_score) for name, j in JUDGES.items()}
+def table(title: str, columns: list[str], lines: dict[str, list[str]]) -> str:
+    """Return a Markdown table with one line per score, and an empty line after it."""
+    return (
+        "\n".join([*table_head(title, *columns), *(table_row(name, *cells) for name, cells in lines.items())]) + "\n\n"
     )
+
+
+def agreements(by_character: dict[str, list[Row]], score: Score, truth: Score) -> list[str]:
+    """Return the cells of one line: the agreement on each character, the mean with its interval, and the worst."""
+    found = [agreement(rows, score, truth) for rows in by_character.values()]
+    values = [value for value, _ in found]
+    intervals = [np.quantile(draws, [0.025, 0.975]) for _, draws in found]
+    low, high = np.quantile(np.mean([draws for _, draws in found], axis=0), [0.025, 0.975])
+    cells = [f"{value:.2f} ({ends[0]:.2f} to {ends[1]:.2f})" for value, ends in zip(values, intervals, strict=True)]
+    return [*cells, f"**{np.mean(values):.2f}** ({low:.2f} to {high:.2f})", f"{min(values):.2f}"]
+
+
+def picks(values: list[float]) -> list[str]:
+    """Return the cells of one line: the share of the best on each character, the mean and the worst."""
+    return [*(f"{value:.1%}" for value in values), f"**{np.mean(values):.1%}**", f"{min(values):.1%}"]
+
+
+def tables(by_character: dict[str, list[Row]]) -> str:
+    """Return the three tables: agreement of scores, agreement of bleed, and what the scores pick."""
+    columns = [*by_character, "mean", "worst"]
+    scores = {name: agreements(by_character, score, classifier_score) for name, score in SCORES.items()}
     bleeds = {
         f"bleed_class at weight {w}": agreements(
+            by_character,
             lambda row, w=w: float(row[f"bleed_class@{w}"]),  # type: ignore[misc]
             lambda row, w=w: float(row[f"oracle_bleed@{w}"]),  # type: ignore[misc]
         )
         for w in WEIGHTS
     }
-    both = agreements(lambda row: mean_of(row, "bleed_class"), lambda row: mean_of(row, "oracle_bleed"))
-    bleeds["bleed_class, mean of both"] = both
-    text += table("Spearman with the oracle's bleed (at 0.7 most rates are 0: ties)", names, bleeds)
-    chosen = {name: picks([picked(own, judge) for own in by_character.values()]) for name, judge in JUDGES.items()}
-    chosen["the guide's last epoch"] = picks([last_epoch(own) for own in by_character.values()])
-    text += table("the oracle's score of the pick, of the best there was", names, chosen)
-    write_atomic(RESULTS / "validity.md", text)
-    facts = provenance() | {"checkpoints": len(rows), "characters": list(by_character)}
-    facts |= {"weights": f"{VERSION} {weights_hash()}"}
+    bleeds["bleed_class, mean of both"] = agreements(
+        by_character,
+        lambda row: mean_over_weights(row, "bleed_class"),
+        lambda row: mean_over_weights(row, "oracle_bleed"),
+    )
+    chosen = {
+        name: picks([share_of_pick(rows, score) for rows in by_character.values()]) for name, score in SCORES.items()
+    }
+    chosen["the guide's last epoch"] = picks([last_epoch(rows) for rows in by_character.values()])
+    return (
+        table("Spearman with the attribute classifier's score", columns, scores)
+        + table("Spearman with the attribute classifier's bleed (at 0.7 most rates are 0: ties)", columns, bleeds)
+        + table("the attribute classifier's score of the pick, as a share of the best", columns, chosen)
+    )
+
+
+def main() -> None:
+    """Write the tables."""
+    argument_parser(__doc__).parse_args()
+    by_character = read_rows()
+    facts = provenance() | {"checkpoints": sum(map(len, by_character.values())), "characters": list(by_character)}
+    facts |= {"weights": weights_name()}
+    save_table(RESULTS / "validity.md", tables(by_character))
     write_atomic(RESULTS / "validity.json", json.dumps(facts, indent=2) + "\n")
-    print(text)
 
 
 if __name__ == "__main__":

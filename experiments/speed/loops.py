@@ -1,6 +1,6 @@
-"""The two loops that benchmarks compare: a plain one of diffusers and peft, and autolora's own step.
+"""The two training loops that the benchmarks compare: a plain loop with diffusers and peft, and autolora's step.
 
-Both train on the packaged quickstart's pictures.
+Both train on the images of the packaged quickstart.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from autolora.train.slot import Job, TrainingContext, TrainingSlot
 from autolora.train.step import train_step
 
 SUFFIXES = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
-Steps = Callable[[int], None]  # so many optimizer steps
-Inputs = Callable[[Tensor], tuple[Tensor, Context]]  # numbers of pictures to their latents and contexts
+Steps = Callable[[int], None]  # runs a number of optimizer steps
+Inputs = Callable[[Tensor], tuple[Tensor, Context]]  # latents and contexts of the images with these numbers
 
 
 def quickstart() -> Dataset:
-    """What all loops train on."""
+    """Return the dataset that all loops train on."""
     return load_dataset(DatasetSettings(path=str(QUICKSTART)))
 
 
 def stored(model: BaseModel, cache: Path) -> Inputs:
-    """Scaled latents and contexts of the quickstart's pictures, which no step works out again."""
+    """Return latents and contexts of the quickstart's images, encoded once."""
     pictures = quickstart().pictures
     contexts = PromptCache(model).contexts([picture.caption for picture in pictures], False)
     latents = LatentCache(model, cache).latents(pictures)
@@ -52,14 +52,14 @@ def stored(model: BaseModel, cache: Path) -> Inputs:
 
 
 def plain_loop(model: Any, inputs: Inputs, dim: int, batch_size: int, compiled: bool = False) -> Steps:
-    """The loop of diffusers' text-to-image LoRA example, on peft, reduced to its arithmetic: one LoRA on its own UNet.
+    """Return the loop of diffusers' text-to-image example with peft, reduced to its arithmetic: one LoRA on a UNet.
 
     Args:
-        model: its UNet is copied, so that nothing of autolora runs in it.
-        inputs: latents and contexts of the pictures of some numbers.
+        model: its UNet is copied, so that no code of autolora runs in it.
+        inputs: returns latents and contexts of images.
         dim: of the LoRA.
-        batch_size: pictures a step.
-        compiled: whether torch.compile takes the UNet.
+        batch_size: images per step.
+        compiled: whether the UNet is compiled by torch.compile.
     """
     unet = copy.deepcopy(model.unet)
     config = LoraConfig(r=dim, lora_alpha=dim // 2, target_modules=SUFFIXES, init_lora_weights="gaussian")
@@ -80,10 +80,10 @@ def plain_loop(model: Any, inputs: Inputs, dim: int, batch_size: int, compiled: 
             latents, context = inputs(torch.randint(0, pictures, (batch_size,)))
             noise, t = torch.randn_like(latents), torch.randint(0, 1000, (batch_size,), device=device)
             signal, sigma = abar[t].sqrt().view(-1, 1, 1, 1), (1 - abar[t]).sqrt().view(-1, 1, 1, 1)
-            told = None if context.pooled is None else {"text_embeds": context.pooled, "time_ids": sizes}
+            added = None if context.pooled is None else {"text_embeds": context.pooled, "time_ids": sizes}
             with nullcontext() if model.dtype == torch.float32 else torch.autocast(device.type, model.dtype):
                 noisy = signal * latents + sigma * noise
-                predicted = run(noisy, t, context.tokens, added_cond_kwargs=told, return_dict=False)[0]
+                predicted = run(noisy, t, context.tokens, added_cond_kwargs=added, return_dict=False)[0]
             target = signal * noise - sigma * latents if velocity else noise
             loss = F.mse_loss(predicted.float(), target.float())
             loss.backward()
@@ -94,7 +94,15 @@ def plain_loop(model: Any, inputs: Inputs, dim: int, batch_size: int, compiled: 
 
 
 def our_loop(model: BaseModel, cache: Path, dim: int, batch_size: int, slots: int = 1) -> Steps:
-    """autolora's own step for so many LoRAs at once on a copy of the model, with captions as they are."""
+    """Return autolora's training step for several LoRAs at once on a copy of the model, with captions unchanged.
+
+    Args:
+        model: the base model.
+        cache: the folder of latents.
+        dim: of each LoRA.
+        batch_size: images per step.
+        slots: the number of LoRAs.
+    """
     model, dataset, adapter = copy.deepcopy(model), quickstart(), LoRA(dim=dim, alpha=dim / 2)
     settings = TrainSettings(batch_size=batch_size, shuffle_caption=False, min_snr_gamma=None)
     attached = attach(model.modules, adapter, slots=slots)

@@ -1,14 +1,14 @@
-"""What packing saves: LoRA steps per second, K at once on one base against one after another by plain peft.
+"""What does packing save? LoRA steps per second, several at once on one base model and one after the other by peft.
 
     python -m experiments.speed.packing --batch-sizes 1 4 --arms plain 1 2 4 8 --workers 1 2
-    python -m experiments.speed.packing --model sd15 --batch-sizes 1 --arms plain compiled 1 2 4 8 --workers 1    # on a GPU
+    python -m experiments.speed.packing --model sd15 --batch-sizes 1 --arms plain compiled 1 2 4 8  # on a GPU
 
-An arm is `plain` (diffusers and peft), `compiled` (that by torch.compile) or how many LoRAs autolora trains at once. A
-trial-step is one optimizer step of one LoRA. Workers are processes of one thread each that do the same at once, as
-many studies' workers do. On a CPU it is the worker's own processor time that counts, so that others on the machine cost
-nothing but their share of its caches. Rounds of all arms alternate, so that whatever else it does hits them alike;
-medians are compared. An arm that runs out of memory is left out and says so.
-Writes experiments/results/speed/packing-MODEL.json and .md.
+An arm is `plain` (diffusers and peft), `compiled` (the same with torch.compile), or the number of LoRAs that autolora
+trains at once. A trial-step is one optimizer step of one LoRA. Workers are processes of one thread each that run at the
+same time, as the workers of a study do. On a CPU the processor time of the worker is measured, so that other processes
+change the result little. Rounds of all arms alternate, so that the load of the machine affects all alike; medians are
+compared. An arm that runs out of memory is reported and left out. Writes
+experiments/results/speed/packing-MODEL.json and packing-MODEL.md.
 """
 
 from __future__ import annotations
@@ -29,16 +29,19 @@ from autolora.files import write_atomic
 from autolora.models.load import load_model
 from autolora.models.settings import ModelSettings
 from autolora.provenance import provenance
-from experiments.full_size.models import MODELS, random_model
+from experiments.common import results
+from experiments.common.arguments import argument_parser
+from experiments.common.results import as_text, table_head, table_row
+from experiments.full_size.random_models import MODELS, random_model
 from experiments.speed.loops import Inputs, Steps, our_loop, plain_loop, stored
 
 CACHE = Path("runs/.cache/latents")
-Arm = tuple[str, int]  # what trains, and its batch size
+Arm = tuple[str, int]  # its name and its batch size
 Figures = dict[str, float]
 
 
 def base_model(name: str, resolution: int | None) -> Any:
-    """The packaged model, or one of full size with random weights: speed and memory do not depend on them."""
+    """Return the packaged model, or one of full size with random weights: speed and memory do not depend on them."""
     if name == "paperdoll":
         return load_model(ModelSettings(resolution=resolution))
     family, pixels = MODELS[name]
@@ -47,14 +50,19 @@ def base_model(name: str, resolution: int | None) -> Any:
 
 
 def build(arm: str, model: Any, inputs: Inputs, dim: int, batch_size: int) -> Steps:
-    """The loop of an arm."""
+    """Return the loop of an arm."""
     if arm.isdigit():
         return our_loop(model, CACHE, dim, batch_size, int(arm))
     return plain_loop(model, inputs, dim, batch_size, compiled=arm == "compiled")
 
 
 def work(orders: Connection, args: argparse.Namespace) -> None:
-    """Build every arm, then run what is ordered: (arm, batch size, steps) -> seconds and memory, or an error."""
+    """Run orders of (arm, batch size, steps) until None comes, and send back seconds and GiB, or an error.
+
+    Args:
+        orders: the connection to the parent process.
+        args: the arguments of the command line.
+    """
     torch.set_num_threads(args.threads)
     model = base_model(args.model, args.resolution)
     cuda, loops, resident = model.device.type == "cuda", dict[Arm, Steps](), dict[Arm, int]()
@@ -85,7 +93,7 @@ def work(orders: Connection, args: argparse.Namespace) -> None:
 
 
 def measure(workers: int, args: argparse.Namespace) -> Iterator[dict[Arm, Figures]]:
-    """After every round: trial-steps per second of all workers together, and GiB of GPU memory a worker."""
+    """Yield after every round the trial-steps per second of all workers together, and GiB of GPU memory per worker."""
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(workers)]
     processes = [context.Process(target=work, args=(theirs, args), daemon=True) for _, theirs in pipes]
@@ -109,47 +117,46 @@ def measure(workers: int, args: argparse.Namespace) -> Iterator[dict[Arm, Figure
             print(f"round {number}, workers {workers}, {key}: {rate:.2f}/s, {memory[key]:.2f} GiB", flush=True)
             if number:  # the first round warms up
                 rates.setdefault(key, []).append(rate)
-        yield {key: {"trial-steps/s": statistics.median(own), "GiB": memory[key]} for key, own in rates.items()}
+        yield {key: {"trial-steps/s": statistics.median(values), "GiB": memory[key]} for key, values in rates.items()}
     for ours, _ in pipes:
         ours.send(None)
     for process in processes:
         process.join()
 
 
-def table(found: dict[int, dict[Arm, Figures]]) -> str:
-    """One line an arm; ratios to the plain loop and to one LoRA at a time, of as many workers."""
-    lines = [
-        "| workers | batch | LoRAs at once | trial-steps/s | of plain peft | of one at a time | GiB a worker |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for workers, arms in found.items():
-        for (arm, size), own in arms.items():
+def table(measured: dict[int, dict[Arm, Figures]]) -> str:
+    """Return one line per arm, with ratios to the plain loop and to one LoRA at a time with as many workers."""
+    lines = table_head(
+        "workers", "batch", "LoRAs at once", "trial-steps/s", "of plain peft", "of one at a time", "GiB per worker"
+    )
+    for workers, arms in measured.items():
+        for (arm, size), figures in arms.items():
+            rate = figures["trial-steps/s"]
             ratios = [
-                f"{own['trial-steps/s'] / arms[other, size]['trial-steps/s']:.2f}" if (other, size) in arms else ""
-                for other in ("plain", "1")
+                f"{rate / arms[baseline, size]['trial-steps/s']:.2f}" if (baseline, size) in arms else ""
+                for baseline in ("plain", "1")
             ]
-            memory = f"{own['GiB']:.2f}" if own["GiB"] else ""
-            cells = [workers, size, arm, f"{own['trial-steps/s']:.2f}", *ratios, memory]
-            lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+            memory = f"{figures['GiB']:.2f}" if figures["GiB"] else ""
+            lines.append(table_row(workers, size, arm, f"{rate:.2f}", *ratios, memory))
+    return as_text(lines)
 
 
-def write(found: dict[int, dict[Arm, Figures]], args: argparse.Namespace) -> None:
-    """What is known so far."""
+def write(measured: dict[int, dict[Arm, Figures]], args: argparse.Namespace) -> None:
+    """Write what has been measured so far."""
     figures = [
-        {"workers": workers, "batch size": size, "arm": arm} | {name: round(x, 3) for name, x in own.items()}
-        for workers, arms in found.items()
-        for (arm, size), own in arms.items()
+        {"workers": workers, "batch size": size, "arm": arm} | {name: round(x, 3) for name, x in values.items()}
+        for workers, arms in measured.items()
+        for (arm, size), values in arms.items()
     ]
-    asked = {name: getattr(args, name) for name in ("dim", "threads", "rounds", "steps")}
-    result = provenance() | asked | {"figures": figures}
+    settings = {name: getattr(args, name) for name in ("dim", "threads", "rounds", "steps")}
+    result = provenance() | settings | {"figures": figures}
     write_atomic(args.out / f"packing-{args.model}.json", json.dumps(result, indent=2) + "\n")
-    write_atomic(args.out / f"packing-{args.model}.md", table(found))
+    write_atomic(args.out / f"packing-{args.model}.md", table(measured))
 
 
 def main() -> None:
     """Measure, print and write the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--model", choices=["paperdoll", *MODELS], default="paperdoll")
     parser.add_argument("--resolution", type=int, help="pixels; the model's own by default")
     parser.add_argument("--arms", nargs="+", default=["plain", "1", "2", "4", "8"])
@@ -159,14 +166,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/speed"))
+    parser.add_argument("--out", type=Path, default=results.RESULTS / "speed")
     args = parser.parse_args()
-    found: dict[int, dict[Arm, Figures]] = {}
+    measured: dict[int, dict[Arm, Figures]] = {}
     for workers in args.workers:
         for figures in measure(workers, args):
-            found[workers] = figures
-            write(found, args)
-    print(table(found))
+            measured[workers] = figures
+            write(measured, args)
+    print(table(measured))
 
 
 if __name__ == "__main__":

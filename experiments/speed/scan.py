@@ -1,15 +1,15 @@
-"""Scanning a large folder before any training: seconds and memory for 10,000 pictures of mixed size.
+"""What does it take to scan a large folder before training? Seconds and memory for 10,000 images of mixed sizes.
 
     python -m experiments.speed.scan
 
-Writes captioned pictures of 512 to 768 px a side (three JPEG, then a PNG; in every 50 one copy of another at its own
-size) into a temporary folder, then reads it, holds pictures out and chooses buckets. The files were just written, so
-decoding is measured and not the disk. CPU seconds stand beside the clock's: on a busy machine only they compare.
+It writes captioned images with sides of 512 to 768 px into a temporary folder: three JPEG files, then a PNG file; one
+of 50 is a copy of another in another size. Then it reads the folder, chooses validation images and chooses buckets. The
+files were just written, so decoding is measured and not the disk. On a busy machine compare the CPU seconds only.
+Writes experiments/results/speed/scan.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import sys
@@ -27,7 +27,10 @@ from autolora.data.bucket_report import bucket_table
 from autolora.data.buckets import BucketSettings, assign_buckets, choose_buckets, potential_buckets
 from autolora.data.sources import Picture, read_folder
 from autolora.data.split import split_validation
+from autolora.files import write_atomic
 from autolora.provenance import provenance
+from experiments.common import results
+from experiments.common.arguments import argument_parser
 
 CONCEPTS = 5
 SIDES_PX = (512, 768)
@@ -36,7 +39,7 @@ Result = TypeVar("Result")
 
 
 def write_pictures(root: Path, pictures: int) -> None:
-    """Coarse colours, different in each picture, under a grain that makes files as large as real ones."""
+    """Write images of coarse colours with a grain that makes the files as large as those of photos."""
     rng = np.random.default_rng(0)
     grain = Image.fromarray(rng.normal(128, 4, (SIDES_PX[1], SIDES_PX[1], 3)).clip(0, 255).astype(np.uint8))
     sizes = rng.integers(SIDES_PX[0], SIDES_PX[1] + 1, (pictures, 2)).tolist()
@@ -58,17 +61,17 @@ def write_pictures(root: Path, pictures: int) -> None:
 
 
 def peak_megabytes() -> float:
-    """The most memory the process has held so far."""
+    """Return the peak memory of the process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def main() -> None:
     """Measure, print a table and write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--pictures", type=int, default=10_000)
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--buckets", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/speed/scan.json"))
+    parser.add_argument("--out", type=Path, default=results.RESULTS / "speed" / "scan.json")
     args = parser.parse_args()
     stages: dict[str, dict[str, float]] = {}
 
@@ -109,8 +112,7 @@ def main() -> None:
         "buckets": {f"{row.bucket[0]}x{row.bucket[1]}": row.pictures for row in rows},
         "stages": stages,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_atomic(args.out, json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

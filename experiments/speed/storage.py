@@ -1,10 +1,12 @@
-"""What a storage costs a trial: workers on one PostgreSQL, with 10, 100 and 1,000 trials already stored.
+"""What does the storage of a study cost? Workers on one PostgreSQL server, with 10, 100 and 1,000 stored trials.
 
-`python -m experiments.speed.storage [FILE.json]` starts a server of its own and writes to FILE, or to
-experiments/results/storage/storage.json. A trial is what a worker asks of the storage for one: it is taken from the queue,
-drawn, reported and judged for pruning at each checkpoint, kept by heartbeats, and told. Where a worker would train it
-sleeps, eight seconds a trial instead of a minute: the other time is overhead. Workers begin one after the other, as
-they do; all share this machine's cores with the server, as they would not.
+    python -m experiments.speed.storage
+
+It starts a server of its own. A worker does for each trial what it does in a study: it takes the trial from the queue,
+samples its parameters, reports and asks for pruning at each checkpoint, sends heartbeats, and ends the trial. Where it
+would train, it sleeps, for eight seconds per trial instead of a minute: the rest of its time is the overhead. Workers
+start one after the other, as in a study. They share the cores of this machine with the server, which real workers would
+not. Writes experiments/results/storage/storage.json.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,25 +25,28 @@ from optuna.trial import Trial, TrialState
 from autolora.files import write_atomic
 from autolora.progress import Bars
 from autolora.provenance import provenance
+from autolora.settings import Budget, StudySettings
+from autolora.study.optuna_internals import storage_of, study_id_of, trial_id_of
+from autolora.study.sampler import PerTrialSeededTPE
 from autolora.study.search.leases import TrialLeases
 from autolora.study.search.queue import Queue
-from autolora.study.search.sampler import PerTrialSeededTPE
-from autolora.study.settings import Budget, StudySettings
 from autolora.study.storage import open_storage
 from autolora.study.trials import keep_constraints
+from experiments.common import results
+from experiments.common.arguments import argument_parser
 from tests.study.postgres import postgres
 
 WORKERS = (2, 4, 8)
 STORED = (10, 100, 1000)
-EACH = 4  # trials a worker runs
+TRIALS_OF_WORKER = 4
 CHECKPOINTS = 8
-ASLEEP = 1.0  # seconds before each checkpoint
+SLEEP = 1.0  # seconds before each checkpoint
 MINUTE = 60.0  # seconds of the trial that the overhead is compared with
-OUT = Path(__file__).parents[1] / "results" / "storage" / "storage.json"
+OUT = results.RESULTS / "storage" / "storage.json"
 
 
 def study_of(url: str, name: str) -> optuna.Study:
-    """The study as a worker opens it."""
+    """Open the study as a worker does."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     pruner = optuna.pruners.PercentilePruner(66.0, n_startup_trials=4, n_warmup_steps=2)
     storage, sampler = open_storage(url, print), PerTrialSeededTPE(0, 8)
@@ -51,14 +55,14 @@ def study_of(url: str, name: str) -> optuna.Study:
     )
 
 
-def drawn(trial: Trial) -> float:
-    """Seven keys, as in the quickstart's largest recipe, and a score that follows from them."""
+def sample(trial: Trial) -> float:
+    """Sample seven keys, as many as the quickstart's largest recipe has, and return a score that depends on them."""
     values = [trial.suggest_float(f"key{i}", 0, 1) for i in range(7)]
     return float(-np.square(np.asarray(values) - 0.5).sum())
 
 
 def store(url: str, name: str, count: int) -> None:
-    """Trials that ended before."""
+    """Add trials that have ended to the study."""
     rng = np.random.default_rng(0)
     unit = optuna.distributions.FloatDistribution(0, 1)
     trials = []
@@ -75,61 +79,79 @@ def store(url: str, name: str, count: int) -> None:
 
 
 def work(url: str, name: str, trials: int, delay: float, gate: Any, seconds: Any) -> None:
-    """A worker's trials; puts the seconds of each, and how many of them this process computed."""
+    """Run the trials of one worker; put the seconds of overhead of each, and its processor seconds, into a queue.
+
+    Args:
+        url: of the storage.
+        name: of the study.
+        trials: the number of trials of the whole study.
+        delay: seconds before the worker starts.
+        gate: a barrier at which all workers wait for each other.
+        seconds: the queue.
+    """
     study = study_of(url, name)
     settings = StudySettings(name, {}, Budget(trials))
     took = []
-    with TrialLeases(
-        study._storage, study._study_id, settings.heartbeat_interval, settings.grace_period, print
-    ) as leases:
+    storage, study_id = storage_of(study), study_id_of(study)
+    with TrialLeases(storage, study_id, settings.heartbeat_interval, settings.grace_period, print) as leases:
         queue = Queue(study, settings, leases, Bars())
-        study.get_trials()  # the first look at a study reads all of it, once in a worker's life
+        study.get_trials()  # a worker reads the whole study once, at its first access
         gate.wait()
         time.sleep(delay)
-        for _ in range(EACH):
+        for _ in range(TRIALS_OF_WORKER):
             began, computed = time.perf_counter(), time.process_time()
             trial = queue.next()
             assert trial is not None
-            score = drawn(trial)
+            score, trial_id = sample(trial), trial_id_of(trial)
             trial.set_user_attr("uid", str(trial.number))
             for step in range(1, CHECKPOINTS + 1):
-                time.sleep(ASLEEP)
-                assert leases.holds(trial._trial_id) and leases.holds(trial._trial_id)
+                time.sleep(SLEEP)
+                assert leases.holds(trial_id) and leases.holds(trial_id)
                 trial.set_user_attr("scoring_seconds", 1.0)
                 trial.report(score, step)
                 trial.should_prune()
-            keep_constraints(study._storage, trial, dict.fromkeys("abcdef", 0.0))
-            leases.end(trial._trial_id)
+            keep_constraints(storage, trial, dict.fromkeys("abcdef", 0.0))
+            leases.end(trial_id)
             study.tell(trial, score, state=TrialState.COMPLETE)
-            took.append((time.perf_counter() - began - CHECKPOINTS * ASLEEP, time.process_time() - computed))
+            took.append((time.perf_counter() - began - CHECKPOINTS * SLEEP, time.process_time() - computed))
     seconds.put(took)
 
 
 def measure(url: str, workers: int, stored: int) -> dict[str, float]:
-    """The seconds of a trial, by several workers at once."""
+    """Return the seconds of overhead per trial with several workers at once."""
     name = f"{workers}-{stored}"
     forked = multiprocessing.get_context("fork")  # this process holds no connection that a child could inherit
     before = forked.Process(target=store, args=(url, name, stored))
     before.start()
     before.join()
     gate, seconds = forked.Barrier(workers), forked.SimpleQueue()
-    trials = stored + workers * EACH
-    delays = [CHECKPOINTS * ASLEEP * place / workers for place in range(workers)]
+    trials = stored + workers * TRIALS_OF_WORKER
+    delays = [CHECKPOINTS * SLEEP * place / workers for place in range(workers)]
     started = [forked.Process(target=work, args=(url, name, trials, delay, gate, seconds)) for delay in delays]
     for process in started:
         process.start()
-    took = [one for _ in started for one in seconds.get()]
+    took = [trial for _ in started for trial in seconds.get()]
     for process in started:
         process.join()
     low, median, high = (round(float(q), 3) for q in np.quantile([wall for wall, _ in took], [0.25, 0.5, 0.75]))
-    computed = round(float(np.median([own for _, own in took])), 3)
-    return {"workers": workers, "stored": stored, "trials": len(took), "seconds": median, "low": low, "high": high,
-            "computed": computed, "of_a_minute": round(median / MINUTE, 4)}  # fmt: skip
+    computed = round(float(np.median([processor for _, processor in took])), 3)
+    return {
+        "workers": workers,
+        "stored": stored,
+        "trials": len(took),
+        "seconds": median,
+        "low": low,
+        "high": high,
+        "computed": computed,
+        "of_a_minute": round(median / MINUTE, 4),
+    }
 
 
 def main() -> None:
-    """Measure all of it."""
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
+    """Measure every number of workers with every number of stored trials."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("out", type=Path, nargs="?", default=OUT, help="the file to write")
+    args = parser.parse_args()
     rows = []
     with postgres() as server:
         for workers in WORKERS:
@@ -138,7 +160,7 @@ def main() -> None:
                 print(rows[-1], flush=True)
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     facts = {**provenance(), "load": load}
-    write_atomic(out, json.dumps({**facts, "trials": rows}, indent=1) + "\n")
+    write_atomic(args.out, json.dumps({**facts, "trials": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Training speed against a plain diffusers + peft loop: same pictures, same model, same machine, one run.
+"""How fast is training beside a plain loop with diffusers and peft? Same images, model and machine, in one run.
 
     python -m experiments.speed.train_speed
 
-The plain loop is measured twice: encoding pictures and captions in every step, and with both cached as autolora does.
-Rounds of all three alternate, so that whatever else the machine does hits them alike; medians are compared.
+The plain loop is measured twice: it encodes images and captions in every step, or uses cached ones as autolora does.
+Rounds of all three alternate, so that the load of the machine affects all alike; medians are compared. Writes
+experiments/results/speed/train_speed.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -18,17 +18,20 @@ import torch
 from torch import Tensor
 
 from autolora.data.images import load_pixels
+from autolora.files import write_atomic
 from autolora.models.base import BaseModel, Context
 from autolora.models.load import load_model
 from autolora.models.settings import ModelSettings
 from autolora.provenance import provenance
+from experiments.common import results
+from experiments.common.arguments import argument_parser
 from experiments.speed.loops import Inputs, our_loop, plain_loop, quickstart, stored
 
 CACHE = Path("runs/.cache/latents")
 
 
 def encoded_each_time(model: BaseModel) -> Inputs:
-    """Latents and contexts as diffusers' example makes them: in every step again."""
+    """Return latents and contexts as diffusers' example makes them: encoded in every step."""
     pictures = quickstart().pictures
     pixels = torch.stack([torch.from_numpy(load_pixels(p.path, 64).copy()).permute(2, 0, 1) for p in pictures])
     pixels = pixels.float() / 127.5 - 1
@@ -42,13 +45,13 @@ def encoded_each_time(model: BaseModel) -> Inputs:
 
 def main() -> None:
     """Measure, print and write the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--dim", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/speed/train_speed.json"))
+    parser.add_argument("--out", type=Path, default=results.RESULTS / "speed" / "train_speed.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = load_model(ModelSettings())
@@ -74,9 +77,9 @@ def main() -> None:
         "threads": args.threads,
         "rounds": args.rounds,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    text = json.dumps(result, indent=2)
+    write_atomic(args.out, text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from autolora.data.concepts import DatasetSettings, load_dataset, without_triggers
+from autolora.scoring.eval_prompts import EvalPrompt
 from autolora.scoring.intervals import Estimate
-from autolora.scoring.probes import EvalPrompt
 from autolora.scoring.scorecard import Scorecard
 from experiments.live.negative_controls import Judged, saturated, scrambled, swapped
 from tests.data.folders import write_zorak
@@ -23,15 +23,15 @@ STATE = {
 
 
 def card(score: float, **constraints: float) -> Scorecard:
-    one = Estimate(score, score, score)
-    return Scorecard(one, 1.0, {}, {}, constraints, {}, {}, "", {})
+    estimate = Estimate(score, score, score)
+    return Scorecard(estimate, 1.0, {}, {}, constraints, {}, {}, "", {})
 
 
-def test_a_random_lora_has_the_same_numbers_in_other_places() -> None:
-    other = scrambled(STATE)
-    assert not torch.equal(other["a.lora_up.weight"], STATE["a.lora_up.weight"])
-    assert sorted(other["a.lora_up.weight"].flatten()) == sorted(STATE["a.lora_up.weight"].flatten())
-    assert other["a.alpha"] == STATE["a.alpha"]
+def test_a_random_lora_has_the_same_numbers_in_another_order() -> None:
+    random_lora = scrambled(STATE)
+    assert not torch.equal(random_lora["a.lora_up.weight"], STATE["a.lora_up.weight"])
+    assert sorted(random_lora["a.lora_up.weight"].flatten()) == sorted(STATE["a.lora_up.weight"].flatten())
+    assert random_lora["a.alpha"] == STATE["a.alpha"]
 
 
 def test_captions_lose_their_triggers_or_swap_those_of_the_outfits(tmp_path: Path) -> None:
@@ -44,13 +44,13 @@ def test_captions_lose_their_triggers_or_swap_those_of_the_outfits(tmp_path: Pat
 
 
 def test_more_saturation_moves_colours_away_from_grey() -> None:
-    picture = np.full((1, 4, 4, 3), (140, 120, 120), np.uint8)
-    probe = EvalPrompt("trigger", "", "mona", "", (0,))
-    red, green, _ = saturated({(probe, 1.0): picture})[probe, 1.0][0, 0, 0]
+    image = np.full((1, 4, 4, 3), (140, 120, 120), np.uint8)
+    prompt = EvalPrompt("trigger", "", "mona", "", (0,))
+    red, green, _ = saturated({(prompt, 1.0): image})[prompt, 1.0][0, 0, 0]
     assert int(red) - int(green) == pytest.approx(30, abs=2)
 
 
-def test_spoiled_ones_must_break_what_is_meant_and_lose() -> None:
+def test_a_spoiled_lora_must_break_its_constraint_and_score_worse() -> None:
     good = Judged.of((), card(0.9, burn=-1.0, bleed_class=-1.0))
     assert good.right(good)
     assert Judged.of(("burn",), card(0.95, burn=0.5)).right(good)

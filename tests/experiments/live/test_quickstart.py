@@ -1,10 +1,11 @@
-"""What is asked of each evaluation character, and how rates are told."""
+"""The conditions that each evaluation character must meet, and rates as text."""
 
 from __future__ import annotations
 
 import pytest
 
-from experiments.live.quickstart import Rate, holds, table
+from experiments.common.judge import Rate
+from experiments.live.quickstart import holds, table
 
 ROW: dict[str, str | float] = {
     "seed": 1,
@@ -24,7 +25,7 @@ ROW: dict[str, str | float] = {
 }
 
 
-def test_all_that_is_asked_holds() -> None:
+def test_a_good_character_meets_all_conditions() -> None:
     assert all(holds(ROW).values())
     assert "- 1 (doll-preserve, step 900, 600 s): guide overcooks yes, likeness yes, no bleed yes" in table([ROW])
 
@@ -39,10 +40,10 @@ def test_all_that_is_asked_holds() -> None:
         ("export class 1 share", 0.13, "no bleed"),
     ],
 )
-def test_each_shortcoming_is_told_by_its_name(key: str, share: float, name: str) -> None:
-    assert [asked for asked, met in holds({**ROW, key: share}).items() if not met] == [name]
+def test_a_condition_that_is_not_met_is_named(key: str, share: float, name: str) -> None:
+    assert [condition for condition, met in holds({**ROW, key: share}).items() if not met] == [name]
     assert f"{name} NO" in table([{**ROW, key: share}])
 
 
-def test_rates_are_told_with_wilsons_interval() -> None:
+def test_a_rate_is_printed_with_wilsons_interval() -> None:
     assert Rate(142, 200).text() == "71% (64%-77%)"

@@ -1,4 +1,4 @@
-"""Coverage of the score's interval: how sub-suites are drawn, and how often intervals of known width hold."""
+"""Coverage of the score's interval: how suites are drawn, and how often intervals of known width hold."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ from dataclasses import replace
 import numpy as np
 
 from autolora.scoring.scorer import Scorer
-from experiments.replay.interval_coverage import TIMES, distinct, held, sub_suites
+from experiments.replay.interval_coverage import TIMES, coverage, distinct_tags, sub_suites
 from tests.scoring.test_scorecard import made_up_scorer, renders
 
 
 def pool_of(noise: np.random.Generator) -> Scorer:
-    """The made-up scorer with ten times its prompts."""
+    """Return the made-up scorer with ten times its prompts."""
     scorer = made_up_scorer(noise)
-    copies = {probe: [replace(probe, prompt=f"{probe.prompt} {i}") for i in range(TIMES)] for probe in scorer.probes}
-    many = tuple(copy for own in copies.values() for copy in own)
-    back = {copy: probe for probe, own in copies.items() for copy in own}
+    copies = {p: [replace(p, prompt=f"{p.prompt} {i}") for i in range(TIMES)] for p in scorer.prompts}
+    many = tuple(copy for of_prompt in copies.values() for copy in of_prompt)
+    original = {copy: prompt for prompt, of_prompt in copies.items() for copy in of_prompt}
     return replace(
         scorer,
-        probes=many,
-        base={copy: scorer.base[back[copy]] for copy in many},
-        base_pictures={copy: scorer.base_pictures[back[copy]] for copy in many},
-        texts={copy: scorer.texts[back[copy]] for copy in many},
+        prompts=many,
+        base_embeddings={copy: scorer.base_embeddings[original[copy]] for copy in many},
+        base_renders={copy: scorer.base_renders[original[copy]] for copy in many},
+        text_embeddings={copy: scorer.text_embeddings[original[copy]] for copy in many},
     )
 
 
 def test_prompts_are_distinct_and_the_same_every_time() -> None:
-    found = distinct(random.Random(3), 40, True)
-    assert len(set(found)) == 40
-    assert found == distinct(random.Random(3), 40, True)
+    tags = distinct_tags(random.Random(3), 40, True)
+    assert len(set(tags)) == 40
+    assert tags == distinct_tags(random.Random(3), 40, True)
 
 
-def test_a_sub_suite_is_a_tenth_of_every_group() -> None:
+def test_a_drawn_suite_is_a_tenth_of_every_group() -> None:
     pool = pool_of(np.random.default_rng(0))
-    sizes = Counter(p.group for p in pool.probes)
+    sizes = Counter(p.group for p in pool.prompts)
     suites = list(sub_suites(pool, 20))
     for suite in suites:
-        assert Counter(p.group for p in suite.probes) == {group: n // TIMES for group, n in sizes.items()}
-    assert len({suite.probes for suite in suites}) == 20
+        assert Counter(p.group for p in suite.prompts) == {group: n // TIMES for group, n in sizes.items()}
+    assert len({suite.prompts for suite in suites}) == 20
 
 
-def test_intervals_of_renders_at_random_hold_about_as_often_as_they_claim() -> None:
+def test_intervals_of_random_renders_hold_about_as_often_as_they_should() -> None:
     noise = np.random.default_rng(0)
     pool = pool_of(noise)
     pictures = renders(pool, noise, 0.6, 0.9, 0.2)
-    rates = held(pool, pictures, 40)
+    rates = coverage(pool, pictures, 40)
     assert 0.8 <= rates["likeness"] <= 1
     assert 0.7 <= rates["bleed_class"] <= 1

@@ -1,25 +1,23 @@
-"""The replay of a study's makespan, on one character of the bank that is kept."""
+"""The replay of a study's duration, on one character of the stored bank."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 
 from autolora.evaluation.session import REPEATS
-from experiments.replay.efficiency import read_bank
+from experiments.replay.bank_rows import facts_of, read_rows
 from experiments.replay.makespan import WAYS, Costs, Spent, Way, orders, replay
-from experiments.replay.score_validity import BANK, read_rows
+from experiments.replay.replayed_bank import read_bank
 
 COSTS = Costs(image=0.5, render=2.0, packed_image=0.125, packed_render=2.0, workers=2, at_once=4)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_every_way_saves_what_it_should_and_nothing_else() -> None:
+def test_every_way_saves_only_what_it_should() -> None:
     name, rows = next(iter(read_rows().items()))
     bank = read_bank(name, rows)
     order = orders(bank)[0]
-    renders = json.loads((BANK / f"{name}.json").read_text("utf-8"))["renders"]
+    renders = facts_of(name)["renders"]
 
     def spent(way: Way) -> Spent:
         return replay(bank, order, renders, COSTS, way)
