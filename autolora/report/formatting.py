@@ -1,22 +1,16 @@
-"""Values as a person writes them."""
+"""Values as text for reports, tables and logs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from autolora.scoring.intervals import Estimate
-
-TERM_NAMES = {  # of the terms of a score, as people read them
-    "score": "score",
-    "fidelity": "fidelity",
-    "likeness": "likeness",
-    "editability": "editability",
-    "bleed_class": "bleed",
-}
+if TYPE_CHECKING:  # this imports scipy
+    from autolora.scoring.intervals import Estimate
 
 
 def parameters(values: Mapping[str, object]) -> list[tuple[str, str, str]]:
-    """(full name, short name, value) of what was drawn; a last part that two share keeps its group."""
+    """Sampled values as (full name, short name, value); a short name that two share is the full name instead."""
     keys = {key: key.rpartition("/")[2] for key in values}
     lasts = [key.rpartition(".")[2] for key in keys.values()]
     return [
@@ -26,7 +20,7 @@ def parameters(values: Mapping[str, object]) -> list[tuple[str, str, str]]:
 
 
 def number(value: object) -> str:
-    """A value as a person writes it: three significant digits for fractions, `none` for None."""
+    """A value as text: three significant digits for fractions, `none` for None."""
     if value is None:
         return "none"
     if isinstance(value, float) and 0 < abs(value) < 1e-3:
@@ -38,12 +32,12 @@ def number(value: object) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 trial`, `2 trials`."""
+    """A count with its noun: `1 trial`, `2 trials`."""
     return f"{count:,} {noun}" + ("s" if count != 1 else "")
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two largest units that matter."""
+    """Seconds as text in at most two units: `12 min 14 s`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

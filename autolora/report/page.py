@@ -14,7 +14,8 @@ from autolora.report.figures.comparison import interval_bars, parameter_effect
 from autolora.report.figures.curves import learning_curve, overview, weight_sweep
 from autolora.report.figures.embed import drawing_parts, embed, script_json
 from autolora.report.figures.pareto import ParetoPoint, is_exported, pareto_figure, pareto_points
-from autolora.report.formatting import TERM_NAMES, parameters
+from autolora.report.figures.theme import TERM_NAMES
+from autolora.report.formatting import parameters
 from autolora.report.image_store import ImageStore
 from autolora.report.schema import STATES, Effect, Gallery, Report, TrialRow
 from autolora.report.selection import compared_trials, leading_trials, ranked_trials

@@ -13,14 +13,9 @@ from PIL import Image
 from autolora.report.formatting import counted, duration, format_estimate, number
 from autolora.report.image_store import data_uri
 from autolora.report.schema import Column, CurvePoint, Sample
+from autolora.scoring.metrics import constraint_label
 
 TEMPLATES = Path(__file__).parent / "templates"
-CONSTRAINT_NAMES = {
-    "bleed_class": "bleed",
-    "editability": "inflexible",
-    "bleed_cross": "concept mixing",
-    "memorisation": "copied",
-}
 
 
 def environment(escaped: bool = True) -> Environment:
@@ -46,7 +41,7 @@ def environment(escaped: bool = True) -> Environment:
         "first_image": first_image,
         "term": term_text,
         "percent": lambda value: f"{100 * min(max(value, 0.0), 1.0):.0f}%",
-        "constraint": lambda name: CONSTRAINT_NAMES.get(name, name.replace("_", " ")),
+        "constraint": constraint_label,
     }
     return result
 

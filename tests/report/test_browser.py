@@ -111,7 +111,7 @@ def test_pointing_at_a_checkpoint_shows_it(page: Page) -> None:
     page.locator("#pareto").scroll_into_view_if_needed()
     x, y = page.eval_on_selector(
         "#pareto .scatterlayer .trace:nth-child(2) .points path:nth-child(3)",
-        "point => { const { x, y, width, height } = point.getBoundingClientRect(); return [x + width / 2, y + height / 2]; }",
+        "point => { const r = point.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }",
     )
     page.mouse.move(x - 5, y)
     page.mouse.move(x, y)

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from autolora.report.figures.comparison import ComparedTrial
-from autolora.report.formatting import TERM_NAMES, duration, format_estimate, number, parameters
+from autolora.report.figures.theme import TERM_NAMES
+from autolora.report.formatting import duration, format_estimate, number, parameters
 from autolora.report.image_store import ImageStore, data_uri
 from autolora.report.page import render_page, write_report
 from autolora.report.schema import Column, CurvePoint, Gallery, Pair, Report, Reproduction, Sample, TrialRow

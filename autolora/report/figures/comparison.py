@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from autolora.report.figures.curves import CURVE_TERMS
-from autolora.report.figures.theme import TERM_COLOURS, THEME, new_figure, value_range
-from autolora.report.formatting import TERM_NAMES, format_estimate, number
+from autolora.report.figures.theme import TERM_COLOURS, TERM_NAMES, THEME, new_figure, value_range
+from autolora.report.formatting import format_estimate, number
 from autolora.report.schema import Effect, TrialRow
 from autolora.scoring.intervals import Estimate
 

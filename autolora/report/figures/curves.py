@@ -8,8 +8,8 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from autolora.report.figures.theme import HEIGHT, MARGIN, TERM_COLOURS, new_figure, value_range
-from autolora.report.formatting import TERM_NAMES, format_estimate
+from autolora.report.figures.theme import HEIGHT, MARGIN, TERM_COLOURS, TERM_NAMES, new_figure, value_range
+from autolora.report.formatting import format_estimate
 from autolora.report.schema import CurvePoint, TrialRow
 
 CURVE_TERMS = ("score", "fidelity", "editability", "bleed_class")

@@ -9,8 +9,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from autolora.report.figures.theme import new_figure
-from autolora.report.formatting import TERM_NAMES, format_estimate
+from autolora.report.figures.theme import TERM_NAMES, new_figure
+from autolora.report.formatting import format_estimate
 from autolora.report.schema import CurvePoint, Report, TrialRow
 
 PARETO_TERMS = ("likeness", "editability", "bleed_class")
