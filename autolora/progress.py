@@ -18,7 +18,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-
 LOGGER = logging.getLogger("autolora")
 
 

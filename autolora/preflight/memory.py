@@ -26,7 +26,7 @@ from autolora.train.loss import diffusion_loss
 from autolora.train.oom_fallback import memory_suggestions
 from autolora.train.run import Run
 
-WORKSPACE = 300_000_000  # bytes of CUDA libraries' workspace: the mean error of the estimates in experiments/full_size without it
+WORKSPACE = 300_000_000  # bytes of CUDA libraries, the mean error of the estimates in experiments/full_size without it
 DRIVER = 500_000_000  # bytes that a process takes besides what PyTorch allocates
 GB = 1e9
 

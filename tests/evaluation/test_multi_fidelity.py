@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from autolora.evaluation.multi_fidelity import MIN_RENDERED, can_stop_early, evaluate_progressively, predicted_undercooked
+from autolora.evaluation.multi_fidelity import (
+    MIN_RENDERED,
+    can_stop_early,
+    evaluate_progressively,
+    predicted_undercooked,
+)
 from autolora.evaluation.result import CheckpointResult, unpromising_result
 from autolora.scoring.diagnosis import remedy
 from autolora.scoring.intervals import Estimate

@@ -69,7 +69,7 @@ def test_advice_against_bleed_knows_how_it_was_trained() -> None:
         "48 regularization images of `1girl`, `1girl, taco` (train.reg_ratio=0.5 model.num_class_images=48)",
         "train.prior_preservation_ratio=0.4",
         "use weight 0.7",
-        "stop at step 600",
+        "stop after 600 images",
     ]
     trained = replace(known.run, train=replace(known.run.train, prior_preservation_ratio=1.0, reg_ratio=0.5))
     advice = TrialFolder(known.path, trained, known.results).remedy(leaking)

@@ -33,13 +33,13 @@ def test_what_a_limited_time_is_spent_on_is_told(tmp_path: Path) -> None:
     # 7 checkpoints and 2 recipes with 2 seeds each by 200 renders of 3 s, 4 trainings of 15 minutes, 300 renders more
     assert "finals: at most 185 min, for 7 checkpoints re-scored and 4 recipes trained again" in words
     assert words[-2] == (
-        "budget.minutes=480: the search takes 336 of them, for about 23 of 40 trials in full, and the finals what is "
-        "left, 144 at least"
+        "budget.minutes=480: the search takes 336 of them, for about 23 of 40 trials in full, and the finals the "
+        "rest, at least 144"
     )
     assert "too little for all of the finals (185 min)" in words[-1]
     assert len(describe_time(study, 2, 15.0, finals=144.0)) == 1
     short = describe_time(replace(study, budget=Budget(minutes=20)), 2, 15.0, finals=0.0)
-    assert "too short for the 2 recipes" in short[-1]
+    assert "too short for the 2 baselines" in short[-1]
     assert "set budget.minutes=43" in short[-1]  # 30 of them are the search's, 70%
     assert "47% of what they are" in short[-1]
     assert not describe_time(replace(study, budget=Budget()), 2, 15.0, finals=150.0)

@@ -72,7 +72,7 @@ def trial(number: int, recipe: str, speed: float, **more: object) -> TrialRow:
         },
         "curve": points,
         "overcooked_step": over,
-        "reason": f"stopped: overcooked since step {over}" if over else "ran to its end",
+        "reason": f"stopped: overcooked since {over} images" if over else "ran to its end",
     }
     return TrialRow(number=number, uid=f"{number:08x}", recipe=recipe, **(fields | more))  # type: ignore[arg-type]
 
@@ -163,7 +163,7 @@ REPRODUCTION = Reproduction(
     "# @package _global_\nrecipe_name: quickstart-best\n",
     "autolora train recipe=guide-adamw adapter.dim=16",
     "accelerate launch train_network.py \\\n  --network_dim=16",
-    ("PICTURES holds the folders 10_fit_a, 12_fit_b.",),
+    ("IMAGES holds the folders 10_fit_a, 12_fit_b.",),
     {"base model": "paperdoll", "recipe": "guide-adamw"},
 )
 STEP_TABLE = StepTable(
@@ -212,7 +212,7 @@ def report(size: int = 64) -> Report:
             0.1,
             state="pruned",
             params={"guide-prodigy/optimizer.d_coef": 0.53},
-            reason="pruned: behind three quarters of the trials at step 800",
+            reason="pruned: behind three quarters of the trials at 800 images",
         ),
         trial(
             5, "guide-adamw", 0.6, params={"guide-adamw/adapter.dim": 32, "guide-adamw/optimizer.lr": 6e-4}, steps=900
@@ -223,14 +223,14 @@ def report(size: int = 64) -> Report:
             "guide-prodigy",
             {"guide-prodigy/optimizer.d_coef": 1.97},
             "failed",
-            reason="diverged at step 200: <loss> is not finite",
+            reason="diverged at 200 images: <loss> is not finite",
         ),
     )
     return Report(
         study="quickstart",
         verdict="Exported trial 3 (guide-adamw) after 1400 images: likeness 0.70 and bleed 0.02. guide-adamw unchanged "
-        "overcooked from step 400: plain 1girl shows the character in 71% of renders.",
-        dataset="zorak, 24 pictures in 2 outfits",
+        "overcooked from 400 images on: plain 1girl shows the character in 71% of renders.",
+        dataset="zorak, 24 images in 2 outfits",
         seconds=734.2,
         trials=trials,
         gallery=gallery(size),

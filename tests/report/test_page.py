@@ -84,7 +84,7 @@ def test_what_a_reader_looks_for(page: str) -> None:
         "autolora tune quickstart",
         "1girl, zorak, <lora:quickstart-zorak:0.7>",
         "overcooked from 400",
-        "pruned: behind three quarters of the trials at step 800",
+        "pruned: behind three quarters of the trials at 800 images",
         "With the trigger",
         "this should stay the base model's",
         "With and without the trigger",

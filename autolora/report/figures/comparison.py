@@ -43,7 +43,10 @@ def interval_bars(trials: Sequence[ComparedTrial]) -> go.Figure:
     values = [value for t in trials for e in t.terms.values() for value in (e.low, e.high)]
     low, high = value_range([*values, *(value for t in trials for value in t.ends.values())])
     figure.update_xaxes(range=[low - 0.02, high + 0.02], showgrid=True, dtick=0.25, zeroline=low < 0)
-    figure.update_yaxes(autorange="reversed", showgrid=False, ticklabelposition="outside", tickfont={"size": 12})
+    names = [escape(trial.name) for trial in trials]
+    figure.update_yaxes(
+        autorange="reversed", categoryorder="array", categoryarray=names, showgrid=False, tickfont={"size": 12}
+    )
     figure.update_layout(
         template=THEME,
         title_text="The exported trial and the baselines, each at its best checkpoint",
@@ -122,12 +125,21 @@ def value_axis(effect: Effect) -> dict[str, Any]:
     if len(numbers) < len(distinct) or len(distinct) <= FEW_VALUES:
         ordered = sorted(distinct, key=lambda v: (isinstance(v, str), v is not None and not isinstance(v, str) and v))
         names = [escape(number(value)) for value in ordered]
-        return {"type": "category", "categoryorder": "array", "categoryarray": names, "range": [-0.5, len(names) - 0.5]}
-    if effect.log and min(numbers) > 0:
-        low, high = math.log10(min(numbers)), math.log10(max(numbers))
-        return {"type": "log", "range": [low - 0.04 * (high - low), high + 0.04 * (high - low)], "nticks": 5}
-    room = 0.04 * (max(numbers) - min(numbers))
-    return {"type": "linear", "range": [min(numbers) - room, max(numbers) + room], "nticks": 5}
+        return {
+            "type": "category",
+            "categoryorder": "array",
+            "categoryarray": names,
+            "range": [-0.5, len(names) - 0.5],
+            "tickmode": "auto",
+        }
+    ends = [min(numbers), max(numbers)]
+    if effect.log and ends[0] > 0:
+        low, high = math.log10(ends[0]), math.log10(ends[1])
+        room = 0.04 * (high - low)
+        ticks = {"tickmode": "array", "tickvals": ends, "ticktext": [number(value) for value in ends]}
+        return {"type": "log", "range": [low - room, high + room], **ticks}
+    room = 0.04 * (ends[1] - ends[0])
+    return {"type": "linear", "range": [ends[0] - room, ends[1] + room], "tickmode": "auto", "nticks": 5}
 
 
 def _score_text(score: Estimate) -> str:

@@ -89,6 +89,7 @@ def overview(trials: Iterable[TrialRow], best: int | None, baselines: Iterable[i
         if rank and math.isfinite(last.score):
             ends.append((last.at, last.score, f"#{trial.number} {'best' if rank == 2 else 'baseline'}", colour))
     _add_end_names(figure, ends)
+    figure.update_layout(margin_r=88)
     return figure
 
 

@@ -14,7 +14,7 @@ from autolora.report.formatting import format_estimate
 from autolora.report.schema import CurvePoint, Report, TrialRow
 
 PARETO_TERMS = ("likeness", "editability", "bleed_class")
-HEIGHT = 420
+HEIGHT = 390
 
 
 @dataclass(frozen=True)

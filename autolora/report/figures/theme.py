@@ -13,7 +13,7 @@ from autolora.report.templating import text_of
 from autolora.scoring.metrics import METRICS
 
 HEIGHT = 250  # pixels
-MARGIN = {"l": 40, "r": 76, "t": 24, "b": 42}  # pixels; names stand at the right ends of lines
+MARGIN = {"l": 28, "r": 76, "t": 24, "b": 42}  # pixels; names stand at the right ends of lines
 TERM_NAMES = {"score": "score"} | {metric.name: metric.label for metric in METRICS if metric.in_report}
 TERM_COLOURS = {
     "score": "var(--score)",

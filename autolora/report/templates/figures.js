@@ -43,7 +43,6 @@
     const { data, layout } = JSON.parse(figures.get(plot), withColours);
     layout.template = JSON.parse(theme, withColours);
     layout.template.layout.font.family = getComputedStyle(document.body).fontFamily;
-    if (plot.clientWidth < 520) layout.height = Math.min(layout.height, 360);
     if (first) plot.replaceChildren();
     plot.setAttribute("data-drawn", "");
     await Plotly.react(plot, data, layout, { displayModeBar: false, responsive: true });

@@ -184,7 +184,7 @@ def test_a_folder_of_files_is_ranked(finished: Path, tmp_path: Path, capsys: pyt
     printed = capsys.readouterr().out
     assert (
         "not scored: broken.safetensors" in printed
-        and "what others choose by: clip_i" in printed
+        and "standard metrics: clip_i" in printed
         and "yes.safetensors" in printed
     )
 
