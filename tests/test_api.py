@@ -16,6 +16,8 @@ from autolora.optim.optimizers import Adafactor
 from autolora.progress import Bars, ProgressUpdate
 from autolora.settings import build_run, build_settings
 
+pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "train_from_python.py"
 
 

@@ -10,7 +10,7 @@ from autolora.commands.request import Request
 from autolora.errors import UNMEASURED_EXIT_CODE
 from autolora.files import write_atomic
 from autolora.study.definition import adapter_notes
-from autolora.study.results.summary import plain_lora_as_dict, describe_plain_lora
+from autolora.study.results.summary import describe_plain_lora, plain_lora_as_dict
 
 
 def train(request: Request) -> int:

@@ -24,6 +24,8 @@ from autolora.study.lifecycle import open_study
 from tests import tiny
 from tests.study.search import chaos
 
+pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
+
 
 def launched(tmp_path: Path, workers: int, *overrides: str) -> subprocess.CompletedProcess[str]:
     """So many workers that are to join a study."""

@@ -23,6 +23,8 @@ from autolora.settings import build_run
 from autolora.train.init_from_lora import starting_state
 from tests.study.search.test_tune import SMALL
 
+pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
+
 SETTINGS = [s for s in SMALL if not s.startswith(("study.", "budget."))]
 NOISE = 0.005  # in a score, by half precision
 

@@ -15,6 +15,8 @@ from autolora.paperdoll.world import write_dataset
 from tests import tiny, tiny_flow
 from tests.original import both_forms
 
+pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
+
 FORMS = [*((family, "folder") for family in FAMILIES), *((family, "file") for family in ("sd1", "sd2", "sdxl"))]
 STUDY = """# @package _global_
 defaults: [override /model: paperdoll, override /scoring: paperdoll]

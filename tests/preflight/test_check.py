@@ -15,6 +15,8 @@ from autolora.preflight import sections as check
 from autolora.preflight.cost import Renders, count_renders
 from tests.data.folders import noise_image, write_concepts
 
+pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
+
 FULL = "1girl, zorak, {fit}, gold horns, blue hair, red eyes, masterpiece, {place}"
 
 

@@ -35,6 +35,8 @@ from tests.export.world import dataset as world
 from tests.export.world import run
 from tests.study.search.test_tune import SMALL
 
+pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
+
 SETTINGS = [s for s in SMALL if not s.startswith(("study.", "budget."))]
 
 

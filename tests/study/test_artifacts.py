@@ -33,6 +33,8 @@ from tests.study.results.test_dashboard import RUN, finish, point
 from tests.study.search import chaos
 from tests.study.search.test_workers import TRIALS, begin, on_measure, states
 
+pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
+
 SECRET = "hushhushhush"
 
 

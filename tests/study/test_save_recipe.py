@@ -49,7 +49,10 @@ def test_a_later_study_takes_it_by_its_name(ended: tuple[StudyDefinition, optuna
 
 def test_no_other_recipe_is_overwritten(ended: tuple[StudyDefinition, optuna.Study]) -> None:
     definition, study = ended
-    for name, message in (("doll-adamw", "there is another recipe of this name"), ("a/b", "cannot be the name of a recipe")):
+    for name, message in (
+        ("doll-adamw", "there is another recipe of this name"),
+        ("a/b", "cannot be the name of a recipe"),
+    ):
         with pytest.raises(ConfigError, match=message):
             save_recipe(definition, study, name)
     save_recipe(definition, study, "mine")

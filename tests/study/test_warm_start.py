@@ -172,7 +172,9 @@ def test_keys_that_only_one_of_the_studies_varies(tmp_path: Path) -> None:
     study, said = start(new)
     priors = known_priors(new, study._storage)
     assert {p.params["doll-adamw/adapter.dim"] for p in priors} == {16} and len(priors) == len(unlimited)
-    assert f"left out: {8 - len(unlimited)} as doll-adamw/train.scale_weight_norms is None here and does not vary" in said
+    assert (
+        f"left out: {8 - len(unlimited)} as doll-adamw/train.scale_weight_norms is None here and does not vary" in said
+    )
 
 
 def test_what_lies_outside_the_ranges_is_left_out(earlier: Path, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from tests.study.finals.test_finals import finalist
 from tests.study.results.test_dashboard import RUN, Quiet
 from tests.study.test_warm_start import ADAMW, planned, start
 
+pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
+
 NOTHING: Any = None
 
 

@@ -42,6 +42,8 @@ from tests.study.results.test_progress import TRIALS, opened
 from tests.study.search.test_tune import tune
 from tests.study.test_warm_start import ADAMW, planned, start
 
+pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
+
 BLOCKED = ("torch", "torchvision", "diffusers", "transformers", "peft", "safetensors", "bitsandbytes", "open_clip")
 REFUSE_IMPORTS = f"""
 import sys

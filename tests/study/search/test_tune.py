@@ -29,6 +29,8 @@ from autolora.settings import SWEEP_WEIGHTS
 from autolora.study.storage import open_storage, storage_url
 from autolora.train.slot import TrainingSlot
 
+pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
+
 CONSTRAINTS = {
     "bleed_class",
     "bleed_cross",

@@ -32,6 +32,8 @@ from autolora.study.search.liveness import OWNER
 from autolora.train.run import Run
 from tests.study.search import chaos
 
+pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
+
 TRIALS = 3
 
 
