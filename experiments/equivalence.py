@@ -17,6 +17,7 @@ import argparse
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -107,13 +108,13 @@ def study_arguments(kind: str, seed: int, out: Path, cache: Path, old_names: Map
 def key_names(checkout: Path) -> dict[str, str]:
     """Config keys by their present name, with the names that a checkout has for those it does not know yet."""
     renamed = _renamed_keys(HERE)
-    known = set(_renamed_keys(checkout).values())
+    present = set(_renamed_keys(checkout).values())
     names: dict[str, str] = {}
     for old, new in renamed.items():
         same_section = (
             old.rpartition(".")[0] == new.rpartition(".")[0]
         )  # keys that moved to another section did so long ago
-        if new not in known and same_section:
+        if new not in present and same_section:
             names[new] = old
     return names
 
@@ -152,7 +153,8 @@ def run_study(checkout: Path, kind: str, seed: int, out: Path) -> Path:
     arguments = study_arguments(kind, seed, folder, folder.parent / "cache", key_names(checkout))
     environment = {k: v for k, v in os.environ.items() if k != "AUTOLORA_STORAGE"}
     environment |= {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    folder.mkdir(parents=True, exist_ok=True)  # the working directory must not offer recipes of its own in `conf/`
+    shutil.rmtree(folder, ignore_errors=True)  # a study of a changed checkout is not continued
+    folder.mkdir(parents=True)  # the working directory: it has no recipes of its own in `conf/`
     done = subprocess.run(
         [sys.executable, "-m", "autolora.cli", "tune", "quickstart", *arguments],
         cwd=folder,

@@ -71,8 +71,8 @@ class Judge:
         if kind == "class":
             return [class_word] * self.renders
         outfits = self.character.outfits
-        asked = [f"{class_word}, {trigger or self.character.trigger}, {outfit.trigger}" for outfit in outfits]
-        return [asked[i % len(asked)] for i in range(self.renders)]
+        with_trigger = [f"{class_word}, {trigger or self.character.trigger}, {outfit.trigger}" for outfit in outfits]
+        return [with_trigger[i % len(with_trigger)] for i in range(self.renders)]
 
     def images(self, prompts: Sequence[str], weight: float = 1.0) -> Images:
         """Render the prompts, each at a seed of its own."""
@@ -81,13 +81,13 @@ class Judge:
 
     def rate(self, kind: str, weight: float = 1.0, trigger: str | None = None) -> Rate:
         """Count the images of a kind of prompt that show the character; a LoRA weight of 0 judges the base model."""
-        shown = self.classifier.shows(self.images(self.prompts(kind, trigger), weight), self.character)
-        return Rate(int(shown.sum()), len(shown))
+        hits = self.classifier.shows(self.images(self.prompts(kind, trigger), weight), self.character)
+        return Rate(int(hits.sum()), len(hits))
 
     def strip(self, weight: float = 1.0) -> Images:
         """Render a row of images, (height, width, 3): six of the class word alone, then six with the trigger."""
-        asked = [(self.prompts(kind)[i], i) for kind in ("class", "trigger") for i in range(STRIP_IMAGES)]
-        requests = [RenderRequest(prompt, self.first_seed + i, weight) for prompt, i in asked]
+        prompts = [(self.prompts(kind)[i], i) for kind in ("class", "trigger") for i in range(STRIP_IMAGES)]
+        requests = [RenderRequest(prompt, self.first_seed + i, weight) for prompt, i in prompts]
         return np.concatenate(list(render(self.model, requests, self.settings, self.adapter)), axis=1)
 
 
@@ -102,10 +102,10 @@ def attribute_figures(judge: Judge, tags: Sequence[str], weight: float) -> dict[
     character = judge.character
     lead = f"{character.traits['count']}, {character.trigger}"
     chosen = [tags[i % len(tags)] for i in range(judge.renders)]
-    asked = {"likeness": judge.prompts("trigger"), "accuracy": [f"{lead}, {tag}" for tag in chosen]}
-    asked["bleed"] = judge.prompts("class")
+    by_figure = {"likeness": judge.prompts("trigger"), "accuracy": [f"{lead}, {tag}" for tag in chosen]}
+    by_figure["bleed"] = judge.prompts("class")
     figures: dict[str, float] = {}
-    for name, prompts in asked.items():
+    for name, prompts in by_figure.items():
         images = judge.images(prompts, weight)
         halves = {"": slice(None), "_a": slice(0, None, 2), "_b": slice(1, None, 2)}
         for half, part in halves.items():

@@ -73,8 +73,8 @@ def collect(study_name: str, overrides: Sequence[str]) -> tuple[list[str], list[
     places = [titles.index(GROUPS[group]) for group, *_ in ROWS]
     base, first, *_, best = gallery.columns
     columns = [Column("base model", [base.by_step[0][i] for i in places], None)]
-    shown = (("guide's recipe", first, baseline), ("exported", best, outcome.winner.result))
-    columns += [Column(name, [column.by_weight[1.0][i] for i in places], result) for name, column, result in shown]
+    loras = (("guide's recipe", first, baseline), ("exported", best, outcome.winner.result))
+    columns += [Column(name, [column.by_weight[1.0][i] for i in places], result) for name, column, result in loras]
     return [gallery.samples[i].prompt for i in places], columns, settings.scoring.max_bleed
 
 

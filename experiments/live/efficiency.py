@@ -51,15 +51,15 @@ def picks(overrides: tuple[str, ...]) -> Iterator[tuple[int, State]]:
     definition = define_study(settings_of(*overrides, study=SPACE))
     study = load_started_study(definition, print)
     best: float | None = None
-    shown = 0
+    images = 0
     trials = load_trials(definition, study)
     trials.sort(key=lambda pair: pair[0].datetime_complete)  # type: ignore[arg-type, return-value]
     for trial, trial_folder in trials:
-        shown += trial.user_attrs[STEP]
+        images += trial.user_attrs[STEP]
         result = trial_folder.best_result()
         if result is not None and (best is None or result.objective > best):
             best = result.objective
-            yield shown, trial_folder.load(result)
+            yield images, trial_folder.load(result)
 
 
 def judge_character(seed: int, out: Path, renders: int) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def judge_character(seed: int, out: Path, renders: int) -> dict[str, Any]:
     top = max(rows, key=classifier_score)
     best = figures(load_file(out / str(seed) / f"{int(top['number']):02d}" / f"{top['step']}.safetensors"))
     after_trials = picks((f"out={folder}", *overrides))
-    trace = [(shown / images, share(figures(state), best, renders)) for shown, state in after_trials]
+    trace = [(count / images, share(figures(state), best, renders)) for count, state in after_trials]
     exported = share(figures(read_lora(Path(result["export"]), model)), best, renders)
     facts = {"recipes": len({row["number"] for row in rows}), "images": images, "trials": result["trials"]}
     return facts | {"trace": trace, "export": exported, "best": result["best"]["recipe"]}

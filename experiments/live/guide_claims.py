@@ -116,7 +116,7 @@ class Claim:
 LIKENESS = best("likeness")
 GRAINY = "LoCon's images take over more of the noise of noisy images (fine detail more than on clean ones)"
 CLAIMS = [
-    Claim("LoCon shows the character in the asked outfit more often", ("locon",), ("lora",), best("dressed")),
+    Claim("LoCon shows the character in the prompted outfit more often", ("locon",), ("lora",), best("dressed")),
     Claim(GRAINY, ("locon-grain", "lora"), ("lora-grain", "locon"), last("detail"), form="+.4f"),
     Claim("many buckets blur (less fine detail)", ("few-buckets",), ("many-buckets",), last("detail"), form="+.4f"),
     Claim("many buckets cost likeness", ("few-buckets",), ("many-buckets",), LIKENESS),
@@ -152,16 +152,16 @@ def write_pictures(seed: int, out: Path) -> None:
 def figures(judge: Judge, trigger: str) -> dict[str, float]:
     """Return the figures of the LoRA in the judge's adapter at LoRA weight 1, and the fine detail of its images.
 
-    `dressed` is the share of images with the trigger that show the character in the asked outfit.
+    `dressed` is the share of images with the trigger that show the character in the prompted outfit.
     """
     character, classifier = judge.character, judge.classifier
     with_trigger = judge.images(judge.prompts("trigger", trigger))
     class_alone = judge.images(judge.prompts("class"))
-    shown = classifier.shows(with_trigger, character)
+    is_character = classifier.shows(with_trigger, character)
     dressed = np.array(classifier.outfit(with_trigger, character)) == np.arange(len(with_trigger)) % OUTFITS
     values = {
-        "likeness": shown.mean(),
-        "dressed": (shown & dressed).mean(),
+        "likeness": is_character.mean(),
+        "dressed": (is_character & dressed).mean(),
         "detail": saturation_features(with_trigger)[:, 2].mean(),
         "bleed": classifier.shows(class_alone, character).mean(),
     }
@@ -228,7 +228,7 @@ def arms_table(judged: Sequence[Mapping[str, Any]]) -> str:
     lines = table_head(
         "arm",
         "best likeness",
-        "best of the asked outfit",
+        "best of the prompted outfit",
         "bleed at the end",
         "detail at the end",
         "buckets",

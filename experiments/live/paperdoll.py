@@ -70,8 +70,8 @@ def check_classifier(classifier: AttributeClassifier, model: BaseModel, count: i
         outfits.append(np.mean([read == i % 2 for i, read in enumerate(classifier.outfit(reconstructed, character))]))
         strangers = [novel_character(rng.randrange(10_000, 99_999), 2) for _ in range(40)]
         others = drawings([character_look(c, rng.choice(c.outfits), rng) for c in strangers], rng)
-        shown = [classifier.shows(others, character), classifier.shows(images[:40], character)]
-        alarms.append(np.concatenate(shown).mean())
+        false_alarms = [classifier.shows(others, character), classifier.shows(images[:40], character)]
+        alarms.append(np.concatenate(false_alarms).mean())
     return {
         "oracle accuracy on fresh drawings": classifier.accuracy(images, [look.values for look in looks]),
         "oracle recall of a character after the VAE": float(np.mean(recall)),

@@ -2,8 +2,8 @@
 
     python -m experiments.replay.efficiency
 
-Each search method takes a character's recipes from the bank until none is left, and after every trial names its pick.
-A suggestion of a sampler is taken as the nearest recipe that is left. Counted are the images shown until the pick
+Each search method takes a character's recipes from the bank until all are taken, and after every trial names its pick.
+A suggestion of a sampler is taken as the nearest recipe that remains. Counted are the images shown until the pick
 reaches 95% of the best checkpoint by the attribute classifier, as a share of the images of the whole grid.
 
 - autolora: the baselines first, then the study's own sampler, pruner, progressive evaluation and stop of overcooked
@@ -55,19 +55,19 @@ def autolora(bank: Bank, seed: int) -> Trace:
     study = optuna.create_study(direction="maximize", **make_sampler_and_pruner(replace(bank.settings, seed=seed)))
     points: list[CheckpointResult] = []
     rows: list[Row] = []
-    shown, left = 0, list(bank.pool)
+    images, remaining = 0, list(bank.pool)
     baselines = bank.baselines
-    while left:
-        entry = baselines.pop(0) if baselines else nearest(study, bank.space, left)
-        left.remove(entry)
-        is_baseline = len(bank.pool) - len(left) <= len(bank.space)
+    while remaining:
+        entry = baselines.pop(0) if baselines else nearest(study, bank.space, remaining)
+        remaining.remove(entry)
+        is_baseline = len(bank.pool) - len(remaining) <= len(bank.space)
         curve, state = trained_part(study, entry, bank, points, is_baseline)
-        shown += int(entry.rows[len(curve) - 1]["step"])
+        images += int(entry.rows[len(curve) - 1]["step"])
         points += curve
         rows += entry.rows[: len(curve)]
         best = max(p.objective for p in curve)
         study.add_trial(trial_of(entry, state, best, [p.objective for p in curve]))
-        yield shown, max((rows[i] for i in finalists(points, rows)), key=_objective)
+        yield images, max((rows[i] for i in finalists(points, rows)), key=_objective)
 
 
 def trained_part(
@@ -84,25 +84,25 @@ def trained_part(
 
 def at_random(bank: Bank, seed: int) -> Trace:
     """Take recipes in random order; every checkpoint is scored by the whole suite."""
-    shown, rows = 0, list[Row]()
+    images, rows = 0, list[Row]()
     for place in np.random.default_rng(seed).permutation(len(bank.pool)):
         entry = bank.pool[place]
-        shown += entry.images
+        images += entry.images
         rows += entry.rows
-        yield shown, max(rows, key=_objective)
+        yield images, max(rows, key=_objective)
 
 
 def plain_tpe(bank: Bank, seed: int) -> Trace:
     """Search by Optuna's TPE with its defaults, which sees the last checkpoints only."""
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
-    shown, left, rows = 0, list(bank.pool), list[Row]()
-    while left:
-        entry = nearest(study, bank.space, left)
-        left.remove(entry)
-        shown += entry.images
+    images, remaining, rows = 0, list(bank.pool), list[Row]()
+    while remaining:
+        entry = nearest(study, bank.space, remaining)
+        remaining.remove(entry)
+        images += entry.images
         rows.append(entry.rows[-1])
         study.add_trial(trial_of(entry, TrialState.COMPLETE, _objective(rows[-1]), []))
-        yield shown, max(rows, key=_objective)
+        yield images, max(rows, key=_objective)
 
 
 METHODS: dict[str, Method] = {
@@ -112,14 +112,16 @@ METHODS: dict[str, Method] = {
 }
 
 
-def nearest(study: optuna.Study, space: Space, left: Sequence[BankRecipe]) -> BankRecipe:
-    """Return the recipe that is left and nearest to the sampler's suggestion, of the same name if there is one."""
+def nearest(study: optuna.Study, space: Space, remaining: Sequence[BankRecipe]) -> BankRecipe:
+    """Return the remaining recipe that is nearest to the sampler's suggestion, of the same name if there is one."""
     suggestion = study.ask()
     recipe, _ = suggest(suggestion, space)
     params = dict(suggestion.params)
     study.tell(suggestion, state=TrialState.FAIL)  # the recipe that runs in its place is added as its own trial
-    same = [entry for entry in left if entry.recipe == recipe]
-    return min(same or left, key=lambda entry: distance(params, entry.params, space[recipe], recipe) if same else 0.0)
+    same = [entry for entry in remaining if entry.recipe == recipe]
+    if not same:
+        return remaining[0]
+    return min(same, key=lambda entry: distance(params, entry.params, space[recipe], recipe))
 
 
 def distance(a: Mapping[str, Any], b: Mapping[str, Any], ranges: Mapping[str, Range], recipe: str) -> float:
@@ -149,7 +151,7 @@ def figures(bank: Bank, method: Method, seeds: Sequence[int], advance: Callable[
     values = {id(row): share_of_pick(rows, lambda other, row=row: float(other is row)) for row in rows}  # type: ignore[misc]
     reached, fifth = [], []
     for seed in seeds:
-        trace = [(shown / grid_images, values[id(pick)]) for shown, pick in method(bank, seed)]
+        trace = [(images / grid_images, values[id(pick)]) for images, pick in method(bank, seed)]
         reached.append(next((share for share, value in trace if value >= GOOD_SHARE), 1.0))
         fifth.append(next((value for share, value in reversed(trace) if share <= 0.2), 0.0))
         advance(1)

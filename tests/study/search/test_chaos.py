@@ -23,7 +23,10 @@ from tests.study.postgres import postgres
 from tests.study.search.chaos import CHECKPOINTS, TRIALS, Settings
 
 KILLS, WORKERS = 20, 4
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked, which Windows cannot")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked, which Windows cannot"),
+]
 
 
 @pytest.fixture(scope="module")
