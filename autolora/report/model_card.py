@@ -1,4 +1,4 @@
-"""`model_card.md`: what a person who gets the file should know, with sample pictures beside it, and no private path."""
+"""Writes `model_card.md` and its sample images beside an exported file; it holds no path of this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autolora.scoring.intervals import Estimate
 
 @dataclass(frozen=True)
 class CardSample:
-    """A sample picture; `file` is relative to the card."""
+    """A sample image; `file` is its path relative to the card."""
 
     prompt: str
     seed: int
@@ -27,17 +27,17 @@ class CardSample:
 
 @dataclass(frozen=True)
 class CardConcept:
-    """What was shown of one concept, and how often a picture of it."""
+    """The images of one concept; `steps` is how many of them training showed in total."""
 
     name: str
     trigger: str
-    pictures: int
+    images: int
     steps: int
 
 
 @dataclass(frozen=True)
 class Licence:
-    """Of the base model: its name as on the hub where it is known, and what to do."""
+    """The licence of the base model: its name on the model hub, empty if unknown, and a sentence about it."""
 
     name: str
     words: str
@@ -45,20 +45,20 @@ class Licence:
 
 UNSTATED = Licence(
     "",
-    "The base model's folder states no licence: look where it came from before you share this file, as what is "
-    "made from a model is bound by its licence.",
+    "The base model's folder states no licence. Look it up at the model's source before you share this file, because "
+    "a LoRA is bound by the licence of its base model.",
 )
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Everything the card says."""
+    """Everything that the card shows."""
 
     title: str
     file: str
     verdict: str
     activation_text: str
-    triggers: Mapping[str, str]  # by what they call
+    triggers: Mapping[str, str]  # by the concept that each calls
     weight: float
     base: str
     family: str
@@ -77,17 +77,17 @@ class ModelCard:
 
     @property
     def stem(self) -> str:
-        """The file's name in a prompt."""
+        """The file's name as prompts use it."""
         return self.file.removesuffix(".safetensors")
 
     @property
-    def pictures(self) -> int:
-        """How many it was trained on."""
-        return sum(concept.pictures for concept in self.concepts)
+    def images(self) -> int:
+        """The number of training images."""
+        return sum(concept.images for concept in self.concepts)
 
 
 def write_model_card(card: ModelCard, folder: Path) -> Path:
-    """Write the sample pictures, then `model_card.md`, into the export's folder.
+    """Write the sample images, then `model_card.md`, into the folder, and return the path of the card.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -101,10 +101,10 @@ def write_model_card(card: ModelCard, folder: Path) -> Path:
 
 
 def base_licence(source: Path | None) -> Licence:
-    """The licence that a base model's folder states: in its README's front matter, else by a LICENSE file's title.
+    """The licence that a base model's folder states: in the front matter of its README, else as a LICENSE file's title.
 
     Args:
-        source: the folder, or the model's file in it; None where it is of neither.
+        source: the folder, or the model's file in it; None if the model has neither.
     """
     if source is None:
         return UNSTATED
@@ -114,9 +114,9 @@ def base_licence(source: Path | None) -> Licence:
     stated = re.search(r"^license:\s*[\"']?([\w.-]+)", front.group(1), re.M) if front else None
     if stated:
         name = stated.group(1)
-        return Licence(name, f"The base model is under `{name}`; what is made from it is bound by that too.")
+        return Licence(name, f"The licence of the base model is `{name}`; this LoRA is bound by it too.")
     for path in sorted(folder.glob("LICEN[SC]E*")):
         lines = [line.strip(" #") for line in path.read_text("utf-8", "replace").splitlines() if line.strip(" #")]
         if lines:
-            return Licence("", f"The base model is under: {lines[0]}. What is made from it is bound by that too.")
+            return Licence("", f"The licence of the base model is: {lines[0]}. This LoRA is bound by it too.")
     return UNSTATED

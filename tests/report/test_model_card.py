@@ -1,4 +1,4 @@
-"""The card says what a person needs, holds its pictures, and names the base model's licence or that there is none."""
+"""The model card holds prompt, weight, scores and sample images, and the licence of the base model if one is stated."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ def card() -> ModelCard:
     )
 
 
-def test_what_a_reader_needs(tmp_path: Path) -> None:
-    words = write_model_card(card(), tmp_path).read_text("utf-8")
-    for wanted in (
+def test_the_card_holds_what_a_user_needs(tmp_path: Path) -> None:
+    text = write_model_card(card(), tmp_path).read_text("utf-8")
+    for expected in (
         "`1girl, zorak, <lora:zorak:0.7>`",
         "0.05 (0.01 to 0.09)",
         "| `1girl, zorak <b>, fit_a` | 0.7 | 7 |",
-        "What was not asked is not known",
-        "11 pictures, 3 more",
-        "900 times in all",
+        "Nothing else was tested",
+        "11 images at 64 pixels; 3 more",
+        "| fit a | `fit_a` | 11 | 900 |",
         'license: "apache-2.0"',
     ):
-        assert wanted in words, wanted
-    for linked in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", words):
+        assert expected in text, expected
+    for linked in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
         assert (tmp_path / linked).is_file()
-    assert words.startswith("---\n") and "Good: 90%" in words
+    assert text.startswith("---\n") and "Good: 90%" in text
 
 
-def test_weaknesses_take_the_place_of_none(tmp_path: Path) -> None:
-    words = write_model_card(replace(card(), weaknesses=("bleeds at 1",)), tmp_path).read_text("utf-8")
-    assert "- bleeds at 1" in words and "None was found" not in words
+def test_weaknesses_are_listed(tmp_path: Path) -> None:
+    text = write_model_card(replace(card(), weaknesses=("bleeds at 1",)), tmp_path).read_text("utf-8")
+    assert "- bleeds at 1" in text and "None was found" not in text
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,10 @@ def test_licence_of_the_base(name: str, content: str, licence: str, words: str, 
     (tmp_path / name).write_text(content)
     (tmp_path / "model.safetensors").write_bytes(b"")
     for source in (tmp_path, tmp_path / "model.safetensors"):
-        found = base_licence(source)
-        assert found.name == licence and words in found.words
+        stated = base_licence(source)
+        assert stated.name == licence and words in stated.words
 
 
-def test_the_embedded_base_model_states_its_licence() -> None:
+def test_the_packaged_base_model_states_its_licence() -> None:
     assert base_licence(BASE).name == "apache-2.0"
     assert "states no licence" in base_licence(None).words
