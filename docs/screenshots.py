@@ -1,4 +1,4 @@
-"""Takes the screenshots of a study's report and dashboard for README and docs: python docs/screenshots.py runs/quickstart
+"""Takes the screenshots of a study's report and dashboard: python docs/screenshots.py runs/quickstart
 
 Needs Debian's chromium and the packages of `.[dev]`.
 """
