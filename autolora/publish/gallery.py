@@ -35,7 +35,7 @@ GROUPS = {
     "novel": "The character in other clothes",
     "class_only": "Without the trigger: this should stay the base model's",
 }
-FOLDER = Path("report") / "images"  # in the study's folder: images that belong to no trial
+FOLDER = Path("finals") / "images"  # in the study's folder: images that belong to no trial
 Images = tuple[Image.Image, ...]
 
 

@@ -130,14 +130,15 @@ class _Bucket:
 
 @dataclass(frozen=True)
 class TrialFiles:
-    """The folders of trials here, by name, and what a worker elsewhere can fetch of them.
+    """Folders of trials here, by name, and what a worker elsewhere can fetch of them.
 
-    In the store lies a list for each folder, `NAME.json`, of its files by their content. It is written last, so that a
-    folder is fetched as it was at one moment.
+    In the store lies a list for each folder, `PREFIX` + `NAME.json`, of its files by their content. It is written last,
+    so that a folder is fetched as it was at one moment.
     """
 
     folder: Path
     store: Store | None = None  # None: all workers share this folder
+    prefix: str = ""  # of the names in the store, for folders that are called alike in every study
     _ended: set[tuple[str, Prefix]] = field(
         default_factory=set, repr=False, compare=False
     )  # ended trials that need not be fetched again
@@ -159,10 +160,10 @@ class TrialFiles:
         for path, content in zip(paths, files.values(), strict=True):
             if content not in known:
                 with path.open("rb") as body:
-                    self.store.write(f"{name}-{content}", body)
-        self.store.write(f"{name}.json", io.BytesIO(json.dumps(files).encode()))
+                    self.store.write(f"{self.prefix}{name}-{content}", body)
+        self.store.write(f"{self.prefix}{name}.json", io.BytesIO(json.dumps(files).encode()))
         for content in known - set(files.values()):
-            self.store.remove(f"{name}-{content}")
+            self.store.remove(f"{self.prefix}{name}-{content}")
 
     def fetch(self, name: str, only: Prefix = "", ended: bool = False) -> Path:
         """Fetch the files of a folder that were sent last.
@@ -183,7 +184,7 @@ class TrialFiles:
                 continue
             with (
                 atomic_path(path) as temporary,
-                self.store.open_reader(f"{name}-{content}") as source,
+                self.store.open_reader(f"{self.prefix}{name}-{content}") as source,
                 temporary.open("wb") as target,
             ):
                 shutil.copyfileobj(source, target)
@@ -195,7 +196,7 @@ class TrialFiles:
         """The sent files by name, with the name of their content; empty where nothing was sent yet."""
         assert self.store is not None
         try:
-            with self.store.open_reader(f"{name}.json") as source:
+            with self.store.open_reader(f"{self.prefix}{name}.json") as source:
                 found: dict[str, Any] = json.loads(source.read())
                 return found
         except ArtifactNotFound:

@@ -58,7 +58,8 @@ def finalize_study(running: RunningStudy) -> str:
         winner.result.score["value"] if winner.result.score else None,
     )
     save_facts(running)
-    write_outcome(gather_outcome(running, trials, finals, exported, plain_lora, roundtrip), definition.folder)
+    outcome = gather_outcome(running, trials, finals, exported, plain_lora, roundtrip)
+    write_outcome(definition, study, outcome)
     page = write_study_report(definition, study)
     result = _result(running, trials, finals, exported) | {"read_by": roundtrip.read_by}
     if plain_lora:

@@ -106,6 +106,8 @@ def _render_images(running: RunningStudy, trials: Trials, winner: Finalist, expo
     write_card(renderer, entries[-1], winner.result, exported.path, matrix)
     gallery = render_gallery(renderer, entries, study_folder)
     pairs = render_pairs(renderer, entries, gallery, study_folder)
+    for entry in entries:
+        running.definition.trial_files.send(entry.trial_folder.path.name)
     return ImageFiles(gallery, pairs, write_matrix(matrix, study_folder) if matrix else None)
 
 

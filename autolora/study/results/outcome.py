@@ -1,10 +1,9 @@
-"""The outcome of a study's finals: `finals.json` in its folder, where everything that shows the outcome reads it."""
+"""The outcome of a study's finals, `finals/outcome.json` in its folder: everything that shows it reads it there."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from optuna import Study
 from pydantic import TypeAdapter, ValidationError
@@ -15,8 +14,11 @@ from autolora.evaluation.result import CheckpointResult
 from autolora.files import write_atomic
 from autolora.publish.gallery_files import ImageFiles
 from autolora.report.schema import Reproduction
+from autolora.study.artifacts import TrialFiles
+from autolora.study.definition import StudyDefinition
+from autolora.study.trials import TOKEN
 
-FILE = "finals.json"
+FOLDER, FILE = "finals", "outcome.json"
 
 
 @dataclass(frozen=True)
@@ -76,22 +78,30 @@ def trial_states(study: Study) -> dict[int, str]:
     return {trial.number: trial.state.name for trial in study.get_trials(deepcopy=False)}
 
 
-def write_outcome(outcome: FinalsOutcome, study_folder: Path) -> None:
-    """Write the outcome of the finals.
+def _files(definition: StudyDefinition, study: Study) -> TrialFiles:
+    """The folder of the finals here, and in the study's bucket under the study's own name."""
+    return TrialFiles(definition.folder, definition.bucket, f"{study.user_attrs.get(TOKEN, study.study_name)}-")
+
+
+def write_outcome(definition: StudyDefinition, study: Study, outcome: FinalsOutcome) -> None:
+    """Write the outcome of the finals, and send it to the study's bucket with the images beside it.
 
     Raises:
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or the bucket cannot be reached.
     """
-    write_atomic(study_folder / FILE, json.dumps(asdict(outcome), indent=1, ensure_ascii=False) + "\n")
+    content = json.dumps(asdict(outcome), indent=1, ensure_ascii=False) + "\n"
+    write_atomic(definition.folder / FOLDER / FILE, content)
+    _files(definition, study).send(FOLDER)
 
 
-def read_outcome(study: Study, study_folder: Path) -> FinalsOutcome | None:
+def read_outcome(definition: StudyDefinition, study: Study) -> FinalsOutcome | None:
     """The outcome of the finals; None if none were held, or if the search has continued since.
 
     Raises:
         StudyError: the file is broken.
+        StorageError: the study's bucket cannot be reached.
     """
-    path = study_folder / FILE
+    path = _files(definition, study).fetch(FOLDER) / FILE
     if not path.is_file():
         return None
     try:

@@ -24,7 +24,7 @@ from autolora.study.results.facts import StudyFacts, read_facts
 from autolora.study.results.importance import effects
 from autolora.study.results.outcome import FinalsOutcome, read_outcome
 from autolora.study.space import sampled_values
-from autolora.study.trials import load_trial_results
+from autolora.study.trials import SHOWN, load_trial_results
 
 REFRESH_SECONDS = 20
 SERIES = ("fidelity", "editability", "bleed_class")
@@ -40,8 +40,8 @@ def write_study_report(definition: StudyDefinition, study: Study, running: bool 
         running: whether this process runs its trials; else the page finds out whether a worker does.
 
     Raises:
-        StudyError: `finals.json` is broken.
-        StorageError: the file cannot be written.
+        StudyError: the file of the finals' outcome is broken.
+        StorageError: the page cannot be written, or the study's bucket cannot be reached.
     """
     report = read_report(definition, study)
     if running and report.best is None:
@@ -53,9 +53,9 @@ def read_report(definition: StudyDefinition, study: Study) -> Report:
     """The report of a study: with the outcome of its finals if they were held since its last trial, else without.
 
     Raises:
-        StudyError: `finals.json` is broken.
+        StudyError: the file of the finals' outcome is broken.
     """
-    facts, outcome = read_facts(study), read_outcome(study, definition.folder)
+    facts, outcome = read_facts(study), read_outcome(definition, study)
     trials = load_trial_results(definition, study)
     finalists = {f.trial: f.result for f in outcome.finalists} if outcome else {}
     report = Report(
@@ -74,7 +74,10 @@ def read_report(definition: StudyDefinition, study: Study) -> Report:
         max_bleed=facts.max_bleed,
         refresh_seconds=REFRESH_SECONDS if _is_running(definition, study) else None,
     )
-    return _with_outcome(report, outcome, definition.folder) if outcome else report
+    if outcome is None:
+        return report
+    definition.trial_files.fetch(outcome.winner.folder, SHOWN, ended=True)  # may be an average, which is no trial's
+    return _with_outcome(report, outcome, definition.folder)
 
 
 def _with_outcome(report: Report, outcome: FinalsOutcome, study_folder: Path) -> Report:

@@ -23,10 +23,12 @@ from autolora.publish.gallery_files import ColumnFiles, GalleryFiles, ImageFiles
 from autolora.report import schema
 from autolora.report.schema import Reproduction
 from autolora.scoring.intervals import Estimate
+from autolora.study.artifacts import local_store
 from autolora.study.budget import WORKED
 from autolora.study.definition import StudyDefinition
 from autolora.study.results.outcome import (
     FILE,
+    FOLDER,
     ExportOutcome,
     FinalistOutcome,
     FinalsOutcome,
@@ -123,11 +125,11 @@ def made_up_outcome(definition: StudyDefinition, study: optuna.Study) -> FinalsO
     folder = definition.folder
     samples = [Sample("trigger", "1girl, mona", "1girl", 1), Sample("class_only", "1girl", "1girl", 2)]
     for name, shade in (("base", 0), ("best", 100)):
-        write_samples(folder / "report" / "images", name, samples, images(2, shade))
-    write_samples(folder / "report" / "images" / "without", "best", samples[:1], images(1, 200))
-    write_samples(folder / "report" / "images" / "outfits", "0", samples, images(2, 50))
-    base, best = Strip("report/images", "base"), Strip("report/images", "best")
-    without, outfits = Strip("report/images/without", "best"), Strip("report/images/outfits", "0")
+        write_samples(folder / "finals" / "images", name, samples, images(2, shade))
+    write_samples(folder / "finals" / "images" / "without", "best", samples[:1], images(1, 200))
+    write_samples(folder / "finals" / "images" / "outfits", "0", samples, images(2, 50))
+    base, best = Strip("finals/images", "base"), Strip("finals/images", "best")
+    without, outfits = Strip("finals/images/without", "best"), Strip("finals/images/outfits", "0")
     (folder / "best").mkdir()
     (folder / "best" / "mona.safetensors").write_bytes(b"a LoRA")
     sweep = {weight: point(0.5).terms for weight in ("0.6", "1")}
@@ -165,16 +167,16 @@ def made_up_outcome(definition: StudyDefinition, study: optuna.Study) -> FinalsO
 
 def test_the_outcome_is_read_as_it_was_written(tmp_path: Path) -> None:
     definition, study = opened(tmp_path, TRIALS)
-    assert read_outcome(study, definition.folder) is None
+    assert read_outcome(definition, study) is None
     outcome = made_up_outcome(definition, study)
-    write_outcome(outcome, definition.folder)
-    assert read_outcome(study, definition.folder) == outcome
+    write_outcome(definition, study, outcome)
+    assert read_outcome(definition, study) == outcome
     assert isinstance(outcome.winner.result, CheckpointResult)
 
 
 def test_the_report_shows_the_outcome(tmp_path: Path) -> None:
     definition, study = opened(tmp_path, TRIALS)
-    write_outcome(made_up_outcome(definition, study), definition.folder)
+    write_outcome(definition, study, made_up_outcome(definition, study))
     report = read_report(definition, study)
     assert (report.best, report.verdict, report.weight) == (1, "good", 0.6)
     assert report.gallery is not None and report.matrix is not None and len(report.pairs) == 1
@@ -189,9 +191,9 @@ def test_the_report_shows_the_outcome(tmp_path: Path) -> None:
 
 def test_files_that_are_gone_are_left_out(tmp_path: Path) -> None:
     definition, study = opened(tmp_path, TRIALS)
-    write_outcome(made_up_outcome(definition, study), definition.folder)
+    write_outcome(definition, study, made_up_outcome(definition, study))
     (definition.folder / "best" / "mona.safetensors").unlink()
-    (definition.folder / "report" / "images" / "base.webp").write_bytes(b"half an image")
+    (definition.folder / "finals" / "images" / "base.webp").write_bytes(b"half an image")
     report = read_report(definition, study)
     assert (report.best, report.export_path, report.gallery, report.pairs, report.matrix) == (1, None, None, (), None)
     write_study_report(definition, study)
@@ -199,7 +201,7 @@ def test_files_that_are_gone_are_left_out(tmp_path: Path) -> None:
 
 def test_an_outcome_is_outdated_by_a_new_trial(tmp_path: Path) -> None:
     definition, study = opened(tmp_path, TRIALS)
-    write_outcome(made_up_outcome(definition, study), definition.folder)
+    write_outcome(definition, study, made_up_outcome(definition, study))
     study.ask()
     report = read_report(definition, study)
     assert report.best is None and report.verdict.startswith("Best so far of 3 trials begun")
@@ -208,9 +210,21 @@ def test_an_outcome_is_outdated_by_a_new_trial(tmp_path: Path) -> None:
 def test_a_broken_outcome_is_explained(tmp_path: Path) -> None:
     definition, study = opened(tmp_path, TRIALS)
     for content in ('{"trial_states": {}', '{"trial_states": {}}'):
-        (definition.folder / FILE).write_text(content)
+        path = definition.folder / FOLDER / FILE
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
         with pytest.raises(StudyError, match="run `autolora export` on the study"):
             read_report(definition, study)
+
+
+def test_a_report_elsewhere_fetches_the_outcome_from_the_bucket(tmp_path: Path) -> None:
+    definition, study = opened(tmp_path, TRIALS)
+    here = replace(definition, bucket=local_store(tmp_path / "bucket"))
+    write_outcome(here, study, made_up_outcome(here, study))
+    assert all(study.study_name in path.name for path in (tmp_path / "bucket" / "artifacts").iterdir())
+    there = replace(here, folder=tmp_path / "there")
+    report = read_report(there, study)
+    assert (report.best, report.export_path) == (1, None) and report.gallery is not None and report.matrix is not None
 
 
 @pytest.mark.parametrize(("age", "refreshes"), [(1.0, True), (1000.0, False)])
