@@ -146,11 +146,13 @@ def test_after_a_resume_the_optimizer_trains_the_loaded_parameters(kind: str, ad
     state = adapter.state(0)
     parameters = adapter.start(0, KINDS[kind], torch.Generator().manual_seed(3))
     adapter.load(state)
-    assert all(torch.allclose(adapter.state(0)[key], tensor) for key, tensor in state.items())
+    loaded = adapter.state(0)
+    assert all(torch.allclose(loaded[key], tensor) for key, tensor in state.items())
     with torch.no_grad():
         for parameter in parameters:
             parameter.add_(0.5)
-    changed = [k for k, tensor in state.items() if not torch.allclose(adapter.state(0)[k], tensor)]
+    after = adapter.state(0)
+    changed = [k for k, tensor in state.items() if not torch.allclose(after[k], tensor)]
     assert sorted(changed) == sorted(k for k in state if not k.endswith((".alpha", ".on_input")))
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -28,6 +26,7 @@ from autolora.paperdoll.weights import BASE
 from autolora.settings import SWEEP_WEIGHTS
 from autolora.study.storage import open_storage, storage_url
 from autolora.train.slot import TrainingSlot
+from tests import processes
 
 pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
 
@@ -47,7 +46,9 @@ SMALL = (
     "study.n_finalists=2",
     "train.epochs=2",
     "train.images_per_concept=24",
+    "model.resolution=32",
     "model.render.num_inference_steps=2",
+    "model.render.search_inference_steps=2",
     "scoring.seeds_per_class_prompt=1",
     "scoring.num_negative_renders=48",
     "scoring.num_class_renders=3",
@@ -60,6 +61,13 @@ SMALL = (
     "scoring.min_fidelity=0",
 )
 
+SHORT_FINALS = (
+    "study.final_seeds=0",
+    "study.n_finalists=1",
+    "study.average_checkpoints=false",
+    "study.try_lora_scales=false",
+)
+
 
 def small_study(tmp_path: Path, name: str = "small") -> str:
     """A study file whose recipes are seconds long."""
@@ -69,15 +77,16 @@ def small_study(tmp_path: Path, name: str = "small") -> str:
         "# @package _global_\n"
         "defaults: [override /model: paperdoll, override /dataset: quickstart, override /scoring: paperdoll]\n"
         f"study:\n  name: {name}\n  recipes:\n    doll-adamw:\n"
-        "      train.images_per_concept: {log_int: [4, 60]}\n      adapter.dim: {choice: [4, 16]}\n"
+        "      train.images_per_concept: {log_int: [4, 24]}\n      adapter.dim: {choice: [4, 16]}\n"
         "      train.prior_preservation_ratio: {choice: [0.0, 0.5]}\n"
     )
     return str(path)
 
 
-def tune(tmp_path: Path, *more: str) -> list[str]:
-    """The command line of a small study."""
-    return ["tune", small_study(tmp_path), f"out={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}", *SMALL, *more]
+def tune(tmp_path: Path, *more: str, cache: Path | None = None) -> list[str]:
+    """The command line of a small study; `cache` is the folder of another study, whose cache it shares."""
+    places = [f"out={tmp_path / 'run'}", f"cache={(cache or tmp_path) / 'cache'}"]
+    return ["tune", small_study(tmp_path), *places, *SMALL, *more]
 
 
 def trials_of(tmp_path: Path) -> list[Path]:
@@ -124,7 +133,7 @@ def test_a_study_leaves_what_it_promises(finished: Path) -> None:
     assert [len(scores) for scores in result["training_seeds"].values()] == [2, 2]
     lora = Path(result["export"])
     assert lora.is_file() and lora.with_suffix(".json").is_file()
-    assert Image.open(lora.with_suffix(".png")).size == (64, 64)
+    assert Image.open(lora.with_suffix(".png")).size == (32, 32)
     page = (run / "report" / "index.html").read_text("utf-8")
     assert 'id="gallery"' in page and 'id="pareto"' in page and "http-equiv" not in page
     assert page.count("data-picture=") > 10
@@ -145,10 +154,10 @@ def test_running_again_continues_and_adds_nothing(finished: Path, capsys: pytest
 
 def test_a_changed_space_is_explained_and_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = Path(small_study(finished))
-    study.write_text(study.read_text().replace("[4, 60]", "[4, 300]"))
+    study.write_text(study.read_text().replace("[4, 24]", "[4, 300]"))
     command = ["tune", str(study), f"out={finished / 'run'}", f"cache={finished / 'cache'}", *SMALL]
     assert main(command) == 5
-    assert "was log_int: [4, 60], now log_int: [4, 300]" in capsys.readouterr().err
+    assert "was log_int: [4, 24], now log_int: [4, 300]" in capsys.readouterr().err
     small_study(finished)
 
 
@@ -182,7 +191,7 @@ def test_a_folder_of_files_is_ranked(finished: Path, tmp_path: Path, capsys: pyt
     assert {one["recipe"] for one in scored} == {"yes.safetensors", "no.safetensors"}
     (zero,) = (one for one in scored if one["recipe"] == "no.safetensors")
     assert zero["terms"]["bleed_class"]["value"] == pytest.approx(0, abs=1e-6)
-    assert Image.open(tmp_path / "score.png").size == (8 * 64, 3 * (64 + 14))
+    assert Image.open(tmp_path / "score.png").size == (8 * 32, 3 * (32 + 14))
     printed = capsys.readouterr().out
     assert (
         "not scored: broken.safetensors" in printed
@@ -215,7 +224,7 @@ def test_one_recipe_is_trained_and_exported(
 ) -> None:
     """A run killed before its export is proved is finished by the same command, and then left alone."""
     small = [s for s in SMALL if not s.startswith(("study.", "budget."))]
-    command = ["train", "dataset=quickstart", "train.images_per_concept=8", f"cache={finished / 'cache'}", *small]
+    command = ["train", "dataset=quickstart", "train.images_per_concept=24", f"cache={finished / 'cache'}", *small]
     command += [f"out={tmp_path}", "export.diffusers=true", "export.dtype=bfloat16"]
 
     def killed(*_: object, **__: object) -> None:
@@ -251,7 +260,8 @@ def test_an_unmeasurable_study_chooses_by_validation_loss_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = f"dataset.path={ordinary_people(tmp_path / 'pictures')}"
-    assert main(tune(tmp_path, pictures, "budget.n_trials=2")) == 8
+    good_renders = ("model.resolution=64", "model.render.search_inference_steps=8")  # bad ones can be told from images
+    assert main(tune(tmp_path, pictures, "budget.n_trials=2", *SHORT_FINALS, *good_renders)) == 8
     result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
     assert result["best"]["score"] is None and result["verdict"].startswith("unmeasured: validation loss")
     assert "unmeasurable" in result["best"]["unmeasurable"]["score"]
@@ -261,15 +271,15 @@ def test_an_unmeasurable_study_chooses_by_validation_loss_and_says_so(
     assert result["best"]["step"] == chosen["step"]
     assert "unmeasured" in (tmp_path / "run" / "report" / "index.html").read_text("utf-8")
     small = [s for s in SMALL if not s.startswith(("study.", "budget."))]
-    command = ["score", f"lora={result['export']}", pictures, f"cache={tmp_path / 'cache'}", *small]
+    command = ["score", f"lora={result['export']}", pictures, f"cache={tmp_path / 'cache'}", *small, *good_renders]
     assert main(command) == 5
     assert "unmeasurable" in capsys.readouterr().err
 
 
 def test_a_study_starts_from_an_earlier_one(finished: Path, tmp_path: Path) -> None:
     """Its trials are its own; what was best in the earlier one is tried after the recipe as it is."""
-    more = ["budget.n_trials=2", "study.final_seeds=0", f"warm_start={finished / 'run'}"]
-    assert main([*tune(tmp_path, *more)[:-1], more[-1], f"cache={finished / 'cache'}"]) == 0
+    more = ["budget.n_trials=2", *SHORT_FINALS, f"warm_start={finished / 'run'}"]
+    assert main(tune(tmp_path, *more, cache=finished)) == 0
     study = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path / 'run' / 'study.db'}")
     assert [trial.state.is_finished() for trial in study.trials] == [True, True]
     then = optuna.load_study(study_name="small", storage=f"sqlite:///{finished / 'run' / 'study.db'}").trials
@@ -286,21 +296,16 @@ def test_other_commands_on_a_finished_study(command: str, finished: Path) -> Non
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM cannot be sent to a process on Windows")
 def test_a_killed_study_is_continued_by_the_same_command(tmp_path: Path, finished: Path) -> None:
     """SIGTERM after the first checkpoint; the same command finishes, and its trial is what it would have been."""
-    command = tune(tmp_path, "budget.n_trials=1", f"cache={finished / 'cache'}")
-    command.remove(f"cache={tmp_path / 'cache'}")
-    with subprocess.Popen(
-        [sys.executable, "-m", "autolora.cli", *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        deadline = time.monotonic() + 240
-        while not list((tmp_path / "run").glob("trials/*/latest.pt")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=240)
-    assert process.returncode == 143
+    command = tune(tmp_path, "budget.n_trials=1", *SHORT_FINALS, cache=finished)
+    process = processes.start(main, command, errors=tmp_path / "errors")
+    deadline = time.monotonic() + 240
+    while not list((tmp_path / "run").glob("trials/*/latest.pt")):
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    process.join(240)
+    assert process.exitcode == 143
+    errors = (tmp_path / "errors").read_text()
     assert "same command again to continue" in errors and "Traceback" not in errors
     interrupted = json.loads(next((tmp_path / "run").glob("trials/*/curve.json")).read_text("utf-8"))
     assert len(interrupted) == 1
@@ -323,12 +328,12 @@ def test_no_space_left_stops_cleanly(
         replace(source, target)
 
     monkeypatch.setattr(files.os, "replace", full)
-    command = [a for a in tune(tmp_path, "budget.n_trials=1") if not a.startswith("cache=")]
-    assert main([*command, f"cache={finished / 'cache'}"]) == 7
+    command = tune(tmp_path, "budget.n_trials=1", *SHORT_FINALS, cache=finished)
+    assert main(command) == 7
     assert "no space left" in capsys.readouterr().err
     assert not [p for p in (tmp_path / "run").rglob("*") if p.name.startswith(".")]
     monkeypatch.undo()
-    assert main([*command, f"cache={finished / 'cache'}"]) == 0
+    assert main(command) == 0
 
 
 def test_a_study_killed_between_its_last_checkpoint_and_its_verdict(
@@ -337,8 +342,7 @@ def test_a_study_killed_between_its_last_checkpoint_and_its_verdict(
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    command = [a for a in tune(tmp_path, "budget.n_trials=1") if not a.startswith("cache=")]
-    command.append(f"cache={finished / 'cache'}")
+    command = tune(tmp_path, "budget.n_trials=1", *SHORT_FINALS, cache=finished)
     monkeypatch.setattr(optuna.Study, "tell", killed)
     assert main(command) == 130
     monkeypatch.undo()
@@ -352,8 +356,7 @@ def test_a_study_killed_between_its_last_checkpoint_and_its_verdict(
 def test_two_workers_share_a_study_and_a_third_finds_nothing_left(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [a for a in tune(tmp_path, "budget.n_trials=4", "study.final_seeds=0") if not a.startswith("cache=")]
-    command += [f"cache={finished / 'cache'}"]
+    command = tune(tmp_path, "budget.n_trials=4", *SHORT_FINALS, cache=finished)
     storage = f"storage=journal:///{tmp_path / 'shared.log'}"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert main([*command, storage, "workers=2"]) == 0
@@ -371,7 +374,7 @@ def test_two_workers_share_a_study_and_a_third_finds_nothing_left(
 
 
 def test_a_trial_that_does_not_fit_into_memory_is_skipped_and_the_study_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     advance, first = TrainingSlot.advance, list[str]()
 
@@ -382,7 +385,7 @@ def test_a_trial_that_does_not_fit_into_memory_is_skipped_and_the_study_goes_on(
         advance(slot, *step)
 
     monkeypatch.setattr(TrainingSlot, "advance", full)
-    assert main(tune(tmp_path, "budget.n_trials=2", "study.final_seeds=0", "study.n_finalists=1")) == 0
+    assert main(tune(tmp_path, "budget.n_trials=2", *SHORT_FINALS, cache=finished)) == 0
     said = capsys.readouterr().err
     assert first.count(first[0]) == 1 and "trial 0 failed" in said
     found = optuna.load_study(study_name="small", storage=open_storage(storage_url(None, tmp_path / "run"), print))
