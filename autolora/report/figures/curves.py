@@ -13,6 +13,7 @@ from autolora.report.formatting import format_estimate
 from autolora.report.schema import CurvePoint, TrialRow
 
 CURVE_TERMS = ("score", "fidelity", "editability", "bleed_class")
+END_NAME = {"showarrow": False, "xanchor": "left", "xshift": 6, "yanchor": "middle"}
 LABEL_GAP = 13.0  # pixels between the names at the lines' ends
 DASHES = ("solid", "dash", "dot", "dashdot")  # so that lines differ by more than their colour
 
@@ -219,8 +220,8 @@ def _add_end_names(figure: go.Figure, ends: Sequence[tuple[float, float, str, st
     pixels = HEIGHT - MARGIN["t"] - MARGIN["b"]
     scale = pixels / (high - low)
     places = [(min(max(y, low), high) - low) * scale for _, y, _, _ in ends]
-    for (x, _, name, colour), place in zip(ends, spread(places, LABEL_GAP, 0, pixels), strict=True):
-        figure.add_annotation(
-            x=x, y=low, text=f"<b>{name}</b>", showarrow=False, xanchor="left", xshift=6, yanchor="middle",
-            yshift=place, font={"color": colour},
-        )  # fmt: skip
+    names = [
+        {"x": x, "y": low, "yshift": place, "text": f"<b>{name}</b>", "font": {"color": colour}} | END_NAME
+        for (x, _, name, colour), place in zip(ends, spread(places, LABEL_GAP, 0, pixels), strict=True)
+    ]
+    figure.layout.annotations = [*figure.layout.annotations, *names]

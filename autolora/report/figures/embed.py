@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from functools import cache
 
 import plotly.graph_objects as go
 from markupsafe import Markup
@@ -38,6 +39,7 @@ def script_json(content: object) -> Markup:
     return Markup(json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
+@cache  # packing takes half a second, and the page of a running study is written often
 def drawing_parts() -> dict[str, str]:
     """What a page needs once to draw its figures: Plotly's script, the theme and the script that draws.
 
