@@ -32,6 +32,7 @@ from experiments.common.study_outcome import differences, study_outcome
 
 HERE = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "equivalence"
+COMMAND = "python -m experiments.equivalence OLD_CHECKOUT"  # without the paths of a machine
 # A learning rate per adapter kind at which two short epochs change the renders.
 LEARNING_RATES = {"lora": 2e-2, "locon": 1e-2, "dylora": 4e-2, "dora": 2e-2, "loha": 3e-2, "lokr": 4e-2, "ia3": 0.5}
 LEARNING_RATE = "optimizer.lr"
@@ -226,7 +227,7 @@ def main() -> None:
         for kind in args.kinds:
             comparisons.append(compare(old, new, kind, seed, out))
             commits = commit_of(old), commit_of(new)
-            facts = provenance() | {"commits": commits, "comparisons": comparisons}
+            facts = provenance() | {"command": COMMAND, "commits": commits, "comparisons": comparisons}
             write_atomic(RESULTS / "equivalence.json", json.dumps(facts, indent=1) + "\n")
             write_atomic(RESULTS / "equivalence.md", table(comparisons, commits))
     if any(entry["differing"] for entry in comparisons):

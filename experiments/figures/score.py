@@ -60,7 +60,7 @@ def collect(study_name: str, overrides: Sequence[str]) -> tuple[list[str], list[
     settings = settings_of(*overrides, study=study_name)
     definition = define_study(settings)
     study = load_started_study(definition, print)
-    outcome = read_outcome(study, definition.folder)
+    outcome = read_outcome(definition, study)
     if outcome is None:
         raise StudyError(f"study {study_name} has not ended: run `autolora tune {study_name}` first")
     baseline = next(
