@@ -175,15 +175,25 @@ def save_original(pipeline: Any, path: Path, family: str, *marks: str) -> Path:
 
 @dataclass(frozen=True)
 class Pair:
-    """One model as a folder and as a file."""
+    """One model as a folder and as a file, and the configs of its parts."""
 
     family: str
     folder: Path
     file: Path
+    configs: dict[str, Any]
+
+    def replace_configs(self, patch: pytest.MonkeyPatch) -> None:
+        """Replace the built-in configs by those of this model's sizes, so that its file can be loaded."""
+        patch.setitem(CONFIGS, self.family, self.configs)
 
 
-def both_forms(family: str, out: Path, patch: pytest.MonkeyPatch) -> Pair:
-    """Write a tiny model with CLIP's vocabulary as folder and file, and replace the built-in configs by its sizes."""
+def save_both_forms(family: str, out: Path) -> Pair:
+    """Write a tiny model with CLIP's vocabulary as folder and file."""
+    with pytest.MonkeyPatch.context() as patch:
+        return _save_both_forms(family, out, patch)
+
+
+def _save_both_forms(family: str, out: Path, patch: pytest.MonkeyPatch) -> Pair:
     folder, small, large = out / "folder", tiny.tiny_text_config(), tiny.tiny_text_config(tiny.WIDTH_2)
     for config in (small, large):
         config.vocab_size, config.bos_token_id, config.eos_token_id, config.pad_token_id = 49408, 49406, 49407, 0
@@ -196,8 +206,7 @@ def both_forms(family: str, out: Path, patch: pytest.MonkeyPatch) -> Pair:
     configs = {"unet": dict(pipeline.unet.config), "vae": VAE_CONFIG}
     encoders = [name for name in ("text_encoder", "text_encoder_2") if getattr(pipeline, name, None) is not None]
     configs |= {name: _as_dict(getattr(pipeline, name).config) for name in encoders}
-    patch.setitem(CONFIGS, family, configs)
-    return Pair(family, folder, save_original(pipeline, out / "files" / "one.safetensors", family))
+    return Pair(family, folder, save_original(pipeline, out / "files" / "one.safetensors", family), configs)
 
 
 def _as_dict(config: CLIPTextConfig) -> dict[str, Any]:

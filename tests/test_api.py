@@ -78,6 +78,13 @@ def test_unknown_names_are_no_attributes() -> None:
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With smaller and fewer images than the example has."""
+    configure, small = autolora.configure, {"model.resolution": 32, "model.render.search_inference_steps": 2}
+
+    def configure_small(*study: str, values: dict[str, object]) -> object:
+        return configure(*study, values={**values, **small})
+
+    monkeypatch.setattr(autolora, "configure", configure_small)
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(tmp_path)])
     runpy.run_path(str(EXAMPLE))
     printed = capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,8 +67,13 @@ def test_the_password_of_a_storage_is_not_printed(
     ],
 )
 def test_mistakes_are_one_line_with_an_exit_code(
-    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # between two tries to reach a database
     assert main(arguments) == code
     printed = capsys.readouterr().err
     assert message in printed

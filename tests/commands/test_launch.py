@@ -26,6 +26,13 @@ from tests.study.search import chaos
 
 pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
 
+FEW_RENDERS = """
+model: {resolution: 32, render: {num_inference_steps: 1, search_inference_steps: 1}}
+scoring:
+  {trigger_prompts: [smile], outfit_prompts: [hat, glasses], class_prompts: [smile], unrelated_prompts: [city], weights: [1.0],
+   num_negative_renders: 8, num_class_renders: 2, seeds_per_class_prompt: 1, n_bootstrap: 20}
+"""
+
 
 def launched(tmp_path: Path, workers: int, *overrides: str) -> subprocess.CompletedProcess[str]:
     """So many workers that are to join a study."""
@@ -47,9 +54,8 @@ def test_each_job_is_a_worker(launcher: str, tmp_path: Path) -> None:
 def test_a_launched_worker_runs_a_study_to_its_end(tmp_path: Path) -> None:
     write_dataset(tmp_path / "doll", seed=1, outfits=1, images_per_outfit=6, size=32)
     model, study = tiny.save_tiny(tmp_path / "model"), tmp_path / "tiny.yaml"
-    study.write_text(
-        f"{chaos.STUDY}model: {{resolution: 32}}\ncache: {tmp_path}/cache\n".replace("n_trials: 24", "n_trials: 3")
-    )
+    definition = chaos.STUDY.replace(f"n_trials: {chaos.TRIALS}", "n_trials: 3")
+    study.write_text(f"{definition}{FEW_RENDERS}cache: {tmp_path}/cache\n")
     places = [f"out={tmp_path}/run", f"dataset.path={tmp_path}/doll", f"model.path={model}"]
     config = cfg.compose("tune", places, str(study))
     config.storage = f"sqlite:///{tmp_path}/hush.db"

@@ -25,7 +25,7 @@ from tests.study.search.test_tune import SMALL
 
 pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
 
-SETTINGS = [s for s in SMALL if not s.startswith(("study.", "budget."))]
+SETTINGS = [*(s for s in SMALL if not s.startswith(("study.", "budget."))), "model.resolution=64"]
 NOISE = 0.005  # in a score, by half precision
 
 

@@ -13,7 +13,7 @@ from autolora.cli import main
 from autolora.models.load import FAMILIES
 from autolora.paperdoll.world import write_dataset
 from tests import tiny, tiny_flow
-from tests.original import both_forms
+from tests.original import save_both_forms
 
 pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
 
@@ -61,7 +61,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def saved(family: str, form: str, folder: Path, patch: pytest.MonkeyPatch) -> Path:
     """A model of random weights."""
     if form == "file":
-        return both_forms(family, folder, patch).file
+        pair = save_both_forms(family, folder)
+        pair.replace_configs(patch)
+        return pair.file
     if family in tiny_flow.FAMILIES:
         return tiny_flow.save_tiny_flow(folder / "model", family)
     return tiny.save_tiny_xl(folder / "model") if family == "sdxl" else tiny.save_tiny(folder / "model", family=family)

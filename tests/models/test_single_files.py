@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import socket
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +28,26 @@ from autolora.models.single_files import SingleFile, recognize_file
 from autolora.models.stable_diffusion import StableDiffusion
 from tests import tiny
 from tests.export.world import dataset, random_state, run
-from tests.original import VAE_CONFIG, Pair, both_forms, vae_state
+from tests.original import VAE_CONFIG, Pair, save_both_forms, vae_state
 
 PIPELINE: Any = DiffusionPipeline
 VAE: Any = AutoencoderKL
 PROMPTS = ["1girl, Mona", "", "mona_(é), " * 7, "a" * 100]
 
 
+@pytest.fixture(scope="module")
+def saved_pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
+    """Return a function that writes a family's tiny model as folder and file, once."""
+    return cache(lambda family: save_both_forms(family, tmp_path_factory.mktemp(family)))
+
+
 @pytest.fixture(params=["sd1", "sd2", "sdxl"])
-def pair(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
-    """Write a tiny model as folder and file, and block the network."""
-    pair = both_forms(request.param, tmp_path, monkeypatch)
+def pair(
+    request: pytest.FixtureRequest, saved_pairs: Callable[[str], Pair], monkeypatch: pytest.MonkeyPatch
+) -> Pair:
+    """Return a tiny model as folder and file, which tests only read, and block the network."""
+    pair = saved_pairs(request.param)
+    pair.replace_configs(monkeypatch)
     monkeypatch.setattr(socket.socket, "connect", no_network)
     return pair
 

@@ -47,7 +47,10 @@ def test_a_password_is_never_shown(url: str, seen: str) -> None:
         ("sqlite:////proc/nowhere/study.db", StudyError, "nothing can be opened"),
     ],
 )
-def test_what_cannot_be_opened_is_explained(url: str, kind: type[AutoloraError], message: str) -> None:
+def test_what_cannot_be_opened_is_explained(
+    url: str, kind: type[AutoloraError], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_retry.time, "sleep", lambda _: None)  # between two tries
     with pytest.raises(kind, match=message) as caught:
         open_storage(url, nothing)
     assert "hush" not in str(caught.value)

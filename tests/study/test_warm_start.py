@@ -186,6 +186,24 @@ def test_what_lies_outside_the_ranges_is_left_out(earlier: Path, tmp_path: Path)
     assert f"{8 - len(inside)} as doll-adamw/optimizer.lr was outside log: [0.001, 0.01]" in said
 
 
+@pytest.fixture(scope="module")
+def unfit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of studies that no study can be started from; tests only read them."""
+    tmp_path = tmp_path_factory.mktemp("unfit")
+    folders = {name: tmp_path / name for name in ("begun", "empty", "minimized", "foreign", "prodigy")}
+    start(planned(folders["begun"], ADAMW))
+    definition = planned(folders["prodigy"], "doll-prodigy: {optimizer.d_coef: {linear: [1.0, 4.0]}}")
+    run(start(definition)[0], definition, lambda _: 0.5)
+    for name, direction in (("empty", "maximize"), ("minimized", "minimize"), ("foreign", "maximize")):
+        study = optuna.create_study(
+            study_name=name, storage=open_storage(storage_url(None, folders[name]), print), direction=direction
+        )
+        if name != "empty":
+            study.set_user_attr("space", {})
+            study.tell(study.ask(), 1.0)
+    return folders
+
+
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [
@@ -199,19 +217,8 @@ def test_what_lies_outside_the_ranges_is_left_out(earlier: Path, tmp_path: Path)
     ],
 )
 def test_what_cannot_be_started_from_is_explained(
-    given: str, kind: type[Exception], message: str, tmp_path: Path
+    given: str, kind: type[Exception], message: str, unfit: dict[str, Path], tmp_path: Path
 ) -> None:
-    folders = {name: tmp_path / name for name in ("begun", "empty", "minimized", "foreign", "prodigy")}
-    start(planned(folders["begun"], ADAMW))
-    definition = planned(folders["prodigy"], "doll-prodigy: {optimizer.d_coef: {linear: [1.0, 4.0]}}")
-    run(start(definition)[0], definition, lambda _: 0.5)
-    for name, direction in (("empty", "maximize"), ("minimized", "minimize"), ("foreign", "maximize")):
-        study = optuna.create_study(
-            study_name=name, storage=open_storage(storage_url(None, folders[name]), print), direction=direction
-        )
-        if name != "empty":
-            study.set_user_attr("space", {})
-            study.tell(study.ask(), 1.0)
     with pytest.raises(kind, match=message):
-        start(planned(tmp_path / "new", ADAMW, f"warm_start={given.format(**folders)}"))
+        start(planned(tmp_path / "new", ADAMW, f"warm_start={given.format(**unfit)}"))
     assert not (tmp_path / "new" / "study.db").exists()

@@ -1,17 +1,15 @@
-"""Workers that are killed at random: `python -m tests.study.search.chaos SETTINGS.json`, a process of its own.
+"""Workers that are killed at random: `main`, which a test runs in a process of its own.
 
 It loads a tiny model once and forks workers, each of which joins the study as `autolora worker` does and trains for
-real; what they measure is the validation loss. One is killed whenever some more checkpoints are scored.
+real; what they measure is the validation loss. A worker is killed whenever some more checkpoints are scored.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 
 from autolora import config as cfg
 from autolora.adapters.adapter_set import attach
@@ -39,7 +38,7 @@ from autolora.train.loss import validation_losses
 from autolora.train.slot import TrainingContext
 from tests import tiny
 
-TRIALS = 24
+TRIALS = 12
 CHECKPOINTS = 4  # of each trial
 STUDY = f"""# @package _global_
 defaults: [override /model: paperdoll, override /scoring: paperdoll]
@@ -156,9 +155,16 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
+def wait_for(words: str) -> None:
+    """Wait until a worker has said so."""
+    while words not in Path("said").read_text():
+        time.sleep(0.02)
+
+
 def main(settings: Settings) -> None:
     """Start, kill, start again, wait for the end."""
     os.chdir(settings.folder)
+    torch.set_num_threads(1)
     definition = planned(settings)
     session = open_tiny_session(settings)
     assert os.waitstatus_to_exitcode(os.waitpid(forked(lambda: start(definition)), 0)[1]) == 0
@@ -183,13 +189,9 @@ def main(settings: Settings) -> None:
         if settings.outage and kill == settings.kills // 2:
             crash, start_again = settings.outage
             subprocess.run(crash, check=True, stdout=subprocess.DEVNULL)
-            while b"unreachable" not in Path("said").read_bytes():  # however quick the server is, someone misses it
-                time.sleep(0.02)
+            wait_for("waiting for it")  # however quick the server is, a worker notices
             subprocess.run(start_again, check=True, stdout=subprocess.DEVNULL)
+            wait_for("is reachable again")
         alive.append(worker())
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in alive]
     assert codes == [0] * settings.workers, codes
-
-
-if __name__ == "__main__":
-    main(Settings(**json.loads(Path(sys.argv[1]).read_text("utf-8"))))

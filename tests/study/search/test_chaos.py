@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,9 @@ from optuna.trial import TrialState
 
 from autolora.paperdoll.world import write_dataset
 from autolora.study.storage import open_storage, storage_url
+from tests import processes
 from tests.study.postgres import postgres
+from tests.study.search import chaos
 from tests.study.search.chaos import CHECKPOINTS, TRIALS, Settings
 
 KILLS, WORKERS = 20, 4
@@ -38,12 +37,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(settings: Settings) -> list[optuna.trial.FrozenTrial]:
     """A study to its end, in a process of its own; returns its trials."""
-    path = Path(settings.folder) / "settings.json"
-    path.write_text(json.dumps(asdict(settings)))
-    command = [sys.executable, "-m", "tests.study.search.chaos", str(path)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    said = Path(settings.folder) / "said"
-    assert done.returncode == 0, done.stderr[-3000:] + (said.read_text() if said.is_file() else "")
+    errors, log = Path(settings.folder) / "errors", Path(settings.folder) / "said"
+    process = processes.start(chaos.main, settings, errors=errors)
+    process.join()
+    assert process.exitcode == 0, errors.read_text()[-3000:] + (log.read_text() if log.is_file() else "")
     storage = open_storage(storage_url(settings.storage, Path(settings.folder)), print)
     return optuna.load_study(study_name="chaos", storage=storage).trials
 
