@@ -29,8 +29,8 @@ pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or proces
 FEW_RENDERS = """
 model: {resolution: 32, render: {num_inference_steps: 1, search_inference_steps: 1}}
 scoring:
-  {trigger_prompts: [smile], outfit_prompts: [hat, glasses], class_prompts: [smile], unrelated_prompts: [city], weights: [1.0],
-   num_negative_renders: 8, num_class_renders: 2, seeds_per_class_prompt: 1, n_bootstrap: 20}
+  {trigger_prompts: [smile], outfit_prompts: [hat, glasses], class_prompts: [smile], unrelated_prompts: [city],
+   weights: [1.0], num_negative_renders: 8, num_class_renders: 2, seeds_per_class_prompt: 1, n_bootstrap: 20}
 """
 
 
