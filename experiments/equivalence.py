@@ -6,9 +6,14 @@ For each adapter kind and seed it runs `autolora tune` on a very small study of 
 code of OLD_CHECKOUT and once with that of NEW_CHECKOUT (this one, unless `--new` names another). Then it compares the
 tensors and the metadata of the exported file, every checkpoint that was kept, the sampled parameters, every score with
 its terms, intervals and constraints, and the selected checkpoint. Config keys, fields and terms that were renamed
-between the two commits are translated; texts, times and random names are not compared. Finished studies are kept by
-commit and reused, so a stopped run continues. Writes experiments/results/equivalence/equivalence.md and
-equivalence.json.
+between the two commits are translated; texts, times and random names are not compared.
+
+A study samples the same values under renamed keys only if the keys keep their alphabetical order, in which Optuna's TPE
+draws them. The keys that are sampled here keep it. A study whose keys change their order samples other values of the
+same ranges, once the random startup trials are over.
+
+Finished studies are kept by commit and reused, so a stopped run continues. Writes
+experiments/results/equivalence/equivalence.md and equivalence.json.
 """
 
 from __future__ import annotations
@@ -36,8 +41,7 @@ COMMAND = "python -m experiments.equivalence OLD_CHECKOUT"  # without the paths 
 # A learning rate per adapter kind at which two short epochs change the renders.
 LEARNING_RATES = {"lora": 2e-2, "locon": 1e-2, "dylora": 4e-2, "dora": 2e-2, "loha": 3e-2, "lokr": 4e-2, "ia3": 0.5}
 LEARNING_RATE = "optimizer.lr"
-# Further keys that the second trial samples. All of them were renamed, but sort in the same order by their old names:
-# TPE draws its parameters in the alphabetical order of their names, so in another order it draws other values.
+# Further keys that the second trial samples. All of them were renamed; they sort in the same order by their old names.
 SPACE = {
     "train.prior_preservation_ratio": "{choice: [0.25, 0.5]}",
     "train.min_lora_multiplier": "{linear: [0.6, 0.9]}",

@@ -32,7 +32,7 @@ Outcome = dict[str, Any]
 
 
 def study_outcome(folder: Path) -> Outcome:
-    """Every value of a finished study by a name that is the same in every checkout.
+    """Return every value of a finished study by a name that is the same in every checkout.
 
     Names start with `best/`, `trial N/`, `search/`, `finals/` or `result/`. A tensor stands as its type, shape and
     SHA-256. The files of `best/` are the exported LoRA and, for some adapter kinds, a plain LoRA beside it.
@@ -49,9 +49,8 @@ def study_outcome(folder: Path) -> Outcome:
     if not exported:
         raise StudyError(f"{folder} has no exported file")
     for path in exported:
-        outcome |= dict(_tensors(f"best/tensor/{path.stem}", path)) | dict(
-            _metadata(f"best/metadata/{path.stem}", path)
-        )
+        outcome |= dict(_tensors(f"best/tensor/{path.stem}", path))
+        outcome |= dict(_metadata(f"best/metadata/{path.stem}", path))
     for path in sorted((folder / "trials").rglob("*")):
         place = _numbered(str(path.relative_to(folder / "trials")), numbers)
         if path.suffix == ".safetensors":
@@ -70,7 +69,7 @@ def study_outcome(folder: Path) -> Outcome:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Names whose values differ or that only one of two outcomes has, with both values."""
+    """Return the names whose values differ or that only one of two outcomes has, with both values."""
     names = [*before, *(name for name in after if name not in before)]
     return [
         f"{name}: {before.get(name, 'missing')} -> {after.get(name, 'missing')}"
