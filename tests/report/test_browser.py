@@ -10,7 +10,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from autolora.report.figures.curves import schedules
 from autolora.report.page import write_report
+from autolora.report.tables import Section, write_page
 from tests.report.made_up import report
 
 CHROMIUM = shutil.which("chromium")
@@ -162,6 +164,16 @@ def test_figures_show_the_curves_the_limit_and_the_marks(page: Page) -> None:
         assert expected in words, expected
     assert guide.locator(".shapelayer path").count() == 3  # the region, its edge and the limit
     assert page.locator(".plot > .hint").count() == 0
+
+
+def test_a_page_of_sections_draws_its_figure_too(browser: Browser, tmp_path: Path) -> None:
+    figure = schedules({"guide": [(0, 1.0), (9, 0.0)]})
+    path = write_page("zorak", [], [Section("Learning rate", (), (), figure=figure)], tmp_path / "check.html")
+    opened = browser.new_page(viewport=SIZES["phone"])  # type: ignore[arg-type]
+    opened.goto(path.as_uri())
+    opened.wait_for_selector(".plot[data-drawn] .js-line", timeout=60_000)
+    assert "guide" in "".join(opened.locator(".plot svg").all_text_contents())
+    opened.close()
 
 
 @pytest.mark.parametrize(("scheme", "colour"), [("light", "rgb(31, 95, 196)"), ("dark", "rgb(134, 180, 255)")])

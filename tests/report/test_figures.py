@@ -225,7 +225,8 @@ def test_the_dashboard_gets_the_light_colours() -> None:
     figure = for_dashboard(weight_sweep(report().trials[0].curve, 0.7, 0.15))
     assert "var(--" not in figure.to_json()
     assert trace(figure, "fidelity").line.color == "#1f5fc4"
-    assert figure.layout.showlegend and figure.layout.dragmode == "zoom"
+    assert figure.layout.dragmode == "zoom" and not figure.layout.showlegend  # its lines are named
+    assert for_dashboard(learning_curves(report().trials)).layout.showlegend
 
 
 def test_an_embedded_figure_is_its_data_with_its_title_to_read_out() -> None:

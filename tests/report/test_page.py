@@ -15,12 +15,14 @@ import pytest
 from PIL import Image
 
 from autolora.report.figures.comparison import ComparedTrial
+from autolora.report.figures.curves import schedules
 from autolora.report.figures.theme import TERM_NAMES
 from autolora.report.formatting import duration, format_estimate, number, parameters
 from autolora.report.image_store import ImageStore, data_uri
 from autolora.report.page import render_page, write_report
 from autolora.report.schema import Column, CurvePoint, Gallery, Pair, Report, Reproduction, Sample, TrialRow
 from autolora.report.selection import compared_trials, ranked_trials
+from autolora.report.tables import Section, write_page
 from tests.report.made_up import report
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -254,3 +256,15 @@ def test_a_trial_that_was_handed_back_is_waiting() -> None:
     handed_back = replace(whole.trials[-1], number=99, uid="abc", state="waiting", curve=(), score=None)
     words = text(render_page(replace(whole, trials=(*whole.trials, handed_back))))
     assert "1 waiting" in words
+
+
+def test_a_page_of_sections_holds_its_figure(tmp_path: Path) -> None:
+    plain = Section("Cost", ("a", "b"), ((1, None), (2, "<b>")), ("a note",), Image.new("RGB", (8, 8)))
+    page = write_page("zorak", ["a fact"], [plain], tmp_path / "plain.html").read_text("utf-8")
+    assert "a note" in text(page) and "&lt;b&gt;" in page and page.count("<img") == 1
+    assert 'id="plotly"' not in page
+    drawn = replace(plain, figure=schedules({"guide": [(0, 1.0), (9, 0.0)]}))
+    page = write_page("zorak", ["a fact"], [drawn, plain], tmp_path / "drawn.html").read_text("utf-8")
+    (figure,) = figures(page).values()
+    assert figure["data"][0]["x"] == [0, 9] and page.count('id="plotly"') == 1
+    assert all(address.startswith("data:") for address in outline(page).addresses)

@@ -114,6 +114,7 @@ def schedules(curves: Mapping[str, Sequence[tuple[int, float]]]) -> go.Figure:
         figure.add_scatter(x=steps, y=factors, name=escape(name), mode="lines", line=line, hovertemplate=template)
         ends.append((steps[-1], factors[-1], escape(name), colour))
     _add_end_names(figure, ends)
+    figure.update_layout(margin_r=24 + 7 * max(map(len, curves)))
     return figure
 
 

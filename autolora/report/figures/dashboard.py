@@ -62,10 +62,10 @@ def parameter_effects(effects: Sequence[Effect]) -> go.Figure:
 
 
 def for_dashboard(figure: go.Figure) -> go.Figure:
-    """A copy of a figure with a legend, with zoom, and with the colours of the light page."""
+    """A copy of a figure with zoom, the colours of the light page, and a legend unless its lines are named."""
     result = with_light_colours(figure)
-    margin = {"l": 60, "r": 90, "t": 80, "b": 60}
-    result.update_layout(height=HEIGHT, margin=margin, showlegend=True, dragmode="zoom", paper_bgcolor="white")
+    result.update_layout(height=HEIGHT, margin={"l": 60, "r": 90, "t": 80, "b": 60}, paper_bgcolor="white")
+    result.update_layout(showlegend=not figure.layout.annotations, dragmode="zoom")
     result.update_xaxes(fixedrange=False)
     result.update_yaxes(fixedrange=False)
     return result
