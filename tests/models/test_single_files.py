@@ -42,9 +42,7 @@ def saved_pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pai
 
 
 @pytest.fixture(params=["sd1", "sd2", "sdxl"])
-def pair(
-    request: pytest.FixtureRequest, saved_pairs: Callable[[str], Pair], monkeypatch: pytest.MonkeyPatch
-) -> Pair:
+def pair(request: pytest.FixtureRequest, saved_pairs: Callable[[str], Pair], monkeypatch: pytest.MonkeyPatch) -> Pair:
     """Return a tiny model as folder and file, which tests only read, and block the network."""
     pair = saved_pairs(request.param)
     pair.replace_configs(monkeypatch)
