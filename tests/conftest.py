@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,21 @@ import torch
 from autolora.models.flow import FlowModel
 from autolora.models.stable_diffusion import StableDiffusion
 from tests import tiny, tiny_flow
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one worker run all tests of a file, or all that read the finished study, so that fixtures are built once.
+
+    What takes long comes first, so that the workers end together.
+    """
+    fixtures = defaultdict[Path, set[str]](set)
+    for item in items:
+        fixtures[item.path].update(getattr(item, "fixturenames", ()))
+    for item in items:
+        group = "finished" if "finished" in fixtures[item.path] else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: ("finished" not in fixtures[item.path], item.get_closest_marker("slow") is None))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ import pytest
 from autolora import config
 from autolora.adapters.kinds import IA3, DyLoRA, LoHa, LoKr, LoRA
 from autolora.adapters.settings import Adapter
-from autolora.adapters.targets import TARGETS
+from autolora.adapters.targets import LINEAR
 from autolora.errors import ConfigError
 from autolora.models.load import FAMILIES
 from autolora.optim.optimizers import AdamW, Optimizer, Prodigy
@@ -36,7 +36,8 @@ def test_every_study_composes_and_its_recipes_lie_inside_their_ranges(study: str
         assert definition.run(recipe, values) == definition.run(recipe, {})
 
 
-LORA, LOCON = LoRA(dim=32, alpha=16), LoRA(dim=32, alpha=16, conv_dim=32, conv_alpha=16, targets=tuple(TARGETS))
+LORA = LoRA(dim=32, alpha=16)
+LOCON = LoRA(dim=32, alpha=16, conv_dim=32, conv_alpha=16, targets=(*LINEAR, "conv"))
 GUIDE: dict[str, tuple[Adapter, Optimizer, type[Schedule], int]] = {
     "guide-adamw": (LORA, AdamW(lr=1e-4), CosineRestarts, 1000),
     "guide-prodigy": (LORA, Prodigy(lr=1.0), AnnealedCosine, 500),

@@ -22,8 +22,9 @@ class PeftLayer:
 
     def __init__(self, base: nn.Module, config: PeftConfig, generator: torch.Generator | None = None) -> None:
         holder: Any = nn.ModuleDict({PEFT_LAYER: base})
-        with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
-            torch.manual_seed(0 if generator is None else int(torch.randint(2**62, (), generator=generator)))
+        seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator))
+        with torch.random.fork_rng(devices=[]):  # peft draws from the CPU's global generator
+            torch.default_generator.manual_seed(seed)
             inject_adapter_in_model(config, holder)
         self.layer: Any = holder[PEFT_LAYER].eval()  # in training mode its dropout would use the global generator
         for parameter in self.layer.parameters():

@@ -122,6 +122,7 @@ PAD_TOKENS = {
 }
 
 
+@cache
 def clip_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
     """Build CLIP's tokenizer (Radford et al. 2021) from the vocabulary that is part of open_clip."""
     symbols, merges = _vocabulary()

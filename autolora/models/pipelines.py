@@ -12,7 +12,7 @@ from typing import Any
 import diffusers
 import torch
 from torch import Tensor
-from transformers import CLIPTextConfig
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from autolora.errors import ExportError
 from autolora.models.base import BaseModel
@@ -52,7 +52,7 @@ def open_pipeline(source: Path, family: str, dtype: torch.dtype, without: Iterab
     if source.is_file():
         with config_folder(family) as folder:
             return getattr(_DIFFUSERS, PIPELINES[family]).from_single_file(
-                source, config=str(folder), torch_dtype=dtype, local_files_only=True
+                source, config=str(folder), torch_dtype=dtype, local_files_only=True, **_tokenizers(family)
             )
     variant, _ = weight_files(source / denoiser_of(family))
     unused = (set(_UNUSED) & read_json(source / "model_index.json").keys()) | set(without)
@@ -103,10 +103,14 @@ def config_folder(family: str) -> Iterator[Path]:
         for part in ("unet", "vae"):
             _write(folder / part / "config.json", {"_class_name": _PART_CLASSES[part][1], **CONFIGS[family][part]})
         _write(folder / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **SCHEDULER})
-        for encoder, tokenizer in encoders.items():
+        for encoder in encoders:
             CLIPTextConfig(**CONFIGS[family][encoder]).save_pretrained(folder / encoder)
-            clip_tokenizer(PAD_TOKENS[family][encoder]).save_pretrained(folder / tokenizer)
         yield folder
+
+
+def _tokenizers(family: str) -> dict[str, CLIPTokenizer]:
+    """Return a family's tokenizers by their names in a pipeline."""
+    return {tokenizer: clip_tokenizer(PAD_TOKENS[family][encoder]) for encoder, tokenizer in ENCODERS[family].items()}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -46,11 +46,6 @@ def concept_mixing(
     return gaps[worst], np.max(draws, axis=0)
 
 
-def confusion_matrix(rendered: Sequence[Array]) -> Array:
-    """Return shares of renders (requested concept, shown concept); renders that show no concept are in no column."""
-    return np.array([[float(_shows(renders, j).mean()) for j in range(len(rendered))] for renders in rendered])
-
-
 def _shows(pass_scores: Array, concept: int) -> Array:
     """Return 1 where an image passes for this concept with a higher score than for any other, else 0."""
     return np.asarray((pass_scores.argmax(-1) == concept) & (pass_scores[..., concept] > 0.5), dtype=float)

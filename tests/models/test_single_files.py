@@ -54,13 +54,12 @@ def no_network(*_: object) -> None:
     raise OSError("no network in this test")
 
 
-def load_both(pair: Pair, **settings: Any) -> tuple[StableDiffusion, StableDiffusion]:
-    settings.setdefault("prediction_type", "epsilon")
-    return tiny.load_tiny(pair.folder, pair.family, **settings), tiny.load_tiny(pair.file, pair.family, **settings)
+def load(source: Path, pair: Pair, **settings: Any) -> StableDiffusion:
+    return tiny.load_tiny(source, pair.family, **{"prediction_type": "epsilon", **settings})
 
 
 def test_file_and_folder_give_the_same_model(pair: Pair) -> None:
-    folder, file = load_both(pair)
+    folder, file = load(pair.folder, pair), load(pair.file, pair)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(1, 3, 32, 32, generator=generator) * 2 - 1
     noisy = torch.randn(len(PROMPTS), *folder.latent_shape, generator=generator)
@@ -112,7 +111,7 @@ def test_a_guessed_prediction_type_is_logged_with_the_way_to_change_it(
 
 
 def test_a_lora_for_a_file_is_verified_by_diffusers(pair: Pair, tmp_path: Path) -> None:
-    _, model = load_both(pair)
+    model = load(pair.file, pair)
     spec = LoRA(dim=2, alpha=1, text_encoder=True)
     state = random_state(model, spec)
     path = export_lora(state, run(spec), dataset(), model, tmp_path, "a", facts=ExportFacts("a", 1.0, "b", 4)).path
@@ -132,7 +131,7 @@ def test_the_vae_can_be_replaced(as_file: bool, pair: Pair, tmp_path: Path) -> N
         source = tmp_path / "vae.safetensors"
         tensors = {key.removeprefix("first_stage_model."): t.contiguous() for key, t in vae_state(vae).items()}
         save_file(tensors, source)
-    plain, model = load_both(pair)[1], load_both(pair, vae=str(source))[1]
+    plain, model = load(pair.file, pair), load(pair.file, pair, vae=str(source))
     pixels = torch.zeros(1, 3, 32, 32)
     expected = vae.float().encode(pixels).latent_dist.mean * CONFIGS[pair.family]["vae"]["scaling_factor"]
     torch.testing.assert_close(model.encode_images(pixels), expected, atol=1e-5, rtol=1e-4)
@@ -151,13 +150,12 @@ def test_a_source_without_a_vae_is_refused(tiny_model_dir: Path, tmp_path: Path)
 
 def test_clip_skip_selects_the_text_encoders_layer(pair: Pair) -> None:
     if pair.family != "sd1":
-        assert torch.equal(
-            *(m.encode_prompts(PROMPTS).tokens for m in (load_both(pair)[0], load_both(pair, clip_skip=2)[0]))
-        )
+        plain, skipped = load(pair.folder, pair), load(pair.folder, pair, clip_skip=2)
+        assert torch.equal(plain.encode_prompts(PROMPTS).tokens, skipped.encode_prompts(PROMPTS).tokens)
         with pytest.raises(ConfigError, match="always uses the layer before the last, which is clip_skip=2"):
-            load_both(pair, clip_skip=1)
+            load(pair.folder, pair, clip_skip=1)
         return
-    plain, last, skipped = (load_both(pair, clip_skip=skip)[1] for skip in (None, 1, 2))
+    plain, last, skipped = (load(pair.file, pair, clip_skip=skip) for skip in (None, 1, 2))
     assert torch.equal(plain.encode_prompts(PROMPTS).tokens, last.encode_prompts(PROMPTS).tokens)
     pipeline = PIPELINE.from_pretrained(pair.folder, torch_dtype=torch.float32)
     ids = pipeline.tokenizer("1girl", padding="max_length", return_tensors="pt").input_ids
@@ -165,7 +163,7 @@ def test_clip_skip_selects_the_text_encoders_layer(pair: Pair) -> None:
     expected = pipeline.text_encoder.final_layer_norm(hidden[-2])
     torch.testing.assert_close(skipped.encode_prompts(["1girl"]).tokens, expected, atol=1e-5, rtol=1e-4)
     with pytest.raises(ConfigError, match=r"clip_skip=3: this text encoder has 2 layers"):
-        load_both(pair, clip_skip=3)
+        load(pair.file, pair, clip_skip=3)
 
 
 def test_a_file_that_lacks_a_tensor_is_refused(pair: Pair, tmp_path: Path) -> None:
