@@ -30,7 +30,8 @@ COMMANDS = {
 }
 TAKES_STUDY = ("tune", "worker", "report", "export", "dashboard", "check")
 TAKES_FILE = ("score", "verify", "resize")
-READS_IMAGES = ("check", "captions", "train", "tune", "worker", "score", "resize", "export")
+LOADS_MODEL = ("train", "tune", "worker", "score", "resize", "export")
+READS_IMAGES = ("check", "captions", *LOADS_MODEL)
 USAGE = """autolora {version}: an overfitting-aware auto-tuning LoRA trainer
 
 usage: autolora COMMAND [STUDY or FILE] [key=value ...]
@@ -140,8 +141,10 @@ def _configured(command: str, rest: list[str]) -> int:
     from autolora.settings import build_settings
 
     request = Request(build_settings(composed, source, overrides), tuple(places))
-    if command in READS_IMAGES:
-        request.dataset  # noqa: B018  a mistake in the dataset is told before torch is imported, which takes seconds
+    if command in READS_IMAGES:  # a mistake is told before torch is imported, which takes seconds
+        request.dataset  # noqa: B018
+    if command in LOADS_MODEL:
+        request.check_model()
     return _run(command, request)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from autolora.cli import COMMANDS, main
+from autolora.commands.request import Request
 from autolora.paperdoll.world import write_dataset
 
 
@@ -127,9 +128,10 @@ def test_an_optimizer_that_cannot_run_here_is_refused_before_anything_trains(
 
 
 def test_what_an_adapter_should_not_be_is_said_before_anything_loads(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a study also at the ends of its ranges; each line once."""
+    monkeypatch.setattr(Request, "check_model", lambda _: None)  # the missing model stops the command, but later
     no_model = ["dataset=quickstart", f"model.path={tmp_path / 'none'}"]
     assert main(["train", "recipe=guide-loha", "adapter.dim=48", *no_model]) == 4
     assert "guide-loha: LoHa of dim 48: above 32" in capsys.readouterr().err

@@ -141,6 +141,7 @@ def test_every_module_has_a_place() -> None:
         "from autolora.cli import main; main(['tune', 'quickstart', '--cfg', 'job'])",
         "from autolora.cli import main; main(['tune', 'quickstart', 'train.epochz=1'])",
         "from autolora.cli import main; main(['tune', 'quickstart', 'dataset.path=/nowhere'])",
+        "from autolora.cli import main; main(['tune', 'quickstart', 'model.path=/nowhere'])",
         "import autolora; autolora.recipe('guide-prodigy', dim=16)",
     ],
 )

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from autolora.data.concepts import Dataset, load_dataset
 from autolora.errors import ConfigError
+from autolora.models.folders import ENCODERS
 from autolora.settings import Settings
 
 
@@ -25,6 +26,18 @@ class Request:
             DatasetError: every problem of the dataset.
         """
         return load_dataset(self.settings.dataset)
+
+    def check_model(self) -> None:
+        """Refuse a base model that is not on this machine or of another family; a repository of the hub is not looked up.
+
+        Raises:
+            ModelError: says what the path is, what is expected and what to do.
+        """
+        from autolora.models.sources import find_source, is_on_hub
+
+        model = self.settings.model
+        if model.family in ENCODERS and not is_on_hub(model.path):
+            find_source(model.path, model.family)
 
     @property
     def lora(self) -> str:

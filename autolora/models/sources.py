@@ -29,9 +29,7 @@ def find_source(path: str, family: str) -> Path:
         if not BASE.is_dir():
             raise ModelError(f"the packaged paper-doll model is missing ({BASE}): install autolora again")
         return BASE
-    source = Path(path).expanduser()
-    if not source.exists() and _HUB_ID.fullmatch(path) and not source.parent.is_dir():
-        source = _from_hub(path, family)
+    source = _from_hub(path, family) if is_on_hub(path) else Path(path).expanduser()
     if source.is_file():
         recognized = recognize_file(source).family
         if recognized != family:
@@ -42,6 +40,12 @@ def find_source(path: str, family: str) -> Path:
     else:
         check_folder(source, family)
     return source
+
+
+def is_on_hub(path: str) -> bool:
+    """Return whether a path names a repository of the hub, because nothing of that name is on this machine."""
+    source = Path(path).expanduser()
+    return not source.exists() and _HUB_ID.fullmatch(path) is not None and not source.parent.is_dir()
 
 
 def _from_hub(repository: str, family: str) -> Path:

@@ -84,6 +84,7 @@ def main() -> None:
             "autolora tune quickstart --cfg job": ["tune", "quickstart", "--cfg", "job"],
             "a misspelt key": ["tune", "quickstart", "train.epoch=2"],
             "a folder that does not exist": ["tune", "character", "dataset.path=missing"],
+            "a base model that does not exist": ["tune", "quickstart", "model.path=missing"],
             f"autolora report, {TRIALS} trials": ["report", study.source, *study.arguments],
         }
         taken = {name: round(seconds(command, args.runs, folder), 2) for name, command in commands.items()}
