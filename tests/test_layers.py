@@ -141,7 +141,6 @@ def test_every_module_has_a_place() -> None:
         "from autolora.cli import main; main(['tune', 'quickstart', '--cfg', 'job'])",
         "from autolora.cli import main; main(['tune', 'quickstart', 'train.epochz=1'])",
         "from autolora.cli import main; main(['tune', 'quickstart', 'dataset.path=/nowhere'])",
-        "from autolora.cli import main; main(['tune', 'quickstart', 'model.path=/nowhere'])",
         "import autolora; autolora.recipe('guide-prodigy', dim=16)",
     ],
 )
@@ -149,6 +148,14 @@ def test_the_config_path_imports_nothing_heavy(code: str) -> None:
     check = f"import sys; print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", f"{code}; {check}"], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_a_base_model_that_is_missing_is_told_before_torch_is_imported() -> None:
+    code = (
+        "import sys; from autolora.cli import main; "
+        "code = main(['tune', 'quickstart', 'model.path=/nowhere']); sys.exit(code if 'torch' not in sys.modules else 1)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 4
 
 
 def test_importing_the_package_changes_nothing_in_the_process() -> None:
