@@ -153,7 +153,8 @@ def test_the_config_path_imports_nothing_heavy(code: str) -> None:
 def test_a_base_model_that_is_missing_is_told_before_torch_is_imported() -> None:
     code = (
         "import sys; from autolora.cli import main; "
-        "code = main(['tune', 'quickstart', 'model.path=/nowhere']); sys.exit(code if 'torch' not in sys.modules else 1)"
+        "code = main(['tune', 'quickstart', 'model.path=/nowhere']); "
+        "sys.exit(code if 'torch' not in sys.modules else 1)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 4
 

@@ -28,7 +28,7 @@ class Request:
         return load_dataset(self.settings.dataset)
 
     def check_model(self) -> None:
-        """Refuse a base model that is not on this machine or of another family; a repository of the hub is not looked up.
+        """Refuse a missing base model, or one of another family; a repository of the hub is not looked up.
 
         Raises:
             ModelError: says what the path is, what is expected and what to do.
