@@ -33,6 +33,8 @@ ROOT = (
 )  # a wheel carries conf/ and studies/ inside the package
 RECIPES = Path("conf") / "recipe"  # of the working directory: recipes of one's own, beside those of autolora
 _FREE_KEY = re.compile(r"^(train\.concept_images\.)")  # keys of a dataset's own words, which no config can list
+_HYDRA_KEY = re.compile(r"[+~]*hydra[./=]|[^=]*@hydra")
+_RESOLVER = re.compile(r"\$\{[^$]*:")  # also where the resolver's name is an interpolation itself
 
 
 def quote(argument: str) -> str:
@@ -64,6 +66,8 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
     """
     overrides = [_FREE_KEY.sub(r"++\1", quote(argument)) for argument in arguments]
     for argument in overrides:
+        if _HYDRA_KEY.match(argument):
+            raise ConfigError(f"`{argument}` is refused: Hydra's own settings are no settings of autolora")
         if "=" not in argument and not argument.startswith("~"):
             raise ConfigError(f"`{argument}` is not understood; overrides are written key=value")
         refuse_renamed(argument.partition("=")[0])
@@ -71,6 +75,7 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
     try:
         with _study_overrides(study) as own, initialize_config_dir(str((ROOT / "conf").resolve()), version_base="1.3"):
             config = hydra_compose(primary, overrides=[*own, *overrides])
+            _refuse_resolvers(config)
             OmegaConf.resolve(config)
             return config
     except (HydraException, OmegaConfBaseException) as error:
@@ -79,6 +84,29 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
     except YAMLError as error:  # in a study's or a recipe's file; a study is read under another name
         words = re.sub(r'in "\S*/study\.yaml"', f"in {study}", " ".join(str(error).split()))
         raise ConfigError(f"this is no YAML: {words}") from error
+
+
+def _refuse_resolvers(config: DictConfig) -> None:
+    """Refuse values such as `${oc.env:NAME}`: a file from somebody else could read the environment and send it away.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    for key, value in _strings(OmegaConf.to_container(config, resolve=False)):
+        if _RESOLVER.search(value):
+            raise ConfigError(
+                f"{key}={value} is refused: a config may refer to its own keys, but not read the environment or call "
+                'anything; write the value, or let your shell put it in: key="$NAME"'
+            )
+
+
+def _strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every string of a config with its key."""
+    if isinstance(value, str):
+        yield key, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, below in items:
+        yield from _strings(below, f"{key}.{name}" if key else str(name))
 
 
 def _explain(error: Exception, primary: str, keys: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,9 @@ _REASONS = {
     errno.EACCES: "permission denied: choose a folder you may write to",
     errno.EROFS: "the file system is read-only: choose another folder",
 }
+_TEMPORARY = re.compile(r"\..+-[a-z0-9_]{2,8}(\.\w+)?|\.tmp\w{6}")  # ours, by tempfile's names, and safetensors'
+_TEMPORARY_FOLDER = re.compile(r"\.new-[a-z0-9_]{2,8}")
+_NAME = re.compile(r"\w[^\\/:*?\"<>|\x00-\x1f]*")
 
 
 @contextmanager
@@ -80,12 +84,38 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what writers that were killed left, ours and those of libraries: their files and folders are hidden."""
-    for path in [*folder.rglob(".*")]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    """Remove what writers that were killed left: temporary files and folders, by the names that they get.
+
+    Everything else that is hidden, such as `.git`, is somebody's own and stays. No link is followed.
+    """
+    for place, folders, files in os.walk(folder):  # which follows no links
+        for name in folders:
+            path = Path(place, name)
+            if _TEMPORARY_FOLDER.fullmatch(name) and not path.is_symlink():
+                shutil.rmtree(path)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if _TEMPORARY.fullmatch(name):
+                Path(place, name).unlink(missing_ok=True)
+
+
+def path_below(folder: Path, name: str) -> Path:
+    """The path of a file or folder below `folder`, by a name that somebody else may have written.
+
+    Raises:
+        StorageError: the name is absolute, leads out of the folder, is hidden, or goes through a link.
+    """
+    path = folder
+    for part in str(name).split("/"):
+        if not _NAME.fullmatch(part):
+            raise StorageError(
+                f"`{name}` is refused as a name below {folder}: it must be made of names of files and folders. "
+                "A study holds no such names; do not use this one if somebody else made it"
+            )
+        path = path / part
+        if path.is_symlink():
+            raise StorageError(f"{path} is refused: it is a link, which could lead out of {folder}; remove it")
+    return path
 
 
 def finished(paths: Iterable[Path]) -> list[Path]:

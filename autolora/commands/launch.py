@@ -20,7 +20,7 @@ def worker_command(config: DictConfig) -> list[str]:
     """The command line of a worker of the study that was named."""
     own = {key: OmegaConf.select(config, key) for key in ("out", "dataset.path", "model.path")}
     arguments = [f"{key}={value}" for key, value in own.items() if value is not None]
-    return [sys.executable, "-m", "autolora.cli", "worker", f"study={config.study}", *arguments]
+    return [sys.executable, "-P", "-m", "autolora.cli", "worker", f"study={config.study}", *arguments]
 
 
 def own_gpu(worker: int) -> dict[str, str]:

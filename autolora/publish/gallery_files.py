@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from autolora.evaluation.samples import read_samples
+from autolora.files import path_below
 from autolora.report.schema import Column, Gallery, OutfitMatrix, Pair, Sample
 from autolora.scoring.intervals import Estimate
 
@@ -26,10 +27,12 @@ class Strip:
 
         Raises:
             FileNotFoundError: the file is missing or broken.
+            StorageError: its name leads out of the study's folder.
         """
-        images = tuple(image for _, image in read_samples(study_folder / self.folder, self.name))
+        path = path_below(study_folder, f"{self.folder}/{self.name}.webp")
+        images = tuple(image for _, image in read_samples(path.parent, path.stem))
         if not images:
-            raise FileNotFoundError(study_folder / self.folder / f"{self.name}.webp")
+            raise FileNotFoundError(path)
         return images
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -253,7 +255,20 @@ def load_encoder(name: str) -> Encoder:
         raise ConfigError(
             f"scoring.encoder={name}: {folder} has no open_clip_config.json; give the folder of an open_clip model"
         )
+    if "trust_remote_code" in _keys(folder / "open_clip_config.json"):
+        raise ConfigError(
+            f"scoring.encoder={name}: open_clip_config.json asks for code in its folder to be run "
+            "(trust_remote_code), which autolora never does; use another encoder"
+        )
     return _open_clip(f"local-dir:{folder}", None)
+
+
+def _keys(path: Path) -> list[str]:
+    """Return all keys of a JSON file at any depth; none if it is broken, which open_clip reports."""
+    keys: list[str] = []
+    with suppress(ValueError, RecursionError):
+        json.loads(path.read_bytes(), object_pairs_hook=lambda pairs: keys.extend(key for key, _ in pairs))
+    return keys
 
 
 def load_second_encoder(name: str, model: BaseModel) -> Encoder:

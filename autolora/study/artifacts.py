@@ -15,15 +15,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Annotated, BinaryIO, Protocol
 
 from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
+from pydantic import Field, TypeAdapter, ValidationError
 
 from autolora.errors import ConfigError, StorageError
-from autolora.files import atomic_path
+from autolora.files import atomic_path, path_below
 
 Prefix = str | tuple[str, ...]
+_Content = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]  # the hash of a file, as `_content` makes it
 TRIES = 8  # of a request, with growing pauses
 
 
@@ -144,7 +146,7 @@ class TrialFiles:
     )  # ended trials that need not be fetched again
 
     def __getitem__(self, name: str) -> Path:
-        return self.folder / name
+        return path_below(self.folder, name)
 
     def send(self, name: str) -> None:
         """Send a folder to the store as it is now.
@@ -179,7 +181,7 @@ class TrialFiles:
         if self.store is None or (name, only) in self._ended:
             return self[name]
         for relative, content in self._listed(name).items():
-            path = self[name] / relative
+            path = path_below(self[name], relative)
             if not relative.startswith(only) or (path.is_file() and _content(path) == content):
                 continue
             with (
@@ -192,15 +194,16 @@ class TrialFiles:
             self._ended.add((name, only))
         return self[name]
 
-    def _listed(self, name: str) -> dict[str, Any]:
+    def _listed(self, name: str) -> dict[str, str]:
         """The sent files by name, with the name of their content; empty where nothing was sent yet."""
         assert self.store is not None
         try:
             with self.store.open_reader(f"{self.prefix}{name}.json") as source:
-                found: dict[str, Any] = json.loads(source.read())
-                return found
+                return TypeAdapter(dict[str, _Content]).validate_json(source.read())
         except ArtifactNotFound:
             return {}
+        except ValidationError as error:
+            raise StorageError(f"{self.prefix}{name}.json of the artifact store is no list of files") from error
 
 
 def _content(path: Path) -> str:

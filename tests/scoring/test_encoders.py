@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from timm.models import save_for_hf
 from autolora.errors import ConfigError
 from autolora.models.load import load_model
 from autolora.models.settings import ModelSettings
+from autolora.paperdoll.weights import CLIP
 from autolora.scoring.embeddings import concatenate
 from autolora.scoring.encoders import Encoder, OpenClip, _patch_block, load_encoder, load_second_encoder
 
@@ -84,6 +86,14 @@ def test_names_that_cannot_be_the_first_encoder_are_refused(name: str) -> None:
 
 def test_a_folder_without_an_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no open_clip_config\.json"):
+        load_encoder(f"local-dir:{tmp_path}")
+
+
+def test_an_encoder_that_brings_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    config = json.loads((CLIP / "open_clip_config.json").read_text("utf-8"))
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config).replace("remote", "rem\\u006fte"))
+    with pytest.raises(ConfigError, match="trust_remote_code"):
         load_encoder(f"local-dir:{tmp_path}")
 
 

@@ -16,7 +16,7 @@ from scipy.stats import norm
 
 from autolora.errors import StudyError
 from autolora.evaluation.result import CheckpointResult, load_results
-from autolora.files import write_atomic
+from autolora.files import path_below, write_atomic
 from autolora.report.formatting import format_estimate
 from autolora.report.tables import Section, as_dict
 from autolora.scoring.intervals import Array, Estimate, with_exact_bounds
@@ -69,8 +69,9 @@ def read_study(folder: Path) -> list[ComparisonRow]:
     identity = study.user_attrs["space"]
     rows: dict[tuple[str, str], ComparisonRow] = {}
     for trial in study.get_trials(deepcopy=False):
-        results = [p for p in load_results(folder / "trials" / trial.user_attrs.get("uid", "")) if p.score]
-        best = max(results, key=lambda p: p.objective, default=None)
+        uid = trial.user_attrs.get("uid")
+        results = load_results(path_below(folder / "trials", uid)) if uid else []
+        best = max((p for p in results if p.score), key=lambda p: p.objective, default=None)
         if best is None:
             continue
         recipe = trial.user_attrs["recipe"]

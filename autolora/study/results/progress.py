@@ -110,5 +110,6 @@ def _seconds_left(definition: StudyDefinition, trials: Sequence[FrozenTrial], mo
 
 def _best(definition: StudyDefinition, trial: FrozenTrial) -> CheckpointResult | None:
     """A trial's best checkpoint, read without its weights; None if none was scored."""
-    results = load_results(definition.trial_files[trial.user_attrs.get("uid", "")])
+    uid = trial.user_attrs.get("uid")
+    results = load_results(definition.trial_files[uid]) if uid else []
     return max((p for p in results if p.score), key=lambda p: p.objective, default=None)

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autolora.evaluation.result import CheckpointResult, TrialResults
 from autolora.evaluation.samples import read_samples
+from autolora.files import path_below
 from autolora.publish.gallery_files import read_gallery, read_matrix, read_pair
 from autolora.report.page import write_report
 from autolora.report.schema import Costs, CurvePoint, Gallery, OutfitMatrix, Pair, Report, TrialRow
@@ -91,7 +92,7 @@ def _with_outcome(report: Report, outcome: FinalsOutcome, study_folder: Path) ->
         matrix = read_matrix(outcome.images.matrix, study_folder) if outcome.images.matrix else None
     except FileNotFoundError:
         pass
-    winner, exported = outcome.winner, study_folder / outcome.export.lora
+    winner, exported = outcome.winner, path_below(study_folder, outcome.export.lora)
     return replace(
         report,
         verdict=winner.result.verdict,

@@ -67,7 +67,7 @@ def local_workers(definition: StudyDefinition, count: int, bars: Bars) -> Iterat
 def worker_command(definition: StudyDefinition) -> list[str]:
     """The command line that joins a study from the same folder; the storage is passed in the environment."""
     arguments = [argument for argument in definition.arguments if not argument.startswith("workers=")]
-    return [sys.executable, "-m", "autolora.cli", "worker", definition.source, *arguments]
+    return [sys.executable, "-P", "-m", "autolora.cli", "worker", definition.source, *arguments]
 
 
 def _start(definition: StudyDefinition, number: int, added: dict[str, str]) -> subprocess.Popen[bytes]:
