@@ -5,6 +5,8 @@ A storage may be unreachable for a while: its methods wait, log that, and contin
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from autolora.study.journal import JournalLock, SafeJournalBackend
 from autolora.study.storage_retry import Log, _is_unreachable, _reason, retrying
 
 EXAMPLES = "sqlite:///FILE.db, journal:///FILE.log, postgresql+psycopg://USER:PASSWORD@HOST/NAME or grpc://HOST:PORT"
+_SECRET = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)  # in a URL's query
 OPENINGS = 8  # tries to open a database that is still starting, or whose tables another process creates: 8 s in all
 
 
@@ -60,13 +63,15 @@ def study_storage(folder: Path) -> BaseStorage:
 
 
 def redact_url(url: str) -> str:
-    """The URL of a storage without its password, for messages, logs and files."""
+    """The URL of a storage without passwords and other secrets of its query, for messages, logs and files."""
     if not _is_sql(url):
-        return url
+        return re.sub(r"//.*@", "//***@", url)
     try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
         return "***"
+    shown = _SECRET.sub(r"\1***", parsed.render_as_string(hide_password=True))
+    return re.sub(r"//([^:@/]*).*@", r"//\1:***@", shown) if "@" in (parsed.host or "") else shown
 
 
 def _is_sql(url: str) -> bool:
@@ -81,7 +86,14 @@ def open_storage(url: str, log: Log) -> BaseStorage:
         StudyError: nothing answers there.
     """
     try:
+        if _is_sql(url) and "@" in (make_url(url).host or ""):
+            raise ConfigError(f"storage={redact_url(url)}: a password that holds @ needs %40 in its place")
         return retrying(_open(url, log), f"the storage {redact_url(url)}", log)
+    except json.JSONDecodeError as error:
+        raise StudyError(
+            f"storage={redact_url(url)} has a broken line ({error}): restore the file from a copy, or remove that "
+            "line; what it recorded is then lost"
+        ) from error
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise ConfigError(f"storage={redact_url(url)} is not understood; expected {EXAMPLES}") from error
     except ImportError as error:

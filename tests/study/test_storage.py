@@ -29,6 +29,11 @@ def nothing(_: str) -> None: ...
         ("postgresql+psycopg://mona@db/lora", "postgresql+psycopg://mona@db/lora"),
         ("mysql://a:hush@b:1/c?ssl=1", "mysql://a:***@b:1/c?ssl=1"),
         ("journal:///a/b.log", "journal:///a/b.log"),
+        ("mysql://db/c?user=a&password=hush&sslmode=on", "mysql://db/c?user=a&password=***&sslmode=on"),
+        ("mysql://db/c?sslpassword=hush", "mysql://db/c?sslpassword=***"),
+        ("mysql://a:hu@hush@db/c", "mysql://a:***@db/c"),
+        ("mysql://a:hush@b:port/c", "***"),
+        ("grpc://a:hush@b:1", "grpc://***@b:1"),
         ("hush", "***"),
     ],
 )
@@ -43,6 +48,8 @@ def test_a_password_is_never_shown(url: str, seen: str) -> None:
         ("oracles://a:hush@b/c", ConfigError, "expected sqlite:"),
         ("postgresql+psycopg2://a:hush@b/c", ConfigError, r"pip install 'autolora\[postgres\]'"),
         ("postgresql+psycopg://a:hush@127.0.0.1:1/c", StudyError, "nothing can be opened"),
+        ("mysql://a:hush@b:port/c", ConfigError, "expected sqlite:"),
+        ("mysql://a:hu@hush@b/c", ConfigError, "%40 in its place"),
         ("grpc://localhost:notaport", ConfigError, "expected sqlite:"),
         ("sqlite:////proc/nowhere/study.db", StudyError, "nothing can be opened"),
     ],
@@ -150,3 +157,11 @@ def test_a_full_database_and_a_mistake_are_not_waited_for() -> None:
         retrying(Failing(lost("could not extend file: No space left on device")), "it", nothing).get_all_studies()
     with pytest.raises(optuna.exceptions.StorageInternalError):
         retrying(Failing(lost("no such table", ProgrammingError)), "it", nothing).get_all_studies()
+
+
+def test_a_broken_line_of_a_journal_is_told_as_one(tmp_path: Path) -> None:
+    journal = tmp_path / "study.log"
+    optuna.create_study(storage=open_storage(f"journal:///{journal}", nothing), study_name="mona")
+    journal.write_text(journal.read_text() + '{"op_code": 4, "wor\n' + journal.read_text())
+    with pytest.raises(StudyError, match=r"has a broken line .* restore the file"):
+        open_storage(f"journal:///{journal}", nothing)
