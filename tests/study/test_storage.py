@@ -29,7 +29,7 @@ def nothing(_: str) -> None: ...
         ("postgresql+psycopg://mona@db/lora", "postgresql+psycopg://mona@db/lora"),
         ("mysql://a:hush@b:1/c?ssl=1", "mysql://a:***@b:1/c?ssl=1"),
         ("journal:///a/b.log", "journal:///a/b.log"),
-        ("mysql://db/c?user=a&password=hush&sslmode=on", "mysql://db/c?user=a&password=***&sslmode=on"),
+        ("mysql://db/c?user=a&password=hush&sslmode=on", "mysql://db/c?password=***&sslmode=on&user=a"),
         ("mysql://db/c?sslpassword=hush", "mysql://db/c?sslpassword=***"),
         ("mysql://a:hu@hush@db/c", "mysql://a:***@db/c"),
         ("mysql://a:hush@b:port/c", "***"),
