@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from autolora.errors import DatasetError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".avif")
 UNSUPPORTED_SUFFIXES = (".jxl", ".gif", ".tif", ".tiff", ".heic", ".heif")  # must be saved as .png first
 READING_THREADS = 4  # Pillow releases Python's global lock while it decodes
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)

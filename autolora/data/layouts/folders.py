@@ -16,6 +16,7 @@ from autolora.data.captions import split_tags
 from autolora.data.images import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES
 
 CAPTION_SUFFIXES = (".txt", ".caption")
+_ANY_IMAGE = IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES
 _CLASS_FOLDER = re.compile(r"(\d+)_(.*)", re.DOTALL)
 _MASK_ENDINGS = (".mask.png", "-masklabel.png")
 _MASK_FOLDER = "masks"
@@ -89,7 +90,7 @@ def list_folder(root: Path, captions_optional: bool = False) -> Listing:
         f"{path.name}: a folder of images without a number, which would not be read: rename it to "
         f"`1_{path.name}`, or to `_{path.name}` to leave it out"
         for path in folders
-        if path not in numbered and image_files(path)
+        if path not in numbered and _holds_images(path)
     ]
     if not numbered:
         if loose:
@@ -112,7 +113,7 @@ def _list_class_folder(folder: Path, root: Path, captions_optional: bool) -> Lis
         problem = f"no class tokens after the number: rename it, for example to `{folder.name}mona`"
     elif repeats < 1:
         problem = f"0 repeats: rename it to `1_{tokens}`, or to `_{tokens}` to leave it out"
-    elif not files_of(folder, IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES):
+    elif not files_of(folder, _ANY_IMAGE):
         problem = "no images: add captioned images or remove the folder"
     else:
         return list_images(folder, root, fallback=tokens, captions_optional=captions_optional)
@@ -144,14 +145,15 @@ def list_images(
     """
     paths = image_files(folder)
     captions, masks_by_stem = _by_stem(folder, suffixes), find_masks(folder, masks)
-    uncaptioned = bool(fallback) and bool(paths) and not any(path.stem in captions for path in paths)
+    files = {path: captions.get(path.stem, []) + captions.get(path.name, []) for path in paths}  # also a.png.txt
+    uncaptioned = bool(fallback) and bool(paths) and not any(files.values())
     name, folder_repeats = concept_of(folder, concept)
     entries = []
     for path in paths:
-        if path.stem not in captions and fallback and (captions_optional or uncaptioned):
+        if not files[path] and fallback and (captions_optional or uncaptioned):
             caption, caption_problem = fallback, ""
         else:
-            caption, caption_problem = _read_caption(path, captions.get(path.stem, []), suffixes[0])
+            caption, caption_problem = _read_caption(path, files[path], suffixes[0])
         mask, mask_problem = mask_of(path, masks_by_stem)
         problem = "; ".join(filter(None, (caption_problem, mask_problem)))
         count = folder_repeats if repeats is None else repeats
@@ -168,6 +170,12 @@ def list_images(
     unused = [path.name for stem in masks_by_stem.keys() - {p.stem for p in paths} for path in masks_by_stem[stem]]
     if unused and not masks:
         notes.append(f"{display_path(folder, root)}: masks without an image: {summarize_list(sorted(unused))}")
+    orphans = captions.keys() - {name for path in files_of(folder, _ANY_IMAGE) for name in (path.stem, path.name)}
+    if orphans and paths:
+        names = sorted(path.name for stem in orphans for path in captions[stem])
+        notes.append(f"{display_path(folder, root)}: captions without an image: {summarize_list(names)}")
+    if folder != root and (left_out := [path.name for path in subfolders(folder) if _holds_images(path)]):
+        notes.append(f"{display_path(folder, root)}: images in folders below are not read: {summarize_list(left_out)}")
     return Listing(tuple(entries), problems=tuple(unsupported), notes=tuple(notes))
 
 
@@ -202,6 +210,13 @@ def subfolders(root: Path) -> list[Path]:
     return sorted((p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "_"))), key=str)
 
 
+def _holds_images(folder: Path) -> bool:
+    """Whether there are images in a folder or anywhere below it, outside of folders of masks."""
+    return folder.name != _MASK_FOLDER and (
+        bool(image_files(folder)) or any(_holds_images(below) for below in subfolders(folder) if not below.is_symlink())
+    )
+
+
 def find_masks(folder: Path, masks: Path | None = None) -> dict[str, list[Path]]:
     """The masks of a folder's images, by the image's name without its suffix.
 
@@ -227,8 +242,9 @@ def mask_of(path: Path, masks: Mapping[str, Sequence[Path]]) -> tuple[Path | Non
 
 
 def one_line(text: str) -> str:
-    """The lines of a caption joined by commas, without white space and commas at their ends."""
-    return ", ".join(stripped for line in text.splitlines() if (stripped := line.strip(" \t,")))
+    """The lines of a caption joined by commas, without white space and commas at their ends, and byte order marks."""
+    lines = text.replace("\ufeff", "").splitlines()  # editors leave such marks, invisible, also inside a text
+    return ", ".join(stripped for line in lines if (stripped := line.strip(" \t,")))
 
 
 def _read_caption(path: Path, files: Sequence[Path], suffix: str) -> tuple[str, str]:
@@ -236,7 +252,10 @@ def _read_caption(path: Path, files: Sequence[Path], suffix: str) -> tuple[str, 
     texts: dict[str, str] = {}
     for file in files:
         try:
-            texts.setdefault(one_line(file.read_text(encoding="utf-8-sig")), file.name)
+            text = file.read_text(encoding="utf-8-sig")
+            if "\0" in text:
+                return "", f"its caption {file.name} holds NUL bytes, perhaps as UTF-16 text does: save it as UTF-8"
+            texts.setdefault(one_line(text), file.name)
         except UnicodeDecodeError:
             return "", f"its caption {file.name} is not UTF-8 text: save it as UTF-8"
         except OSError as error:

@@ -155,6 +155,8 @@ def _caption(fields: Mapping[str, Any], where: str) -> tuple[str, str]:
         if not isinstance(text, str):
             return "", f"its {name} in {where} is {_kind(text)}: write text in quotes"
     caption = ", ".join(line for text in texts.values() if (line := one_line(text)))
+    if "\0" in caption:
+        return "", f"its caption in {where} holds a NUL character: remove it"
     if not split_tags(caption):
         return "", f"its caption in {where} is empty: write its tags into it"
     return caption, ""
