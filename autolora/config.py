@@ -123,6 +123,8 @@ def _explain(error: Exception, primary: str, keys: Sequence[str]) -> str:
         refuse_renamed(full.group(1) if full else missing.group(1))
         near = difflib.get_close_matches(missing.group(1), keys, 1)
         text = f"there is no key {missing.group(1)}"
+        if missing.group(1) in keys:  # a key of a recipe, whose name holds dots
+            return f"{missing.group(1)} cannot be set by an override: write it into a study file"
         text += f": did you mean `{near[0]}`?" if near else f"; `autolora {primary} --cfg job` lists every key"
     return text
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from autolora import config
 from autolora.adapters.kinds import IA3, DyLoRA, LoHa, LoKr, LoRA
@@ -12,8 +16,9 @@ from autolora.adapters.settings import Adapter
 from autolora.adapters.targets import LINEAR
 from autolora.errors import ConfigError
 from autolora.models.load import FAMILIES
-from autolora.optim.optimizers import AdamW, Optimizer, Prodigy
-from autolora.optim.schedules import AnnealedCosine, CosineRestarts, Schedule
+from autolora.optim.base import Optimizer
+from autolora.optim.optimizers import OPTIMIZERS, AdamW, Prodigy
+from autolora.optim.schedules import SCHEDULES, AnnealedCosine, CosineRestarts, Schedule
 from autolora.settings import Settings, build_run, build_settings
 from autolora.study.definition import define_study
 
@@ -65,6 +70,17 @@ def test_studies_of_a_real_model_search_around_all_of_the_guide_and_run_on_the_s
         settings([], study)
     without = ["model.path=x", "~study.recipes.guide-ia3"]
     assert set(define_study(settings(without, study)).default_values) == set(GUIDE) - {"guide-ia3"}
+
+
+TABLES: dict[str, Mapping[str, Any]] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+
+
+@pytest.mark.parametrize(("group", "kind"), [(group, kind) for group, table in TABLES.items() for kind in table])
+def test_every_kind_has_a_config_file_with_all_its_fields(group: str, kind: str) -> None:
+    """Where a kind has no file or the file lacks a field, a user cannot choose it or set it."""
+    files = [OmegaConf.load(path) for path in (config.ROOT / "conf" / group).glob("*.yaml")]
+    fields = {field.name for field in dataclasses.fields(TABLES[group][kind])} | {"kind"}
+    assert any(file.kind == kind and set(file) == fields for file in files)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

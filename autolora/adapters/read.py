@@ -101,11 +101,15 @@ def lora_of(state: State) -> LoRA:
     """Return the settings of a plain LoRA that a state can be loaded into: its largest rank and its targets."""
     layers = parts_by_layer(state)
     dim, alpha = max(_rank_and_alpha(parts) for parts in layers.values())
-    targets = tuple(name for name, suffixes in TARGETS.items() if any(path.endswith(suffixes) for path in layers))
+    targets, left = [], set(layers)
+    for name, suffixes in TARGETS.items():  # a later target may be a part of an earlier one
+        if own := {path for path in left if path.endswith(suffixes)}:
+            targets.append(name)
+            left -= own
     return LoRA(
         dim=dim,
         alpha=alpha,
-        targets=targets or tuple(TARGETS),
+        targets=tuple(targets or TARGETS),
         text_encoder=any(in_text_encoder(path) for path in layers),
     )
 

@@ -6,79 +6,18 @@ and the optimizers' libraries are imported only inside the methods that need the
 
 from __future__ import annotations
 
-import importlib
 import io
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 from autolora.errors import ConfigError
+from autolora.optim.base import Optimizer, OptimizerSpec, of_pytorch_optimizer, optional
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
-    Params = Sequence[nn.Parameter]
-
-T = TypeVar("T", bound="OptimizerSpec")
-
-
-class Optimizer:
-    """What every optimizer has."""
-
-    kohya_name: ClassVar[str | None] = None  # its name in kohya's sd-scripts; None: the class's own name
-    replaces_schedule: ClassVar[bool] = False  # whether it averages weights instead of following a schedule
-    state_bytes: ClassVar[float | None] = None  # memory per parameter; None: measured by a step on the CPU
-    lr: float
-    weight_decay: float
-
-    def build(self, params: Params) -> torch.optim.Optimizer:
-        """Build the optimizer of one slot's parameters.
-
-        Raises:
-            ConfigError: a library is missing, or the optimizer does not run on the parameters' device.
-        """
-        raise NotImplementedError
-
-    def for_text_encoder(self) -> Optimizer:
-        """Return the settings for the text encoder's parameters."""
-        return self
-
-    def kohya_args(self) -> tuple[str, ...]:
-        """Return the values of sd-scripts' `--optimizer_args`."""
-        betas = [getattr(self, name) for name in ("beta1", "beta2", "beta3") if hasattr(self, name)]
-        listed = ",".join(f"{beta:g}" for beta in betas)
-        return (f"weight_decay={self.weight_decay:g}", *([f"betas={listed}"] if betas else []))
-
-    def check(self, device: torch.device) -> None:
-        """Refuse an optimizer that cannot be built on a device, before anything trains.
-
-        Raises:
-            ConfigError: as `build`.
-        """
-        import torch
-
-        self.build([torch.nn.Parameter(torch.zeros(1, device=device))])
-
-
-@dataclass(frozen=True)
-class OptimizerSpec(Optimizer):
-    """The settings of optimizers whose learning rate the user chooses."""
-
-    lr: float = 1e-4
-    text_encoder_lr: float | None = None  # where the text encoder is adapted too; None: `lr`
-    weight_decay: float = 0.01
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "text_encoder_lr"):
-            rate = getattr(self, name)
-            if rate is not None and not 0 < rate < 1:
-                raise ConfigError(f"optimizer.{name} must be above 0 and below 1, got {rate}")
-
-    def for_text_encoder(self: T) -> T:
-        """Return the same settings with the text encoder's learning rate."""
-        return replace(self, lr=self.text_encoder_lr or self.lr)
+    from autolora.optim.base import Params
 
 
 @dataclass(frozen=True)
@@ -152,7 +91,7 @@ class Lion(OptimizerSpec):
         Raises:
             ConfigError: pytorch_optimizer is not installed.
         """
-        return _of_pytorch_optimizer(
+        return of_pytorch_optimizer(
             "Lion", params, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
         )
 
@@ -174,7 +113,7 @@ class CAME(OptimizerSpec):
             ConfigError: pytorch_optimizer is not installed.
         """
         betas = (self.beta1, self.beta2, self.beta3)
-        return _of_pytorch_optimizer("CAME", params, lr=self.lr, betas=betas, weight_decay=self.weight_decay)
+        return of_pytorch_optimizer("CAME", params, lr=self.lr, betas=betas, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -197,7 +136,7 @@ class ScheduleFree(OptimizerSpec):
         Raises:
             ConfigError: pytorch_optimizer is not installed.
         """
-        return _of_pytorch_optimizer(
+        return of_pytorch_optimizer(
             "ScheduleFreeAdamW", params, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
         )
 
@@ -254,29 +193,6 @@ class Prodigy(Optimizer):
         """Return the values of sd-scripts' `--optimizer_args`."""
         estimate = (f"d_coef={self.d_coef:g}", f"d0={self.d0:g}", "safeguard_warmup=True", "use_bias_correction=True")
         return (*super().kohya_args(), *estimate)
-
-
-def optional(module: str, extra: str, what: str) -> Any:
-    """Import an optional library.
-
-    Args:
-        module: its name.
-        extra: the extra of autolora that installs it.
-        what: what needs it, for the message.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{what} needs {module}: pip install 'autolora[{extra}]'") from error
-
-
-def _of_pytorch_optimizer(name: str, params: Params, **settings: Any) -> torch.optim.Optimizer:
-    library = optional("pytorch_optimizer", "optimizers", name)
-    optimizer: torch.optim.Optimizer = getattr(library, name)(params, **settings)
-    return optimizer
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {

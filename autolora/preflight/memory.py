@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.kinds import ADAPTERS, LoRA
+from autolora.adapters.targets import TARGETS
 from autolora.data.concepts import Dataset
 from autolora.models.base import BaseModel
 from autolora.models.meta_device import META, AutocastEmulator, MemoryCounter, backward, on_meta_device
 from autolora.models.offload import OffloadManager, offloads
 from autolora.models.settings import RenderSettings
-from autolora.optim.optimizers import Optimizer
+from autolora.optim.base import Optimizer
 from autolora.progress import Bars
 from autolora.report.tables import Cell, Section
 from autolora.scoring.encoders import BATCH_SIZE, Encoder, OpenClip, Timm
@@ -268,7 +269,8 @@ def largest(runs: Sequence[Run]) -> list[Run]:
 def _extent(run: Run) -> tuple[int, ...]:
     """The quantities of a run that raise its memory."""
     adapter, train = run.adapter, run.train
-    layers = len(adapter.targets), adapter.text_encoder, adapter.dim, _conv_rank(run)
+    targets = (target in adapter.targets for target in TARGETS)
+    layers = *targets, adapter.text_encoder, adapter.dim, _conv_rank(run)
     return train.batch_size, train.shows_class_pictures, *layers
 
 

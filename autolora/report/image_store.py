@@ -62,5 +62,6 @@ def data_uri(image: Image.Image, lossless: bool = True) -> str:
     if max(image.size) <= LOSSLESS_UP_TO and lossless:
         image.convert("RGB").save(buffer, "WEBP", lossless=True)
     else:
-        image.convert("RGB").save(buffer, "WEBP", quality=82, method=2)  # a study has thousands: 4 takes twice as long
+        method = 4 if lossless else 2  # a study has thousands of thumbnails, and 4 takes twice as long
+        image.convert("RGB").save(buffer, "WEBP", quality=82, method=method)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

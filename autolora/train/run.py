@@ -15,7 +15,8 @@ from autolora.data.caption_recipe import CaptionRecipe, apply_captions
 from autolora.data.captions import tag_key
 from autolora.data.concepts import Dataset
 from autolora.errors import ConfigError
-from autolora.optim.optimizers import AdamW, Optimizer
+from autolora.optim.base import Optimizer
+from autolora.optim.optimizers import AdamW
 from autolora.optim.schedules import Constant, Schedule
 
 LOSSES = ("l2", "huber")

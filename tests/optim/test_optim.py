@@ -15,18 +15,8 @@ from hypothesis import strategies as st
 
 from autolora.errors import ConfigError
 from autolora.optim import prodigy
-from autolora.optim.optimizers import (
-    CAME,
-    Adafactor,
-    AdamW,
-    AdamW8bit,
-    Lion,
-    Optimizer,
-    OptimizerSpec,
-    Prodigy,
-    ScheduleFree,
-    optional,
-)
+from autolora.optim.base import Optimizer, OptimizerSpec, optional
+from autolora.optim.optimizers import CAME, Adafactor, AdamW, AdamW8bit, Lion, Prodigy, ScheduleFree
 from autolora.optim.prodigy import BatchedProdigy
 from autolora.optim.schedules import AnnealedCosine, Constant, Cosine, CosineRestarts, Linear, Schedule
 

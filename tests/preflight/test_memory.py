@@ -18,7 +18,8 @@ from autolora.models.flow import FlowModel
 from autolora.models.meta_device import MemoryCounter
 from autolora.models.settings import RenderSettings
 from autolora.models.stable_diffusion import StableDiffusion
-from autolora.optim.optimizers import Adafactor, AdamW, AdamW8bit, Lion, Optimizer, Prodigy
+from autolora.optim.base import Optimizer
+from autolora.optim.optimizers import Adafactor, AdamW, AdamW8bit, Lion, Prodigy
 from autolora.optim.schedules import Constant
 from autolora.paperdoll.world import write_dataset
 from autolora.preflight.memory import (

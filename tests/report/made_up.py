@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from autolora.data.step_table import StepTable, StepTableRow
+from autolora.report.figures.theme import TERM_NAMES
 from autolora.report.schema import (
     Column,
     Costs,
@@ -31,6 +32,9 @@ def estimate(value: float, half: float = 0.05) -> Estimate:
     return Estimate(value, value - half, value + half)
 
 
+OTHER_TERMS = {name: estimate(0.1) for name in TERM_NAMES if name != "score"}  # of metrics that are added later
+
+
 def curve(steps: int, count: int, speed: float, bleed_from: float) -> tuple[CurvePoint, ...]:
     """Likeness saturates, bleed follows it later, editability falls."""
     points = []
@@ -41,7 +45,7 @@ def curve(steps: int, count: int, speed: float, bleed_from: float) -> tuple[Curv
         editability = 1.0 - 0.5 * max(0.0, bleed) + 0.02 * math.sin(index)
         f, e = min(1.0, max(0.0, fidelity)), min(1.0, max(0.0, editability))
         score = 2 * f * e / (f + e)
-        terms = {
+        terms = OTHER_TERMS | {
             "score": estimate(score),
             "fidelity": estimate(fidelity),
             "likeness": estimate(fidelity, 0.08),
@@ -64,7 +68,8 @@ def trial(number: int, recipe: str, speed: float, **more: object) -> TrialRow:
         "state": "complete",
         "score": estimate(best.score),
         "best_step": best.at,
-        "terms": {
+        "terms": OTHER_TERMS
+        | {
             "fidelity": estimate(best.fidelity),
             "likeness": estimate(best.fidelity),
             "editability": estimate(best.editability, 0.03),

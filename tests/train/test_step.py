@@ -14,7 +14,8 @@ from autolora.adapters.low_rank import cut
 from autolora.adapters.targets import in_text_encoder
 from autolora.data.concepts import Dataset
 from autolora.models.stable_diffusion import StableDiffusion
-from autolora.optim.optimizers import AdamW, Optimizer, Prodigy
+from autolora.optim.base import Optimizer
+from autolora.optim.optimizers import AdamW, Prodigy
 from autolora.optim.schedules import Constant
 from autolora.train.batches import Stream
 from autolora.train.caches import LatentCache, PromptCache

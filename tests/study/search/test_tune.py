@@ -23,6 +23,7 @@ from autolora.cli import main
 from autolora.paperdoll.corpus import base_caption, base_picture
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.weights import BASE
+from autolora.scoring.metrics import CONSTRAINTS
 from autolora.settings import SWEEP_WEIGHTS
 from autolora.study.storage import open_storage, storage_url
 from autolora.train.slot import TrainingSlot
@@ -30,15 +31,7 @@ from tests import processes
 
 pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
 
-CONSTRAINTS = {
-    "bleed_class",
-    "bleed_cross",
-    "burn",
-    "editability",
-    "memorisation",
-    "too_strong",
-    "undercooked",
-}  # one seed: no spread
+NAMES_OF_CONSTRAINTS = {constraint.name for constraint in CONSTRAINTS} - {"spread"}  # one seed: no spread
 ALONE = Path(__file__).parents[3] / "examples" / "diffusers_alone.py"
 SMALL = (
     "budget.n_trials=3",
@@ -117,7 +110,7 @@ def test_a_study_leaves_what_it_promises(finished: Path) -> None:
     study = optuna.load_study(study_name="small", storage=f"sqlite:///{run / 'study.db'}")
     for trial in study.trials:  # by name, and as the list that the dashboard reads
         named = {name: value for name, value in trial.constraints.items() if not name.isdigit()}
-        assert set(named) == CONSTRAINTS
+        assert set(named) == NAMES_OF_CONSTRAINTS
         assert sorted(trial.system_attrs["constraints"]) == sorted(named.values())
         assert len(get_all_artifact_meta(study_or_trial=trial, storage=study._storage)) == 1  # its pictures
     kept = study._storage.get_study_system_attrs(study._study_id)
