@@ -76,7 +76,7 @@ def test_what_slurm_is_asked_for() -> None:
     asked = config.hydra.launcher
     assert asked._target_.endswith("SlurmLauncher") and asked.gpus_per_node == 1 and asked.signal_delay_s == 120
     given = ["study=mona", "out=/scratch/mona", "dataset.path=/data/mona"]
-    assert worker_command(config)[1:] == ["-m", "autolora.cli", "worker", *given]
+    assert worker_command(config)[1:] == ["-P", "-m", "autolora.cli", "worker", *given]
 
 
 def test_workers_of_one_machine_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
