@@ -23,6 +23,8 @@ from autolora.models.stable_diffusion import StableDiffusion
 from autolora.sampling import BaseRenders, Images, RenderRequest, render
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 PIPELINE: Any = StableDiffusionPipeline
 EULER: Any = EulerDiscreteScheduler
 DPM: Any = DPMSolverMultistepScheduler

@@ -15,6 +15,8 @@ from autolora.adapters.kinds import IA3, DoRA, DyLoRA, LoHa, LoKr, LoRA
 from autolora.errors import ConfigError
 from autolora.models.stable_diffusion import StableDiffusion
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 WITH_CONV = ("attention", "feed_forward", "projections", "conv")
 KINDS: dict[str, LoRA | DyLoRA] = {
     "lora": LoRA(dim=4, alpha=2, text_encoder=True),

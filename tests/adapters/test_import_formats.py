@@ -20,6 +20,8 @@ from autolora.adapters.read import lora_of, read_lora
 from autolora.errors import ExportError
 from autolora.models.stable_diffusion import StableDiffusion
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 PART_NAMES = {LoHaConfig: ("hada", "alpha"), LoKrConfig: ("lokr", "alpha")}
 TARGETS = ["to_q", "to_out.0", "proj_in", "ff.net.2"]
 

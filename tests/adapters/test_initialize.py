@@ -22,6 +22,8 @@ from autolora.models.stable_diffusion import StableDiffusion
 from tests.adapters.test_contract import KINDS, WITH_CONV
 from tests.export.test_kinds import export, trained
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 WIDER = {
     "lora": LoRA(dim=6, alpha=6, text_encoder=True),
     "rslora": LoRA(dim=4, alpha=2, rank_stabilized=True),

@@ -16,6 +16,8 @@ from autolora.progress import Bars
 from autolora.settings import build_settings
 from autolora.train.loop import train_one
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 SMALL = (
     "model.num_class_images=6",
     "model.render.num_inference_steps=1",

@@ -25,6 +25,8 @@ from tests.adapters.test_contract import KINDS
 from tests.adapters.test_import_formats import trained as peft_trained
 from tests.export.test_kinds import export, trained
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 READ = {
     "lora": {"A1111", "ComfyUI", "kohya sd-scripts", "diffusers"},
     "locon": {"A1111", "ComfyUI", "kohya sd-scripts", "diffusers"},

@@ -17,6 +17,8 @@ from autolora.models.stable_diffusion import StableDiffusion
 from tests.export.diffusers_log import warnings_at_loading
 from tests.export.test_kinds import KINDS, assert_predicts_as, export, trained
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "locon", "dora", "dora-conv"])
 def test_diffusers_reads_the_copy_without_a_warning(

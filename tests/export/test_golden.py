@@ -15,6 +15,8 @@ from autolora.adapters.kinds import IA3, DoRA, DyLoRA, LoHa, LoKr, LoRA
 from tests.golden import derive
 from tests.models.test_configs import CONFIGS, KINDS
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 CONV = ("attention", "feed_forward", "projections", "conv")
 ADAPTERS: dict[str, LoRA | DyLoRA] = {
     "lora": LoRA(dim=derive.DIM, alpha=2),

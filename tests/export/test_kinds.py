@@ -28,6 +28,8 @@ from tests.adapters.test_contract import KINDS, move
 from tests.export.diffusers_log import warnings_at_loading
 from tests.export.world import dataset, run
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 FACTS = ExportFacts("1girl, zorak", 0.7, "a test", 40)
 
 

@@ -15,6 +15,8 @@ from autolora.adapters.formats import kohya_name, layers_of
 from autolora.models.stable_diffusion import StableDiffusion
 from tests.export.test_kinds import KINDS, export, trained
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 UNREAD = pytest.mark.xfail(
     raises=TypeError,
     strict=True,

@@ -26,6 +26,8 @@ from tests.export.diffusers_log import warnings_at_loading
 from tests.export.test_kinds import KINDS, assert_predicts_as, export
 from tests.train.helpers import ADAMW, make_context, train_all
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

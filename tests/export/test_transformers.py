@@ -31,6 +31,8 @@ from tests import tiny_flow
 from tests.adapters.test_contract import move
 from tests.export.world import dataset, run
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 FACTS = ExportFacts("1girl, zorak", 0.7, "a test", 40)
 OTHER_KINDS = {"dora": DoRA(dim=4, alpha=2), "loha": LoHa(dim=4, alpha=2), "lokr": LoKr(dim=2, alpha=1)}
 VERSIONS = {

@@ -11,6 +11,8 @@ from autolora.models.base_denoiser import TILE_PX
 from autolora.models.load import load_model
 from autolora.models.settings import ModelSettings
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 
 @pytest.fixture(scope="module")
 def model() -> Any:

@@ -27,6 +27,8 @@ from tests import tiny_flow
 from tests.adapters.test_contract import move
 from tests.export.world import dataset, run
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 PIPELINE: Any = DiffusionPipeline
 SCHEDULER: Any = FlowMatchEulerDiscreteScheduler
 PROMPTS = ["1girl, Mona", "", "mona_(\u00e9), " * 7]

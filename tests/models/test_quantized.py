@@ -33,6 +33,8 @@ from autolora.train.run import Run, TrainSettings
 from autolora.train.slot import TrainingContext
 from tests.tiny import load_tiny
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 KINDS = {"nf4": (4, 0.12), "int8": (8, 0.01)}  # bits per weight, and the allowed relative error
 ADAPTERS: list[Adapter] = [LoRA(dim=2, text_encoder=True), DoRA(dim=2), LoHa(dim=2), LoKr(dim=2), IA3()]
 

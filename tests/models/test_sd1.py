@@ -18,6 +18,8 @@ from autolora.models.settings import ModelSettings, RenderSettings
 from autolora.models.stable_diffusion import StableDiffusion
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 PIPELINE: Any = StableDiffusionPipeline
 
 

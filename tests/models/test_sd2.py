@@ -16,6 +16,8 @@ from autolora.export.write import export_lora
 from tests import tiny
 from tests.export.world import dataset, random_state, run
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 
 @pytest.mark.parametrize(("prediction", "version"), [("epsilon", "sd_v2"), ("v_prediction", "sd_v2_v")])
 def test_an_export_states_its_base_model(prediction: str, version: str, tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ from tests.adapters.test_contract import KINDS, move
 from tests.export.diffusers_log import warnings_at_loading
 from tests.export.world import dataset, run
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 PIPELINE: Any = StableDiffusionXLPipeline
 SPEC = LoRA(dim=4, alpha=2, text_encoder=True, targets=("attention", "feed_forward", "projections", "conv"))
 FACTS = ExportFacts("1girl, zorak", 0.7, "a test", 40)

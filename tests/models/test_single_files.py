@@ -30,6 +30,8 @@ from tests import tiny
 from tests.export.world import dataset, random_state, run
 from tests.original import VAE_CONFIG, Pair, save_both_forms, vae_state
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 PIPELINE: Any = DiffusionPipeline
 VAE: Any = AutoencoderKL
 PROMPTS = ["1girl, Mona", "", "mona_(é), " * 7, "a" * 100]

@@ -16,6 +16,8 @@ from autolora.paperdoll.look import Look, character_look, novel_character, rando
 from autolora.paperdoll.weights import BASE, VERSION, WEIGHTS, weights_hash
 from autolora.scoring.encoders import load_encoder
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 
 @pytest.fixture(scope="module")
 def classifier() -> AttributeClassifier:

@@ -42,6 +42,8 @@ from autolora.train.step import train_step
 from tests import tiny_flow
 from tests.tiny import load_tiny, tiny_model
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 RUN = Run("adamw", LoRA(dim=8), AdamW(), Constant(), TrainSettings(epochs=1, images_per_concept=64, batch_size=8))
 LOCON = LoRA(dim=64, conv_dim=32, targets=("attention", "feed_forward", "projections", "conv"))
 LOOKING = 10**6

@@ -31,6 +31,8 @@ from autolora.scoring.encoders import load_encoder
 from autolora.scoring.intervals import Array
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 TAGS = tag_vocabulary()
 KNOWN = {character.name: character for character in known_cast()[0]}
 

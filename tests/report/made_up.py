@@ -8,7 +8,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 from autolora.data.step_table import StepTable, StepTableRow
 from autolora.report.figures.theme import TERM_NAMES
@@ -269,10 +269,11 @@ def render_like(seed: int, size: int) -> Image.Image:
 
 def large_report(trials: int = 50, size: int = 320) -> Report:
     """Fifty trials of eight checkpoints, all with pictures of their own, as a study of Stable Diffusion leaves them."""
-    seeds = itertools.count()
+    numbers, renders = itertools.count(), [render_like(seed, size) for seed in range(24)]
 
     def own(count: int) -> tuple[Image.Image, ...]:
-        return tuple(render_like(next(seeds), size) for _ in range(count))
+        """Shifted renders: each is another image, and packs as large as one."""
+        return tuple(ImageChops.offset(renders[n % 24], 1 + n // 24) for n in itertools.islice(numbers, count))
 
     rows = []
     for number in range(trials):

@@ -22,6 +22,8 @@ from autolora.study.storage import open_storage, storage_url, study_storage
 from autolora.study.trials import ORIGIN, WINNER
 from autolora.study.warm_start import gather_priors, known_priors
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 LR = "doll-adamw/optimizer.lr"
 ADAMW = "doll-adamw: {optimizer.lr: {log: [1.0e-4, 1.0e-2]}, adapter.dim: {choice: [8, 16]}}"
 

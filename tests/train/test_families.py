@@ -29,6 +29,8 @@ from autolora.train.run import Run, TrainSettings
 from autolora.train.slot import Job, TrainingContext
 from tests import tiny, tiny_flow
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 RUN = Run(
     "families",
     LoRA(dim=2, alpha=1, text_encoder=True),

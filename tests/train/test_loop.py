@@ -33,6 +33,8 @@ from tests.train.helpers import (
     train_all,
 )
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 ALL_TARGETS = ("attention", "feed_forward", "projections", "conv")
 RUNS = {
     "adamw": ADAMW,

@@ -18,6 +18,8 @@ from autolora.train.slot import Job, TrainingSlot
 from tests.tiny import load_tiny
 from tests.train.helpers import ADAMW, make_context, train_all
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 RUN = replace(ADAMW, train=replace(ADAMW.train, scale_weight_norms=None, epochs=1, images_per_concept=8, batch_size=5))
 
 

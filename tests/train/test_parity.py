@@ -22,6 +22,8 @@ from autolora.train.step import train_step
 from tests import tiny, tiny_flow
 from tests.train.test_families import RUN, folder, make_context, run_of  # noqa: F401 - folder is a fixture
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 PIPELINE: Any = DiffusionPipeline
 DDPM: Any = DDPMScheduler
 FLOW: Any = FlowMatchEulerDiscreteScheduler

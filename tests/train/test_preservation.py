@@ -18,6 +18,8 @@ from autolora.train.slot import Job, TrainingContext, TrainingSlot
 from autolora.train.step import train_step
 from tests.train.helpers import ADAMW, class_pictures_of, make_context, preserving, same_state, train_all
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 
 def all_batches(run: Run, context: TrainingContext) -> list[Batch]:
     """Return every batch of a run."""

@@ -26,6 +26,8 @@ from autolora.train.step import _backward, train_step
 from tests.train.helpers import make_context, train_all
 from tests.train.test_stream import masked, mixed  # noqa: F401 - a fixture among them
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 BOTH = Run("both", LoRA(dim=2, alpha=1, text_encoder=True), train=TrainSettings(images_per_concept=20, batch_size=4))
 DYLORA = DyLoRA(dim=8, alpha=4, unit=2)
 

@@ -29,6 +29,8 @@ from autolora.train.slot import Job
 from tests.data.folders import noise_image, write_zorak
 from tests.train.helpers import make_context
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 RUN = Run("test", train=TrainSettings(epochs=2, images_per_concept=11, batch_size=4, shuffle_caption=False))
 
 

@@ -15,6 +15,8 @@ from autolora.evaluation.result import CheckpointResult
 from autolora.study.results.comparison import TUNED, UNCHANGED, read_study, wins
 from autolora.study.storage import study_storage
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 
 def point(score: float, step: int = 100, half: float = 0.02, **constraints: float) -> CheckpointResult:
     term = {"value": score, "low": score - half, "high": score + half}

@@ -32,6 +32,8 @@ from autolora.study.trials import keep_constraints
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.run import Run
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 RUN = Run("doll-adamw", LoRA(), AdamW())
 
 

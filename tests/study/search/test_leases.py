@@ -22,6 +22,8 @@ from autolora.study.search.queue import Queue
 from autolora.study.storage import open_storage, storage_url
 from autolora.study.trials import TOKEN, uid_of
 
+pytestmark = pytest.mark.slow  # trains, renders or loads many models
+
 SETTINGS = StudySettings(
     "mona", {"doll-adamw": {}}, budget=Budget(n_trials=3), heartbeat_interval=0.05, grace_period=0.4
 )
