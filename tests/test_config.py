@@ -56,6 +56,7 @@ PAPERDOLL = ["model=paperdoll", "scoring=paperdoll", "dataset=quickstart"]
 PLAIN = ("paperdoll", "sd15", "sd2", "sdxl", "sd3", "flux", "z_image")  # presets without words before a prompt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", ["character", "outfits", "style", "object"])
 def test_studies_of_a_real_model_search_around_all_of_the_guide_and_run_on_the_synthetic_world_too(study: str) -> None:
     """Every value of every range builds, and within the guide's limits, but where it is without a limit."""
