@@ -10,7 +10,7 @@ demo: $(STAMP)  # a study on the synthetic test world: a LoRA and a report
 	$(BIN)/autolora tune quickstart
 
 test: check  # everything; also needs PostgreSQL's programs and chromium, otherwise their tests are skipped
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3  # of two cores: some tests wait for servers, browsers and workers
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 quick: check  # lint, types and the tests that train nothing and start no server
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
