@@ -64,6 +64,8 @@ def study_storage(folder: Path) -> BaseStorage:
 
 def redact_url(url: str) -> str:
     """The URL of a storage without passwords and other secrets of its query, for messages, logs and files."""
+    if url.startswith("journal:"):
+        return url
     if not _is_sql(url):
         return re.sub(r"//.*@", "//***@", url)
     try:

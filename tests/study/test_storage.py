@@ -33,6 +33,7 @@ def nothing(_: str) -> None: ...
         ("mysql://db/c?sslpassword=hush", "mysql://db/c?sslpassword=***"),
         ("mysql://a:hu@hush@db/c", "mysql://a:***@db/c"),
         ("mysql://a:hush@b:port/c", "***"),
+        ("journal:///a@b/c.log", "journal:///a@b/c.log"),
         ("grpc://a:hush@b:1", "grpc://***@b:1"),
         ("hush", "***"),
     ],
