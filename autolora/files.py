@@ -19,8 +19,8 @@ _REASONS = {
     errno.EACCES: "permission denied: choose a folder you may write to",
     errno.EROFS: "the file system is read-only: choose another folder",
 }
-_TEMPORARY = re.compile(r"\..+-[a-z0-9_]{2,8}(\.\w+)?|\.tmp\w{6}")  # ours, by tempfile's names, and safetensors'
-_TEMPORARY_FOLDER = re.compile(r"\.new-[a-z0-9_]{2,8}")
+_TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?|\.tmp\w{6}")  # ours, by tempfile's names, and safetensors'
+_TEMPORARY_FOLDER = re.compile(r"\.new-[a-z0-9_]{8}")
 _NAME = re.compile(r"\w[^\\/:*?\"<>|\x00-\x1f]*")
 
 

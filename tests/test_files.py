@@ -102,7 +102,12 @@ def test_a_writer_that_is_killed_leaves_whole_files(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_left_is_no_file_and_is_removed(tmp_path: Path) -> None:
-    for name in ("a.safetensors", ".a-x1.safetensors", ".new-x1/b.safetensors", ".new-x1/.b-x2.json"):
+    for name in (
+        "a.safetensors",
+        ".a-x1_45678.safetensors",
+        ".new-x1_45678/b.safetensors",
+        ".new-x1_45678/.b-x2_45678.json",
+    ):
         write_atomic(tmp_path / name, "new")
     assert finished(tmp_path.glob("*.safetensors")) == [tmp_path / "a.safetensors"]
     remove_leftovers(tmp_path)

@@ -57,7 +57,15 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_only_temporary_files_are_removed(tmp_path: Path) -> None:
-    for kept in (".git/HEAD", ".gitattributes", ".env", "sub/.hidden", ".git/.new-abcdefgh/x"):
+    for kept in (
+        ".git/HEAD",
+        ".gitattributes",
+        ".gitlab-ci.yml",
+        ".env-local",
+        ".env",
+        "sub/.hidden",
+        ".git/.new-abcdefgh/x",
+    ):
         (tmp_path / kept).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / kept).write_text("mine")
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
