@@ -139,7 +139,7 @@ def test_the_plain_lora_is_scored(
 ) -> None:
     """Its rank is too small to be the same; the files of an earlier export, which was killed, are removed."""
     monkeypatch.setattr(export, "PLAIN_LORA_DIMS", (1,))
-    for name in (".new-x1/banin.safetensors", ".banin-x1.safetensors"):
+    for name in (".new-x1_45678/banin.safetensors", ".banin-x1_45678.safetensors"):
         (best / name).parent.mkdir(parents=True, exist_ok=True)
         (best / name).write_bytes(b"half")
     assert main(command) == 0
