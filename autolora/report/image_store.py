@@ -30,9 +30,9 @@ class ImageStore:
         if key:
             return key
         small = image.convert("RGB")
-        small.thumbnail((largest, largest), Image.Resampling.LANCZOS)
+        small.thumbnail((largest, largest), Image.Resampling.BICUBIC)
         key = hashlib.sha256(small.tobytes() + bytes(f"{small.size}{largest}", "ascii")).hexdigest()[:12]
-        self.uris.setdefault(key, data_uri(small, lossless=largest > THUMBNAIL))
+        self.uris.setdefault(key, thumbnail_uri(small) if largest == THUMBNAIL else data_uri(small))
         self._keys[id(image), largest] = key
         self._images.append(image)
         return key
@@ -56,12 +56,15 @@ class ImageStore:
         return {key: uri for key, uri in self.uris.items() if key not in self.in_markup}
 
 
-def data_uri(image: Image.Image, lossless: bool = True) -> str:
-    """An image as a data URI of a WebP file; small images are lossless unless `lossless` is false."""
+def data_uri(image: Image.Image) -> str:
+    """An image as a data URI of a WebP file; small images are lossless."""
     buffer = io.BytesIO()
-    if max(image.size) <= LOSSLESS_UP_TO and lossless:
-        image.convert("RGB").save(buffer, "WEBP", lossless=True)
-    else:
-        method = 4 if lossless else 2  # a study has thousands of thumbnails, and 4 takes twice as long
-        image.convert("RGB").save(buffer, "WEBP", quality=82, method=method)
+    image.convert("RGB").save(buffer, "WEBP", lossless=max(image.size) <= LOSSLESS_UP_TO, quality=82)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def thumbnail_uri(image: Image.Image) -> str:
+    """An image as a data URI of a JPEG file: a study has thousands of thumbnails, and WebP takes ten times as long."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
