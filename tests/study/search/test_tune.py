@@ -42,6 +42,7 @@ SMALL = (
     "model.resolution=32",
     "model.render.num_inference_steps=2",
     "model.render.search_inference_steps=2",
+    "model.render.guidance_scale=1",
     "scoring.seeds_per_class_prompt=1",
     "scoring.num_negative_renders=48",
     "scoring.num_class_renders=3",
