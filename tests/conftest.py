@@ -13,7 +13,6 @@ from autolora.models.flow import FlowModel
 from autolora.models.stable_diffusion import StableDiffusion
 from tests import tiny, tiny_flow
 
-
 gc.disable()  # until all test files are imported: what they make stays
 
 
