@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from optuna import Study
+
 from autolora.commands.output import Output, read_json
 from autolora.commands.request import Request
-from autolora.errors import UNMEASURED_EXIT_CODE
+from autolora.data.concepts import with_buckets
+from autolora.errors import UNMEASURED_EXIT_CODE, StudyError
 from autolora.evaluation.session import open_session
-from autolora.study.definition import define_study
+from autolora.models.load import load_model
+from autolora.publish.best_so_far import export_best_so_far
+from autolora.study.definition import StudyDefinition, define_study
 from autolora.study.lifecycle import join_study, load_started_study
 from autolora.study.recipes import save_recipe
 from autolora.study.results.finalize import finalize_study
+from autolora.study.results.outcome import finals_are_over
 from autolora.study.running import RunningStudy
+from autolora.study.trials import load_trials
 
 
 def export(request: Request) -> int:
-    """Export a study's best LoRA again; with `save_recipe=NAME` keep its recipe in conf/recipe instead."""
+    """Export a study's best LoRA: the winner of its finals, or the best one so far where they are not over.
+
+    With `save_recipe=NAME` its recipe is kept in conf/recipe instead.
+    """
     output, definition = Output.of(request.settings), define_study(request.settings)
     study = load_started_study(definition, print)  # a study that was not started is told before anything loads
     if request.settings.save_recipe:
         path = save_recipe(definition, study, request.settings.save_recipe)
         output.last(f"{path}: use it by recipe={path.stem}, or name it in a study", {"recipe": path})
+        return 0
+    if not finals_are_over(definition, study):
+        output.last(*_export_best_so_far(request, definition, study))
         return 0
     with output.bars() as bars:
         session = open_session(request.settings, request.dataset, definition.session_runs, bars)
@@ -27,3 +42,22 @@ def export(request: Request) -> int:
         text = finalize_study(RunningStudy(definition, study, session, bars))
     output.last(text, read_json(definition.folder / "result.json"))
     return UNMEASURED_EXIT_CODE if session.unmeasured else 0
+
+
+def _export_best_so_far(request: Request, definition: StudyDefinition, study: Study) -> tuple[str, dict[str, Any]]:
+    """Export the best checkpoint of the search; nothing is trained, rendered or scored for it.
+
+    Raises:
+        StudyError: no trial has a scored checkpoint.
+    """
+    trials = load_trials(definition, study)
+    if not trials:
+        raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
+    settings, (_, best) = request.settings, max(trials, key=lambda pair: pair[1].best_objective())
+    result, model = best.best_result(), load_model(settings.model)
+    assert result is not None
+    dataset = with_buckets(request.dataset, settings.dataset, model.resolution)
+    folder, name = definition.folder / "best", definition.settings.name
+    path = export_best_so_far(best, result, dataset, model, folder, name, settings.export.dtype)
+    text = f"LoRA: {path}\nthe best so far: {result.describe_place}, {result.summary}; `autolora tune` holds the finals"
+    return text, {"export": path, "finals": False, "best": best.summary(result)}

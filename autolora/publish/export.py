@@ -13,6 +13,7 @@ from autolora.adapters.base import State
 from autolora.adapters.deltas import as_lora, distance, is_plain
 from autolora.adapters.formats import layer_weights
 from autolora.adapters.read import lora_of
+from autolora.data.concepts import Dataset
 from autolora.evaluation.result import CheckpointResult
 from autolora.evaluation.session import Session
 from autolora.evaluation.trial_folder import TrialFolder
@@ -21,6 +22,7 @@ from autolora.export.key_names import has_diffusers_format
 from autolora.export.metadata import ExportFacts
 from autolora.export.settings import ExportSettings
 from autolora.export.write import DTYPES, ExportedFiles, export_lora
+from autolora.models.base import BaseModel
 from autolora.sampling import RenderRequest, render
 
 PLAIN_LORA_SUFFIX = "-lora"  # is appended to the exported file's name
@@ -60,7 +62,7 @@ def export_best(
     dataset, model, run = session.context.dataset, session.context.model, trial_folder.run
     state, name, dtype = trial_folder.load(result), dataset.trigger, DTYPES[session.export.dtype]
     session.context.adapter.load(state)
-    facts, preview = _facts(trial_folder, result, session, study), _preview(session, result.weight)
+    facts, preview = export_facts(trial_folder, result, dataset, model, study), _preview(session, result.weight)
     exported = export_lora(state, run, dataset, model, folder, name, facts=facts, preview=preview, dtype=dtype)
     if is_plain(state):
         return _with_copy(exported, state, session.export), None
@@ -80,9 +82,10 @@ def export_best(
     return _with_copy(exported, copied, session.export), PlainLora(plain.path, plain_state, dim, apart)
 
 
-def _facts(trial_folder: TrialFolder, result: CheckpointResult, session: Session, study: str) -> ExportFacts:
+def export_facts(
+    trial_folder: TrialFolder, result: CheckpointResult, dataset: Dataset, model: BaseModel, study: str
+) -> ExportFacts:
     """What the file's metadata says of a checkpoint."""
-    dataset = session.context.dataset
     triggers = [dataset.class_word, dataset.trigger, *(concept.trigger for concept in dataset.concepts)]
     return ExportFacts(
         activation_text=", ".join(dict.fromkeys(triggers)),
@@ -93,7 +96,7 @@ def _facts(trial_folder: TrialFolder, result: CheckpointResult, session: Session
             "study": study,
             "score": result.summary,
             "checkpoint": result.describe_place,
-            "base_hash": session.context.model.base_hash,
+            "base_hash": model.base_hash,
         },
     )
 

@@ -25,7 +25,6 @@ from autolora.export.write import as_in_file, export_lora
 from autolora.models.load import load_model
 from autolora.models.stable_diffusion import StableDiffusion
 from autolora.publish import export, roundtrip
-from autolora.scoring.intervals import Estimate
 from autolora.settings import build_settings
 from autolora.study.finals.evaluator import CandidateEvaluator
 from autolora.study.finals.finalist import Finalist
@@ -38,41 +37,6 @@ from tests.study.search.test_tune import SMALL
 pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
 
 SETTINGS = [s for s in SMALL if not s.startswith(("study.", "budget."))]
-
-
-def scripted(*scores: float) -> Any:
-    """A session whose adapter gets these scores, one after the other."""
-    turns = iter(scores)
-    context = SimpleNamespace(adapter=SimpleNamespace(load=lambda state: None), model=None)
-    return SimpleNamespace(
-        context=context,
-        export=ExportSettings(),
-        score=lambda *_: SimpleNamespace(score=Estimate(next(turns), 0.0, 1.0)),
-        remaining=lambda: len(list(turns)),
-    )
-
-
-@pytest.mark.parametrize(
-    ("scores", "lines"),
-    [
-        ([0.70001], []),  # the score of the finals, to its last digit
-        ([0.71, 0.71], ["the LoRA scores 0.710 here, and scored 0.700 in the finals: machines render differently"]),
-    ],
-)
-def test_the_file_scores_as_in_the_finals(
-    scores: list[float], lines: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(roundtrip, "as_in_file", lambda *_: {})
-    logged: list[str] = []
-    session, bars = scripted(*scores), SimpleNamespace(log=logged.append)
-    roundtrip.check_score(session, {}, Path("a"), None, bars, 0.7)  # type: ignore[arg-type]
-    assert logged == lines and session.remaining() == 0
-
-
-def test_a_file_with_another_score_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roundtrip, "as_in_file", lambda *_: {})
-    with pytest.raises(ExportError, match=r"a scores 0\.70100 after reloading, the trial 0\.70000"):
-        roundtrip.check_score(scripted(0.701, 0.7), {}, Path("a"), None, None, 0.7)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

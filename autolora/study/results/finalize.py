@@ -55,7 +55,6 @@ def finalize_study(running: RunningStudy) -> str:
         definition.settings.name,
         finals.scorer,
         running.bars,
-        winner.result.score["value"] if winner.result.score else None,
     )
     save_facts(running)
     outcome = gather_outcome(running, trials, finals, exported, plain_lora, roundtrip)

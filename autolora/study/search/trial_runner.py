@@ -15,6 +15,7 @@ from autolora.files import remove_leftovers
 from autolora.study.budget import STEP
 from autolora.study.optuna_internals import trial_id_of
 from autolora.study.running import RunningStudy
+from autolora.study.search.best_so_far import keep_if_best
 from autolora.study.search.failures import fail_trial, fewer_at_once, refuse_to_go_on
 from autolora.study.search.leases import TrialLeases
 from autolora.study.search.queue import Queue
@@ -29,6 +30,7 @@ class TrialRunner:
     """Gives trials to the training loop and decides about every checkpoint that the loop yields."""
 
     def __init__(self, running: RunningStudy, leases: TrialLeases, packed: int) -> None:
+        self.running = running
         self.definition, self.study, self.session = running.definition, running.study, running.session
         self.bars, self.leases = running.bars, leases
         self.packed = packed  # trials at once, of adapters that share a set
@@ -134,6 +136,7 @@ class TrialRunner:
         folder.append(checkpoint, result)
         self.definition.trial_files.send(slot.name)
         self.failed.clear()
+        keep_if_best(self.running, folder, result)
         seconds = trial.user_attrs.get("scoring_seconds", 0.0) + time.perf_counter() - began
         trial.set_user_attr("scoring_seconds", seconds)
         trial.set_user_attr(STEP, checkpoint.step)

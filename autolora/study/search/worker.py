@@ -15,6 +15,7 @@ from autolora.progress import Bars
 from autolora.study.definition import StudyDefinition
 from autolora.study.optuna_internals import storage_of, study_id_of
 from autolora.study.running import RunningStudy
+from autolora.study.search.best_so_far import ensure_best_so_far
 from autolora.study.search.leases import TrialLeases
 from autolora.study.search.trial_runner import TrialRunner
 from autolora.train.loop import train
@@ -37,6 +38,7 @@ def run_study(
         StudyError: several trials in a row fail here.
     """
     settings, study = running.definition.settings, running.study
+    ensure_best_so_far(running)
     packed = auto_batch_trials(running.definition, running.session, running.bars)
     leases = TrialLeases(
         storage_of(study),
