@@ -100,17 +100,9 @@ class StudySettings:
 
     @property
     def search_minutes(self) -> float:
-        """The minutes that the search may take: 30% are reserved for finals that train again."""
+        """The minutes after which the search ends: 30% are reserved for finals that train again, 10% for others."""
         minutes = math.inf if self.budget.minutes is None else self.budget.minutes
-        return minutes * (0.7 if self.final_seeds else 1.0)
-
-    def finals_seconds(self, searched: float) -> float:
-        """The seconds left for the finals after a search of so many seconds.
-
-        Finals that train nothing again are short and have no limit.
-        """
-        minutes = self.budget.minutes
-        return 60 * minutes - searched if minutes is not None and self.final_seeds else math.inf
+        return minutes * (0.7 if self.final_seeds else 0.9)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from optuna import Study
@@ -13,6 +14,7 @@ from autolora.errors import UNMEASURED_EXIT_CODE, StudyError
 from autolora.evaluation.session import open_session
 from autolora.models.load import load_model
 from autolora.publish.best_so_far import export_best_so_far
+from autolora.study.budget import StudyClock
 from autolora.study.definition import StudyDefinition, define_study
 from autolora.study.lifecycle import join_study, load_started_study
 from autolora.study.recipes import save_recipe
@@ -27,7 +29,7 @@ def export(request: Request) -> int:
 
     With `save_recipe=NAME` its recipe is kept in conf/recipe instead.
     """
-    output, definition = Output.of(request.settings), define_study(request.settings)
+    started, output, definition = time.time(), Output.of(request.settings), define_study(request.settings)
     study = load_started_study(definition, print)  # a study that was not started is told before anything loads
     if request.settings.save_recipe:
         path = save_recipe(definition, study, request.settings.save_recipe)
@@ -39,7 +41,8 @@ def export(request: Request) -> int:
     with output.bars() as bars:
         session = open_session(request.settings, request.dataset, definition.session_runs, bars)
         study = join_study(definition, session.context.model.base_hash, bars.log)
-        text = finalize_study(RunningStudy(definition, study, session, bars))
+        clock = StudyClock(study, definition.settings, started)
+        text = finalize_study(RunningStudy(definition, study, session, bars, clock))
     output.last(text, read_json(definition.folder / "result.json"))
     return UNMEASURED_EXIT_CODE if session.unmeasured else 0
 

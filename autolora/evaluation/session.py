@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from autolora.data.concepts import Dataset, with_buckets
 from autolora.data.sources import Picture
 from autolora.errors import Unmeasurable
 from autolora.evaluation.multi_fidelity import evaluate_progressively
+from autolora.evaluation.render_speed import RenderSpeed
 from autolora.evaluation.result import CheckpointResult, from_losses, unmeasured_result
 from autolora.evaluation.samples import save_grid, save_samples
 from autolora.export.settings import ExportSettings
@@ -50,6 +52,8 @@ class Session:
     base_losses: tuple[float, ...]  # the base model's validation losses by timestep bucket
     tagger: Tagger | None = None
     export: ExportSettings = field(default_factory=ExportSettings)
+    load_seconds: float = 0.0  # of the base model
+    speed: RenderSpeed = field(default_factory=RenderSpeed)
 
     def select(self, *groups: str) -> list[EvalPrompt]:
         """The evaluation prompts of some groups."""
@@ -110,8 +114,11 @@ class Session:
 
     def render(self, scorer: Scorer, bars: Bars) -> Rendered:
         """Render all prompts of a scorer with the adapter's slot 0."""
+        began, model = time.perf_counter(), self.context.model
         with bars.task("rendering probes", scorer.num_renders) as advance:
-            return render_eval_prompts(scorer, self.context.model, self.context.adapter, advance)
+            rendered = render_eval_prompts(scorer, model, self.context.adapter, advance)
+        self.speed.add(time.perf_counter() - began, scorer.num_renders, scorer.render_settings, model.resolution)
+        return rendered
 
 
 def encode(latents: LatentCache, pictures: Sequence[Picture], flip: bool, bars: Bars) -> None:
@@ -144,7 +151,9 @@ def open_session(settings: Settings, dataset: Dataset, runs: Sequence[Run], bars
         run.images_by_concept(run.with_captions(dataset))  # a run that cannot train is refused before anything loads
     scoring, render = settings.scoring, settings.model.render
     encoder, tagger = load_encoder(scoring.encoder), load_tagger(scoring.tagger) if scoring.tagger else None
+    began = time.perf_counter()
     model = load_model(settings.model)
+    load_seconds = time.perf_counter() - began
     if scoring.second_encoder:
         load_second_encoder(scoring.second_encoder, model)  # a missing one is told now, not hours later in the finals
     for run in runs:
@@ -168,7 +177,9 @@ def open_session(settings: Settings, dataset: Dataset, runs: Sequence[Run], bars
     context = TrainingContext(model, adapter, dataset, latents, PromptCache(model), class_images)
     losses = validation_losses(model, dataset, latents, context.prompts, adapter)
     probes = build_eval_prompts(dataset, scoring, ALL_GROUPS)
-    return Session(context, renders, render, scoring, probes, scorer, unmeasured, losses, tagger, settings.export)
+    return Session(
+        context, renders, render, scoring, probes, scorer, unmeasured, losses, tagger, settings.export, load_seconds
+    )
 
 
 def _class_images(

@@ -100,6 +100,11 @@ class SampleRenderer:
         folder = entry.trial_folder.samples / "without"
         return self._read_or_render(entry, entry.weight, self.triggerless, folder, f"{entry.step}@{entry.weight:g}")
 
+    def is_kept(self, entry: GalleryEntry) -> bool:
+        """Whether the samples of a checkpoint were rendered at the gallery's first weight before."""
+        folder = entry.trial_folder.samples
+        return bool(_images_of(read_samples(folder, self._name(entry, WEIGHTS[0])), self.samples))
+
     def strip(self, entry: GalleryEntry, weight: float, study_folder: Path) -> Strip:
         """The file of `at`, rendered if it does not exist."""
         self.at(entry, weight)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from autolora.data.concepts import Dataset
 from autolora.evaluation.session import open_session
 from autolora.progress import Bars
 from autolora.settings import Settings
-from autolora.study.budget import describe_plan
+from autolora.study.budget import StudyClock, describe_plan
 from autolora.study.definition import adapter_notes, define_study
 from autolora.study.lifecycle import is_started, open_study
 from autolora.study.results.facts import save_facts
@@ -35,7 +36,7 @@ def run_full_study(
     Returns:
         The result in words, and whether nothing could be scored.
     """
-    definition = define_study(settings)
+    started, definition = time.time(), define_study(settings)
     study_settings = definition.settings
     workers = count_workers(study_settings.workers)
     for note in adapter_notes(definition.session_runs):
@@ -46,7 +47,7 @@ def run_full_study(
     session = open_session(settings, dataset, definition.session_runs, bars)
     study = open_study(definition, session.context.model.base_hash, bars.log, priors)
     bars.log(describe_plan(study_settings, definition.baseline_runs, session.context.dataset, workers))
-    running = RunningStudy(definition, study, session, bars)
+    running = RunningStudy(definition, study, session, bars, StudyClock(study, study_settings, started))
     save_facts(running)
 
     def after_checkpoint(trial_ended: bool) -> None:

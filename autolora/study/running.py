@@ -8,6 +8,7 @@ from optuna import Study
 
 from autolora.evaluation.session import Session
 from autolora.progress import Bars
+from autolora.study.budget import StudyClock
 from autolora.study.definition import StudyDefinition
 
 
@@ -19,3 +20,4 @@ class RunningStudy:
     study: Study
     session: Session
     bars: Bars
+    clock: StudyClock

@@ -51,7 +51,7 @@ def train(
             slot.seconds += (time.perf_counter() - began) / len(active)
             if on_step:
                 on_step(slot)
-        ready = [slot for slot in active.values() if slot.is_checkpoint_due()]
+        ready = [slot for slot in active.values() if not slot.stopped and slot.is_checkpoint_due()]
         for slot in ready:
             slot.make_checkpoint()
         if ready:

@@ -45,11 +45,10 @@ def test_recipes_as_they_are_do_not_count_as_standing_still() -> None:
 
 
 def test_what_ends_a_search() -> None:
-    trials = [ended(0, 0.5, step=600, worked=[[0, 300]]), ended(1, 0.4, step=400, worked=[[300, 600]])]
+    trials = [ended(0, 0.5, step=600), ended(1, 0.4, step=400)]
     assert may_begin(trials, SETTINGS)
     for enough, spent in (
         (Budget(max_images=1001), Budget(max_images=1000)),
-        (Budget(minutes=15), Budget(minutes=14)),
         (Budget(max_stale_trials=2), Budget(max_stale_trials=1)),
     ):
         assert may_begin(trials, replace(SETTINGS, budget=enough))
@@ -63,8 +62,8 @@ def test_the_plan_is_told(tmp_path: Path) -> None:
     plan = describe_plan(replace(SETTINGS, budget=Budget(9, 90, 20000, 6)), runs, dataset, 2)
     assert plan.splitlines() == [
         "9 trials: 2 baselines (1,200 to 2,000 images each) + 7 sampled, 2 workers here",
-        "limits: no trial starts after 63 of 90 minutes; no trial starts after 20,000 images in all; "
-        "the search ends after 6 trials in a row without a better one",
+        "limits: the study ends after 90 minutes in all, its search after 63; "
+        "no trial starts after 20,000 images in all; the search ends after 6 trials in a row without a better one",
         "finals: re-score up to 3 finalists, up to 2 checkpoint averages, rescaled copies of the best, "
         "train the best two recipes again with 2 more seeds each",
     ]

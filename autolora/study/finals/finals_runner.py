@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -13,7 +12,7 @@ from optuna.trial import Trial, TrialState
 
 from autolora.errors import MemoryFull, memory_full
 from autolora.evaluation.result import DIVERGED, CheckpointResult
-from autolora.study.budget import STEP
+from autolora.study.budget import STEP, StudyClock
 from autolora.study.definition import StudyDefinition
 from autolora.study.finals.evaluator import CandidateEvaluator
 from autolora.study.finals.finalist import Candidate, Finalist
@@ -28,10 +27,12 @@ class FinalsRunner:
     """Works off the trials of the study `<study>/finals`, and continues what was interrupted."""
 
     def __init__(
-        self, definition: StudyDefinition, evaluator: CandidateEvaluator, seconds_limit: float = math.inf
+        self,
+        definition: StudyDefinition,
+        evaluator: CandidateEvaluator,
+        clock: StudyClock,
     ) -> None:
-        self.evaluator, self.bars = evaluator, evaluator.bars
-        self.seconds_limit = seconds_limit  # for all candidates and the full evaluation together
+        self.evaluator, self.bars, self.clock = evaluator, evaluator.bars, clock
         self.study = optuna.create_study(
             storage=open_storage(definition.storage, self.bars.log),
             study_name=f"{definition.settings.name}/finals",
@@ -57,11 +58,16 @@ class FinalsRunner:
         ]
 
     def full_evaluation(self, finalist: Finalist) -> Finalist:
-        """The finalist with every term and its recommended weight; read back if that was evaluated before."""
+        """The finalist with every term and its recommended weight; read back if that was evaluated before.
+
+        As it was scored last where the study's time is over.
+        """
         key = f"full evaluation of {finalist.key} in {self.evaluator.session.export.dtype}"
         stored = self.study.user_attrs.get(key)
         if stored is not None:
             return replace(finalist, result=CheckpointResult(**stored))
+        if self.clock.left() <= 0:
+            return finalist
         result = self.evaluator.full_evaluation(finalist)
         self.study.set_user_attr(key, asdict(result))
         return replace(finalist, result=result)
@@ -81,9 +87,9 @@ class FinalsRunner:
         return None
 
     def _has_time(self, candidate: Candidate) -> bool:
-        """Whether the candidate and the winner's full evaluation fit into the time that is left.
+        """Whether the candidate fits into the time that is left.
 
-        What they take is estimated by what the finals took so far; the first candidate is always scored.
+        What it and the full evaluation take is estimated by the first candidate, which is always scored.
         """
         took: list[float] = [
             trial.user_attrs[TOOK] for trial in self.study.get_trials(deepcopy=False) if TOOK in trial.user_attrs
@@ -92,9 +98,9 @@ class FinalsRunner:
             return True
         searched = candidate.trial.user_attrs
         seconds_per_image: float = searched.get("training_seconds", 0.0) / max(1, searched.get(STEP, 1))
-        scoring = took[0] * (1 + self.evaluator.full_evaluation_renders / self.evaluator.deciding.num_renders)
         training = seconds_per_image * candidate.result.step if candidate.seed_offset else 0.0
-        return bool(sum(took) + scoring + training <= self.seconds_limit)
+        full = took[0] * self.evaluator.full_evaluation_renders / self.evaluator.deciding.num_renders
+        return bool(took[0] + training + full <= self.clock.finals_left())
 
     def _run(self, trial: Trial, candidate: Candidate) -> None:
         began = time.perf_counter()
@@ -111,6 +117,7 @@ class FinalsRunner:
             self.bars.log(f"finals: {candidate.name}: {result.summary}")
             trial.set_user_attr("point", asdict(result))
         trial.set_user_attr(TOOK, time.perf_counter() - began)
+        self.clock.beat()
         self.study.tell(trial, result.objective if result else DIVERGED)
 
     def _leave_out(self, trial: Trial, candidate: Candidate, reason: str) -> None:

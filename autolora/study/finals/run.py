@@ -2,7 +2,7 @@
 
 Both are trials of a study of their own, `<study>/finals`, so that a checkpoint which was merely lucky in the search
 does not win. Only the winner is then rendered on every prompt group and at more weights; these renders do not affect
-the choice. If the study's minutes are too few, candidates are left out, training again first.
+the choice. If the study's minutes are too few, candidates are left out, training again first, or the finals as a whole.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import optuna
 from optuna.trial import FrozenTrial
 
 from autolora.errors import MemoryFull, StudyError
 from autolora.evaluation.result import CheckpointResult
 from autolora.evaluation.session import Session, final_scorer
 from autolora.evaluation.trial_folder import TrialFolder
+from autolora.publish.closing import shortest_finals_seconds
 from autolora.settings import RETRAINED_RECIPES, STRONGER, WEAKER
-from autolora.study.budget import worked_seconds
 from autolora.study.finals.candidates import average, rescaled
 from autolora.study.finals.decision import (
     Finals,
@@ -30,7 +31,10 @@ from autolora.study.finals.decision import (
 from autolora.study.finals.evaluator import CandidateEvaluator
 from autolora.study.finals.finalist import Candidate, Finalist
 from autolora.study.finals.finals_runner import FinalsRunner
+from autolora.study.optuna_internals import storage_of
 from autolora.study.running import RunningStudy
+
+LEFT_OUT = "budget.minutes is too short for the finals: the search's best checkpoint was exported"
 
 
 def run_finals(
@@ -63,14 +67,26 @@ def run_finals(
         return Finals(
             None, [Finalist(trial, folder, best_of(folder)) for trial, folder in ranked], {}, [], choice=choice
         )
+    if running.clock.finals_left() < shortest_finals_seconds(session) and not _were_held(running):
+        running.bars.log(f"finals: {LEFT_OUT}")
+        finalists = [Finalist(trial, folder, best_of(folder)) for trial, folder in ranked]
+        return Finals(session.scorer, finalists, {}, [], choice=LEFT_OUT)
     scorer = final_scorer(session.scorer, session, running.bars)
     evaluator = CandidateEvaluator(session, scorer, running.definition.trial_files, running.bars)
-    searched = worked_seconds(trial for trial, _ in trials)
-    runner = FinalsRunner(running.definition, evaluator, settings.finals_seconds(searched))
+    runner = FinalsRunner(running.definition, evaluator, running.clock)
     finalists, retrained = _score_candidates(running, runner, ranked)
     finals = apply_preference(select_winner(evaluator.deciding, finalists, retrained))
     winner = runner.full_evaluation(finals.winner)
     return replace(finals, finalists=[winner, *finals.finalists[1:]], training_seconds=evaluator.training_seconds)
+
+
+def _were_held(running: RunningStudy) -> bool:
+    """Whether the finals have scored a candidate before, which is read back."""
+    name, storage = f"{running.definition.settings.name}/finals", storage_of(running.study)
+    if name not in optuna.get_all_study_names(storage):
+        return False
+    trials = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
+    return any("point" in trial.user_attrs for trial in trials)
 
 
 def _score_candidates(

@@ -66,6 +66,7 @@ def finalize_study(running: RunningStudy) -> str:
     save_plots(study, definition.trial_files, winner.result.sweep)
     study.set_user_attr(WINNER, winner.trial.number)
     write_atomic(definition.folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    running.clock.beat()
     summary = summarize_study(trials, finals, exported, page)
     return summary + (f"\n{describe_plain_lora(plain_lora, roundtrip)}" if plain_lora else "")
 

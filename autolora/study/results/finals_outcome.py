@@ -87,21 +87,24 @@ def gather_outcome(
     )
 
 
-def gallery_entries(trials: Trials, winner: Finalist) -> list[GalleryEntry]:
-    """The checkpoints of the gallery: the baselines as they ended, then the winner."""
+def gallery_entries(trials: Trials, winner: Finalist) -> tuple[list[GalleryEntry], GalleryEntry]:
+    """The checkpoints of the gallery: the baselines as they ended, and the winner."""
     entries = []
     for trial, trial_folder in trials:
         latest = trial_folder.latest()
         if trial.user_attrs.get("baseline") and latest is not None:
             name = f"{trial_folder.run.name}, unchanged"
             entries.append(GalleryEntry(name, trial_folder, latest.step, latest.state, 1.0))
-    return [*entries, GalleryEntry.best(winner.trial_folder, winner.result)]
+    return entries, GalleryEntry.best(winner.trial_folder, winner.result)
 
 
 def _render_images(running: RunningStudy, trials: Trials, winner: Finalist, exported: ExportedFiles) -> ImageFiles:
     """Render the images of the report, and write the model card, which shows some of them."""
     study_folder, renderer = running.definition.folder, SampleRenderer.open(running.session, running.bars)
-    entries = gallery_entries(trials, winner)
+    baselines, best = gallery_entries(trials, winner)
+    if running.clock.left() <= 0:  # those that are not rendered yet are left out
+        baselines = [entry for entry in baselines if renderer.is_kept(entry)]
+    entries = [*baselines, best]
     matrix = render_matrix(renderer, entries[-1])
     write_card(renderer, entries[-1], winner.result, exported.path, matrix)
     gallery = render_gallery(renderer, entries, study_folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from rich.table import Table
 from autolora.evaluation.result import CheckpointResult, load_results
 from autolora.report.formatting import duration, format_estimate
 from autolora.scoring.intervals import Estimate
-from autolora.study.budget import spent_seconds, worked_seconds
+from autolora.study.budget import spent_seconds, wall_seconds
 from autolora.study.definition import StudyDefinition
 from autolora.study.trials import ENDED
 
@@ -79,7 +78,7 @@ def study_progress(definition: StudyDefinition, study: Study) -> StudyProgress:
     best, result = max(scored, key=lambda pair: pair[1].objective, default=(None, None))
     ended = sum(trial.state in ENDED for trial in trials)
     size = definition.settings.budget.n_trials
-    left = _seconds_left(definition, trials, size - ended, spent_seconds(study) / ended) if ended else None
+    left = _seconds_left(definition, study, size - ended, spent_seconds(study) / ended) if ended else None
     progress = StudyProgress(definition.settings.name, ended, size, left)
     if best is None or result is None or result.score is None:
         return progress
@@ -95,17 +94,16 @@ def study_progress(definition: StudyDefinition, study: Study) -> StudyProgress:
     )
 
 
-def _seconds_left(definition: StudyDefinition, trials: Sequence[FrozenTrial], more: int, each: float) -> float:
-    """The seconds until the search ends: its last trial begins within the search's minutes.
+def _seconds_left(definition: StudyDefinition, study: Study, more: int, each: float) -> float:
+    """The seconds until the search ends, with its last trial or with its minutes.
 
     Args:
-        definition: the study.
-        trials: all trials so far.
+        definition: the study's settings.
+        study: its trials so far.
         more: trials that have not ended yet.
         each: seconds of one trial.
     """
-    until_limit = 60 * definition.settings.search_minutes - worked_seconds(trials)
-    return min(more * each, until_limit + each if until_limit > 0 else 0.0)
+    return min(more * each, max(0.0, 60 * definition.settings.search_minutes - wall_seconds(study)))
 
 
 def _best(definition: StudyDefinition, trial: FrozenTrial) -> CheckpointResult | None:

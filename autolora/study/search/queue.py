@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 
-import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from autolora.progress import Bars
-from autolora.settings import StudySettings
 from autolora.study.budget import may_begin
 from autolora.study.optuna_internals import trial_id_of
+from autolora.study.running import RunningStudy
 from autolora.study.search.leases import TrialLeases
 
 
@@ -22,15 +20,17 @@ class Queue:
     them. A trial beyond that number, which two workers added at once, waits until the budget is raised.
     """
 
-    def __init__(self, study: optuna.Study, settings: StudySettings, leases: TrialLeases, bars: Bars) -> None:
-        self.study, self.settings, self.leases, self.bars = study, settings, leases, bars
+    def __init__(self, running: RunningStudy, leases: TrialLeases) -> None:
+        self.study, self.settings = running.study, running.definition.settings
+        self.leases, self.bars, self.clock = leases, running.bars, running.clock
 
     def next(self) -> Trial | None:
         """The next trial, with its lease; None where there is none, at least while this worker has other trials.
 
-        While only other workers hold trials, it waits, as those workers may die.
+        While only other workers hold trials, it waits, as those workers may die. When the search's time is over, there
+        is none.
         """
-        while True:
+        while self.clock.search_left() > 0:
             trials = [t for t in self.study.get_trials(deepcopy=False) if t.number < self.settings.budget.n_trials]
             running = [t for t in trials if t.state is TrialState.RUNNING]
             for number in self.leases.reclaim(running):
@@ -44,6 +44,7 @@ class Queue:
             if not running or self.leases.held:
                 return None
             self._wait(running)
+        return None
 
     def _waiting(self, more: bool) -> Trial | None:
         """A waiting trial; started ones come first, and are ended even if no `more` trials may start."""

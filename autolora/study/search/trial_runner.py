@@ -9,9 +9,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import Trial, TrialState
 
-from autolora.evaluation.result import DIVERGED, CheckpointResult, load_results
+from autolora.evaluation.result import DIVERGED, CheckpointResult, from_losses, load_results, unmeasured_result
 from autolora.evaluation.trial_folder import TrialFolder
 from autolora.files import remove_leftovers
+from autolora.publish.closing import closing_seconds, shortest_finals_seconds
 from autolora.study.budget import STEP
 from autolora.study.optuna_internals import trial_id_of
 from autolora.study.running import RunningStudy
@@ -35,7 +36,7 @@ class TrialRunner:
         self.bars, self.leases = running.bars, leases
         self.packed = packed  # trials at once, of adapters that share a set
         self.needs_other_set = False  # the next trial's adapter cannot train in this adapter set
-        self.queue = Queue(self.study, self.definition.settings, leases, self.bars)
+        self.queue, self.clock = Queue(running, leases), running.clock
         self.trials: dict[str, tuple[Trial, TrialFolder]] = {}  # those that train here, by uid
         self.is_done = False  # no trial is left
         self.ended_results: dict[str, list[CheckpointResult]] = {}  # of trials that ended, by uid
@@ -90,6 +91,8 @@ class TrialRunner:
         if slot.memory_note:
             self.bars.log(f"trial {trial.number}: {slot.memory_note}")
             slot.memory_note = ""
+        if self.clock.search_left() <= 0:
+            self._pause(slot)
 
     def on_checkpoint(self, slot: TrainingSlot) -> None:
         """Score a checkpoint, keep it, and end the trial where that is right.
@@ -104,8 +107,11 @@ class TrialRunner:
         if checkpoint.diverged:
             reason = f"diverged after {checkpoint.step} images: the loss is no longer a number"
             return self._finish(slot, TrialState.COMPLETE, reason)
-        if folder.scored_step() != checkpoint.step and not self._score(slot, checkpoint):
-            return self._give_up(slot)
+        if folder.scored_step() != checkpoint.step:
+            if not self._has_time_to_score():
+                return self._pause(slot)
+            if not self._score(slot, checkpoint):
+                return self._give_up(slot)
         best = folder.best_result()
         assert best is not None
         number = len(folder.results)
@@ -123,6 +129,34 @@ class TrialRunner:
             reason = f"pruned after {checkpoint.step} images: behind the other trials"
             self._finish(slot, TrialState.PRUNED, reason)
 
+    def _has_time_to_score(self) -> bool:
+        """Whether the renders at one weight fit into the search's time."""
+        scorer, model = self.session.scorer, self.session.context.model
+        if scorer is None:
+            return True
+        renders = scorer.at_weights(max(scorer.settings.weights)).num_renders
+        seconds = self.session.speed.estimate(renders, scorer.render_settings, model.resolution)
+        return seconds < self.clock.search_left()
+
+    def _pause(self, slot: TrainingSlot) -> None:
+        """Put a trial back into the queue, as the search's time is over; with more time it goes on.
+
+        The first trial of a study keeps the checkpoint of now, unscored: there is a LoRA however short the time is.
+        """
+        trial, folder = self.trials.pop(slot.name)
+        if not self.ended_results and not folder.results:
+            checkpoint = slot.checkpoint if slot.checkpoint and slot.checkpoint.step == slot.step else None
+            checkpoint = checkpoint or slot.make_checkpoint()
+            if not checkpoint.diverged:
+                blank = from_losses(checkpoint, self.session.base_losses)
+                folder.append(checkpoint, unmeasured_result(blank, "budget.minutes was too short to score it"))
+                self.definition.trial_files.send(slot.name)
+                keep_if_best(self.running, folder, folder.results[-1])
+        trial.set_user_attr(STEP, folder.scored_step())
+        self.leases.release(trial_id_of(trial))
+        self.bars.log(f"trial {trial.number}: the search's time is over after {slot.step} images")
+        slot.stop()
+
     def _score(self, slot: TrainingSlot, checkpoint: Checkpoint) -> bool:
         """Score a checkpoint and keep it; False where the trial was lost meanwhile, and nothing is kept."""
         began, (trial, folder) = time.perf_counter(), self.trials[slot.name]
@@ -137,6 +171,9 @@ class TrialRunner:
         self.definition.trial_files.send(slot.name)
         self.failed.clear()
         keep_if_best(self.running, folder, result)
+        self.clock.closing_seconds = closing_seconds(self.session, len(self.definition.baseline_runs))
+        self.clock.finals_seconds = shortest_finals_seconds(self.session)
+        self.clock.beat()
         seconds = trial.user_attrs.get("scoring_seconds", 0.0) + time.perf_counter() - began
         trial.set_user_attr("scoring_seconds", seconds)
         trial.set_user_attr(STEP, checkpoint.step)

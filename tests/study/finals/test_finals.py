@@ -16,7 +16,6 @@ import pytest
 from autolora.errors import MemoryFull, StudyError, Unmeasurable
 from autolora.evaluation import session as evaluation
 from autolora.evaluation.result import CheckpointResult
-from autolora.settings import Budget, StudySettings
 from autolora.study.finals import run as finals
 from autolora.study.finals.decision import (
     Finals,
@@ -241,7 +240,14 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float],
 
     def create(seconds: float) -> tuple[FinalsRunner, QuickEvaluator]:
         evaluator = QuickEvaluator()
-        return FinalsRunner(definition, cast(Any, evaluator), seconds), evaluator
+        finals_runner = FinalsRunner(definition, cast(Any, evaluator), cast(Any, None))
+
+        def left() -> float:
+            trials = finals_runner.study.get_trials(deepcopy=False)
+            return seconds - sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
+
+        finals_runner.clock = cast(Any, SimpleNamespace(finals_left=left, beat=lambda: None))
+        return finals_runner, evaluator
 
     return create
 
@@ -281,10 +287,3 @@ def test_candidates_without_memory_are_tried_again_later(runner: Create) -> None
     assert finals_runner.memory_error() == "set model.offload=true"
     assert "is left out: set model.offload=true" in evaluator.lines[-1]
     assert len(runner(math.inf)[0].judge([candidate(0)])) == 1  # with other settings
-
-
-def test_the_finals_have_the_time_that_the_search_left() -> None:
-    night = StudySettings("night", {}, Budget(minutes=100))
-    assert (night.search_minutes, night.finals_seconds(3000.0)) == (70, 3000.0)
-    assert replace(night, final_seeds=0).finals_seconds(6000.0) == math.inf
-    assert replace(night, budget=Budget()).finals_seconds(6000.0) == math.inf

@@ -90,7 +90,7 @@ def study_and_finals(tmp_path: Path) -> tuple[RunningStudy, Finals]:
         trial_folder.samples.mkdir(parents=True)
         Image.new("RGB", (8, 8), (80 * number, 0, 0)).save(trial_folder.samples / "100.png")
         finalists.append(replace(one, trial_folder=trial_folder))
-    return RunningStudy(definition, study, NOTHING, NOTHING), replace(finals, finalists=finalists)
+    return RunningStudy(definition, study, NOTHING, NOTHING, NOTHING), replace(finals, finalists=finalists)
 
 
 StudyAndFinals = tuple[RunningStudy, Finals]

@@ -16,7 +16,7 @@ from autolora.config import compose
 from autolora.errors import ConfigError
 from autolora.progress import Bars
 from autolora.settings import Budget, StudySettings, build_settings
-from autolora.study.budget import WORKED
+from autolora.study.budget import WORKED, StudyClock
 from autolora.study.definition import StudyDefinition
 from autolora.study.results.facts import save_facts
 from autolora.study.results.progress import study_progress
@@ -55,9 +55,7 @@ def test_minutes_end_a_study_sooner(tmp_path: Path) -> None:
     definition, study = opened(tmp_path, TRIALS, minutes=3)
     search_seconds, trial = 60 * definition.settings.search_minutes, study.ask()
     trial.set_user_attr(WORKED, [[0.0, 100.0]])
-    assert study_progress(definition, study).seconds_left == pytest.approx(
-        search_seconds - 100 + 30
-    )  # the last one is ended
+    assert study_progress(definition, study).seconds_left == pytest.approx(search_seconds - 100)
     trial.set_user_attr(WORKED, [[0.0, search_seconds + 1]])
     assert study_progress(definition, study).seconds_left == 0
 
@@ -102,7 +100,7 @@ def test_the_page_of_a_running_study_looks_for_news(tmp_path: Path) -> None:
     dataset = SimpleNamespace(name="mona", trigger="mona", concepts=(), class_word="1girl")
     context = SimpleNamespace(dataset=dataset, model=SimpleNamespace(name="base"))
     session: Any = SimpleNamespace(context=context, scoring=SimpleNamespace(max_bleed=0.15))
-    save_facts(RunningStudy(definition, study, session, Bars(quiet=True)))
+    save_facts(RunningStudy(definition, study, session, Bars(quiet=True), StudyClock(study, definition.settings, 0.0)))
     page = write_study_report(definition, study, running=True).read_text("utf-8")
     assert f'http-equiv="refresh" content="{REFRESH_SECONDS}"' in page
     assert "3 trials" in page

@@ -28,6 +28,7 @@ from autolora.evaluation.result import CheckpointResult
 from autolora.evaluation.session import Session
 from autolora.progress import Bars
 from autolora.settings import build_settings
+from autolora.study.budget import StudyClock
 from autolora.study.definition import StudyDefinition, define_study
 from autolora.study.lifecycle import join_study, open_study
 from autolora.study.running import RunningStudy
@@ -147,7 +148,8 @@ def run(
     definition: StudyDefinition, study: optuna.Study, session: Session, bars: Bars, machine: str | None = None
 ) -> None:
     """What `autolora worker` does."""
-    run_study(RunningStudy(definition, study, session, bars), machine)
+    clock = StudyClock(study, definition.settings, time.time())
+    run_study(RunningStudy(definition, study, session, bars, clock), machine)
 
 
 def lines(path: Path) -> int:

@@ -7,6 +7,8 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import psutil
@@ -15,7 +17,8 @@ from optuna.trial import TrialState
 
 from autolora.progress import Bars
 from autolora.settings import Budget, StudySettings
-from autolora.study.budget import worked_seconds
+from autolora.study.budget import STEP, WORKED, StudyClock
+from autolora.study.running import RunningStudy
 from autolora.study.search.leases import TrialLeases
 from autolora.study.search.liveness import this_machine
 from autolora.study.search.queue import Queue
@@ -39,6 +42,13 @@ def study(request: pytest.FixtureRequest, tmp_path: Path) -> optuna.Study:
 
 def leases(study: optuna.Study, machine: str | None = None, heartbeat: float = 0.05) -> TrialLeases:
     return TrialLeases(study._storage, study._study_id, heartbeat, 0.4, nothing, machine)
+
+
+def queue_of(study: optuna.Study, settings: StudySettings, mine: TrialLeases) -> Queue:
+    definition: Any = SimpleNamespace(settings=settings)
+    session: Any = None
+    clock = StudyClock(study, settings, time.time())
+    return Queue(RunningStudy(definition, study, session, Bars(), clock), mine)
 
 
 def claimed(study: optuna.Study, by: TrialLeases) -> optuna.Trial:
@@ -91,7 +101,7 @@ def test_a_worker_that_was_silent_for_too_long_is_told(study: optuna.Study) -> N
     time.sleep(0.5)
     assert heir.reclaim(study.trials) == [0]
     assert not zombie.holds(trial._trial_id)  # nobody has it
-    next_one = Queue(study, SETTINGS, heir, Bars()).next()
+    next_one = queue_of(study, SETTINGS, heir).next()
     assert next_one is not None and next_one.number == 0 and heir.holds(next_one._trial_id)
     assert not zombie.holds(trial._trial_id)
     zombie.held[trial._trial_id] = [[0, 0]]
@@ -121,7 +131,7 @@ def test_what_is_left_when_a_worker_stops_goes_back(study: optuna.Study) -> None
 
 def test_trials_beyond_the_size_wait_until_there_is_more(study: optuna.Study) -> None:
     me = leases(study)
-    queue = Queue(study, SETTINGS, me, Bars())
+    queue = queue_of(study, SETTINGS, me)
     taken = [queue.next() for _ in range(2)]
     study.ask()  # another worker's, in the same moment
     assert queue._new() is None
@@ -130,7 +140,7 @@ def test_trials_beyond_the_size_wait_until_there_is_more(study: optuna.Study) ->
         study._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.0])
     assert queue.next() is None
     more = replace(SETTINGS, budget=Budget(n_trials=5))
-    numbers = [trial.number for trial in (Queue(study, more, me, Bars()).next() for _ in range(2)) if trial]
+    numbers = [trial.number for trial in (queue_of(study, more, me).next() for _ in range(2)) if trial]
     assert numbers == [3, 4]
 
 
@@ -145,24 +155,27 @@ def test_a_trial_is_called_the_same_by_whoever_takes_it_and_otherwise_in_another
     )
 
 
-def test_begun_trials_come_first_and_are_ended_when_time_is_up(study: optuna.Study) -> None:
+def test_begun_trials_come_first_and_are_ended_when_the_images_are_used_up(study: optuna.Study) -> None:
     me = leases(study)
     study.enqueue_trial({})
     trial = claimed(study, me)
     study.enqueue_trial({})
     assert trial.number == 0
-    study._storage.set_trial_user_attr(trial._trial_id, "worked", [[0.0, 3600.0]])
+    study._storage.set_trial_user_attr(trial._trial_id, STEP, 500)
     me.release(trial._trial_id)
-    short = replace(SETTINGS, budget=Budget(minutes=10))
-    queue = Queue(study, short, me, Bars())
+    queue = queue_of(study, replace(SETTINGS, budget=Budget(max_images=400)), me)
     again = queue.next()
     assert again is not None and again.number == 0
     study._storage.set_trial_state_values(again._trial_id, TrialState.COMPLETE, [0.0])
     assert queue.next() is None and study.trials[1].state is TrialState.WAITING
 
 
-def test_time_worked_together_counts_once(study: optuna.Study) -> None:
-    spans = [[[0, 10], [100, 110]], [[5, 20]], [[105, 106]]]
-    for span in spans:
-        study.ask().set_user_attr("worked", span)
-    assert worked_seconds(study.trials) == 30
+def test_no_trial_goes_on_when_the_time_is_over(study: optuna.Study) -> None:
+    me = leases(study)
+    trial = claimed(study, me)
+    study._storage.set_trial_user_attr(trial._trial_id, WORKED, [[0.0, 3600.0]])
+    me.release(trial._trial_id)
+    assert queue_of(study, replace(SETTINGS, budget=Budget(minutes=10)), me).next() is None
+    assert study.trials[0].state is TrialState.WAITING
+    again = queue_of(study, replace(SETTINGS, budget=Budget(minutes=100)), me).next()
+    assert again is not None and again.number == 0
