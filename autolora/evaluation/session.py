@@ -23,7 +23,7 @@ from autolora.prepare.tag_bleed import character_tags, tag_bleed
 from autolora.prepare.tagger import load_tagger
 from autolora.prepare.tagger_base import Tagger
 from autolora.progress import Bars
-from autolora.sampling import BaseRenders, Images
+from autolora.sampling import BaseRenders, Images, RenderRequest, render
 from autolora.scoring.encoders import load_encoder, load_second_encoder
 from autolora.scoring.eval_prompts import ALL_GROUPS, EvalPrompt, build_eval_prompts, in_groups
 from autolora.scoring.scorecard import Rendered, Scorecard, render_eval_prompts, score
@@ -120,6 +120,16 @@ class Session:
         self.speed.add(time.perf_counter() - began, scorer.num_renders, scorer.render_settings, model.resolution)
         return rendered
 
+    def measure_speed(self) -> None:
+        """Render a few images where nothing was rendered yet, so that the speed is known."""
+        if self.scorer is None or self.speed.work:
+            return
+        model, settings = self.context.model, self.scorer.render_settings
+        requests = [RenderRequest(prompt.prompt, prompt.seeds[0], 1.0) for prompt in self.scorer.prompts][:4]
+        began = time.perf_counter()
+        render(model, requests, settings, self.context.adapter)
+        self.speed.add(time.perf_counter() - began, len(requests), settings, model.resolution)
+
 
 def encode(latents: LatentCache, pictures: Sequence[Picture], flip: bool, bars: Bars) -> None:
     """Encode images, and mirrored ones where a run shows them, before there is anything to train.
@@ -149,7 +159,7 @@ def open_session(settings: Settings, dataset: Dataset, runs: Sequence[Run], bars
     """
     for run in runs:
         run.images_by_concept(run.with_captions(dataset))  # a run that cannot train is refused before anything loads
-    scoring, render = settings.scoring, settings.model.render
+    scoring, rendering = settings.scoring, settings.model.render
     encoder, tagger = load_encoder(scoring.encoder), load_tagger(scoring.tagger) if scoring.tagger else None
     began = time.perf_counter()
     model = load_model(settings.model)
@@ -161,9 +171,9 @@ def open_session(settings: Settings, dataset: Dataset, runs: Sequence[Run], bars
         run.optimizer.check(model.device)
     dataset = with_buckets(dataset, settings.dataset, model.resolution)
     latents = LatentCache(model, settings.cache / "latents")
-    renders = BaseRenders(model, render, settings.cache / "renders")
+    renders = BaseRenders(model, rendering, settings.cache / "renders")
     encode(latents, [*dataset.pictures, *dataset.validation], any(run.train.flip_aug for run in runs), bars)
-    search = BaseRenders(model, render.search, settings.cache / "renders")
+    search = BaseRenders(model, rendering.search, settings.cache / "renders")
     scorer, unmeasured = None, ""
     with bars.task("rendering the base model", None) as advance:
         try:
@@ -178,7 +188,7 @@ def open_session(settings: Settings, dataset: Dataset, runs: Sequence[Run], bars
     losses = validation_losses(model, dataset, latents, context.prompts, adapter)
     probes = build_eval_prompts(dataset, scoring, ALL_GROUPS)
     return Session(
-        context, renders, render, scoring, probes, scorer, unmeasured, losses, tagger, settings.export, load_seconds
+        context, renders, rendering, scoring, probes, scorer, unmeasured, losses, tagger, settings.export, load_seconds
     )
 
 

@@ -112,6 +112,7 @@ def _training(run: Run) -> list[str]:
         "min_snr_gamma": settings.min_snr_gamma,
         "noise_offset": settings.noise_offset or None,
         "scale_weight_norms": settings.scale_weight_norms,
+        "max_grad_norm": settings.max_grad_norm or 0.0,
         "caption_dropout_rate": settings.caption_dropout_rate or None,
         "caption_tag_dropout_rate": settings.caption_tag_dropout_rate or None,
         "keep_tokens": settings.keep_tokens if settings.shuffle_caption else None,

@@ -129,6 +129,7 @@ def _training(run: Run, dataset: Dataset, name: str, facts: ExportFacts, created
         "debiased_estimation": settings.debiased_estimation_loss,
         "noise_offset": settings.noise_offset or None,
         "scale_weight_norms": settings.scale_weight_norms,
+        "max_grad_norm": settings.max_grad_norm or 0.0,
         "caption_dropout_rate": settings.caption_dropout_rate,
         "shuffle_caption": settings.shuffle_caption,
         "keep_tokens": settings.keep_tokens,

@@ -15,6 +15,7 @@ from autolora.train.caches import LatentCache, PromptCache
 from autolora.train.run import TrainSettings
 
 VALIDATION_TIMESTEPS = 4  # evenly spaced
+VALIDATION_BATCH = 16  # images at once, where the memory allows
 PLAIN = TrainSettings(min_snr_gamma=None)
 
 
@@ -116,13 +117,24 @@ def _losses(
     prompts: PromptCache,
     adapter: AdapterSet,
 ) -> list[Tensor]:
-    """Return the unweighted losses of images of one bucket resolution, computed in parts of 16."""
-    losses = []
-    for start in range(0, len(clean), 16):
-        part = slice(start, start + 16)
-        conditioning = replace(prompts.contexts(captions[part], adapter.touches_text_encoder), sizes=sizes[part])
-        noisy = model.add_noise(clean[part], noise[part], timesteps[part])
-        predicted = model.predict(noisy, timesteps[part], conditioning)
+    """Return the unweighted losses of images of one bucket resolution, computed in parts of 16.
+
+    Where the GPU's memory is too small for a part, the next ones are half as large.
+    """
+    losses: list[Tensor] = []
+    start, size = 0, VALIDATION_BATCH
+    while start < len(clean):
+        part = slice(start, start + size)
+        try:
+            conditioning = replace(prompts.contexts(captions[part], adapter.touches_text_encoder), sizes=sizes[part])
+            noisy = model.add_noise(clean[part], noise[part], timesteps[part])
+            predicted = model.predict(noisy, timesteps[part], conditioning)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size //= 2
+            continue
         target = model.target(clean[part], noise[part], timesteps[part])
         losses.append(diffusion_loss(model, predicted, target, timesteps[part], PLAIN))
+        start += size
     return losses

@@ -34,6 +34,7 @@ class TrainSettings:
     batch_size: int = 4
     checkpoints_per_epoch: int = 1
     scale_weight_norms: float | None = None
+    max_grad_norm: float | None = 1.0  # gradients of a larger norm, over all layers, are scaled down to it; None: none
     loss_type: str = "l2"  # or huber: large errors count linearly, so that an unusual image has less influence
     huber_delta: float = 0.1  # the error from which huber is linear
     min_snr_gamma: float | None = 5.0
@@ -69,6 +70,8 @@ class TrainSettings:
             mistakes.append(f"train.min_character_images must be 0 (none) or more, got {self.min_character_images}")
         if self.scale_weight_norms is not None and self.scale_weight_norms <= 0:
             mistakes.append(f"train.scale_weight_norms must be above 0 or null, got {self.scale_weight_norms}")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            mistakes.append(f"train.max_grad_norm must be above 0 or null, got {self.max_grad_norm}")
         if self.loss_type not in LOSSES:
             mistakes.append(f"train.loss_type must be one of {', '.join(LOSSES)}, got {self.loss_type}")
         if self.huber_delta <= 0:

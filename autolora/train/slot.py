@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,6 +94,11 @@ class TrainingSlot:
             n_images: the images of the batch.
             loss: the batch's loss, on the model's device.
         """
+        if self.run.train.max_grad_norm is not None:
+            parameters = [
+                p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]
+            ]
+            torch.nn.utils.clip_grad_norm_(parameters, self.run.train.max_grad_norm)
         factor = self.run.schedule.factor(self.optimizer_step, self.total_optimizer_steps)
         for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -131,7 +138,7 @@ class TrainingSlot:
             epoch=self.step / self.images_per_epoch,
             state=context.adapter.state(self.index),
             resume={
-                "optimizers": [copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers],
+                "optimizers": [on_cpu(optimizer.state_dict()) for optimizer in self.optimizers],
                 "stream": self.stream.state(),
                 "optimizer_step": self.optimizer_step,
             },
@@ -144,6 +151,17 @@ class TrainingSlot:
         )
         self.stopped = self.stopped or self.checkpoint.done
         return self.checkpoint
+
+
+def on_cpu(state: Any) -> Any:
+    """A copy of an optimizer's state that takes no memory of the GPU."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {key: on_cpu(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(on_cpu(value) for value in state)
+    return copy.deepcopy(state)
 
 
 def _optimizers(run: Run, adapter: AdapterSet, slot: int) -> list[torch.optim.Optimizer]:

@@ -2,8 +2,8 @@
 
     python -m experiments.speed.budget --minutes 1 2 3 5 8
 
-Each budget has a folder and a cache of its own, so preparation is in it. With `--busy` a second process computes all the
-time, which slows the study down while it runs. The table tells how far each command ended from its budget, when its
+Each budget has a folder and a cache of its own, so preparation is in it. With `--busy` a second process computes
+beside each study, which slows it down. The table tells how far each command ended from its budget, when its
 first LoRA file was there, and how much it tried. Writes experiments/results/speed/budget.json.
 """
 

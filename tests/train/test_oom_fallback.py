@@ -14,6 +14,7 @@ from autolora.models.base import Context
 from autolora.models.stable_diffusion import StableDiffusion
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.loop import train
+from autolora.train.loss import validation_losses
 from autolora.train.slot import Job, TrainingSlot
 from tests.tiny import load_tiny
 from tests.train.helpers import ADAMW, make_context, train_all
@@ -91,3 +92,21 @@ def test_a_step_that_never_fits_is_refused_with_settings_that_help(
     SmallGpu(model, 0, 0, monkeypatch)
     with pytest.raises(MemoryFull, match=r"adamw does not fit .* one image at a time .*train\.batch_size=2 or"):
         trained(model, folder, tmp_path)
+
+
+def test_validation_in_smaller_parts_gives_the_same_losses(
+    model: StableDiffusion, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = make_context(model, folder, tmp_path, RUN)
+    where = (context.model, context.dataset, context.latents, context.prompts, context.adapter)
+    whole, predict, passes = validation_losses(*where), model.predict, list[int]()
+
+    def small(noisy: Tensor, timesteps: Tensor, conditioning: Context) -> Tensor:
+        if len(noisy) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        passes.append(len(noisy))
+        return predict(noisy, timesteps, conditioning)
+
+    monkeypatch.setattr(model, "predict", small)
+    assert validation_losses(*where) == pytest.approx(whole, rel=1e-5)
+    assert max(passes) == 2

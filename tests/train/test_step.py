@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from autolora.train.batches import Stream
 from autolora.train.caches import LatentCache, PromptCache
 from autolora.train.loss import validation_losses
 from autolora.train.run import Run, TrainSettings
-from autolora.train.slot import Job, TrainingContext, TrainingSlot
+from autolora.train.slot import Job, TrainingContext, TrainingSlot, on_cpu
 from autolora.train.step import _backward, train_step
 from tests.train.helpers import make_context, train_all
 from tests.train.test_stream import masked, mixed  # noqa: F401 - a fixture among them
@@ -29,6 +31,16 @@ from tests.train.test_stream import masked, mixed  # noqa: F401 - a fixture amon
 pytestmark = pytest.mark.slow  # trains, renders or loads many models
 
 BOTH = Run("both", LoRA(dim=2, alpha=1, text_encoder=True), train=TrainSettings(images_per_concept=20, batch_size=4))
+
+
+@dataclass(frozen=True)
+class Sgd(AdamW):
+    """Plain gradient descent: a step is the gradient times the learning rate."""
+
+    def build(self, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, self.lr)
+
+
 DYLORA = DyLoRA(dim=8, alpha=4, unit=2)
 
 
@@ -149,3 +161,40 @@ def test_cells_outside_a_mask_have_the_weight_of_the_recipe(
 
     assert loss == pytest.approx(expected_loss(0.3), rel=1e-5)
     assert all(loss != pytest.approx(expected_loss(other), rel=1e-3) for other in (0.0, 1.0))
+
+
+def test_large_gradients_are_clipped_for_each_slot_alone(
+    tiny_model: StableDiffusion, folder: Path, tmp_path: Path
+) -> None:
+    """An SGD step is as long as the clipped gradient; one slot's large gradient does not shorten the other's step."""
+    run = Run("sgd", LoRA(dim=2, alpha=1), Sgd(0.5), Constant(), TrainSettings(images_per_concept=8, batch_size=4))
+    lengths = []
+    for norms in ((None,), (1e-6,), (1e-6, None)):
+        runs = [replace(run, train=replace(run.train, max_grad_norm=norm)) for norm in norms]
+        context = make_context(tiny_model, folder, tmp_path, run, slots=len(runs))
+        try:
+            slots = {index: TrainingSlot(index, Job(one), context) for index, one in enumerate(runs)}
+            before = [context.adapter.state(index) for index in slots]
+            train_step(context, slots)
+            moved = [
+                [context.adapter.state(index)[key] - tensor for key, tensor in state.items()]
+                for index, state in enumerate(before)
+            ]
+            lengths.append([float(torch.cat([change.flatten() for change in one]).norm()) for one in moved])
+        finally:
+            context.adapter.detach()
+    (free,), (clipped,), (first, second) = lengths
+    assert free > 1e-5
+    assert clipped == pytest.approx(0.5e-6, rel=1e-2) and first == pytest.approx(0.5e-6, rel=1e-2)
+    assert second == pytest.approx(free, rel=1e-3)
+
+
+def test_a_checkpoint_holds_the_optimizer_on_the_cpu() -> None:
+    state: dict[str, Any] = {
+        "state": {0: {"step": torch.tensor(3.0), "m": torch.ones(2)}},
+        "param_groups": [{"lr": 0.1, "p": (1, 2)}],
+    }
+    copied = on_cpu(state)
+    assert copied["param_groups"] == state["param_groups"] and copied["param_groups"] is not state["param_groups"]
+    state["state"][0]["m"] += 1
+    assert torch.equal(copied["state"][0]["m"], torch.ones(2)) and copied["state"][0]["m"].device.type == "cpu"

@@ -17,7 +17,7 @@ from autolora.errors import MemoryFull, StudyError
 from autolora.evaluation.result import CheckpointResult
 from autolora.evaluation.session import Session, final_scorer
 from autolora.evaluation.trial_folder import TrialFolder
-from autolora.publish.closing import shortest_finals_seconds
+from autolora.publish.closing import closing_seconds, shortest_finals_seconds
 from autolora.settings import RETRAINED_RECIPES, STRONGER, WEAKER
 from autolora.study.finals.candidates import average, rescaled
 from autolora.study.finals.decision import (
@@ -67,6 +67,9 @@ def run_finals(
         return Finals(
             None, [Finalist(trial, folder, best_of(folder)) for trial, folder in ranked], {}, [], choice=choice
         )
+    if settings.budget.minutes is not None:
+        session.measure_speed()
+        running.clock.closing_seconds = closing_seconds(session, len(running.definition.baseline_runs))
     if running.clock.finals_left() < shortest_finals_seconds(session) and not _were_held(running):
         running.bars.log(f"finals: {LEFT_OUT}")
         finalists = [Finalist(trial, folder, best_of(folder)) for trial, folder in ranked]
