@@ -202,6 +202,14 @@ def is_plain(state: Mapping[str, Tensor]) -> bool:
     return all(parts.keys() <= LOW_RANK for parts in parts_by_layer(state).values())
 
 
+def has_output_norms(state: Mapping[str, Tensor]) -> bool:
+    """Return whether an adapter has DoRA magnitudes with one norm for each output of a layer, as peft trains them.
+
+    A magnitude for each input has the shape (1, in, ...).
+    """
+    return any(key.endswith(".dora_scale") and (t.dim() == 1 or len(t) > 1) for key, t in state.items())
+
+
 def distance(state: Mapping[str, Tensor], reference: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> float:
     """Return how much an adapter's changes differ from a reference's, relative to the reference's.
 

@@ -62,11 +62,16 @@ def kohya_name(path: str, architecture: str) -> str:
     root, _, rest = path.partition(".")
     if root not in prefixes or not rest:
         raise ExportError(f"layer {path!r} lies in none of {', '.join(prefixes)}")
-    if in_text_encoder(path) and not rest.startswith("text_model."):
-        rest = f"text_model.{rest}"
+    rest = with_text_model(path).partition(".")[2]
     if root == "unet":
         rest = _UNET_PATHS.get(architecture, str)(rest)
     return f"{prefixes[root]}_{rest.replace('.', '_')}"
+
+
+def with_text_model(path: str) -> str:
+    """Return a layer's path with the level `text_model` of a CLIP text encoder, which files always have."""
+    root, _, rest = path.partition(".")
+    return f"{root}.text_model.{rest}" if in_text_encoder(path) and rest.startswith("encoder.") else path
 
 
 def paths_by_name(paths: Iterable[str], architecture: str) -> dict[str, str]:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from autolora.adapters.base import State
 from autolora.adapters.deltas import is_plain, layer_scale, parts_by_layer
-from autolora.adapters.formats import is_transformer, layers_of, paths_by_name, to_kohya
+from autolora.adapters.formats import is_transformer, layers_of, paths_by_name, to_kohya, with_text_model
 from autolora.adapters.import_formats import in_diffusers_names, in_lycoris_parts, in_original_names, parts_by_path
+from autolora.adapters.targets import in_text_encoder
 from autolora.errors import ExportError
 from autolora.export.readers import PROGRAMS, TRANSFORMER_PROGRAMS
 from autolora.export.readers.formulas import LayerReader
@@ -19,8 +20,14 @@ DIFFUSERS_PARTS = frozenset({"lora_down.weight", "lora_up.weight", "dora_scale",
 
 
 def has_diffusers_format(state: State) -> bool:
-    """Whether diffusers has a format for an adapter, which is the case for LoRA, LoCon and DoRA."""
-    return all(parts.keys() <= DIFFUSERS_PARTS for parts in parts_by_layer(state).values())
+    """Whether diffusers has a format for an adapter, which is the case for LoRA, LoCon and DoRA.
+
+    Of a text encoder it reads LoRA only: it leaves out the magnitudes of a DoRA there.
+    """
+    return all(
+        parts.keys() <= DIFFUSERS_PARTS and not ("dora_scale" in parts and in_text_encoder(path))
+        for path, parts in parts_by_layer(state).items()
+    )
 
 
 def file_tensors(state: State, architecture: str) -> State:
@@ -35,6 +42,9 @@ def file_tensors(state: State, architecture: str) -> State:
 def to_diffusers(state: State) -> State:
     """Rename an adapter's tensors to the names of diffusers and peft.
 
+    Names of a text encoder's layers contain `text_model`, without which ComfyUI, Forge and older versions of diffusers
+    do not find them; newer versions of transformers leave it out of the path.
+
     Each layer's scale is multiplied into its factors. Alpha is then equal to the rank, which every version of diffusers
     assumes for a file without alphas.
 
@@ -42,9 +52,10 @@ def to_diffusers(state: State) -> State:
         ExportError: the adapter is not LoRA, LoCon or DoRA.
     """
     if not has_diffusers_format(state):
-        raise ExportError("diffusers has a format for LoRA, LoCon and DoRA only")
+        raise ExportError("diffusers has a format for LoRA, LoCon and DoRA only, in text encoders for LoRA only")
     tensors: State = {}
     for path, parts in parts_by_layer(state).items():
+        path = with_text_model(path)
         down, up = parts["lora_down.weight"], parts["lora_up.weight"]
         root = layer_scale(parts, len(down)) ** 0.5
         tensors[f"{path}.lora_A.weight"], tensors[f"{path}.lora_B.weight"] = down * root, up * root
