@@ -66,7 +66,8 @@ def without_unread(tensors: Mapping[str, Tensor], has_text_encoder: bool) -> Sta
     """
     read = {key: t for key, t in tensors.items() if not _unread_kind(key, t, has_text_encoder)}
     if tensors and not read:
-        raise ExportError(f"it changes nothing but {describe_unread(unread_keys(tensors, has_text_encoder))}")
+        kinds = describe_unread(unread_keys(tensors, has_text_encoder))
+        raise ExportError(f"it changes nothing but {kinds}, which autolora does not read")
     return read
 
 

@@ -18,6 +18,8 @@ from autolora.errors import ExportError
 from autolora.export.key_names import ChangeReader, program_readers
 from autolora.export.readers import PROGRAMS
 from autolora.export.readers.diffusers import DiffusersReference
+from autolora.export.readers.formulas import ReadsDifferently
+from autolora.export.readers.names import NAMES
 from autolora.export.readers.peft import is_peft_file, peft_reader
 from autolora.models.base import BaseModel
 
@@ -108,7 +110,7 @@ def _open_readers(
     """The results of programs that do not find the file's layers, and the readers of the others, by program."""
     tensors, _ = read_file(path)
     readers, unknown = program_readers(tensors, model)
-    results = {program: _unknown_names(program, *missing) for program, missing in unknown.items()}
+    results = {program: _unknown_names(program, model.architecture, *missing) for program, missing in unknown.items()}
     if model.source is not None:
         loaded = _load_in_diffusers(path, model.source, model, state)
         if isinstance(loaded, CompatibilityResult):
@@ -120,8 +122,11 @@ def _open_readers(
     return results, readers
 
 
-def _unknown_names(program: str, name: str, missing: int, layers: int) -> CompatibilityResult:
+def _unknown_names(program: str, architecture: str, name: str, missing: int, layers: int) -> CompatibilityResult:
     """The result of a program that does not find all names of a file."""
+    if architecture not in NAMES[program]:
+        reason = "it does not render this base model, or it is not known here how it reads LoRA files for it"
+        return CompatibilityResult(program, unreadable=reason)
     if missing == layers:
         return CompatibilityResult(program, unreadable=f"it does not know layer names such as {name}")
     return CompatibilityResult(program, difference=f"it leaves out {missing} of {layers} layers, such as {name}")
@@ -148,6 +153,8 @@ def _compare_layer(
 ) -> CompatibilityResult:
     try:
         actual = read(name, weight)
+    except ReadsDifferently as error:
+        return CompatibilityResult(program, difference=f"{error} ({name})")
     except NotImplementedError as error:
         return CompatibilityResult(program, unreadable=f"{error} ({name})")
     size = float(torch.linalg.vector_norm(expected))

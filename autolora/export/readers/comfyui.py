@@ -14,8 +14,8 @@ def read_layer(parts: Parts, weight: Tensor) -> Tensor:
     """The weight change of a layer of any kind but IA3, of the weight's shape.
 
     Raises:
-        NotImplementedError: IA3, which ComfyUI does not read; DoRA with one norm per output, which it renders
-            differently (Comfy-Org/ComfyUI pull request 15458, open in November 2026).
+        NotImplementedError: IA3, and some OFT and BOFT.
+        ReadsDifferently: DoRA with one norm per output (Comfy-Org/ComfyUI pull request 15458, open in November 2026).
     """
     if "on_input" in parts:
         raise NotImplementedError("it does not read IA3")

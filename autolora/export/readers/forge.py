@@ -12,7 +12,8 @@ def read_layer(parts: Parts, weight: Tensor) -> Tensor:
     """The weight change of a layer of any kind but IA3 and OFT, of the weight's shape.
 
     Raises:
-        NotImplementedError: these kinds; DoRA with one norm per output, which it renders differently.
+        NotImplementedError: these kinds.
+        ReadsDifferently: DoRA with one norm per output.
     """
     for part, kind in (("on_input", "IA3"), ("oft_blocks", "OFT and BOFT"), ("oft_diag", "OFT and BOFT")):
         if part in parts:

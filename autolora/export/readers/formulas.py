@@ -10,6 +10,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+
+class ReadsDifferently(NotImplementedError):
+    """A program that reads a layer, and makes another change of weight of it than the file means."""
+
+
 Parts = Mapping[str, Tensor]
 LayerReader = Callable[[Parts, Tensor], Tensor]  # a layer's parts and the base weight to the layer's weight change
 
@@ -18,14 +23,14 @@ def change_with_input_norms(parts: Parts, weight: Tensor, refusal: str) -> Tenso
     """The weight change of a layer, of the weight's shape; DoRA's norms are taken per input.
 
     Raises:
-        NotImplementedError: with the text `refusal`, where DoRA's norms are per output.
+        ReadsDifferently: with the text `refusal`, where DoRA's norms are per output.
     """
     delta = _change(parts, weight)
     if "dora_scale" not in parts:
         return delta
     magnitude, changed = parts["dora_scale"].float(), weight.float() + delta
     if len(magnitude) == len(weight):
-        raise NotImplementedError(refusal)
+        raise ReadsDifferently(refusal)
     norms = changed.transpose(0, 1).flatten(1).norm(dim=1).view(1, -1, *(1,) * (changed.dim() - 2))
     change: Tensor = changed * (magnitude / norms) - weight
     return change

@@ -11,8 +11,8 @@ def read_layer(parts: Parts, weight: Tensor) -> Tensor:
     """The weight change of a layer of LoRA, LoHa, LoKr, IA3 or a whole difference, of the weight's shape.
 
     Raises:
-        NotImplementedError: another kind; magnitudes of another kind than LoRA, or with one norm per output, which it
-            renders differently.
+        NotImplementedError: another kind, or magnitudes of another kind than LoRA.
+        ReadsDifferently: DoRA with one norm per output.
     """
     if parts.keys() & {"a1.weight", "oft_blocks", "oft_diag"}:
         raise NotImplementedError("it does not read GLoRA, OFT and BOFT")

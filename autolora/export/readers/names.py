@@ -108,11 +108,13 @@ NAMES: dict[str, dict[str, Names]] = {
         ),
         "z_image": Names((), ("diffusion_model.", "transformer.")),
     },
-    # It changes only layers inside of blocks.
+    # It changes only layers inside of blocks; `networks.lora_flux` and `networks.lora_sd3` are its others.
     "kohya sd-scripts": {
         "sd1": Names(_KOHYA, (), _CLIP_ONE, outside=None),
         "sd2": Names(_KOHYA, (), _CLIP_ONE, outside=None),
         "sdxl": Names(_KOHYA, _KOHYA, _CLIP_TWO, outside=None),
+        "sd3": Names((), ("lora_unet_joint_blocks_",), _CLIP_TWO),
+        "flux": Names((), ("lora_unet_double_blocks_", "lora_unet_single_blocks_"), {"text_encoder": ("lora_te1_",)}),
     },
 }
 
