@@ -127,7 +127,7 @@ def _unknown_names(program: str, architecture: str, name: str, missing: int, lay
     if architecture not in NAMES[program]:
         reason = "it does not render this base model, or it is not known here how it reads LoRA files for it"
         return CompatibilityResult(program, unreadable=reason)
-    if missing == layers:
+    if missing == layers or NAMES[program][architecture].strict:
         return CompatibilityResult(program, unreadable=f"it does not know layer names such as {name}")
     return CompatibilityResult(program, difference=f"it leaves out {missing} of {layers} layers, such as {name}")
 

@@ -67,7 +67,9 @@ def test_diffusers_renders_a_lora_as_autolora_does(model: FlowModel, tmp_path: P
     spec = spec_of(model)
     state = trained(model, spec, size=0.3)
     exported = export_lora(state, run(spec), dataset(), model, tmp_path, "zorak", facts=FACTS)
-    assert all(".lora_A." in key or ".lora_B." in key for key in load_file(exported.path))
+    keys = load_file(exported.path).keys()
+    assert all(".lora_A." in key or ".lora_B." in key for key in keys)
+    assert all(".text_model." in key for key in keys if key.startswith("text_encoder"))
     assert verify_deltas(state, exported.path, model).read_by == READ_BY[model.architecture]
     assert model.source is not None
     reference = DiffusersReference(exported.path, model.source, model)
@@ -128,7 +130,7 @@ def test_programs_that_read_the_file(model: FlowModel, tmp_path: Path) -> None:
     exported = export_lora(trained(model, spec), run(spec), dataset(), model, tmp_path, "zorak", facts=FACTS)
     results = check_compatibility(exported.path, model).results
     assert {result.program for result in results if result.correct} == {*READ_BY[model.architecture], "diffusers"}
-    assert {"A1111", "kohya sd-scripts"} <= {result.program for result in results if result.unreadable}
+    assert {"A1111", "InvokeAI", "kohya sd-scripts"} <= {result.program for result in results if result.unreadable}
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
@@ -193,7 +195,13 @@ def test_kohyas_files_for_flux_are_read(tiny_flows: dict[str, FlowModel], tmp_pa
         torch.testing.assert_close(layer_delta(state, path), expected, atol=1e-5, rtol=1e-4)
     assert len(layer_paths(state)) == 3
     results = check_compatibility(tmp_path / "kohya.safetensors", model).results
-    assert [r.program for r in results if r.correct] == ["ComfyUI", "Forge", "InvokeAI", "diffusers"]
+    assert [r.program for r in results if r.correct] == [
+        "ComfyUI",
+        "Forge",
+        "InvokeAI",
+        "kohya sd-scripts",
+        "diffusers",
+    ]
 
 
 @pytest.mark.parametrize("family", tiny_flow.FAMILIES)

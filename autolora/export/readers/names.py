@@ -30,6 +30,7 @@ class Names:
     projections: bool = False  # whether it finds the projections of CLIP text encoders
     outside: re.Pattern[str] | None = re.compile(".*")  # UNet layers outside of blocks that it finds
     missed: str = ""  # UNet layers that it does not find under diffusers' names
+    strict: bool = False  # whether it reads nothing of a file with a name that it does not find
     processors: bool = False  # whether it expects attention under the names of old versions of diffusers
 
     def find(self, name: str, path: str) -> bool:
@@ -105,6 +106,7 @@ NAMES: dict[str, dict[str, Names]] = {
             ("transformer.", "base_model.model.", "lora_transformer_"),
             (*_ORIGINAL, "base_model.model.", "double_blocks."),
             {"text_encoder": ("lora_te1_",)},
+            strict=True,
         ),
         "z_image": Names((), ("diffusion_model.", "transformer.")),
     },
