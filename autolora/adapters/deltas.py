@@ -76,8 +76,8 @@ def delta_weight(parts: Mapping[str, Tensor], weight: Tensor | None = None) -> T
         if "scalar" in parts:
             change = change * parts["scalar"]
         return _dora(change, parts["dora_scale"], _as_matrix(weight, change)) if "dora_scale" in parts else change
-    except (KeyError, RuntimeError) as error:
-        raise ExportError(f"incomplete ({error}): export or download the file again") from error
+    except (KeyError, RuntimeError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise ExportError(f"incomplete or broken ({error}): export or download the file again") from error
 
 
 def _change(parts: Mapping[str, Tensor], weight: Tensor | None) -> Tensor:

@@ -93,6 +93,8 @@ def from_names(
     """
     names, settings = layer_names(layers, architecture), _settings(tensors, metadata, path, required=False)
     state: State = {}
+    if not tensors:
+        raise ExportError(explain_unknown(tensors, [], 0, architecture))
     for name, parts in layers_by_name(tensors).items():
         rows = names.find(name)
         if rows is None:

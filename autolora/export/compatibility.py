@@ -157,6 +157,10 @@ def _compare_layer(
         return CompatibilityResult(program, difference=f"{error} ({name})")
     except NotImplementedError as error:
         return CompatibilityResult(program, unreadable=f"{error} ({name})")
+    except (RuntimeError, KeyError, IndexError, ValueError) as error:  # shapes that only autolora accepts
+        return CompatibilityResult(program, unreadable=f"its formula does not fit {name} ({error})")
+    if actual.shape != expected.shape:
+        return CompatibilityResult(program, unreadable=f"its formula gives {tuple(actual.shape)} weights for {name}")
     size = float(torch.linalg.vector_norm(expected))
     apart = float(torch.linalg.vector_norm(actual - expected))
     if not apart <= tolerance * (size + float(torch.linalg.vector_norm(weight)) / 100):  # this form refuses NaN too

@@ -249,3 +249,29 @@ def test_an_alpha_of_zero_or_less_is_read(tiny_model: StableDiffusion, tmp_path:
     state = read_lora(tmp_path / "a.safetensors", tiny_model)
     torch.testing.assert_close(layer_delta(state, LINEAR), changes[LINEAR])
     assert lora_of(state).alpha == 4
+
+
+@pytest.mark.parametrize("family", ["sd1", "flux"])
+def test_a_file_without_tensors_is_refused(family: str, models: dict[str, Any], tmp_path: Path) -> None:
+    save_file({}, tmp_path / "empty.safetensors")
+    with pytest.raises(ExportError, match="holds no tensors"):
+        read_lora(tmp_path / "empty.safetensors", models[family])
+
+
+@pytest.mark.parametrize("name", ["LoHa", "OFT", "BOFT", "GLoRA", "DoRA, norms per output", "IA3 by input"])
+def test_a_broken_layer_ends_in_no_traceback(name: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    """A tensor is missing, has another shape, or is empty: the file is refused, or read by some programs alone."""
+    path, (tensors, _) = tmp_path / "a.safetensors", FORMS["sd1"][name](tiny_model)
+    refused = 0
+    for key, tensor in tensors.items():
+        others = {other: value.contiguous() for other, value in tensors.items() if other != key}
+        for broken in ({}, {key: tensor[None].clone()}, {key: tensor.flatten()[:1].clone()}, {key: torch.zeros(0)}):
+            save_file(others | broken, path)
+            try:
+                read_lora(path, tiny_model)
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(tiny_model, "source", None)
+                    check_compatibility(path, tiny_model)
+            except ExportError:
+                refused += 1
+    assert refused > len(tensors)
