@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +20,11 @@ from safetensors.torch import save_file
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.formats import layer_delta, layer_paths, layer_weights
 from autolora.adapters.read import lora_of, read_lora, unread
-from autolora.errors import ExportError
+from autolora.errors import ConfigError, ExportError
 from autolora.export.compatibility import check_compatibility
 from autolora.models.flow import FlowModel
 from autolora.models.stable_diffusion import StableDiffusion
+from autolora.train.init_from_lora import starting_state
 from tests.export.forms import (
     BLOCK,
     CLIP,
@@ -219,6 +221,9 @@ def test_what_is_not_read_is_named(
     save_file(extra, tmp_path / "only.safetensors")
     assert layer_paths(read_lora(tmp_path / "mixed.safetensors", tiny_model)) == [LINEAR]
     assert unread(tmp_path / "mixed.safetensors", tiny_model) == what
+    run: Any = SimpleNamespace(init_lora=SimpleNamespace(path=tmp_path / "mixed.safetensors"))
+    with pytest.raises(ConfigError, match=f"holds {re.escape(what)}"):
+        starting_state(run, {}, tiny_model)
     with pytest.raises(ExportError, match=f"nothing but {re.escape(what)}, which autolora does not read"):
         read_lora(tmp_path / "only.safetensors", tiny_model)
 
