@@ -19,7 +19,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,7 @@ class Scores:
     files: tuple[Path, ...]  # all that were found
     results: list[ScoredFile]  # the best first
     refused: dict[Path, str]  # why the others cannot be read
+    unread: dict[Path, str] = field(default_factory=dict)  # what files change that their scores do not cover
 
 
 @dataclass(frozen=True)
@@ -238,10 +239,11 @@ def score_lora(
     from autolora.evaluation import lora_files
 
     files = lora_files.find_lora_files(str(lora))
-    states, refused = lora_files.read_lora_files(files, load_model(settings))
+    states, refused = lora_files.read_lora_files(files, model := load_model(settings))
+    left_out = lora_files.unread_in(states, model)
     with _bars(on_progress, bars) as shown:
         session = open_session(settings, lora_files.runs_of_files(states), dataset=dataset, bars=shown)
-        return Scores(tuple(files), lora_files.score_lora_files(session, states, shown), refused)
+        return Scores(tuple(files), lora_files.score_lora_files(session, states, shown), refused, left_out)
 
 
 def verify_lora(settings: Settings, lora: str | Path) -> CompatibilityReport:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from autolora.adapters.base import State
+from autolora.adapters.other_kinds import GLORA, OTHER_PARTS, ROTATIONS, glora_change, rotation_change
 from autolora.errors import ExportError
 
 FACTORS = ("lora_down.weight", "lora_up.weight", "alpha")  # of LoRA and LoCon, which every program can load
@@ -17,8 +18,11 @@ PARTS = (
     *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
     *("weight", "on_input"),
+    *OTHER_PARTS,
 )
+_WEIGHTS = tuple(f".{p}" for p in PARTS if p.endswith(".weight"))
 LOW_RANK = frozenset(FACTORS)
+LARGE = 512  # the smaller side of a layer whose exact change is not decomposed
 RANK_TOLERANCE = 1e-6  # singular values below this share of the largest are rounding errors
 
 
@@ -29,7 +33,7 @@ def split_key(key: str) -> tuple[str, str]:
         ExportError: the key names no part of an adapter.
     """
     for part in PARTS:
-        if key.endswith(f".{part}") and not (part == "weight" and ".lora_" in key):
+        if key.endswith(f".{part}") and not (part == "weight" and (".lora_" in key or key.endswith(_WEIGHTS))):
             return key.removesuffix(f".{part}"), part
     raise ExportError(f"{key!r} is not part of an adapter; expected a key that ends with one of {', '.join(PARTS)}")
 
@@ -54,9 +58,12 @@ def delta_weight(parts: Mapping[str, Tensor], weight: Tensor | None = None) -> T
     al. 2022, FedPara): (w1_a w1_b) * (w2_a w2_b) * alpha / r. LoKr (Yeh et al. 2024, LyCORIS): kron(w1, w2), scaled by
     alpha / r only where a factor is itself factored. IA3 (Liu et al. 2022): weight * W, by input or output.
 
+    `dora_scale` normalizes the changed weight of any kind; `scalar` multiplies the change (LyCORIS). `diff` is the
+    change itself. GLoRA and OFT: see `other_kinds`.
+
     Args:
         parts: the layer's tensors by their LyCORIS names.
-        weight: the base model's weight, which the change of DoRA and IA3 depends on.
+        weight: the base model's weight, which the change of DoRA, IA3, GLoRA and OFT depends on.
 
     Raises:
         ExportError: the parts are incomplete, or `weight` is needed.
@@ -65,14 +72,26 @@ def delta_weight(parts: Mapping[str, Tensor], weight: Tensor | None = None) -> T
     try:
         if "on_input" in parts:
             return _ia3(parts, _as_matrix(weight, parts["weight"]))
-        if "hada_w1_b" in parts or "hada_w1_a" in parts:
-            return _loha(parts)
-        if any(name.startswith("lokr_") for name in parts):
-            return _lokr(parts)
-        lora = _lora(parts)
-        return _dora(lora, parts["dora_scale"], _as_matrix(weight, lora)) if "dora_scale" in parts else lora
-    except (KeyError, RuntimeError) as error:
-        raise ExportError(f"incomplete ({error}): export or download the file again") from error
+        change = _change(parts, weight)
+        if "scalar" in parts:
+            change = change * parts["scalar"]
+        return _dora(change, parts["dora_scale"], _as_matrix(weight, change)) if "dora_scale" in parts else change
+    except (KeyError, RuntimeError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise ExportError(f"incomplete or broken ({error}): export or download the file again") from error
+
+
+def _change(parts: Mapping[str, Tensor], weight: Tensor | None) -> Tensor:
+    """Return a layer's change before DoRA's magnitudes."""
+    if "hada_w1_b" in parts or "hada_w1_a" in parts:
+        return _loha(parts)
+    if any(name.startswith("lokr_") for name in parts):
+        return _lokr(parts)
+    if "diff" in parts:
+        return parts["diff"].flatten(1)
+    if parts.keys() & {*GLORA, *ROTATIONS}:
+        kind = rotation_change if parts.keys() & {*ROTATIONS} else glora_change
+        return kind(parts, _given(weight).detach().cpu())
+    return _lora(parts)
 
 
 def layer_scale(parts: Mapping[str, Tensor], rank: int | None) -> float:
@@ -80,10 +99,14 @@ def layer_scale(parts: Mapping[str, Tensor], rank: int | None) -> float:
     return 1.0 if rank is None or "alpha" not in parts else float(parts["alpha"]) / rank
 
 
-def _as_matrix(weight: Tensor | None, like: Tensor) -> Tensor:
+def _given(weight: Tensor | None) -> Tensor:
     if weight is None:
         raise ExportError("an adapter whose change depends on the base model's weight, which is missing here")
-    return weight.detach().to(like).flatten(1)
+    return weight
+
+
+def _as_matrix(weight: Tensor | None, like: Tensor) -> Tensor:
+    return _given(weight).detach().to(like).flatten(1)
 
 
 def _lora(parts: Mapping[str, Tensor]) -> Tensor:
@@ -187,19 +210,40 @@ def as_lora(state: Mapping[str, Tensor], weights: Mapping[str, Tensor], rank: in
     """
     lora: State = {}
     for path, parts in parts_by_layer(state).items():
-        weight = weights[path]
-        up, down = low_rank(delta_weight(parts, weight), rank)
-        missing = 0 if rank is None else rank - len(down)
-        up, down = F.pad(up, (0, missing)), F.pad(down, (0, 0, 0, missing))
-        lora[f"{path}.lora_down.weight"] = down.view(len(down), *weight.shape[1:])
-        lora[f"{path}.lora_up.weight"] = up.view(*up.shape, *(1,) * (weight.dim() - 2))
-        lora[f"{path}.alpha"] = torch.tensor(float(len(down)))
+        lora |= lora_of_change(path, delta_weight(parts, weights[path]), weights[path].shape, rank)
     return lora
+
+
+def lora_of_change(path: str, change: Tensor, shape: Sequence[int], rank: int | None = None) -> State:
+    """Return the plain LoRA of a layer's change of weight (out, in); see `as_lora`.
+
+    Without a given rank, a change of a large layer is one factor and the identity is the other: an SVD takes seconds.
+    """
+    if rank is None and min(change.shape) > LARGE:
+        identity = torch.eye(min(change.shape))
+        up, down = (identity, change.cpu()) if len(identity) == len(change) else (change.cpu(), identity)
+    else:
+        up, down = low_rank(change, rank)
+    missing = 0 if rank is None else rank - len(down)
+    up, down = F.pad(up, (0, missing)), F.pad(down, (0, 0, 0, missing))
+    return {
+        f"{path}.lora_down.weight": down.view(len(down), *shape[1:]),
+        f"{path}.lora_up.weight": up.view(*up.shape, *(1,) * (len(shape) - 2)),
+        f"{path}.alpha": torch.tensor(float(len(down))),
+    }
 
 
 def is_plain(state: Mapping[str, Tensor]) -> bool:
     """Return whether an adapter is a LoRA or LoCon, which every program can load."""
     return all(parts.keys() <= LOW_RANK for parts in parts_by_layer(state).values())
+
+
+def has_output_norms(state: Mapping[str, Tensor]) -> bool:
+    """Return whether an adapter has DoRA magnitudes with one norm for each output of a layer, as peft trains them.
+
+    A magnitude for each input has the shape (1, in, ...).
+    """
+    return any(key.endswith(".dora_scale") and (t.dim() == 1 or len(t) > 1) for key, t in state.items())
 
 
 def distance(state: Mapping[str, Tensor], reference: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> float:

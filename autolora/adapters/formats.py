@@ -62,11 +62,16 @@ def kohya_name(path: str, architecture: str) -> str:
     root, _, rest = path.partition(".")
     if root not in prefixes or not rest:
         raise ExportError(f"layer {path!r} lies in none of {', '.join(prefixes)}")
-    if in_text_encoder(path) and not rest.startswith("text_model."):
-        rest = f"text_model.{rest}"
+    rest = with_text_model(path).partition(".")[2]
     if root == "unet":
         rest = _UNET_PATHS.get(architecture, str)(rest)
     return f"{prefixes[root]}_{rest.replace('.', '_')}"
+
+
+def with_text_model(path: str) -> str:
+    """Return a layer's path with the level `text_model` of a CLIP text encoder, which files always have."""
+    root, _, rest = path.partition(".")
+    return f"{root}.text_model.{rest}" if in_text_encoder(path) and rest.startswith("encoder.") else path
 
 
 def paths_by_name(paths: Iterable[str], architecture: str) -> dict[str, str]:
@@ -76,8 +81,21 @@ def paths_by_name(paths: Iterable[str], architecture: str) -> dict[str, str]:
     """
     prefixes = _prefixes(architecture)
     named = [path for path in paths if path.partition(".")[0] in prefixes]
-    diffusers_names = {f"lora_{path.replace('.', '_')}": path for path in named if not in_text_encoder(path)}
-    return diffusers_names | {kohya_name(path, architecture): path for path in named}
+    names: dict[str, str] = {}
+    for path in named:
+        kohya, bare = kohya_name(path, architecture), path.replace(".", "_")
+        if in_text_encoder(path):
+            names[kohya.replace("_text_model_text_projection", "_text_projection")] = path
+            if "text_encoder_2" not in prefixes:
+                names[kohya.replace("lora_te_", "lora_te1_")] = path  # as other programs read it too
+        else:
+            names |= {f"lora_{bare}": path}
+    return names | {kohya_name(path, architecture): path for path in named}
+
+
+def has_text_encoder(architecture: str) -> bool:
+    """Return whether LoRA files for a model may hold layers of a CLIP text encoder."""
+    return any(in_text_encoder(root) for root in _prefixes(architecture))
 
 
 def to_kohya(state: State, architecture: str) -> State:
@@ -114,7 +132,7 @@ def from_kohya(tensors: Mapping[str, Tensor], architecture: str, shapes: Shapes)
     names = dict.fromkeys(key.partition(".")[0] for key in tensors)
     unknown = [key for key in tensors if key.partition(".")[0] not in paths or key.partition(".")[2] not in FACTORS]
     if unknown or not tensors:
-        raise ExportError(_explain_unknown(tensors, unknown, len(names), architecture))
+        raise ExportError(explain_unknown(tensors, unknown, len(names), architecture))
     state: State = {}
     for name in names:
         path = paths[name]
@@ -235,7 +253,7 @@ def same_weights(down: tuple[int, ...], layer: tuple[int, ...]) -> bool:
     return significant(tuple(down)) == significant(tuple(layer))
 
 
-def _explain_unknown(tensors: Mapping[str, Tensor], unknown: list[str], layers: int, architecture: str) -> str:
+def explain_unknown(tensors: Mapping[str, Tensor], unknown: list[str], layers: int, architecture: str) -> str:
     """Return a message that says what kind of file has such keys."""
     names = " and ".join(f"{prefix}_..." for prefix in _prefixes(architecture).values())
     style = "diffusers' (transformer. keys) or LyCORIS'" if is_transformer(architecture) else "kohya-format"

@@ -134,6 +134,7 @@ class PeftKind(LoRA):
 
     packable: ClassVar[bool] = False
     kohya_module: ClassVar[str] = "lycoris.kohya"
+    lycoris_preset: ClassVar[str] = "attn-mlp"  # the one with our layers; with convolutions its default is nearest
     lycoris_args: ClassVar[dict[str, str]] = {}  # which algorithm of LyCORIS it is
 
     def __post_init__(self) -> None:
@@ -143,7 +144,11 @@ class PeftKind(LoRA):
 
     def kohya_args(self, training: bool = False) -> dict[str, str]:
         """Return the arguments (`network_args`) of LyCORIS."""
-        return {**self.lycoris_args, **super().kohya_args(training)}
+        return {**self.lycoris_args, **self._preset(training), **super().kohya_args(training)}
+
+    def _preset(self, training: bool) -> dict[str, str]:
+        """Return LyCORIS' preset, without which it also trains resnets, samplers and the time's embedding."""
+        return {"preset": self.lycoris_preset} if training and "conv" not in self.targets else {}
 
     def peft_config(self, dim: int, alpha: float) -> PeftConfig:
         """Return peft's settings for one layer."""
@@ -211,7 +216,8 @@ class LoKr(PeftKind):
 
     def kohya_args(self, training: bool = False) -> dict[str, str]:
         """Return the arguments (`network_args`) of LyCORIS."""
-        return {**self.lycoris_args, "factor": str(self.factor), **LoRA.kohya_args(self, training)}
+        args = {**self.lycoris_args, "factor": str(self.factor), **self._preset(training)}
+        return {**args, **LoRA.kohya_args(self, training)}
 
     def notes(self) -> tuple[str, ...]:
         """Return warnings where the ranks exceed the guide's limits."""
@@ -226,6 +232,10 @@ class IA3(PeftKind):
     has a bias cannot have its outputs scaled, because the programs that load such files scale only the weight.
     """
 
+    lycoris_preset: ClassVar[str] = "ia3"
+    kohya_note: ClassVar[str] = (
+        "LyCORIS 3.2 and 4.1 cannot train IA3: both stop with an error of their own, whatever the arguments are."
+    )
     lycoris_args: ClassVar[dict[str, str]] = {"algo": "ia3"}
     OUTPUTS: ClassVar[tuple[str, ...]] = ("to_k", "to_v")
     INPUTS: ClassVar[tuple[str, ...]] = ("ff.net.2", "fc2", "feed_forward.w2")

@@ -167,7 +167,9 @@ def peft_layer_for(base: nn.Module, parts: Mapping[str, Tensor]) -> PeftLayer:
     """
     if "on_input" in parts:
         return PeftLayer(base, ia3_config(bool(parts["on_input"])))
-    if "dora_scale" in parts and "lora_mid.weight" not in parts:
+    if parts.keys() & {"scalar", "lora_mid.weight"} or ("dora_scale" in parts and "lora_down.weight" not in parts):
+        raise ConfigError(f"no peft layer has the parts {', '.join(sorted(parts))}")
+    if "dora_scale" in parts:
         return PeftLayer(base, DoRA().peft_config(len(parts["lora_down.weight"]), 1.0))
     if "hada_w1_b" in parts:
         rank, tucker = len(parts["hada_w1_b"]), "hada_t1" in parts

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from autolora.adapters.base import State
 from autolora.adapters.deltas import parts_by_layer
-from autolora.adapters.formats import from_kohya, is_transformer, layer_shapes, layers_of
-from autolora.adapters.import_formats import (
-    from_diffusers,
-    from_lycoris,
+from autolora.adapters.file_keys import (
+    describe_unread,
     in_diffusers_names,
     in_lycoris_parts,
-    in_original_names,
+    unread_keys,
+    without_unread,
 )
+from autolora.adapters.formats import from_kohya, has_text_encoder, is_transformer, layer_shapes, layers_of
+from autolora.adapters.import_formats import from_diffusers, from_names, has_fused_layers
 from autolora.adapters.kinds import LoRA
 from autolora.adapters.targets import TARGETS, in_text_encoder
 from autolora.errors import ExportError
 from autolora.files import finished
 from autolora.models.base import BaseModel
-from autolora.models.pipelines import convert_lora
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedLayers(LoRA):
+    """A LoRA of the listed layers, which a file of another program may have outside of every target."""
+
+    paths: tuple[str, ...] = ()
+
+    def adapts(self, path: str) -> bool:
+        """Return whether the layer of this path is changed."""
+        return path in self.paths
 
 
 def read_lora(path: Path, model: BaseModel) -> State:
@@ -53,13 +66,46 @@ def as_state(tensors: State, metadata: Mapping[str, str], path: Path, model: Bas
     Raises:
         ExportError: the file has another format, or was made for another base model.
     """
-    if is_transformer(model.architecture) and in_original_names(tensors):
-        tensors = convert_lora(tensors, model.architecture)
-    if in_lycoris_parts(tensors):
-        return from_lycoris(tensors, model.architecture, layers_of(model.modules))
-    if in_diffusers_names(tensors):
-        return from_diffusers(tensors, metadata, path, layers_of(model.modules))
-    return from_kohya(tensors, model.architecture, layer_shapes(model.modules))
+    architecture, layers = model.architecture, layers_of(model.modules)
+    tensors = _checked_numbers(without_unread(tensors, has_text_encoder(architecture)))
+    if (
+        in_diffusers_names(tensors)
+        and not in_lycoris_parts(tensors)
+        and not has_fused_layers(tensors, layers, architecture)
+    ):
+        return from_diffusers(tensors, metadata, path, architecture, layers)
+    if in_lycoris_parts(tensors) or in_diffusers_names(tensors) or is_transformer(architecture):
+        return from_names(tensors, metadata, path, architecture, layers)
+    return from_kohya(tensors, architecture, layer_shapes(model.modules))
+
+
+def unread(path: Path, model: BaseModel) -> str:
+    """Say what a file changes that autolora does not read and other programs do; empty if there is nothing.
+
+    Raises:
+        ExportError: the file is missing or broken.
+    """
+    tensors, _ = read_file(path)
+    return describe_unread(unread_keys(tensors, has_text_encoder(model.architecture)))
+
+
+def _checked_numbers(tensors: State) -> State:
+    """Return a file's tensors with 8-bit numbers as 32-bit ones, which torch can compute with.
+
+    Raises:
+        ExportError: NaN, infinities, or an alpha of several numbers.
+    """
+    checked: State = {}
+    for key, tensor in tensors.items():
+        value = tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+        if not torch.isfinite(value).all():
+            raise ExportError(
+                f"{key} holds NaN or infinities: the training that wrote the file diverged; use an earlier epoch"
+            )
+        if key.endswith(".alpha") and value.numel() != 1:
+            raise ExportError(f"{key} holds {value.numel()} numbers, expected one: export the file again")
+        checked[key] = value.reshape(()) if key.endswith(".alpha") else value
+    return checked
 
 
 def read_file(path: Path) -> tuple[State, dict[str, str]]:
@@ -98,20 +144,22 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def lora_of(state: State) -> LoRA:
-    """Return the settings of a plain LoRA that a state can be loaded into: its largest rank and its targets."""
+    """Return the settings of a plain LoRA that a state can be loaded into: its largest rank and its targets.
+
+    A file may change layers that no target has, such as the embeddings of the time: then they are listed by path.
+    """
     layers = parts_by_layer(state)
     dim, alpha = max(_rank_and_alpha(parts) for parts in layers.values())
     targets, left = [], set(layers)
     for name, suffixes in TARGETS.items():  # a later target may be a part of an earlier one
-        if own := {path for path in left if path.endswith(suffixes)}:
+        if own := {path for path in left if path.endswith(suffixes) and path.count(".") > 1}:
             targets.append(name)
             left -= own
-    return LoRA(
-        dim=dim,
-        alpha=alpha,
-        targets=tuple(targets or TARGETS),
-        text_encoder=any(in_text_encoder(path) for path in layers),
-    )
+    text_encoder = any(in_text_encoder(path) for path in layers)
+    alpha = alpha if alpha > 0 else float(dim)  # a merged file may have other ones; each layer has its own
+    if left:
+        return ListedLayers(dim=dim, alpha=alpha, text_encoder=text_encoder, paths=tuple(layers))
+    return LoRA(dim=dim, alpha=alpha, text_encoder=text_encoder, targets=tuple(targets))
 
 
 def _rank_and_alpha(parts: State) -> tuple[int, float]:

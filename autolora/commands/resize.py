@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autolora.adapters.formats import layer_weights
-from autolora.adapters.read import read_lora, read_metadata
+from autolora.adapters.read import read_lora, read_metadata, unread
 from autolora.commands.output import Output
 from autolora.commands.request import Request
 from autolora.evaluation.lora_files import runs_of_files
@@ -43,12 +43,15 @@ def resize(request: Request) -> int:
         files = resize_lora(session, resizer, source, metadata, folder, dims, bars)
     content = [file.as_dict() for file in files]
     write_atomic(folder / "resize.json", json.dumps(content, indent=2))
-    output.last(lambda: print_resized(files), {"files": content})
+    left_out = unread(source, model)
+    output.last(lambda: print_resized(files, left_out), {"files": content, "unread": left_out})
     return 0
 
 
-def print_resized(files: Sequence[ResizedFile]) -> None:
+def print_resized(files: Sequence[ResizedFile], left_out: str = "") -> None:
     """Print one line for each rank, and the smallest file that keeps the score."""
+    if left_out:
+        print(f"the smaller files do not hold {left_out}, which autolora does not read")
     table = Table("dim", "MB", "score", "", box=None)
     for file in files:
         verdict = "original" if file.dim is None else ("keeps the score" if file.keeps_score else "loses")

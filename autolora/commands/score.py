@@ -35,9 +35,13 @@ def score(request: Request) -> int:
     def show() -> None:
         if not output.quiet:
             print_scores(results, refused)
+            for path, left_out in scores.unread.items():
+                print(f"{path.name} is scored without {left_out}, which autolora does not read")
         print(f"{out / 'score.json'}\n{out / 'score.png'}")
 
-    output.last(show, {"files": content, "refused": {str(path): reason for path, reason in refused.items()}})
+    facts = {"refused": refused, "unread": scores.unread}
+    texts = {name: {str(path): text for path, text in by_path.items()} for name, by_path in facts.items()}
+    output.last(show, {"files": content, **texts})
     return 0
 
 

@@ -10,7 +10,7 @@ from autolora.commands.request import Request
 from autolora.errors import UNMEASURED_EXIT_CODE
 from autolora.files import write_atomic
 from autolora.study.definition import adapter_notes
-from autolora.study.results.summary import describe_plain_lora, plain_lora_as_dict
+from autolora.study.results.summary import describe_copies, plain_lora_as_dict
 
 
 def train(request: Request) -> int:
@@ -34,6 +34,6 @@ def train(request: Request) -> int:
     best = exported.checkpoint
     lines = [f"best checkpoint: {best.describe_place}, {best.summary}", f"LoRA: {exported.path}"]
     lines += [f"for diffusers: {exported.diffusers.parent}"] if exported.diffusers else []
-    lines += [describe_plain_lora(plain_lora, roundtrip)] if plain_lora else []
+    lines += describe_copies(plain_lora, roundtrip, best.score["value"] if best.score else None)
     output.last("\n".join(lines), {**facts, "export": exported.path})
     return UNMEASURED_EXIT_CODE if session.unmeasured else 0

@@ -25,7 +25,7 @@ def verify(request: Request) -> int:
     with output.bars() as bars, bars.task(f"reading {path.name}", None) as advance:
         report = check_compatibility(path, model, advance)
     read_by = {result.program: result.verdict for result in report.results}
-    output.last(lambda: print_report(report, model.name), {"file": path, "read_by": read_by})
+    output.last(lambda: print_report(report, model.name), {"file": path, "read_by": read_by, "unread": report.unread})
     report.check()
     return 0
 
@@ -38,3 +38,5 @@ def print_report(report: CompatibilityReport, model: str) -> None:
         detail = result.difference or result.unreadable or f"largest error {result.max_error:.1e}"
         table.add_row(result.program, result.verdict, detail)
     Console().print(table)
+    if report.unread:
+        print(f"not compared, because autolora does not read it: {report.unread}")

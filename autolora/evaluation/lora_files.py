@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from autolora.adapters.base import State
-from autolora.adapters.read import lora_of, read_lora
+from autolora.adapters.read import lora_of, read_lora, unread
 from autolora.errors import ConfigError, ExportError, Unmeasurable
 from autolora.evaluation.samples import labelled
 from autolora.evaluation.session import Session, final_scorer
@@ -103,6 +103,11 @@ def read_lora_files(files: Sequence[Path], model: BaseModel) -> tuple[dict[Path,
     if not states:
         raise ExportError(f"none of {len(files)} files can be read: {next(iter(refused.values()))}")
     return states, refused
+
+
+def unread_in(files: Iterable[Path], model: BaseModel) -> dict[Path, str]:
+    """What files change that autolora does not read, so that their scores do not cover it."""
+    return {path: text for path in files if (text := unread(path, model))}
 
 
 def runs_of_files(states: Mapping[Path, State]) -> list[Run]:

@@ -13,13 +13,14 @@ from torch import Tensor
 from autolora.adapters.base import State
 from autolora.adapters.deltas import delta_weight, parts_by_layer
 from autolora.adapters.formats import layer_delta, layer_paths, layer_weights, layers_of
-from autolora.adapters.read import read_file, read_lora
+from autolora.adapters.read import read_file, read_lora, unread
 from autolora.errors import ExportError
-from autolora.export.key_names import layers_in_file, readers_of
+from autolora.export.key_names import ChangeReader, program_readers
 from autolora.export.readers import PROGRAMS
 from autolora.export.readers.diffusers import DiffusersReference
-from autolora.export.readers.formulas import LayerReader
-from autolora.export.readers.peft import ChangeReader, is_peft_file, peft_reader
+from autolora.export.readers.formulas import ReadsDifferently
+from autolora.export.readers.names import NAMES
+from autolora.export.readers.peft import is_peft_file, peft_reader
 from autolora.models.base import BaseModel
 
 # Allowed error, as a share of a layer's weight change plus 1% of its weight: float32 sums in another order.
@@ -54,6 +55,7 @@ class CompatibilityReport:
     path: Path
     layers: int
     results: tuple[CompatibilityResult, ...]
+    unread: str = ""  # what the file changes that is not compared, because autolora does not read it
 
     def check(self) -> None:
         """Check that at least one program reads the file, and that every program that does reads the same.
@@ -99,22 +101,16 @@ def check_compatibility(
             advance(1)
     results |= {program: CompatibilityResult(program, max_errors[program]) for program in readers}
     ordered = tuple(results[program] for program in (*PROGRAMS, "diffusers", "peft") if program in results)
-    return CompatibilityReport(path, len(layer_paths(state)), ordered)
+    return CompatibilityReport(path, len(layer_paths(state)), ordered, unread(path, model))
 
 
 def _open_readers(
     path: Path, model: BaseModel, state: State
 ) -> tuple[dict[str, CompatibilityResult], dict[str, ChangeReader]]:
     """The results of programs that do not find the file's layers, and the readers of the others, by program."""
-    results, readers = dict[str, CompatibilityResult](), dict[str, ChangeReader]()
     tensors, _ = read_file(path)
-    formulas = readers_of(tensors, model.architecture)
-    if formulas is not None:
-        reason = f"it does not know layer names such as {next(iter(tensors))}"
-        results = {name: CompatibilityResult(name, unreadable=reason) for name in PROGRAMS if name not in formulas}
-    if formulas:
-        layers = layers_in_file(tensors, model)
-        readers = {program: partial(_change_by_formula, formula, layers) for program, formula in formulas.items()}
+    readers, unknown = program_readers(tensors, model)
+    results = {program: _unknown_names(program, model.architecture, *missing) for program, missing in unknown.items()}
     if model.source is not None:
         loaded = _load_in_diffusers(path, model.source, model, state)
         if isinstance(loaded, CompatibilityResult):
@@ -122,12 +118,18 @@ def _open_readers(
         else:
             readers["diffusers"] = partial(layer_delta, loaded)
     if is_peft_file(tensors):
-        readers["peft"] = peft_reader(tensors, path, layers_of(model.modules))
+        readers["peft"] = peft_reader(tensors, path, layers_of(model.modules), model.architecture)
     return results, readers
 
 
-def _change_by_formula(formula: LayerReader, layers: dict[str, State], name: str, weight: Tensor) -> Tensor:
-    return formula(layers[name], weight).flatten(1)
+def _unknown_names(program: str, architecture: str, name: str, missing: int, layers: int) -> CompatibilityResult:
+    """The result of a program that does not find all names of a file."""
+    if architecture not in NAMES[program]:
+        reason = "it does not render this base model, or it is not known here how it reads LoRA files for it"
+        return CompatibilityResult(program, unreadable=reason)
+    if missing == layers or NAMES[program][architecture].strict:
+        return CompatibilityResult(program, unreadable=f"it does not know layer names such as {name}")
+    return CompatibilityResult(program, difference=f"it leaves out {missing} of {layers} layers, such as {name}")
 
 
 def _load_in_diffusers(path: Path, source: Path, model: BaseModel, state: State) -> State | CompatibilityResult:
@@ -151,8 +153,14 @@ def _compare_layer(
 ) -> CompatibilityResult:
     try:
         actual = read(name, weight)
+    except ReadsDifferently as error:
+        return CompatibilityResult(program, difference=f"{error} ({name})")
     except NotImplementedError as error:
         return CompatibilityResult(program, unreadable=f"{error} ({name})")
+    except (RuntimeError, KeyError, IndexError, ValueError) as error:  # shapes that only autolora accepts
+        return CompatibilityResult(program, unreadable=f"its formula does not fit {name} ({error})")
+    if actual.shape != expected.shape:
+        return CompatibilityResult(program, unreadable=f"its formula gives {tuple(actual.shape)} weights for {name}")
     size = float(torch.linalg.vector_norm(expected))
     apart = float(torch.linalg.vector_norm(actual - expected))
     if not apart <= tolerance * (size + float(torch.linalg.vector_norm(weight)) / 100):  # this form refuses NaN too

@@ -17,7 +17,7 @@ from autolora.adapters.deltas import delta_weight, parts_by_layer
 from autolora.adapters.formats import layer_delta, layer_paths, layer_weights
 from autolora.adapters.read import read_lora
 from autolora.errors import ExportError
-from autolora.export.key_names import layers_in_file, readers_of
+from autolora.export.key_names import program_readers
 from autolora.models.base import BaseModel
 from autolora.sampling import Images
 
@@ -43,14 +43,14 @@ def verify_deltas(state: State, path: Path, model: BaseModel) -> Verification:
     weights, loaded = layer_weights(model.modules), to_device(read_lora(path, model), model.device)
     check_layers(state, loaded, str(path))
     tensors = load_file(path, str(model.device))
-    layers, readers = layers_in_file(tensors, model), dict(readers_of(tensors, model.architecture) or {})
+    readers, _ = program_readers(tensors, model)
     max_error = 0.0
     for name, expected in expected_changes(state, weights, rounding_unit(path), model.device):
         weight = weights[name].to(model.device).float()
         max_error = max(max_error, check_change(name, expected, layer_delta(loaded, name, weight), str(path)))
         for program, read in tuple(readers.items()):
             try:
-                actual = read(layers[name], weight).flatten(1)
+                actual = read(name, weight)
             except NotImplementedError:
                 del readers[program]
                 continue

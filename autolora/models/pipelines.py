@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTokenizer
 
-from autolora.errors import ExportError
 from autolora.models.base import BaseModel
 from autolora.models.configs import CONFIGS, PAD_TOKENS, SCHEDULER, clip_tokenizer
-from autolora.models.folders import ENCODERS, NAMES, TRANSFORMERS, denoiser_of, read_json, weight_files
-from autolora.models.library_logging import silence_libraries
+from autolora.models.folders import ENCODERS, TRANSFORMERS, denoiser_of, read_json, weight_files
 from autolora.models.settings import RenderSettings
 
 _DIFFUSERS: Any = diffusers  # untyped libraries are called through Any
@@ -59,23 +56,6 @@ def open_pipeline(source: Path, family: str, dtype: torch.dtype, without: Iterab
     return _DIFFUSERS.DiffusionPipeline.from_pretrained(
         source, variant=variant, torch_dtype=dtype, local_files_only=True, **dict.fromkeys(unused)
     )
-
-
-def convert_lora(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
-    """Convert a LoRA file of kohya's, ComfyUI's or another format to diffusers' names, by the pipeline's own code.
-
-    Raises:
-        ExportError: diffusers cannot convert it.
-    """
-    pipeline = getattr(_DIFFUSERS, PIPELINES[family])
-    try:
-        with silence_libraries():
-            result = pipeline.lora_state_dict(dict(tensors))
-    except (ValueError, KeyError, RuntimeError, NotImplementedError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ExportError(f"diffusers cannot convert the file for {NAMES[family]} ({reason})") from error
-    converted: dict[str, Tensor] = result[0] if isinstance(result, tuple) else result
-    return converted
 
 
 def guidance_arguments(model: BaseModel, settings: RenderSettings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from autolora.export.verify import verify_deltas
 from autolora.export.write import DTYPES, export_lora
 from autolora.files import atomic_files
 from autolora.models.base import BaseModel
-from autolora.publish.export import export_facts
+from autolora.publish.export import export_facts, export_names
 from autolora.publish.roundtrip import remove_stale, writing_to
 
 
@@ -56,13 +56,13 @@ def export_best_so_far(
                 dataset,
                 model,
                 hidden,
-                dataset.trigger,
+                export_names(state, dataset.trigger)[0],
                 facts=facts,
                 preview=_preview(trial_folder, result),
                 dtype=DTYPES[dtype],
             )
             verify_deltas(state, exported.path, model)
-        remove_stale(folder, exported, None)
+        remove_stale(folder, dataset.trigger, [exported])
         (folder / "model_card.md").unlink(missing_ok=True)  # it describes an earlier export
     return folder / exported.path.name
 

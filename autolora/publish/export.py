@@ -6,26 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from autolora.adapters.base import State
-from autolora.adapters.deltas import as_lora, distance, is_plain
+from autolora.adapters.deltas import as_lora, distance, has_output_norms
 from autolora.adapters.formats import layer_weights
 from autolora.adapters.read import lora_of
 from autolora.data.concepts import Dataset
+from autolora.errors import ExportError
 from autolora.evaluation.result import CheckpointResult
 from autolora.evaluation.session import Session
 from autolora.evaluation.trial_folder import TrialFolder
-from autolora.export.diffusers_copy import FOLDER, write_diffusers
-from autolora.export.key_names import has_diffusers_format
 from autolora.export.metadata import ExportFacts
-from autolora.export.settings import ExportSettings
 from autolora.export.write import DTYPES, ExportedFiles, export_lora
 from autolora.models.base import BaseModel
 from autolora.sampling import RenderRequest, render
 
 PLAIN_LORA_SUFFIX = "-lora"  # is appended to the exported file's name
+DORA_SUFFIX = "-dora"  # is appended to the name of a DoRA, whose plain LoRA is the main file
 PLAIN_LORA_DIMS = (8, 16, 32, 64, 128)
 PLAIN_LORA_DISTANCE = 0.02  # of the weight change's norm: near enough
 
@@ -34,19 +34,31 @@ PLAIN_LORA_DISTANCE = 0.02  # of the weight change's norm: near enough
 class PlainLora:
     """A plain LoRA beside an export of another kind, for the programs that cannot read that kind."""
 
-    path: Path
+    files: ExportedFiles
     state: State
     dim: int
     apart: float  # the distance to the exported adapter, as a share of the weight change's norm
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.files.path
+
+
+def export_names(state: State, trigger: str) -> tuple[str, str]:
+    """The names of an adapter's file and of the plain LoRA beside it.
+
+    The main file has the trigger's name. It is the plain LoRA where no common program reads the adapter's kind.
+    """
+    if has_output_norms(state):
+        return f"{trigger}{DORA_SUFFIX}", trigger
+    return trigger, f"{trigger}{PLAIN_LORA_SUFFIX}"
+
 
 def export_best(
     trial_folder: TrialFolder, result: CheckpointResult, session: Session, folder: Path, study: str
-) -> tuple[ExportedFiles, PlainLora | None]:
+) -> ExportedFiles:
     """Export a checkpoint with its metadata and a preview image; the checkpoint is left loaded in the adapter.
-
-    An adapter that is no plain LoRA gets a plain LoRA beside it, as near as its dim allows. If a copy for diffusers is
-    asked for, a LoRA or DoRA is copied itself; for another kind the plain LoRA is copied.
 
     Args:
         trial_folder: the trial.
@@ -60,26 +72,47 @@ def export_best(
         StorageError: the folder cannot be written.
     """
     dataset, model, run = session.context.dataset, session.context.model, trial_folder.run
-    state, name, dtype = trial_folder.load(result), dataset.trigger, DTYPES[session.export.dtype]
+    state, dtype = trial_folder.load(result), DTYPES[session.export.dtype]
+    name, _ = export_names(state, dataset.trigger)
     session.context.adapter.load(state)
     facts, preview = export_facts(trial_folder, result, dataset, model, study), _preview(session, result.weight)
-    exported = export_lora(state, run, dataset, model, folder, name, facts=facts, preview=preview, dtype=dtype)
-    if is_plain(state):
-        return _with_copy(exported, state, session.export), None
-    kind = type(run.adapter).__name__
-    plain_state, dim, apart = nearest_lora(state, layer_weights(model.modules))
-    plain_run = replace(run, adapter=lora_of(plain_state))
+    return export_lora(state, run, dataset, model, folder, name, facts=facts, preview=preview, dtype=dtype)
+
+
+def export_plain_lora(
+    trial_folder: TrialFolder, result: CheckpointResult, session: Session, folder: Path, study: str
+) -> PlainLora:
+    """Export the plain LoRA that comes as near to a checkpoint of another kind as its dim allows.
+
+    Raises:
+        ExportError: it cannot be computed or written.
+        StorageError: the folder cannot be written.
+    """
+    dataset, model, run = session.context.dataset, session.context.model, trial_folder.run
+    state, kind = trial_folder.load(result), type(run.adapter).__name__
+    try:
+        plain_state, dim, apart = nearest_lora(state, layer_weights(model.modules))
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise ExportError(f"no plain LoRA can be computed of this {kind} ({error})") from error
+    facts = export_facts(trial_folder, result, dataset, model, study)
     plain_facts = replace(
         facts,
         description=f"{facts.description}; a plain LoRA of dim {dim} in the place of its {kind}",
         metadata={**facts.metadata, "twin_of": kind, "twin_distance": f"{apart:.4f}"},
     )
-    plain_name = f"{name}{PLAIN_LORA_SUFFIX}"
-    plain = export_lora(
-        plain_state, plain_run, dataset, model, folder, plain_name, facts=plain_facts, preview=preview, dtype=dtype
+    session.context.adapter.load(plain_state)
+    files = export_lora(
+        plain_state,
+        replace(run, adapter=lora_of(plain_state)),
+        dataset,
+        model,
+        folder,
+        export_names(state, dataset.trigger)[1],
+        facts=plain_facts,
+        preview=_preview(session, result.weight),
+        dtype=DTYPES[session.export.dtype],
     )
-    copied = state if has_diffusers_format(state) else plain_state
-    return _with_copy(exported, copied, session.export), PlainLora(plain.path, plain_state, dim, apart)
+    return PlainLora(files, plain_state, dim, apart)
 
 
 def export_facts(
@@ -108,14 +141,6 @@ def _preview(session: Session, weight: float) -> Image.Image:
     return Image.fromarray(
         render(session.context.model, [request], session.render_settings, session.context.adapter)[0]
     )
-
-
-def _with_copy(exported: ExportedFiles, state: State, settings: ExportSettings) -> ExportedFiles:
-    """The exported files with a copy in diffusers' format, if the settings ask for one."""
-    if not settings.diffusers:
-        return exported
-    copy = write_diffusers(state, exported.path.parent / FOLDER, DTYPES[settings.dtype])
-    return replace(exported, diffusers=copy)
 
 
 def nearest_lora(state: State, weights: Mapping[str, Tensor]) -> tuple[State, int, float]:

@@ -10,7 +10,7 @@ from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
 from autolora.adapters.formats import layer_weights
 from autolora.adapters.initialize import start_from
-from autolora.adapters.read import read_lora
+from autolora.adapters.read import read_lora, unread
 from autolora.errors import ConfigError
 from autolora.models.base import BaseModel
 from autolora.train.run import Run
@@ -30,7 +30,10 @@ def starting_state(run: Run, fresh: State, model: BaseModel) -> State:
     """
     if run.init_lora is None:
         return fresh
-    source = read_lora(Path(run.init_lora.path), model)
+    path = Path(run.init_lora.path)
+    source = read_lora(path, model)
+    if left_out := unread(path, model):
+        raise ConfigError(f"init_lora={path} holds {left_out}, which no adapter here can start from: remove them first")
     try:
         return start_from(fresh, source, layer_weights(model.modules), ordered=run.adapter.n_ranks > 1)
     except ConfigError as error:

@@ -94,7 +94,7 @@ def test_scaling_an_adapter_multiplies_every_delta(state: State, with_alpha: boo
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", "SDXL"),
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha", "SDXL"),
         ("lora_unet_input_blocks_4_1_proj_in.alpha", "SDXL"),
         ("lora_unet_mid_block_attentions_7_proj_in.alpha", "made for another model"),
         ("model.diffusion_model.out.2.weight", "whole checkpoint"),

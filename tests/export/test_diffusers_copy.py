@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from autolora.adapters.deltas import distance
 from autolora.adapters.formats import layer_weights
@@ -27,6 +28,7 @@ def test_diffusers_reads_the_copy_without_a_warning(
     state, _ = trained(tiny_model, kind)
     path = write_diffusers(state, tmp_path, torch.float32)
     assert path.name == NAME
+    assert all(".text_model." in key for key in load_file(path) if key.startswith("text_encoder."))
     assert distance(read_lora(path, tiny_model), state, layer_weights(tiny_model.modules)) < 1e-5
     reference = DiffusersReference(path, tiny_model_dir, tiny_model)
     assert reference.verify_deltas(state).delta_error < 1e-5

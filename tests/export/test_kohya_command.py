@@ -64,7 +64,10 @@ def test_class_images_are_not_counted_and_are_named(dataset: Dataset) -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (("recipe=guide-loha",), ["--network_module=lycoris.kohya", "algo=loha"]),
+        (("recipe=guide-loha",), ["--network_module=lycoris.kohya", "algo=loha", "preset=attn-mlp"]),
+        (("recipe=guide-lokr",), ["algo=lokr", "preset=attn-mlp"]),
+        (("adapter=dora",), ["algo=lora", "dora_wd=True", "preset=attn-mlp"]),
+        (("recipe=guide-ia3",), ["algo=ia3", "preset=ia3"]),
         (("recipe=guide-locon",), ["conv_dim=32", "conv_alpha=16"]),
         (("recipe=guide-dylora",), ["--network_module=networks.dylora", "unit=4"]),
         (("adapter.rank_stabilized=true", "adapter.dim=16", "adapter.alpha=2"), ["--network_alpha=8"]),
@@ -79,6 +82,18 @@ def test_adapter_optimizer_and_schedule_kinds(
 ) -> None:
     arguments = flags(kohya_command(run_of(*overrides), dataset, model(), 100))
     assert set(expected) <= set(arguments)
+
+
+def test_a_preset_is_for_training_without_convolutions(dataset: Dataset) -> None:
+    """With convolutions LyCORIS' default comes nearest; the metadata of a file hold what loads it, without a preset."""
+    conv = run_of("recipe=guide-loha", "adapter.targets=[attention,conv]")
+    assert not [flag for flag in flags(kohya_command(conv, dataset, model(), 100)) if flag.startswith("preset")]
+    assert "preset" not in conv.adapter.kohya_args() | run_of("recipe=guide-loha").adapter.kohya_args()
+
+
+def test_ia3_is_said_to_fail_in_lycoris(dataset: Dataset) -> None:
+    notes = " ".join(kohya_command(run_of("recipe=guide-ia3"), dataset, model(), 100).notes)
+    assert "cannot train IA3" in notes
 
 
 def test_other_base_models(dataset: Dataset) -> None:

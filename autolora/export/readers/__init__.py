@@ -4,13 +4,13 @@ The readers share no code with the trainer: a file that all of them read alike i
 modules `peft` and `diffusers` call those libraries themselves.
 """
 
-from autolora.export.readers import a1111, comfyui, kohya
+from autolora.export.readers import a1111, comfyui, forge, invokeai, kohya
 from autolora.export.readers.formulas import LayerReader
 
 PROGRAMS: dict[str, LayerReader] = {
     "A1111": a1111.read_layer,
     "ComfyUI": comfyui.read_layer,
+    "Forge": forge.read_layer,
+    "InvokeAI": invokeai.read_layer,
     "kohya sd-scripts": kohya.read_layer,
 }
-# Of these, the programs that render SD3, Flux and Z-Image with a LoRA in diffusers' or LyCORIS' key names.
-TRANSFORMER_PROGRAMS: dict[str, LayerReader] = {"ComfyUI": comfyui.read_layer}

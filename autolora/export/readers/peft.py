@@ -10,7 +10,9 @@ import torch
 from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from autolora.adapters.import_formats import PEFT, Layers, keys_by_path
+from autolora.adapters.file_keys import PEFT, split_any
+from autolora.adapters.file_layers import Layers
+from autolora.adapters.import_formats import layer_names
 
 ChangeReader = Callable[[str, Tensor], Tensor]  # a layer's path and the base weight to the layer's weight change
 
@@ -20,7 +22,7 @@ def is_peft_file(tensors: Mapping[str, Tensor]) -> bool:
     return any(key.startswith(PEFT) for key in tensors)
 
 
-def peft_reader(tensors: Mapping[str, Tensor], path: Path, layers: Layers) -> ChangeReader:
+def peft_reader(tensors: Mapping[str, Tensor], path: Path, layers: Layers, architecture: str) -> ChangeReader:
     """Return a function from a layer's path and weight to its weight change, (out, in), as peft loads it.
 
     Peft loads each layer alone, into a model that holds nothing else, so that a large base model is in memory once.
@@ -29,8 +31,13 @@ def peft_reader(tensors: Mapping[str, Tensor], path: Path, layers: Layers) -> Ch
         tensors: the content of the file.
         path: the file; peft reads the settings beside it.
         layers: the layers of the model by path.
+        architecture: the model's.
     """
-    keys = keys_by_path(tensors, layers)
+    names, keys = layer_names(layers, architecture), dict[str, tuple[str, list[str]]]()
+    for key in tensors:
+        layer_name = split_any(key)[0]
+        for row in names.find(layer_name) or ():
+            keys.setdefault(row.path, (layer_name, []))[1].append(key)
 
     def read(name: str, weight: Tensor) -> Tensor:
         module_name, layer_keys = keys[name]

@@ -25,7 +25,7 @@ from autolora.study.results.facts import save_facts
 from autolora.study.results.finals_outcome import gather_outcome
 from autolora.study.results.outcome import write_outcome
 from autolora.study.results.report_data import write_study_report
-from autolora.study.results.summary import describe_plain_lora, plain_lora_as_dict, summarize_study
+from autolora.study.results.summary import describe_copies, plain_lora_as_dict, summarize_study
 from autolora.study.running import RunningStudy
 from autolora.study.trials import WINNER, load_trials
 
@@ -60,7 +60,8 @@ def finalize_study(running: RunningStudy) -> str:
     outcome = gather_outcome(running, trials, finals, exported, plain_lora, roundtrip)
     write_outcome(definition, study, outcome)
     page = write_study_report(definition, study)
-    result = _result(running, trials, finals, exported) | {"read_by": roundtrip.read_by}
+    result = _result(running, trials, finals, exported)
+    result |= {"read_by": roundtrip.read_by, "left_out": roundtrip.left_out}
     if plain_lora:
         result["plain"] = plain_lora_as_dict(plain_lora, roundtrip)
     save_plots(study, definition.trial_files, winner.result.sweep)
@@ -68,7 +69,8 @@ def finalize_study(running: RunningStudy) -> str:
     write_atomic(definition.folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     running.clock.beat()
     summary = summarize_study(trials, finals, exported, page)
-    return summary + (f"\n{describe_plain_lora(plain_lora, roundtrip)}" if plain_lora else "")
+    score = winner.result.score["value"] if winner.result.score else None
+    return "\n".join([summary, *describe_copies(plain_lora, roundtrip, score)])
 
 
 def _hold_finals(running: RunningStudy, trials: Trials) -> Finals:

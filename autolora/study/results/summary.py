@@ -69,22 +69,36 @@ def describe_seeds(finals: Finals) -> str:
 
 
 def plain_lora_as_dict(plain_lora: PlainLora, roundtrip: RoundtripReport) -> dict[str, Any]:
-    """The plain LoRA beside an exported file, for `result.json`."""
+    """The plain LoRA of an adapter of another kind, for `result.json`."""
     score = roundtrip.plain_lora_score.as_dict() if roundtrip.plain_lora_score else None
     return {
         "path": str(plain_lora.path),
         "dim": plain_lora.dim,
         "distance": round(plain_lora.apart, 4),
         "score": score,
+        **({"dora": str(roundtrip.dora)} if roundtrip.dora else {}),
     }
 
 
-def describe_plain_lora(plain_lora: PlainLora, roundtrip: RoundtripReport) -> str:
-    """The plain LoRA beside an exported file, as a line for the terminal."""
-    score = f", score {roundtrip.plain_lora_score.value:.3f}" if roundtrip.plain_lora_score else ""
-    readers = ", ".join(roundtrip.read_by) or "LyCORIS"
-    facts = f"dim {plain_lora.dim}, {plain_lora.apart:.1%} off{score}"
-    return f"plain:  {plain_lora.path} ({facts}), for programs other than {readers}"
+def describe_copies(plain_lora: PlainLora | None, roundtrip: RoundtripReport, score: float | None) -> list[str]:
+    """The files beside an exported one and the copies that were left out, as lines for the terminal.
+
+    Args:
+        plain_lora: the plain LoRA of an adapter of another kind.
+        roundtrip: what was verified.
+        score: the adapter's own score; None: nothing can be measured.
+    """
+    lines, readers = [], ", ".join(roundtrip.read_by) or "LyCORIS"
+    if plain_lora:
+        plain_score = f", score {roundtrip.plain_lora_score.value:.3f}" if roundtrip.plain_lora_score else ""
+        facts = f"dim {plain_lora.dim}, {plain_lora.apart:.1%} off{plain_score}"
+        if roundtrip.dora:
+            own_score = f" (score {score:.3f})" if score is not None else ""
+            lines.append(f"it is the plain LoRA of a DoRA ({facts}), because other programs render DoRA differently")
+            lines.append(f"DoRA:   {roundtrip.dora}{own_score}, for {readers}")
+        else:
+            lines.append(f"plain:  {plain_lora.path} ({facts}), for programs other than {readers}")
+    return [*lines, *roundtrip.left_out]
 
 
 def describe_baseline(trial_folder: TrialFolder) -> str:
