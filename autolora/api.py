@@ -154,13 +154,15 @@ def train_recipe(
         bars: progress bars to draw in its place.
 
     Raises:
-        StudyError: the training diverged.
+        StudyError: the training diverged; or the folder holds results of something else, or of other images.
     """
+    from autolora.evaluation.identity import claim_folder, recipe_owner
     from autolora.evaluation.trial_folder import TrialFolder
     from autolora.train.loop import train as train_rounds
     from autolora.train.slot import Job, TrainingSlot
 
-    trial_folder = TrialFolder.open(Path(folder).expanduser(), run)
+    claim_folder(folder := Path(folder).expanduser(), recipe_owner(run, session.identity))
+    trial_folder = TrialFolder.open(folder, run)
     yield from trial_folder.results
     jobs = iter([Job(run, trial_folder.latest())])
     with _bars(on_progress, bars) as shown:

@@ -15,7 +15,7 @@ from autolora.study.running import RunningStudy
 
 def export(request: Request) -> int:
     """Export a study's best LoRA again; with `save_recipe=NAME` keep its recipe in conf/recipe instead."""
-    output, definition = Output.of(request.settings), define_study(request.settings)
+    output, definition = Output.of(request.settings), define_study(request.settings, request.dataset)
     study = load_started_study(definition, print)  # a study that was not started is told before anything loads
     if request.settings.save_recipe:
         path = save_recipe(definition, study, request.settings.save_recipe)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from autolora.adapters.adapter_set import attach
 from autolora.data.concepts import Dataset, with_buckets
 from autolora.data.sources import Picture
 from autolora.errors import Unmeasurable
+from autolora.evaluation.identity import identity_of
 from autolora.evaluation.multi_fidelity import evaluate_progressively
 from autolora.evaluation.result import CheckpointResult, from_losses, unmeasured_result
 from autolora.evaluation.samples import save_grid, save_samples
@@ -50,6 +51,7 @@ class Session:
     base_losses: tuple[float, ...]  # the base model's validation losses by timestep bucket
     tagger: Tagger | None = None
     export: ExportSettings = field(default_factory=ExportSettings)
+    identity: Mapping[str, str] = field(default_factory=dict)  # what must not change while a recipe is continued
 
     def select(self, *groups: str) -> list[EvalPrompt]:
         """The evaluation prompts of some groups."""
@@ -150,6 +152,7 @@ def open_session(settings: Settings, dataset: Dataset, runs: Sequence[Run], bars
     for run in runs:
         check_start(run, model)
         run.optimizer.check(model.device)
+    identity = {**identity_of(settings, dataset), "base model": model.base_hash}
     dataset = with_buckets(dataset, settings.dataset, model.resolution)
     latents = LatentCache(model, settings.cache / "latents")
     renders = BaseRenders(model, render, settings.cache / "renders")
@@ -168,7 +171,9 @@ def open_session(settings: Settings, dataset: Dataset, runs: Sequence[Run], bars
     context = TrainingContext(model, adapter, dataset, latents, PromptCache(model), class_images)
     losses = validation_losses(model, dataset, latents, context.prompts, adapter)
     probes = build_eval_prompts(dataset, scoring, ALL_GROUPS)
-    return Session(context, renders, render, scoring, probes, scorer, unmeasured, losses, tagger, settings.export)
+    return Session(
+        context, renders, render, scoring, probes, scorer, unmeasured, losses, tagger, settings.export, identity
+    )
 
 
 def _class_images(

@@ -11,7 +11,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from autolora import config as cfg
+from autolora.data.concepts import Dataset
 from autolora.errors import ConfigError
+from autolora.evaluation.identity import identity_of, run_identity
 from autolora.renamed_keys import refuse_renamed
 from autolora.settings import Settings, StudySettings, build_run
 from autolora.study.artifacts import Store, TrialFiles, local_store, open_bucket
@@ -37,7 +39,8 @@ class StudyDefinition:
     folder: Path
     source: str  # the study as it was named: one of `studies/`, or the path of a YAML file
     arguments: tuple[str, ...]  # of the command line, without `storage`, which may hold a password
-    identity: Mapping[str, str] = field(default_factory=dict)  # what it is about: its dataset's name
+    dataset: str = ""  # the name of its dataset's folder
+    identity: Mapping[str, str] = field(default_factory=dict)  # settings that all recipes share; images
     default_values: dict[str, dict[str, Any]] = field(default_factory=dict)  # by recipe: its value of each searched key
     bucket: Store | None = field(default=None, repr=False, compare=False)  # images and checkpoints are copied there
     _runs: dict[tuple[str, ...], Run] = field(init=False, default_factory=dict, repr=False, compare=False)
@@ -82,6 +85,12 @@ class StudyDefinition:
         """The runs that a session of this study must be able to hold: the baselines and the widest runs."""
         return [*self.baseline_runs, *self.widest_runs()]
 
+    @cached_property
+    def fixed(self) -> dict[str, str]:
+        """What must stay the same while the study is continued, besides its space and its base model."""
+        recipes = [run_identity(self.run(name, {}), keys, f"{name}/") for name, keys in self.space.items()]
+        return {**self.identity, **{key: value for recipe in recipes for key, value in recipe.items()}}
+
     def widest_runs(self) -> list[Run]:
         """Each recipe with each value of a key of `SESSION_KEYS`, and with all of them at their largest."""
         runs = []
@@ -121,8 +130,12 @@ def value_of(config: DictConfig, recipe: str, key: str) -> Any:
     return node
 
 
-def define_study(settings: Settings) -> StudyDefinition:
+def define_study(settings: Settings, dataset: Dataset | None = None) -> StudyDefinition:
     """Check a study before anything loads.
+
+    Args:
+        settings: those of a command with a study.
+        dataset: the images as they were read; without them a study is continued on any.
 
     Raises:
         ConfigError: every range or recipe that cannot be, all at once.
@@ -136,7 +149,8 @@ def define_study(settings: Settings) -> StudyDefinition:
         settings.folder,
         settings.source,
         settings.overrides,
-        identity={"dataset": Path(settings.dataset.path).expanduser().resolve().name},
+        dataset=Path(settings.dataset.path).expanduser().resolve().name,
+        identity=identity_of(settings, dataset),
         bucket=open_bucket(study.artifact_store),
     )
     mistakes = []
