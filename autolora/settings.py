@@ -27,6 +27,7 @@ from autolora.renamed_keys import refuse_renamed
 from autolora.scoring.settings import ScoringSettings
 from autolora.train.run import InitFile, Run, TrainSettings
 
+RUN_KEYS = ("adapter", "optimizer", "schedule", "train", "captions", "init_lora")  # all that `build_run` reads
 RETRAINED_RECIPES = 2  # recipes that the finals train again
 STRONGER, WEAKER = (1.25, 1.5), (0.8,)  # scales that the finals try on a LoRA, as long as each makes it better
 SWEEP_WEIGHTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)  # LoRA weights that the winner is evaluated at

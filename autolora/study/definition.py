@@ -8,16 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from autolora import config as cfg
 from autolora.data.concepts import Dataset
 from autolora.errors import ConfigError
 from autolora.evaluation.identity import identity_of, run_identity
 from autolora.renamed_keys import refuse_renamed
-from autolora.settings import Settings, StudySettings, build_run
+from autolora.settings import RUN_KEYS, Settings, StudySettings, build_run
 from autolora.study.artifacts import Store, TrialFiles, local_store, open_bucket
-from autolora.study.space import Space, highest, parse_space
+from autolora.study.space import Range, Space, highest, parse_space
 from autolora.study.storage import redact_url, storage_url
 from autolora.train.run import Run
 
@@ -45,6 +45,7 @@ class StudyDefinition:
     bucket: Store | None = field(default=None, repr=False, compare=False)  # images and checkpoints are copied there
     _runs: dict[tuple[str, ...], Run] = field(init=False, default_factory=dict, repr=False, compare=False)
     _configs: dict[str, DictConfig] = field(init=False, default_factory=dict, repr=False, compare=False)
+    _run_configs: dict[str, DictConfig] = field(init=False, default_factory=dict, repr=False, compare=False)  # faster
 
     @property
     def storage(self) -> str:
@@ -72,7 +73,9 @@ class StudyDefinition:
         """The run of a recipe with some keys set; built once, as a report asks for the runs of all trials again."""
         key = (recipe, *(f"{name}={value}" for name, value in values.items()))
         if key not in self._runs:
-            self._runs[key] = build_run(cfg.with_values(self.config(recipe), values))
+            if recipe not in self._run_configs:
+                self._run_configs[recipe] = OmegaConf.masked_copy(self.config(recipe), ["recipe_name", *RUN_KEYS])
+            self._runs[key] = build_run(cfg.with_values(self._run_configs[recipe], values))
         return self._runs[key]
 
     @property
@@ -127,7 +130,41 @@ def value_of(config: DictConfig, recipe: str, key: str) -> Any:
         if not isinstance(node, DictConfig) or part not in node:
             raise ConfigError(f"study.recipes.{recipe}.{key}: recipe {recipe} has no key `{key}`")
         node = node[part]
-    return node
+    return OmegaConf.to_container(node) if isinstance(node, ListConfig) else node
+
+
+def _mistakes_in_ranges(definition: StudyDefinition, recipe: str, ranges: Mapping[str, Range]) -> list[str]:
+    """What is wrong with the ranges of a recipe: without effect, around another value, or of values that cannot be."""
+    mistakes, own = [], definition.default_values[recipe]
+    for key, values in ranges.items():
+        where = f"study.recipes.{recipe}.{key}"
+        if key.partition(".")[0] not in RUN_KEYS:
+            only = ", ".join(RUN_KEYS)
+            mistakes.append(f"{where}: a range would have no effect: only keys of {only} differ from trial to trial")
+        elif own[key] not in values:
+            mistakes.append(f"{where}: the recipe's own {own[key]} is outside {values.text()}")
+        else:
+            mistakes += _impossible_values(definition, recipe, ranges, key)
+    return mistakes
+
+
+def _impossible_values(definition: StudyDefinition, recipe: str, ranges: Mapping[str, Range], key: str) -> list[str]:
+    """Why a value of a range cannot be, alone and with a value of each other key; at most one reason."""
+    others = [(other, value) for other, values in ranges.items() if other != key for value in values.extremes]
+    for value in ranges[key].extremes:
+        reason = _reason_against(definition, recipe, {key: value})
+        if reason and all(_reason_against(definition, recipe, {key: value, other: v}) for other, v in others):
+            return [f"study.recipes.{recipe}.{key}={value}: {reason}"]
+    return []
+
+
+def _reason_against(definition: StudyDefinition, recipe: str, values: Mapping[str, Any]) -> str:
+    """Why a recipe cannot have some values; empty if it can."""
+    try:
+        definition.run(recipe, values)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def define_study(settings: Settings, dataset: Dataset | None = None) -> StudyDefinition:
@@ -162,11 +199,7 @@ def define_study(settings: Settings, dataset: Dataset | None = None) -> StudyDef
             mistakes.append(str(error))
             continue
         definition.default_values[recipe] = defaults
-        mistakes += [
-            f"study.recipes.{recipe}.{key}: the recipe's own {defaults[key]} is outside {values.text()}"
-            for key, values in ranges.items()
-            if defaults[key] not in values
-        ]
+        mistakes += _mistakes_in_ranges(definition, recipe, ranges)
     if mistakes:
         raise ConfigError("; ".join(mistakes))
     return definition

@@ -17,7 +17,7 @@ from autolora.settings import StudySettings
 from autolora.study.definition import StudyDefinition
 from autolora.study.optuna_internals import storage_of
 from autolora.study.sampler import PerTrialSeededTPE
-from autolora.study.space import as_text, difference
+from autolora.study.space import as_text, difference, in_storage
 from autolora.study.storage import open_storage, redact_url, storage_url
 from autolora.study.storage_retry import Log
 from autolora.study.trials import ORIGIN, TOKEN
@@ -81,7 +81,7 @@ def _begin(definition: StudyDefinition, study: optuna.Study, priors: Priors) -> 
         study.set_user_attr(TOKEN, uuid.uuid4().hex)
     queued = {trial.user_attrs.get("baseline") or trial.user_attrs.get(ORIGIN) for trial in study.trials}
     for recipe, values in definition.default_values.items():
-        named = {f"{recipe}/{key}": value for key, value in values.items()}
+        named = {f"{recipe}/{key}": in_storage(value) for key, value in values.items()}
         if recipe not in queued:
             study.enqueue_trial({"recipe": recipe, **named}, user_attrs={"baseline": recipe})
     if priors:

@@ -40,7 +40,7 @@ def storage_url(given: str | None, folder: Path) -> str:
         path = str(folder / "study.db")
         url = URL.create("sqlite", database=path).render_as_string()  # with characters such as ? and % quoted
         if make_url(url).database != path:  # by SQLAlchemy before 2.1
-            raise ConfigError(f"{folder} cannot hold a database by its name: choose another out=FOLDER, without ? and %")
+            raise ConfigError(f"{folder} cannot hold a database by its name: choose out=FOLDER without ? and %")
         return url
     return f"journal:///{folder / 'study.log'}" if given == "journal" else given
 

@@ -26,7 +26,7 @@ from autolora.errors import ConfigError, StudyError
 from autolora.evaluation.result import DIVERGED
 from autolora.study.definition import StudyDefinition, value_of
 from autolora.study.optuna_internals import storage_of
-from autolora.study.space import Value, sampled_values, suggest
+from autolora.study.space import Value, in_storage, sampled_values, suggest
 from autolora.study.storage import holds_study, load_study_from_folder, open_storage
 from autolora.study.storage_retry import Log
 from autolora.study.trials import ORIGIN, WINNER
@@ -45,7 +45,7 @@ class Prior:
 
     def params(self) -> dict[str, Value]:
         """The recipe and the values by the names of Optuna's parameters."""
-        return {"recipe": self.recipe, **{f"{self.recipe}/{key}": value for key, value in self.values.items()}}
+        return {"recipe": self.recipe, **{f"{self.recipe}/{key}": in_storage(v) for key, v in self.values.items()}}
 
 
 class IncompatibleTrial(Exception):
