@@ -18,13 +18,13 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from autolora.errors import ConfigError
+from autolora.overrides import quote
 from autolora.renamed_keys import refuse_renamed
 
 PACKAGE = Path(__file__).parent
@@ -35,27 +35,6 @@ RECIPES = Path("conf") / "recipe"  # of the working directory: recipes of one's 
 _FREE_KEY = re.compile(r"^(train\.concept_images\.)")  # keys of a dataset's own words, which no config can list
 _HYDRA_KEY = re.compile(r"[+~]*hydra[./=]|[^=]*@hydra")
 _RESOLVER = re.compile(r"\$\{[^$]*:")  # also where the resolver's name is an interpolation itself
-
-
-def quote(argument: str) -> str:
-    """An override as people type it, quoted where Hydra's grammar would reject or misread it."""
-    key, sign, value = argument.partition("=")
-    if not sign or not value or key.startswith("~"):
-        return argument
-    try:
-        parsed = OverridesParser.create().parse_override(argument)
-        if not parsed.is_sweep_override() and "\\" not in value and not _is_call(value):
-            return argument
-    except HydraException:
-        pass
-    escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + "\\'", value)
-    tail = re.search(r"\\+$", escaped)
-    escaped += tail.group() if tail else ""
-    return f"{key}='{escaped}'"
-
-
-def _is_call(value: str) -> bool:
-    return "(" in value and not value.startswith(("'", '"', "[", "{"))
 
 
 def compose(primary: str, arguments: Sequence[str], study: str | None = None) -> DictConfig:

@@ -101,26 +101,6 @@ def test_a_probe_of_ones_own_is_one_line() -> None:
     assert quickstart.scoring.bleed_prompts == ("1girl, solo", "school uniform")
 
 
-@pytest.mark.parametrize(
-    "typed",
-    [
-        "~/mona",
-        "my mona (1)",
-        "a=b",
-        "x, y",
-        "日本/Ünï",
-        r"C:\data\mona",
-        r"C:\data\ ",
-        "it's",
-        'say "hi"',
-        "a'b\\",
-        "1girl, (solo)",
-    ],
-)
-def test_paths_work_as_people_type_them(typed: str) -> None:
-    assert settings([f"dataset.path={typed}"]).dataset.path == typed
-
-
 @pytest.mark.parametrize("preset", sorted(path.stem for path in (config.ROOT / "conf" / "model").glob("*.yaml")))
 def test_every_base_model_is_a_family_with_its_way_of_rendering(preset: str) -> None:
     model = settings([f"model={preset}", "model.path=x.safetensors"]).model

@@ -15,7 +15,7 @@ from autolora.models.load import FAMILIES
 
 LAYERS = [
     ("errors", "files", "progress", "provenance", "stop"),
-    ("config", "config_values", "renamed_keys"),
+    ("config", "config_values", "overrides", "renamed_keys"),
     ("data",),
     ("models",),
     ("adapters",),
