@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autolora.errors import StudyError
+from autolora.files import expand_user
 from autolora.presets import configure, recipe
 from autolora.progress import Bars, ProgressUpdate
 from autolora.settings import Settings
@@ -161,7 +162,7 @@ def train_recipe(
     from autolora.train.loop import train as train_rounds
     from autolora.train.slot import Job, TrainingSlot
 
-    claim_folder(folder := Path(folder).expanduser(), recipe_owner(run, session.identity))
+    claim_folder(folder := expand_user(folder), recipe_owner(run, session.identity))
     trial_folder = TrialFolder.open(folder, run)
     yield from trial_folder.results
     jobs = iter([Job(run, trial_folder.latest())])
@@ -202,7 +203,7 @@ def export_best(
     from autolora.publish.model_card import write_card_alone
     from autolora.publish.roundtrip import export_verified
 
-    trial_folder = TrialFolder.open(Path(folder).expanduser(), run)
+    trial_folder = TrialFolder.open(expand_user(folder), run)
     best = trial_folder.best_result()
     if best is None:
         raise StudyError(f"no checkpoint in {folder} is scored yet: train first")
@@ -254,7 +255,7 @@ def verify_lora(settings: Settings, lora: str | Path) -> CompatibilityReport:
     """
     from autolora.export.compatibility import check_compatibility
 
-    return check_compatibility(Path(lora).expanduser(), load_model(settings))
+    return check_compatibility(expand_user(lora), load_model(settings))
 
 
 def run_study(

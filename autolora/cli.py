@@ -171,7 +171,7 @@ def _split(command: str, rest: list[str]) -> tuple[list[str], list[str]]:
         raise ConfigError(
             f"unknown option {options[0]}; settings are written key=value, `autolora --help` shows examples"
         )
-    places = [argument for argument in rest if "=" not in argument and not argument.startswith("~")]
+    places = [a for a in rest if "=" not in a and (not a.startswith("~") or "/" in a)]  # ~KEY removes a key
     overrides = [argument for argument in rest if argument not in places]
     if command == "report" and len(places) > 1:
         raise ConfigError(f"studies are compared by `autolora compare {' '.join(places)}`")

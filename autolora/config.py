@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from autolora.errors import ConfigError
+from autolora.files import expand_user
 from autolora.overrides import quote
 from autolora.renamed_keys import refuse_renamed
 
@@ -141,7 +142,7 @@ def find_study(study: str) -> Path:
     Raises:
         ConfigError: there is none; the known ones are listed.
     """
-    path = Path(study).expanduser()
+    path = expand_user(study)
     if path.suffix == ".yaml" and path.is_file():
         return path
     known = sorted(p.stem for p in (ROOT / "studies").glob("*.yaml"))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from autolora.errors import StorageError
+from autolora.errors import ConfigError, StorageError
 
 _REASONS = {
     errno.ENOSPC: "no space left on the device: free some space",
@@ -22,6 +22,21 @@ _REASONS = {
 _TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?|\.tmp\w{6}")  # ours, by tempfile's names, and safetensors'
 _TEMPORARY_FOLDER = re.compile(r"\.new-[a-z0-9_]{8}")
 _NAME = re.compile(r"\w[^\\/:*?\"<>|\x00-\x1f]*")
+
+
+def expand_user(path: str | Path) -> Path:
+    """A path as people write it, with `~` and `~name` replaced by a home folder.
+
+    Raises:
+        ConfigError: there is no such user, and no file or folder of this name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        if os.path.lexists(path):
+            return Path(path)
+        user = Path(path).parts[0]
+        raise ConfigError(f"{path}: there is no user {user[1:]}: write ~/ for your own home folder") from error
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from autolora.data.caption_recipe import CaptionRecipe
 from autolora.data.concepts import DatasetSettings
 from autolora.errors import ConfigError
 from autolora.export.settings import ExportSettings
+from autolora.files import expand_user
 from autolora.models.settings import ModelSettings
 from autolora.optim.optimizers import OPTIMIZERS
 from autolora.optim.schedules import SCHEDULES
@@ -142,7 +143,7 @@ class Settings:
         if self.out:
             return self.out
         name = self.study.name if self.study else self.run.name
-        return Path("runs") / f"{name}-{Path(self.dataset.path).expanduser().resolve().name}"
+        return Path("runs") / f"{name}-{expand_user(self.dataset.path).resolve().name}"
 
 
 def build_settings(config: DictConfig, source: str | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -168,8 +169,8 @@ def build_settings(config: DictConfig, source: str | None = None, overrides: Seq
         tagger=convert(TaggerSettings, config.tagger, "tagger"),
         export=convert(ExportSettings, config.export, "export"),
         study=_study_settings(config) if "study" in config else None,
-        cache=Path(str(config.cache)).expanduser(),
-        out=Path(str(config.out)).expanduser() if config.out else None,
+        cache=expand_user(str(config.cache)),
+        out=expand_user(str(config.out)) if config.out else None,
         lora=str(config.lora) if config.lora else None,
         dims=convert_value(tuple[int, ...] | None, dims, "dims"),
         save_recipe=str(config.save_recipe) if config.get("save_recipe") else None,
@@ -223,7 +224,7 @@ def _init_file(path_text: Any) -> InitFile | None:
     """The file that training starts from, with the hash of its content."""
     if path_text is None:
         return None
-    path = Path(str(path_text)).expanduser()
+    path = expand_user(str(path_text))
     if not path.is_file():
         raise ConfigError(
             f"init_lora={path_text} is no file: give the path of a .safetensors LoRA to start from, or leave it out"

@@ -107,6 +107,11 @@ def test_what_scores_and_publishes_knows_no_optuna(room: str) -> None:
         assert "import optuna" not in text and "from optuna" not in text, path
 
 
+def test_home_folders_are_found_in_one_place() -> None:
+    """Path.expanduser ends in a traceback for the name of an unknown user."""
+    assert [path.name for path in MODULES if "expanduser(" in path.read_text(encoding="utf-8")] == ["files.py"]
+
+
 def test_files_are_short() -> None:
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
     assert {path: length for path, length in lengths.items() if length > 300} == {}

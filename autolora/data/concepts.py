@@ -13,6 +13,7 @@ from autolora.data.sources import Picture, format_problems, read_source
 from autolora.data.split import split_validation
 from autolora.data.triggers import check_trigger, concepts_by_tag, find_class_word, find_trigger, own_trigger
 from autolora.errors import ConfigError, DatasetError
+from autolora.files import expand_user
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ def load_dataset(settings: DatasetSettings) -> Dataset:
     """
     if not settings.path.strip():
         raise DatasetError("no dataset given: set dataset.path=FOLDER to a folder of captioned images")
-    root = Path(settings.path).expanduser()
-    source = read_source(root, Path(settings.reg_data_dir).expanduser() if settings.reg_data_dir else None)
+    root = expand_user(settings.path)
+    source = read_source(root, expand_user(settings.reg_data_dir) if settings.reg_data_dir else None)
     pictures = source.pictures
     problems: list[str] = []
     class_word = trigger = ""

@@ -27,6 +27,7 @@ from autolora.data.layouts.folders import ImageEntry, Listing, display_path, lis
 from autolora.data.layouts.kohya_toml import list_toml
 from autolora.data.layouts.metadata_files import METADATA_SUFFIXES, list_metadata, metadata_files
 from autolora.errors import DatasetError
+from autolora.files import expand_user
 
 _FILE_SUFFIXES = (".toml", *METADATA_SUFFIXES)
 _MASK_TOLERANCE = 0.01  # allowed relative difference of a mask's aspect ratio: sides are whole pixels
@@ -74,7 +75,7 @@ def read_source(path: Path, regularization: Path | None = None) -> SourceImages:
     Raises:
         DatasetError: all problems, one per line: file, problem, remedy.
     """
-    path = Path(os.path.expanduser(path))  # unlike Path.expanduser, it accepts the name of an unknown user
+    path = expand_user(path)
     try:
         listing = merge([_list_source(path), _list_regularization(regularization)])
         root = path if os.path.isdir(path) else path.parent
@@ -131,7 +132,7 @@ def _list_source(path: Path) -> Listing:
 def _list_regularization(path: Path | None) -> Listing:
     if path is None:
         return Listing()
-    path = Path(os.path.expanduser(path))
+    path = expand_user(path)
     if not os.path.isdir(path):
         return Listing(problems=(f"{path}: the folder does not exist: correct dataset.reg_data_dir",))
     listing = list_folder(path, captions_optional=True)

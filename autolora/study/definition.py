@@ -14,6 +14,7 @@ from autolora import config as cfg
 from autolora.data.concepts import Dataset
 from autolora.errors import ConfigError
 from autolora.evaluation.identity import identity_of, run_identity
+from autolora.files import expand_user
 from autolora.renamed_keys import refuse_renamed
 from autolora.settings import RUN_KEYS, Settings, StudySettings, build_run
 from autolora.study.artifacts import Store, TrialFiles, local_store, open_bucket
@@ -186,7 +187,7 @@ def define_study(settings: Settings, dataset: Dataset | None = None) -> StudyDef
         settings.folder,
         settings.source,
         settings.overrides,
-        dataset=Path(settings.dataset.path).expanduser().resolve().name,
+        dataset=expand_user(settings.dataset.path).resolve().name,
         identity=identity_of(settings, dataset),
         bucket=open_bucket(study.artifact_store),
     )

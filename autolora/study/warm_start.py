@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -24,6 +23,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from autolora import config as cfg
 from autolora.errors import ConfigError, StudyError
 from autolora.evaluation.result import DIVERGED
+from autolora.files import expand_user
 from autolora.study.definition import StudyDefinition, value_of
 from autolora.study.optuna_internals import storage_of
 from autolora.study.space import Value, in_storage, sampled_values, suggest
@@ -90,7 +90,7 @@ def _in_words(misfits: Counter[str]) -> str:
 
 
 def _open_earlier(name: str, definition: StudyDefinition, log: Log) -> optuna.Study:
-    folder, study = Path(name).expanduser(), None
+    folder, study = expand_user(name), None
     if holds_study(folder):
         study = load_study_from_folder(folder)
     elif definition.settings.storage:

@@ -10,6 +10,7 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from autolora.data.layouts.folders import (
     merge,
 )
 from autolora.data.layouts.metadata_files import METADATA_SUFFIXES, list_metadata
+from autolora.errors import ConfigError
+from autolora.files import expand_user
 
 _READ_KEYS: dict[str, tuple[type, str]] = {  # keys that are read, with their type
     "image_dir": (str, "text"),
@@ -184,7 +187,9 @@ def _is_tables(value: Any) -> bool:
 
 def _resolve(base: Path, written: str) -> Path:
     """A path of the file, relative to the file's folder or else to the working directory."""
-    path = Path(os.path.expanduser(written))
+    path = Path(written)
+    with suppress(ConfigError):  # of no user: told as any other path that does not exist
+        path = expand_user(written)
     return base / path if os.path.exists(base / path) or not os.path.exists(path) else path
 
 
