@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -288,14 +288,9 @@ def run_study(
     return StudyResult(settings.folder, Path(facts["export"]), facts, text, unmeasured)
 
 
-@contextmanager
-def _bars(on_progress: OnProgress | None, bars: Bars | None) -> Iterator[Bars]:
+def _bars(on_progress: OnProgress | None, bars: Bars | None) -> AbstractContextManager[Bars]:
     """The bars of the caller, or quiet ones of our own."""
-    if bars:
-        yield bars
-        return
-    with Bars(quiet=True, on_progress=on_progress) as quiet:
-        yield quiet
+    return nullcontext(bars) if bars else Bars(quiet=True, on_progress=on_progress)
 
 
 logging.getLogger("autolora").addHandler(logging.NullHandler())
