@@ -253,9 +253,7 @@ def load_encoder(name: str) -> Encoder:
         )
     folder = CLIP if name == "paperdoll" else expand_user(rest)
     if not (folder / "open_clip_config.json").is_file():
-        raise ConfigError(
-            f"scoring.encoder={name}: {folder} has no open_clip_config.json; give the folder of an open_clip model"
-        )
+        raise ConfigError(f"scoring.encoder={name}: {folder} has no open_clip_config.json, as an open_clip model has")
     if "trust_remote_code" in _keys(folder / "open_clip_config.json"):
         raise ConfigError(
             f"scoring.encoder={name}: open_clip_config.json asks for code in its folder to be run "
