@@ -32,6 +32,7 @@ from autolora.data.layouts.folders import (
 from autolora.errors import DatasetError
 
 METADATA_SUFFIXES = (".json", ".jsonl", ".csv")
+_CSV_SEPARATORS = (",", ";", "\t")
 _PATH_FIELDS = ("image_path", "file_name")
 Row = tuple[str, Mapping[str, Any]]  # its place for messages, such as `metadata.csv line 2`, and its fields
 
@@ -232,7 +233,9 @@ def _jsonl_rows(text: str, name: str) -> tuple[list[Row], list[str]]:
 
 
 def _csv_rows(text: str, name: str) -> tuple[list[Row], list[str]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    head = text.partition("\n")[0]
+    separator = max(_CSV_SEPARATORS, key=head.count)  # of spreadsheets in many languages a semicolon
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     rows: list[Row] = []
     problems = []
     try:
