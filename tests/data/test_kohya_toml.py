@@ -107,7 +107,7 @@ def test_toml_folders_are_relative_to_the_file_or_else_to_the_working_directory(
         ("secondary_separator=';;;'", "mona, red dress;;;hat", "mona, red dress, hat"),
         ("caption_separator=';'\nkeep_tokens_separator='|||'", "mona; 1girl ||| a; b", "mona, 1girl, a, b"),
         ("caption_separator='.'", "1girl. a hat, blue.", "1girl, a hat, blue"),
-        ("keep_tokens_separator=''\nsecondary_separator=''", "mona |||  hat", "mona |||  hat"),
+        ("keep_tokens_separator=''\nsecondary_separator=''", "mona ||  hat", "mona ||  hat"),
         ("enable_wildcard=true", "mona, {o}", "mona, {o}"),
         ("enable_wildcard=false", "mona, {a|b}", "mona, {a|b}"),
     ],
