@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import subprocess
 import sys
 import time
@@ -11,8 +13,10 @@ import pytest
 import torch
 
 from autolora.cli import COMMANDS, main
+from autolora.commands.output import Output
 from autolora.commands.request import Request
 from autolora.paperdoll.world import write_dataset
+from tests.data.folders import write_concepts
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], *([c, "--help"] for c in COMMANDS)])
@@ -119,6 +123,19 @@ def test_too_little_memory_is_one_line_that_says_what_to_set(
     said = capsys.readouterr().err.strip()
     assert "\n" not in said and "Tried to allocate 2.00 GiB" in said
     assert "model.gradient_checkpointing=true" in said
+
+
+@pytest.mark.parametrize(("encoding", "seen"), [("cp1252", "?"), ("ascii", "?"), ("utf-8", "笑")])
+def test_a_console_of_any_encoding_shows_what_it_can(
+    encoding: str, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = write_concepts(tmp_path / "日本", {"": [f"mona, 1girl, 1girl, 笑, place {i}" for i in range(3)]})
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    assert main(["captions", f"dataset.path={dataset}", "dataset.trigger=mona"]) == 0
+    assert f"+ mona, 1girl, {seen}, place 1" in written.getvalue().decode(encoding)
+    Output(json=True).event("trial", {"caption": "笑", "file": "mon\udce9"})
+    assert json.loads(written.getvalue().decode(encoding).splitlines()[-1])["caption"] == "笑"
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:

@@ -32,6 +32,11 @@ def test_home_folders_are_those_of_users(tmp_path: Path, monkeypatch: pytest.Mon
     assert expand_user("~zork") == Path("~zork")
 
 
+def test_what_is_no_text_is_escaped(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a.json", "é mon\udce9")
+    assert (tmp_path / "a.json").read_text("utf-8") == "é mon\\udce9"
+
+
 def test_several_files_take_their_places_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights last: whoever finds them finds what belongs to them."""
     (tmp_path / "a.json").write_text("old")

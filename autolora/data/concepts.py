@@ -13,7 +13,7 @@ from autolora.data.sources import Picture, format_problems, read_source
 from autolora.data.split import split_validation
 from autolora.data.triggers import check_trigger, concepts_by_tag, find_class_word, find_trigger, own_trigger
 from autolora.errors import ConfigError, DatasetError
-from autolora.files import expand_user
+from autolora.files import composed, expand_user
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,10 @@ def load_dataset(settings: DatasetSettings) -> Dataset:
     problems: list[str] = []
     class_word = trigger = ""
     with _collected(problems):
-        class_word = settings.class_word or find_class_word(pictures)
+        class_word = composed(settings.class_word) if settings.class_word else find_class_word(pictures)
     with _collected(problems):
-        trigger = check_trigger(pictures, settings.trigger) if settings.trigger else find_trigger(pictures, class_word)
+        given = composed(settings.trigger) if settings.trigger else ""
+        trigger = check_trigger(pictures, given) if given else find_trigger(pictures, class_word)
     with _collected(problems):
         pictures = concepts_by_tag(pictures, settings.concepts, trigger, class_word)
     by_concept: dict[str, list[Picture]] = {}

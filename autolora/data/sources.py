@@ -27,7 +27,7 @@ from autolora.data.layouts.folders import ImageEntry, Listing, display_path, lis
 from autolora.data.layouts.kohya_toml import list_toml
 from autolora.data.layouts.metadata_files import METADATA_SUFFIXES, list_metadata, metadata_files
 from autolora.errors import DatasetError
-from autolora.files import expand_user
+from autolora.files import expand_user, is_text
 
 _FILE_SUFFIXES = (".toml", *METADATA_SUFFIXES)
 _MASK_TOLERANCE = 0.01  # allowed relative difference of a mask's aspect ratio: sides are whole pixels
@@ -166,6 +166,7 @@ def _unusable_path(path: Path) -> str:
 def _read_picture(entry: ImageEntry, root: Path) -> Picture | str:
     """The image of an entry, or one line with all its problems and their remedies."""
     problems = [entry.problem] if entry.problem else []
+    problems += [] if is_text(str(entry.path)) else ["its path is not UTF-8 text: rename its folder or the file"]
     width = height = 0
     digest, perceptual_hash = "", 0
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from autolora.data.captions import split_tags
 from autolora.data.images import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES
+from autolora.files import composed
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 _ANY_IMAGE = IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES
@@ -54,12 +55,12 @@ def merge(listings: Iterable[Listing]) -> Listing:
 def class_folder(name: str) -> tuple[int, str] | None:
     """Repeats and class tokens in the name of a kohya folder `N_class tokens`; None for other names."""
     match = _CLASS_FOLDER.fullmatch(name)
-    return (int(match[1]), " ".join(match[2].split())) if match else None
+    return (int(match[1]), " ".join(composed(match[2]).split())) if match else None
 
 
 def concept_of(folder: Path, default: str = "") -> tuple[str, int]:
     """Concept and repeats of a folder: those in a kohya folder's name, else `default` or the whole name, once."""
-    name = folder.resolve().name
+    name = composed(folder.resolve().name)
     repeats, tokens = class_folder(name) or (1, "")
     return (tokens, max(1, repeats)) if tokens else (default or name, 1)
 
@@ -145,7 +146,7 @@ def list_images(
     """
     paths = image_files(folder)
     captions, masks_by_stem = _by_stem(folder, suffixes), find_masks(folder, masks)
-    files = {path: captions.get(path.stem, []) + captions.get(path.name, []) for path in paths}  # also a.png.txt
+    files = {path: [file for stem in _stems(path) for file in captions.get(stem, [])] for path in paths}
     uncaptioned = bool(fallback) and bool(paths) and not any(files.values())
     name, folder_repeats = concept_of(folder, concept)
     entries = []
@@ -167,10 +168,11 @@ def list_images(
         notes.append(f"{display_path(folder, root)}: no caption files, so every image gets the caption `{fallback}`")
     if masks and (unmasked := [entry.path.name for entry in entries if not entry.mask and not entry.problem]):
         notes.append(f"{display_path(masks, root)}: no mask for {summarize_list(unmasked)}: the whole image counts")
-    unused = [path.name for stem in masks_by_stem.keys() - {p.stem for p in paths} for path in masks_by_stem[stem]]
+    stems = {composed(path.stem) for path in paths}
+    unused = [path.name for stem in masks_by_stem.keys() - stems for path in masks_by_stem[stem]]
     if unused and not masks:
         notes.append(f"{display_path(folder, root)}: masks without an image: {summarize_list(sorted(unused))}")
-    orphans = captions.keys() - {name for path in files_of(folder, _ANY_IMAGE) for name in (path.stem, path.name)}
+    orphans = captions.keys() - {stem for path in files_of(folder, _ANY_IMAGE) for stem in _stems(path)}
     if orphans and paths:
         names = sorted(path.name for stem in orphans for path in captions[stem])
         notes.append(f"{display_path(folder, root)}: captions without an image: {summarize_list(names)}")
@@ -196,8 +198,13 @@ def _by_stem(folder: Path, endings: Iterable[str]) -> dict[str, list[Path]]:
     for ending in endings:
         for name in names:
             if name.lower().endswith(ending.lower()):
-                paths.setdefault(name[: -len(ending)], []).append(folder / name)
+                paths.setdefault(composed(name[: -len(ending)]), []).append(folder / name)
     return paths
+
+
+def _stems(image: Path) -> tuple[str, str]:
+    """The names that a caption of an image may have without its ending: `a` and `a.png`."""
+    return composed(image.stem), composed(image.name)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -234,7 +241,7 @@ def find_masks(folder: Path, masks: Path | None = None) -> dict[str, list[Path]]
 
 def mask_of(path: Path, masks: Mapping[str, Sequence[Path]]) -> tuple[Path | None, str]:
     """The mask of an image or None, and the problem with it or an empty text."""
-    candidates = masks.get(path.stem, ())
+    candidates = masks.get(composed(path.stem), ())
     if len(candidates) > 1:
         names = " and ".join(display_path(mask, path.parent) for mask in candidates)
         return None, f"{names} are both its mask: keep one of them"
@@ -243,7 +250,7 @@ def mask_of(path: Path, masks: Mapping[str, Sequence[Path]]) -> tuple[Path | Non
 
 def one_line(text: str) -> str:
     """The lines of a caption joined by commas, without white space and commas at their ends, and byte order marks."""
-    lines = text.replace("\ufeff", "").splitlines()  # editors leave such marks, invisible, also inside a text
+    lines = composed(text.replace("\ufeff", "")).splitlines()  # editors leave such marks, invisible, also inside a text
     return ", ".join(stripped for line in lines if (stripped := line.strip(" \t,")))
 
 

@@ -28,7 +28,7 @@ from autolora.data.layouts.folders import (
 )
 from autolora.data.layouts.metadata_files import METADATA_SUFFIXES, list_metadata
 from autolora.errors import ConfigError
-from autolora.files import expand_user
+from autolora.files import expand_user, on_disk
 
 _READ_KEYS: dict[str, tuple[type, str]] = {  # keys that are read, with their type
     "image_dir": (str, "text"),
@@ -229,7 +229,8 @@ def _resolve(base: Path, written: str) -> Path:
     path = Path(written)
     with suppress(ConfigError):  # of no user: told as any other path that does not exist
         path = expand_user(written)
-    return base / path if os.path.exists(base / path) or not os.path.exists(path) else path
+    beside = on_disk(base / path)
+    return beside if os.path.exists(beside) or not os.path.exists(path) else path
 
 
 def _without_copies(listing: Listing, base: Path) -> Listing:

@@ -30,6 +30,7 @@ from autolora.data.layouts.folders import (
     summarize_list,
 )
 from autolora.errors import DatasetError
+from autolora.files import on_disk
 
 METADATA_SUFFIXES = (".json", ".jsonl", ".csv")
 _CSV_SEPARATORS = (",", ";", "\t")
@@ -135,7 +136,8 @@ def _find_image(root: Path, key: Any) -> Path:
         path = root / os.path.normpath(Path(*parts[start:]))
         if path.is_relative_to(root.absolute()):
             path = root / path.relative_to(root.absolute())
-        with_suffix = [Path(f"{path}{s}") for suffix in IMAGE_SUFFIXES for s in (suffix, suffix.upper())]
+        path = on_disk(path)
+        with_suffix = [on_disk(Path(f"{path}{s}")) for suffix in IMAGE_SUFFIXES for s in (suffix, suffix.upper())]
         matches = [p for p in [path] if os.path.isfile(p)] or [p for p in with_suffix if os.path.isfile(p)]
         if len(matches) > 1 and not matches[0].samefile(matches[1]):
             raise DatasetError(f"`{key}` may be {matches[0].name} or {matches[1].name}: write its suffix")
