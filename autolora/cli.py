@@ -157,6 +157,8 @@ def _configured(command: str, rest: list[str]) -> int:
     request = Request(build_settings(composed, source, overrides), tuple(places))
     if command in READS_IMAGES:  # a mistake is told before torch is imported, which takes seconds
         request.dataset  # noqa: B018
+        if command != "captions":  # which writes only a copy, where it is asked to
+            request.check_places("cache", *(["out"] if request.settings.out or command not in TAKES_FILE else []))
     if command in LOADS_MODEL:
         request.check_model()
     return _run(command, request)

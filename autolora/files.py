@@ -19,6 +19,7 @@ _REASONS = {
     errno.ENOSPC: "no space left on the device: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
     errno.EACCES: "permission denied: choose a folder you may write to",
+    errno.ENAMETOOLONG: "the name is too long: choose or give a shorter one",
     errno.EROFS: "the file system is read-only: choose another folder",
 }
 _TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?|\.tmp\w{6}")  # ours, by tempfile's names, and safetensors'
@@ -77,7 +78,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         with _explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+            stem = path.stem[:40]  # a file system's longest name leaves no room for more characters
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{stem}-", suffix=path.suffix)
             os.close(handle)
             temporary = Path(name)
             yield temporary

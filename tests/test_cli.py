@@ -15,7 +15,9 @@ import torch
 from autolora.cli import COMMANDS, main
 from autolora.commands.output import Output
 from autolora.commands.request import Request
+from autolora.config import compose
 from autolora.paperdoll.world import write_dataset
+from autolora.settings import build_settings
 from tests.data.folders import write_concepts
 
 
@@ -104,6 +106,33 @@ def test_bad_pictures_are_listed_and_nothing_is_written(tmp_path: Path, capsys: 
     printed = capsys.readouterr().err
     assert all(picture.name in printed for picture in pictures[:3])
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [("train", "out={d}"), ("check", "out={d}/runs"), ("train", "cache={d}/1_a/cache"), ("tune", "out={d}/1_a")],
+)
+def test_no_result_is_written_among_the_images(
+    command: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = write_concepts(tmp_path / "d", {"1_a": [f"mona, 1girl, place {i}" for i in range(3)]})
+    before = sorted(dataset.rglob("*"))
+    places = [f"dataset.path={dataset}", "dataset.trigger=mona", place.format(d=dataset)]
+    assert main([command, *places]) == 2
+    assert "lies in the dataset's own folder" in capsys.readouterr().err and sorted(dataset.rglob("*")) == before
+
+
+def test_results_about_a_file_lie_beside_it_but_not_among_the_images(tmp_path: Path) -> None:
+    dataset = write_concepts(tmp_path / "d", {"1_a": [f"mona, 1girl, place {i}" for i in range(3)]})
+
+    def beside(file: Path, *more: str) -> Path:
+        request = Request(build_settings(compose("train", [f"dataset.path={dataset}", "dataset.trigger=mona", *more])))
+        return request.beside(file)
+
+    assert beside(dataset / "mine.safetensors") == Path("runs/mine-d")
+    assert beside(dataset / "_loras" / "mine.safetensors") == dataset / "_loras"  # which is not read
+    assert beside(tmp_path / "mine.safetensors") == tmp_path
+    assert beside(dataset / "mine.safetensors", f"out={tmp_path / 'o'}") == tmp_path / "o"
 
 
 def test_an_image_size_that_is_no_model_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,16 @@ def test_home_folders_are_those_of_users(tmp_path: Path, monkeypatch: pytest.Mon
     assert expand_user("~zork") == Path("~zork")
 
 
+def test_names_may_be_as_long_as_the_disk_takes(tmp_path: Path) -> None:
+    for longest in ("x" * 251 + ".txt", "é" * 125 + ".txt", "x" * 255):
+        write_atomic(tmp_path / longest, "a")
+    with pytest.raises(StorageError, match="the name is too long"):
+        write_atomic(tmp_path / ("x" * 256), "a")
+    with pytest.raises(StorageError, match="the name is too long"):
+        write_atomic(tmp_path / ("x" * 300) / "a", "a")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_what_is_no_text_is_escaped(tmp_path: Path) -> None:
     write_atomic(tmp_path / "a.json", "é mon\udce9")
     assert (tmp_path / "a.json").read_text("utf-8") == "é mon\\udce9"

@@ -32,7 +32,7 @@ def resize(request: Request) -> int:
     """
     settings, output = request.settings, Output.of(request.settings)
     source = expand_user(request.lora)
-    folder = settings.out or source.parent
+    folder = request.beside(source)
     model = load_model(settings.model)
     state, metadata = read_lora(source, model), read_metadata(source)
     resizer = Resizer(state, layer_weights(model.modules), dylora_unit(metadata))

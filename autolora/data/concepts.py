@@ -115,6 +115,14 @@ def load_dataset(settings: DatasetSettings) -> Dataset:
     return Dataset(name, root, trigger, class_word, tuple(concepts), validation, regularization_images, notes)
 
 
+def is_in_dataset(dataset: Dataset, place: Path) -> bool:
+    """Whether a place lies in a folder that the dataset is read from; what is hidden or below a `_` is never read."""
+    place = place.resolve()
+    folders = {dataset.root, *(picture.path.parent for picture in (*dataset.pictures, *dataset.validation))}
+    below = [place.relative_to(f) for f in map(Path.resolve, folders) if f.is_dir() and place.is_relative_to(f)]
+    return any(not any(part.startswith((".", "_")) for part in path.parts) for path in below)
+
+
 @contextmanager
 def _collected(problems: list[str]) -> Iterator[None]:
     """Append the message of a DatasetError to the problems instead of raising it."""

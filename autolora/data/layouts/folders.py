@@ -145,8 +145,8 @@ def list_images(
         masks: the folder of the masks; default: beside the images.
     """
     paths = image_files(folder)
-    captions, masks_by_stem = _by_stem(folder, suffixes), find_masks(folder, masks)
-    files = {path: [file for stem in _stems(path) for file in captions.get(stem, [])] for path in paths}
+    captions, masks_by_stem = by_stem(folder, suffixes), find_masks(folder, masks)
+    files = {path: [file for stem in stems_of(path) for file in captions.get(stem, [])] for path in paths}
     uncaptioned = bool(fallback) and bool(paths) and not any(files.values())
     name, folder_repeats = concept_of(folder, concept)
     entries = []
@@ -172,7 +172,7 @@ def list_images(
     unused = [path.name for stem in masks_by_stem.keys() - stems for path in masks_by_stem[stem]]
     if unused and not masks:
         notes.append(f"{display_path(folder, root)}: masks without an image: {summarize_list(sorted(unused))}")
-    orphans = captions.keys() - {stem for path in files_of(folder, _ANY_IMAGE) for stem in _stems(path)}
+    orphans = captions.keys() - {stem for path in files_of(folder, _ANY_IMAGE) for stem in stems_of(path)}
     if orphans and paths:
         names = sorted(path.name for stem in orphans for path in captions[stem])
         notes.append(f"{display_path(folder, root)}: captions without an image: {summarize_list(names)}")
@@ -191,7 +191,7 @@ def _names(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
 
 
-def _by_stem(folder: Path, endings: Iterable[str]) -> dict[str, list[Path]]:
+def by_stem(folder: Path, endings: Iterable[str]) -> dict[str, list[Path]]:
     """The visible files of a folder by their name without its ending, in the order of the endings."""
     paths: dict[str, list[Path]] = {}
     names = _names(folder)
@@ -202,7 +202,7 @@ def _by_stem(folder: Path, endings: Iterable[str]) -> dict[str, list[Path]]:
     return paths
 
 
-def _stems(image: Path) -> tuple[str, str]:
+def stems_of(image: Path) -> tuple[str, str]:
     """The names that a caption of an image may have without its ending: `a` and `a.png`."""
     return composed(image.stem), composed(image.name)
 
@@ -231,10 +231,10 @@ def find_masks(folder: Path, masks: Path | None = None) -> dict[str, list[Path]]
     `masks`, the folder of the masks, they are images of the same name in it.
     """
     if masks:
-        return _by_stem(masks, IMAGE_SUFFIXES)
-    paths = _by_stem(folder, _MASK_ENDINGS)
+        return by_stem(masks, IMAGE_SUFFIXES)
+    paths = by_stem(folder, _MASK_ENDINGS)
     if os.path.isdir(folder / _MASK_FOLDER):
-        for stem, more in _by_stem(folder / _MASK_FOLDER, (".png",)).items():
+        for stem, more in by_stem(folder / _MASK_FOLDER, (".png",)).items():
             paths.setdefault(stem, []).extend(more)
     return paths
 
