@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,6 +63,31 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
     except YAMLError as error:  # in a study's or a recipe's file; a study is read under another name
         words = re.sub(r'in "\S*/study\.yaml"', f"in {study}", " ".join(str(error).split()))
         raise ConfigError(f"this is no YAML: {words}") from error
+
+
+def _refuse_encodings(folder: Path) -> None:
+    """Refuse recipes of one's own that Hydra cannot read, or whose header it would miss behind a byte order mark.
+
+    Raises:
+        ConfigError: names the file.
+    """
+    for path in sorted(folder.glob("*.yaml")):
+        if _text_of(path).startswith("\ufeff"):
+            raise ConfigError(f"{path} begins with a byte order mark: save it as UTF-8 without one")
+
+
+def _text_of(path: Path) -> str:
+    """The text of a YAML file.
+
+    Raises:
+        ConfigError: it is not UTF-8 text, or cannot be read.
+    """
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): make it readable") from error
 
 
 def _refuse_resolvers(config: DictConfig) -> None:
@@ -125,6 +149,7 @@ def _study_overrides(study: str | None) -> Iterator[list[str]]:
     A study comes from a folder of its own: beside other folders their names would be groups.
     """
     own = Path("conf").resolve()
+    _refuse_encodings(RECIPES)
     recipes = [own.as_uri()] if RECIPES.is_dir() and own != (ROOT / "conf").resolve() else []
     if not study:
         yield [f"hydra.searchpath={recipes}"] if recipes else []
@@ -132,7 +157,8 @@ def _study_overrides(study: str | None) -> Iterator[list[str]]:
     source = find_study(study)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "studies").mkdir()
-        shutil.copy(source, Path(folder) / "studies" / "study.yaml")
+        text = _text_of(source).removeprefix("\ufeff")  # of editors on Windows; Hydra would miss the file's header
+        (Path(folder) / "studies" / "study.yaml").write_text(text, "utf-8")
         yield [f"hydra.searchpath={[Path(folder).as_uri(), *recipes]}", "+studies=study"]
 
 
