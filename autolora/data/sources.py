@@ -23,7 +23,7 @@ from pathlib import Path
 
 from autolora.data.captions import split_tags
 from autolora.data.images import READING_THREADS, decode, difference_hash, measure
-from autolora.data.layouts.folders import ImageEntry, Listing, display_path, list_folder, merge
+from autolora.data.layouts.folders import ImageEntry, Listing, display_path, image_files, list_folder, merge
 from autolora.data.layouts.kohya_toml import list_toml
 from autolora.data.layouts.metadata_files import METADATA_SUFFIXES, list_metadata, metadata_files
 from autolora.errors import DatasetError
@@ -156,7 +156,9 @@ def _unusable_path(path: Path) -> str:
     except OSError:
         names = []
     similar = difflib.get_close_matches(missing.name, names, 1, cutoff=0.5)
-    if similar:
+    if not similar and os.access(missing.parent, os.R_OK) and image_files(missing.parent):
+        hint = f"there are images in {missing.parent}: set dataset.path={missing.parent}"
+    elif similar:
         hint = f"did you mean {missing.parent / similar[0]}?"
     else:
         hint = "set dataset.path=FOLDER to a folder of captioned images"

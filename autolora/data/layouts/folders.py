@@ -95,12 +95,12 @@ def list_folder(root: Path, captions_optional: bool = False) -> Listing:
     ]
     if not numbered:
         if loose:
-            words = " ".join(root.resolve().name.replace("_", " ").split())
-            fallback = words if captions_optional else ""
+            fallback = " ".join(root.resolve().name.replace("_", " ").split()) if captions_optional else ""
             plain = list_images(root, root, fallback=fallback, captions_optional=captions_optional)
             return merge([Listing(problems=tuple(problems)), plain])
         if below := _dataset_below(root):
-            return Listing(problems=(f"no images here, but there are in `{below.name}`: set dataset.path={below}",))
+            problem = f"no images here, but there are in `{display_path(below, root)}`: set dataset.path={below}"
+            return Listing(problems=(problem,))
         nothing = "no images in the folder and no folder `N_class tokens` in it" if problems else _no_images(root)
         return Listing(problems=(*problems, nothing))
     problems += [f"{path.name}: lies beside the concept folders: move it into one of them" for path in loose]
@@ -278,11 +278,13 @@ def _read_caption(path: Path, files: Sequence[Path], suffix: str) -> tuple[str, 
 
 
 def _dataset_below(root: Path) -> Path | None:
-    """The first subfolder that holds kohya folders or metadata: kohya's users often give the folder above it."""
+    """The first subfolder that holds kohya folders or metadata, else the only one that holds images."""
     for below in subfolders(root):
         if any(class_folder(p.name) for p in below.iterdir() if p.is_dir()) or any(below.glob("metadata.*")):
             return below
-    return None
+    holding = [below for below in subfolders(root) if _holds_images(below)]
+    only = holding[0] if len(holding) == 1 else None
+    return only if only is None or image_files(only) else _dataset_below(only)
 
 
 def _no_images(root: Path) -> str:
@@ -290,6 +292,8 @@ def _no_images(root: Path) -> str:
     unsupported = files_of(root, UNSUPPORTED_SUFFIXES)
     if unsupported:
         return f"no supported images: save {unsupported[0].name} and files like it as .png"
+    if os.access(above := root.resolve().parent, os.R_OK) and image_files(above):
+        return f"no images here, but there are in the folder above: set dataset.path={above}"
     return (
         f"no images: put {', '.join(s[1:] for s in IMAGE_SUFFIXES)} files with captions (same name, .txt) "
         "into the folder, or into one folder per outfit, such as `10_mona dress`"
