@@ -18,12 +18,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autolora.errors import StudyError
+from autolora.files import expand_user
 from autolora.presets import configure, recipe
 from autolora.progress import Bars, ProgressUpdate
 from autolora.settings import Settings
@@ -155,13 +156,15 @@ def train_recipe(
         bars: progress bars to draw in its place.
 
     Raises:
-        StudyError: the training diverged.
+        StudyError: the training diverged; or the folder holds results of something else, or of other images.
     """
+    from autolora.evaluation.identity import claim_folder, recipe_owner
     from autolora.evaluation.trial_folder import TrialFolder
     from autolora.train.loop import train as train_rounds
     from autolora.train.slot import Job, TrainingSlot
 
-    trial_folder = TrialFolder.open(Path(folder).expanduser(), run)
+    claim_folder(folder := expand_user(folder), recipe_owner(run, session.identity))
+    trial_folder = TrialFolder.open(folder, run)
     yield from trial_folder.results
     jobs = iter([Job(run, trial_folder.latest())])
     with _bars(on_progress, bars) as shown:
@@ -201,7 +204,7 @@ def export_best(
     from autolora.publish.model_card import write_card_alone
     from autolora.publish.roundtrip import export_verified
 
-    trial_folder = TrialFolder.open(Path(folder).expanduser(), run)
+    trial_folder = TrialFolder.open(expand_user(folder), run)
     best = trial_folder.best_result()
     if best is None:
         raise StudyError(f"no checkpoint in {folder} is scored yet: train first")
@@ -254,7 +257,7 @@ def verify_lora(settings: Settings, lora: str | Path) -> CompatibilityReport:
     """
     from autolora.export.compatibility import check_compatibility
 
-    return check_compatibility(Path(lora).expanduser(), load_model(settings))
+    return check_compatibility(expand_user(lora), load_model(settings))
 
 
 def run_study(
@@ -287,14 +290,9 @@ def run_study(
     return StudyResult(settings.folder, Path(facts["export"]), facts, text, unmeasured)
 
 
-@contextmanager
-def _bars(on_progress: OnProgress | None, bars: Bars | None) -> Iterator[Bars]:
+def _bars(on_progress: OnProgress | None, bars: Bars | None) -> AbstractContextManager[Bars]:
     """The bars of the caller, or quiet ones of our own."""
-    if bars:
-        yield bars
-        return
-    with Bars(quiet=True, on_progress=on_progress) as quiet:
-        yield quiet
+    return nullcontext(bars) if bars else Bars(quiet=True, on_progress=on_progress)
 
 
 logging.getLogger("autolora").addHandler(logging.NullHandler())

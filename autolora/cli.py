@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from autolora import __version__, stop
 from autolora.errors import AutoloraError, ConfigError, MemoryFull, memory_full
+from autolora.files import is_text, takes_any_character
 
 COMMANDS = {
     "check": "show what would be trained and what it costs: problems, concepts, captions, triggers, GPU memory",
@@ -66,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it warns of missing kernels
+    _accept_every_character()
     try:
         code = run(arguments)
         sys.stdout.flush()
@@ -83,6 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 143 if isinstance(interrupt, stop.Stopped) else 130
 
 
+def _accept_every_character() -> None:
+    """Let output replace what its encoding lacks (cp1252 of Windows), or what is no text at all (file names)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            charts = stream is sys.stdout and not takes_any_character(stream)  # unreadable as escapes
+            stream.reconfigure(errors="replace" if charts else "backslashreplace")
+
+
 def run(arguments: list[str]) -> int:
     """Dispatch a command.
 
@@ -96,6 +107,9 @@ def run(arguments: list[str]) -> int:
     if arguments[0] in ("--version", "-V"):
         print(__version__)
         return 0
+    for argument in arguments:
+        if not is_text(argument):
+            raise ConfigError(f"`{argument}` is not UTF-8 text: rename the file or folder")
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         raise ConfigError(f"unknown command `{command}`; expected one of {', '.join(COMMANDS)}")
@@ -143,6 +157,8 @@ def _configured(command: str, rest: list[str]) -> int:
     request = Request(build_settings(composed, source, overrides), tuple(places))
     if command in READS_IMAGES:  # a mistake is told before torch is imported, which takes seconds
         request.dataset  # noqa: B018
+        if command != "captions":  # which writes only a copy, where it is asked to
+            request.check_places("cache", *(["out"] if request.settings.out or command not in TAKES_FILE else []))
     if command in LOADS_MODEL:
         request.check_model()
     return _run(command, request)
@@ -171,7 +187,7 @@ def _split(command: str, rest: list[str]) -> tuple[list[str], list[str]]:
         raise ConfigError(
             f"unknown option {options[0]}; settings are written key=value, `autolora --help` shows examples"
         )
-    places = [argument for argument in rest if "=" not in argument and not argument.startswith("~")]
+    places = [a for a in rest if "=" not in a and (not a.startswith("~") or "/" in a)]  # ~KEY removes a key
     overrides = [argument for argument in rest if argument not in places]
     if command == "report" and len(places) > 1:
         raise ConfigError(f"studies are compared by `autolora compare {' '.join(places)}`")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,13 +17,14 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from autolora.errors import ConfigError
+from autolora.files import expand_user
+from autolora.overrides import quote
 from autolora.renamed_keys import refuse_renamed
 
 PACKAGE = Path(__file__).parent
@@ -35,27 +35,6 @@ RECIPES = Path("conf") / "recipe"  # of the working directory: recipes of one's 
 _FREE_KEY = re.compile(r"^(train\.concept_images\.)")  # keys of a dataset's own words, which no config can list
 _HYDRA_KEY = re.compile(r"[+~]*hydra[./=]|[^=]*@hydra")
 _RESOLVER = re.compile(r"\$\{[^$]*:")  # also where the resolver's name is an interpolation itself
-
-
-def quote(argument: str) -> str:
-    """An override as people type it, quoted where Hydra's grammar would reject or misread it."""
-    key, sign, value = argument.partition("=")
-    if not sign or not value or key.startswith("~"):
-        return argument
-    try:
-        parsed = OverridesParser.create().parse_override(argument)
-        if not parsed.is_sweep_override() and "\\" not in value and not _is_call(value):
-            return argument
-    except HydraException:
-        pass
-    escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + "\\'", value)
-    tail = re.search(r"\\+$", escaped)
-    escaped += tail.group() if tail else ""
-    return f"{key}='{escaped}'"
-
-
-def _is_call(value: str) -> bool:
-    return "(" in value and not value.startswith(("'", '"', "[", "{"))
 
 
 def compose(primary: str, arguments: Sequence[str], study: str | None = None) -> DictConfig:
@@ -84,6 +63,31 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
     except YAMLError as error:  # in a study's or a recipe's file; a study is read under another name
         words = re.sub(r'in "\S*/study\.yaml"', f"in {study}", " ".join(str(error).split()))
         raise ConfigError(f"this is no YAML: {words}") from error
+
+
+def _refuse_encodings(folder: Path) -> None:
+    """Refuse recipes of one's own that Hydra cannot read, or whose header it would miss behind a byte order mark.
+
+    Raises:
+        ConfigError: names the file.
+    """
+    for path in sorted(folder.glob("*.yaml")):
+        if _text_of(path).startswith("\ufeff"):
+            raise ConfigError(f"{path} begins with a byte order mark: save it as UTF-8 without one")
+
+
+def _text_of(path: Path) -> str:
+    """The text of a YAML file.
+
+    Raises:
+        ConfigError: it is not UTF-8 text, or cannot be read.
+    """
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): make it readable") from error
 
 
 def _refuse_resolvers(config: DictConfig) -> None:
@@ -145,6 +149,7 @@ def _study_overrides(study: str | None) -> Iterator[list[str]]:
     A study comes from a folder of its own: beside other folders their names would be groups.
     """
     own = Path("conf").resolve()
+    _refuse_encodings(RECIPES)
     recipes = [own.as_uri()] if RECIPES.is_dir() and own != (ROOT / "conf").resolve() else []
     if not study:
         yield [f"hydra.searchpath={recipes}"] if recipes else []
@@ -152,7 +157,8 @@ def _study_overrides(study: str | None) -> Iterator[list[str]]:
     source = find_study(study)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "studies").mkdir()
-        shutil.copy(source, Path(folder) / "studies" / "study.yaml")
+        text = _text_of(source).removeprefix("\ufeff")  # of editors on Windows; Hydra would miss the file's header
+        (Path(folder) / "studies" / "study.yaml").write_text(text, "utf-8")
         yield [f"hydra.searchpath={[Path(folder).as_uri(), *recipes]}", "+studies=study"]
 
 
@@ -162,7 +168,7 @@ def find_study(study: str) -> Path:
     Raises:
         ConfigError: there is none; the known ones are listed.
     """
-    path = Path(study).expanduser()
+    path = expand_user(study)
     if path.suffix == ".yaml" and path.is_file():
         return path
     known = sorted(p.stem for p in (ROOT / "studies").glob("*.yaml"))

@@ -44,7 +44,9 @@ def convert(kind: type[T], node: Any, where: str) -> T:
 
 
 def convert_value(kind: Any, value: Any, where: str) -> Any:
-    """Check one value against a type; numbers become text where text is wanted, as YAML reads `trigger: 42`.
+    """Check one value against a type; whole numbers become text where text is wanted, as YAML reads `trigger: 42`.
+
+    YAML reads `1e3` and `yes` as 1000.0 and true: where text is wanted, they must be in quotes.
 
     Raises:
         ConfigError: it is of another type.
@@ -55,8 +57,7 @@ def convert_value(kind: Any, value: Any, where: str) -> Any:
             return _adapter(kind).validate_json(json.dumps(value), strict=True, extra="forbid")
         except ValidationError as error:
             first = error.errors()[0]
-            number = isinstance(first["input"], int | float) and not isinstance(first["input"], bool)
-            if first["type"] != "string_type" or not number:
+            if first["type"] != "string_type" or type(first["input"]) is not int:
                 raise ConfigError(_explain(kind, value, first["type"], first["loc"], where)) from error
             value = _replaced(value, first["loc"], str(first["input"]))
 
@@ -95,7 +96,8 @@ def _explain(kind: Any, value: Any, error: str, path: Sequence[str | int], where
         expected = _type_of(expected, str(part)) if fields else _SCALARS.get(error, error)
         key = f"{key}.{part}"
     annotation = _EXPECTED.get(error) or getattr(expected, "__name__", None) or str(expected)
-    return f"{key}: expected {annotation}, got {value!r}"
+    quotes = ": write it in quotes" if error == "string_type" and isinstance(value, int | float) else ""
+    return f"{key}: expected {annotation}, got {value!r}{quotes}"
 
 
 def _type_of(kind: Any, name: str) -> Any:

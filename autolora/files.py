@@ -7,21 +7,64 @@ import os
 import re
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
-from autolora.errors import StorageError
+from autolora.errors import ConfigError, StorageError
 
 _REASONS = {
     errno.ENOSPC: "no space left on the device: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
     errno.EACCES: "permission denied: choose a folder you may write to",
+    errno.ENAMETOOLONG: "the name is too long: choose or give a shorter one",
     errno.EROFS: "the file system is read-only: choose another folder",
 }
 _TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?|\.tmp\w{6}")  # ours, by tempfile's names, and safetensors'
 _TEMPORARY_FOLDER = re.compile(r"\.new-[a-z0-9_]{8}")
 _NAME = re.compile(r"\w[^\\/:*?\"<>|\x00-\x1f]*")
+
+
+def expand_user(path: str | Path) -> Path:
+    """A path as people write it, with `~` and `~name` replaced by a home folder, as the disk spells it.
+
+    Raises:
+        ConfigError: there is no such user, and no file or folder of this name.
+    """
+    try:
+        return on_disk(Path(path).expanduser())
+    except RuntimeError as error:
+        if os.path.lexists(path):
+            return Path(path)
+        user = Path(path).parts[0]
+        raise ConfigError(f"{path}: there is no user {user[1:]}: write ~/ for your own home folder") from error
+
+
+def on_disk(path: Path) -> Path:
+    """The path of an existing file or folder whose name differs only by Unicode's normalization; else the path itself.
+
+    macOS decomposes letters such as é; files that were copied from there keep such names.
+    """
+    if str(path).isascii() or os.path.lexists(path):
+        return path
+    above = on_disk(path.parent) if path.parent != path else path
+    with suppress(OSError):
+        for name in sorted(os.listdir(above)):
+            if composed(name) == composed(path.name):
+                return above / name
+    return path
+
+
+def composed(text: str) -> str:
+    """A text with letters such as é composed, so that it is equal for all of its spellings by Unicode."""
+    return unicodedata.normalize("NFC", text)
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name is text in the system's encoding; others cannot be written into captions and results."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 @contextmanager
@@ -35,7 +78,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         with _explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+            stem = path.stem[:40]  # a file system's longest name leaves no room for more characters
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{stem}-", suffix=path.suffix)
             os.close(handle)
             temporary = Path(name)
             yield temporary
@@ -123,11 +167,16 @@ def finished(paths: Iterable[Path]) -> list[Path]:
     return sorted(path for path in paths if not path.name.startswith("."))
 
 
+def takes_any_character(stream: TextIO) -> bool:
+    """Whether the encoding of a text stream is one of Unicode, unlike cp1252 of Windows."""
+    return (stream.encoding or "utf-8").lower().startswith("utf")  # None: a stream in memory
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a whole file atomically; text as UTF-8.
+    """Write a whole file atomically; text as UTF-8, with escapes for what is none, as file names may hold it.
 
     Raises:
         StorageError: as `atomic_path`.
     """
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)

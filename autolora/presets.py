@@ -8,6 +8,7 @@ from typing import Any
 
 from autolora import config as cfg
 from autolora.errors import ConfigError
+from autolora.overrides import quote_list
 from autolora.settings import Settings, build_run, build_settings
 from autolora.train.run import Run
 
@@ -84,5 +85,6 @@ def configure(
 
 def _as_override(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return f"[{','.join(_as_override(item) for item in value)}]"
+        texts = all(isinstance(item, str) for item in value)
+        return quote_list(value) if texts else f"[{','.join(_as_override(item) for item in value)}]"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -18,6 +18,7 @@ from autolora.data.caption_recipe import CaptionRecipe
 from autolora.data.concepts import DatasetSettings
 from autolora.errors import ConfigError
 from autolora.export.settings import ExportSettings
+from autolora.files import expand_user
 from autolora.models.settings import ModelSettings
 from autolora.optim.optimizers import OPTIMIZERS
 from autolora.optim.schedules import SCHEDULES
@@ -27,6 +28,7 @@ from autolora.renamed_keys import refuse_renamed
 from autolora.scoring.settings import ScoringSettings
 from autolora.train.run import InitFile, Run, TrainSettings
 
+RUN_KEYS = ("adapter", "optimizer", "schedule", "train", "captions", "init_lora")  # all that `build_run` reads
 RETRAINED_RECIPES = 2  # recipes that the finals train again
 STRONGER, WEAKER = (1.25, 1.5), (0.8,)  # scales that the finals try on a LoRA, as long as each makes it better
 SWEEP_WEIGHTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)  # LoRA weights that the winner is evaluated at
@@ -133,7 +135,7 @@ class Settings:
         if self.out:
             return self.out
         name = self.study.name if self.study else self.run.name
-        return Path("runs") / f"{name}-{Path(self.dataset.path).expanduser().resolve().name}"
+        return Path("runs") / f"{name}-{expand_user(self.dataset.path).resolve().name}"
 
 
 def build_settings(config: DictConfig, source: str | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -159,8 +161,8 @@ def build_settings(config: DictConfig, source: str | None = None, overrides: Seq
         tagger=convert(TaggerSettings, config.tagger, "tagger"),
         export=convert(ExportSettings, config.export, "export"),
         study=_study_settings(config) if "study" in config else None,
-        cache=Path(str(config.cache)).expanduser(),
-        out=Path(str(config.out)).expanduser() if config.out else None,
+        cache=expand_user(str(config.cache)),
+        out=expand_user(str(config.out)) if config.out else None,
         lora=str(config.lora) if config.lora else None,
         dims=convert_value(tuple[int, ...] | None, dims, "dims"),
         save_recipe=str(config.save_recipe) if config.get("save_recipe") else None,
@@ -214,7 +216,7 @@ def _init_file(path_text: Any) -> InitFile | None:
     """The file that training starts from, with the hash of its content."""
     if path_text is None:
         return None
-    path = Path(str(path_text)).expanduser()
+    path = expand_user(str(path_text))
     if not path.is_file():
         raise ConfigError(
             f"init_lora={path_text} is no file: give the path of a .safetensors LoRA to start from, or leave it out"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import subprocess
 import sys
 import time
@@ -11,8 +13,12 @@ import pytest
 import torch
 
 from autolora.cli import COMMANDS, main
+from autolora.commands.output import Output
 from autolora.commands.request import Request
+from autolora.config import compose
 from autolora.paperdoll.world import write_dataset
+from autolora.settings import build_settings
+from tests.data.folders import write_concepts
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], *([c, "--help"] for c in COMMANDS)])
@@ -64,6 +70,14 @@ def test_the_password_of_a_storage_is_not_printed(
         (["score", "dataset=quickstart"], 2, "lora=FILE"),
         (["score", "dataset=quickstart", "lora=/no/such.safetensors"], 6, "does not exist"),
         (["report", "quickstart", "out=/no/such/run"], 5, "no study quickstart in /no/such/run"),
+        (["captions", "dataset.path=~zork/mona"], 2, "there is no user zork"),
+        (["tag", "dataset.path=~zork"], 2, "there is no user zork"),
+        (["train", "dataset=quickstart", "dataset.reg_data_dir=~zork"], 2, "there is no user zork"),
+        (["train", "dataset=quickstart", "init_lora=~zork.safetensors"], 2, "there is no user zork.safetensors"),
+        (["train", "dataset=quickstart", "model=sd15", "model.path=~zork/sd15"], 2, "there is no user zork"),
+        (["check", "dataset=quickstart", "cache=~zork"], 2, "there is no user zork"),
+        (["paperdoll", "dataset", "~zork/doll"], 2, "there is no user zork"),
+        (["compare", "~zork/runs"], 2, "there is no user zork"),
         (["paperdoll", "dataset", "/tmp", "--seed", "1"], 3, "not an empty folder"),
     ],
 )
@@ -94,6 +108,33 @@ def test_bad_pictures_are_listed_and_nothing_is_written(tmp_path: Path, capsys: 
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [("train", "out={d}"), ("check", "out={d}/runs"), ("train", "cache={d}/1_a/cache"), ("tune", "out={d}/1_a")],
+)
+def test_no_result_is_written_among_the_images(
+    command: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = write_concepts(tmp_path / "d", {"1_a": [f"mona, 1girl, place {i}" for i in range(3)]})
+    before = sorted(dataset.rglob("*"))
+    places = [f"dataset.path={dataset}", "dataset.trigger=mona", place.format(d=dataset)]
+    assert main([command, *places]) == 2
+    assert "lies in the dataset's own folder" in capsys.readouterr().err and sorted(dataset.rglob("*")) == before
+
+
+def test_results_about_a_file_lie_beside_it_but_not_among_the_images(tmp_path: Path) -> None:
+    dataset = write_concepts(tmp_path / "d", {"1_a": [f"mona, 1girl, place {i}" for i in range(3)]})
+
+    def beside(file: Path, *more: str) -> Path:
+        request = Request(build_settings(compose("train", [f"dataset.path={dataset}", "dataset.trigger=mona", *more])))
+        return request.beside(file)
+
+    assert beside(dataset / "mine.safetensors") == Path("runs/mine-d")
+    assert beside(dataset / "_loras" / "mine.safetensors") == dataset / "_loras"  # which is not read
+    assert beside(tmp_path / "mine.safetensors") == tmp_path
+    assert beside(dataset / "mine.safetensors", f"out={tmp_path / 'o'}") == tmp_path / "o"
+
+
 def test_an_image_size_that_is_no_model_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "folder").mkdir()
     assert main(["train", "dataset=quickstart", f"model.path={tmp_path / 'folder'}"]) == 4
@@ -111,6 +152,19 @@ def test_too_little_memory_is_one_line_that_says_what_to_set(
     said = capsys.readouterr().err.strip()
     assert "\n" not in said and "Tried to allocate 2.00 GiB" in said
     assert "model.gradient_checkpointing=true" in said
+
+
+@pytest.mark.parametrize(("encoding", "seen"), [("cp1252", "?"), ("ascii", "?"), ("utf-8", "笑")])
+def test_a_console_of_any_encoding_shows_what_it_can(
+    encoding: str, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = write_concepts(tmp_path / "日本", {"": [f"mona, 1girl, 1girl, 笑, place {i}" for i in range(3)]})
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    assert main(["captions", f"dataset.path={dataset}", "dataset.trigger=mona"]) == 0
+    assert f"+ mona, 1girl, {seen}, place 1" in written.getvalue().decode(encoding)
+    Output(json=True).event("trial", {"caption": "笑", "file": "mon\udce9"})
+    assert json.loads(written.getvalue().decode(encoding).splitlines()[-1])["caption"] == "笑"
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:

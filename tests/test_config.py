@@ -101,26 +101,6 @@ def test_a_probe_of_ones_own_is_one_line() -> None:
     assert quickstart.scoring.bleed_prompts == ("1girl, solo", "school uniform")
 
 
-@pytest.mark.parametrize(
-    "typed",
-    [
-        "~/mona",
-        "my mona (1)",
-        "a=b",
-        "x, y",
-        "日本/Ünï",
-        r"C:\data\mona",
-        r"C:\data\ ",
-        "it's",
-        'say "hi"',
-        "a'b\\",
-        "1girl, (solo)",
-    ],
-)
-def test_paths_work_as_people_type_them(typed: str) -> None:
-    assert settings([f"dataset.path={typed}"]).dataset.path == typed
-
-
 @pytest.mark.parametrize("preset", sorted(path.stem for path in (config.ROOT / "conf" / "model").glob("*.yaml")))
 def test_every_base_model_is_a_family_with_its_way_of_rendering(preset: str) -> None:
     model = settings([f"model={preset}", "model.path=x.safetensors"]).model
@@ -217,20 +197,38 @@ def test_what_is_no_number_of_trials_at_once_is_refused(pack: str) -> None:
         settings([f"study.trials_per_device={pack}"], "quickstart")
 
 
-def test_recipe_outside_its_own_range(tmp_path: Path) -> None:
-    study = tmp_path / "mine" / "odd.yaml"
-    study.parent.mkdir()
-    study.write_text(
-        "# @package _global_\nstudy: {name: odd, recipes: {doll-adamw: "
-        "{optimizer.lr: {log: [0.01, 0.1]}, no.such: {int: [1, 2]}}}}\n"
-    )
-    with pytest.raises(ConfigError, match=r"no\.such"):
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ("no.such: {int: [1, 2]}", r"no\.such"),
+        ("optimizer.lr: {log: [0.01, 0.1]}", r"own 0\.003 is outside log"),
+        ("train.epochs: {linear: [1, 4]}", r"train\.epochs=1\.0: train\.epochs: expected int, got 1\.0"),
+        ("train.loss_type: {choice: [l2, l7]}", r"train\.loss_type=l7: train\.loss_type must be one of l2, huber"),
+        ("train.batch_size: {int: [0, 8]}", r"train\.batch_size=0: train\.batch_size must be at least 1"),
+        ("captions.drop_tags: {choice: [[], [[hat]]]}", r"choice takes numbers, words"),
+        ("adapter.kind: {choice: [lora, nope]}", r"adapter\.kind=nope is unknown"),
+        *(
+            (f"{key}: {{choice: [{own}, 1]}}", f"{key}: a range would have no effect")
+            for key, own in (("dataset.seed", 0), ("scoring.max_bleed", 0.15), ("study.trials_per_device", 2))
+        ),
+    ],
+)
+def test_ranges_of_no_use_are_refused_before_anything_is_trained(ranges: str, message: str, tmp_path: Path) -> None:
+    study = tmp_path / "odd.yaml"
+    study.write_text(f"# @package _global_\nstudy: {{name: odd, recipes: {{doll-adamw: {{{ranges}}}}}}}\n")
+    with pytest.raises(ConfigError, match=message):
         define_study(settings([], str(study)))
+
+
+def test_values_that_need_each_other_are_allowed(tmp_path: Path) -> None:
+    study = tmp_path / "mine.yaml"
     study.write_text(
-        "# @package _global_\nstudy: {name: odd, recipes: {doll-adamw: {optimizer.lr: {log: [0.01, 0.1]}}}}\n"
+        "# @package _global_\nstudy: {name: mine, recipes: {doll-adamw: {train.min_snr_gamma: {choice: [null, 5.0]}, "
+        "train.debiased_estimation_loss: {choice: [false, true]}, captions.drop_tags: {choice: [[], [hat, ^_^]]}}}}\n"
     )
-    with pytest.raises(ConfigError, match=r"own 0\.003 is outside log"):
-        define_study(settings([], str(study)))
+    definition = define_study(settings([], str(study)))
+    assert definition.default_values["doll-adamw"]["captions.drop_tags"] == []
+    assert definition.run("doll-adamw", {"captions.drop_tags": ["hat", "^_^"]}).captions.drop_tags == ("hat", "^_^")
 
 
 def test_steps_of_a_concept_and_captions_are_searched_like_any_key(tmp_path: Path) -> None:

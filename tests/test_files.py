@@ -13,13 +13,38 @@ from pathlib import Path
 import pytest
 
 from autolora import files
-from autolora.errors import StorageError
-from autolora.files import atomic_files, finished, remove_leftovers, write_atomic
+from autolora.errors import ConfigError, StorageError
+from autolora.files import atomic_files, expand_user, finished, remove_leftovers, write_atomic
 
 
 def inside(folder: Path) -> dict[str, str]:
     """Every file, hidden ones too, with its text."""
     return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_home_folders_are_those_of_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert expand_user("~/mona") == tmp_path / "mona" and expand_user("a~b/~") == Path("a~b/~")
+    with pytest.raises(ConfigError, match="~zork/mona: there is no user zork: write ~/"):
+        expand_user("~zork/mona")
+    (tmp_path / "~zork").mkdir()
+    assert expand_user("~zork") == Path("~zork")
+
+
+def test_names_may_be_as_long_as_the_disk_takes(tmp_path: Path) -> None:
+    for longest in ("x" * 251 + ".txt", "é" * 125 + ".txt", "x" * 255):
+        write_atomic(tmp_path / longest, "a")
+    with pytest.raises(StorageError, match="the name is too long"):
+        write_atomic(tmp_path / ("x" * 256), "a")
+    with pytest.raises(StorageError, match="the name is too long"):
+        write_atomic(tmp_path / ("x" * 300) / "a", "a")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_is_no_text_is_escaped(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a.json", "é mon\udce9")
+    assert (tmp_path / "a.json").read_text("utf-8") == "é mon\\udce9"
 
 
 def test_several_files_take_their_places_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

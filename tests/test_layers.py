@@ -15,7 +15,7 @@ from autolora.models.load import FAMILIES
 
 LAYERS = [
     ("errors", "files", "progress", "provenance", "stop"),
-    ("config", "config_values", "renamed_keys"),
+    ("config", "config_values", "overrides", "renamed_keys"),
     ("data",),
     ("models",),
     ("adapters",),
@@ -105,6 +105,11 @@ def test_what_scores_and_publishes_knows_no_optuna(room: str) -> None:
     for path in (ROOT / room).rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert "import optuna" not in text and "from optuna" not in text, path
+
+
+def test_home_folders_are_found_in_one_place() -> None:
+    """Path.expanduser ends in a traceback for the name of an unknown user."""
+    assert [path.name for path in MODULES if "expanduser(" in path.read_text(encoding="utf-8")] == ["files.py"]
 
 
 def test_files_are_short() -> None:

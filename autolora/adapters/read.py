@@ -23,7 +23,7 @@ from autolora.adapters.import_formats import from_diffusers, from_names, has_fus
 from autolora.adapters.kinds import LoRA
 from autolora.adapters.targets import TARGETS, in_text_encoder
 from autolora.errors import ExportError
-from autolora.files import finished
+from autolora.files import expand_user, finished
 from autolora.models.base import BaseModel
 
 
@@ -114,7 +114,7 @@ def read_file(path: Path) -> tuple[State, dict[str, str]]:
     Raises:
         ExportError: the file is missing or broken.
     """
-    path = path.expanduser()
+    path = expand_user(path)
     if not path.exists():
         raise ExportError(f"{path} does not exist: give the path of a .safetensors LoRA file")
     if path.is_dir():

@@ -8,6 +8,7 @@ import optuna
 
 from autolora.commands.output import Output
 from autolora.commands.request import Request
+from autolora.files import expand_user
 from autolora.report.tables import as_dict, print_sections, write_page
 from autolora.study.results.comparison import compare_sections, read_study, write_comparison
 
@@ -16,7 +17,7 @@ def compare(request: Request) -> int:
     """Compare several studies; a page, `comparison.csv` and `comparison.json` go into `out`."""
     output = Output.of(request.settings)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folders = list(dict.fromkeys(Path(place).expanduser() for place in request.places))
+    folders = list(dict.fromkeys(expand_user(place) for place in request.places))
     rows = [row for folder in folders for row in read_study(folder)]
     sections = compare_sections(rows)
     out = request.settings.out or Path("runs") / "comparison"

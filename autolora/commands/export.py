@@ -29,7 +29,11 @@ def export(request: Request) -> int:
 
     With `save_recipe=NAME` its recipe is kept in conf/recipe instead.
     """
-    started, output, definition = time.time(), Output.of(request.settings), define_study(request.settings)
+    started, output, definition = (
+        time.time(),
+        Output.of(request.settings),
+        define_study(request.settings, request.dataset),
+    )
     study = load_started_study(definition, print)  # a study that was not started is told before anything loads
     if request.settings.save_recipe:
         path = save_recipe(definition, study, request.settings.save_recipe)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autolora.files import takes_any_character
 from autolora.progress import Bars
 from autolora.settings import Settings
 
@@ -31,7 +33,8 @@ class Output:
     def event(self, name: str, content: dict[str, Any]) -> None:
         """Print an event as a JSON line, for a script only."""
         if self.json:
-            print(json.dumps({"event": name, **content}, ensure_ascii=False, default=str), flush=True)
+            escaped = not takes_any_character(sys.stdout)
+            print(json.dumps({"event": name, **content}, ensure_ascii=escaped, default=str), flush=True)
 
     def last(self, words: str | Callable[[], None], content: dict[str, Any]) -> None:
         """Print the result: text, or a function that prints it; for a script the event `result`."""

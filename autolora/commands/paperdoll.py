@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from autolora.files import expand_user
+
 
 def paperdoll(arguments: Sequence[str]) -> int:
     """Write a kohya-style folder of a new character; returns the exit code."""
@@ -25,7 +27,7 @@ def paperdoll(arguments: Sequence[str]) -> int:
         return int(stop.code or 0)
     from autolora.paperdoll.world import write_dataset
 
-    out = options.out.expanduser()
+    out = expand_user(options.out)
     character = write_dataset(out, options.seed, options.outfits, options.images, full=options.full)
     outfits = ", ".join(outfit.trigger for outfit in character.outfits)
     print(f"wrote {options.out}: character `{character.trigger}`, outfits {outfits}")

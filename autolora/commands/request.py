@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
-from autolora.data.concepts import Dataset, load_dataset
+from autolora.data.concepts import Dataset, is_in_dataset, load_dataset
 from autolora.errors import ConfigError
 from autolora.models.folders import ENCODERS
 from autolora.settings import Settings
@@ -26,6 +27,26 @@ class Request:
             DatasetError: every problem of the dataset.
         """
         return load_dataset(self.settings.dataset)
+
+    def check_places(self, *keys: str) -> None:
+        """Refuse to write results among the images, where they would be read as images or concepts.
+
+        Args:
+            keys: of the places, `out` (also where it is not given) and `cache`.
+
+        Raises:
+            ConfigError: a place lies in the dataset's folder.
+        """
+        for key, place in {"out": self.settings.folder, "cache": self.settings.cache}.items():
+            if key in keys and is_in_dataset(self.dataset, place):
+                own = f"{key}={place} lies in the dataset's own folder, which is never changed"
+                raise ConfigError(f"{own}: choose another {key}=FOLDER")
+
+    def beside(self, file: Path) -> Path:
+        """The folder for results about a file: `out`, else the file's own, unless the dataset's images lie there."""
+        if self.settings.out or not is_in_dataset(self.dataset, file.parent):
+            return self.settings.out or file.parent
+        return Path("runs") / f"{file.stem}-{self.dataset.name}"
 
     def check_model(self) -> None:
         """Refuse a missing base model, or one of another family; a repository of the hub is not looked up.

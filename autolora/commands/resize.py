@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +15,7 @@ from autolora.commands.request import Request
 from autolora.evaluation.lora_files import runs_of_files
 from autolora.evaluation.session import open_session
 from autolora.export.resize import Resizer, dylora_unit
-from autolora.files import write_atomic
+from autolora.files import expand_user, write_atomic
 from autolora.models.load import load_model
 from autolora.publish.resize import ResizedFile, check_dims, resize_lora, smallest_that_keeps_score
 
@@ -32,8 +31,8 @@ def resize(request: Request) -> int:
         Unmeasurable: nothing can be scored on this dataset.
     """
     settings, output = request.settings, Output.of(request.settings)
-    source = Path(request.lora).expanduser()
-    folder = settings.out or source.parent
+    source = expand_user(request.lora)
+    folder = request.beside(source)
     model = load_model(settings.model)
     state, metadata = read_lora(source, model), read_metadata(source)
     resizer = Resizer(state, layer_weights(model.modules), dylora_unit(metadata))

@@ -26,7 +26,7 @@ def score(request: Request) -> int:
     with output.bars() as bars:
         scores = api.score_lora(settings, request.lora, dataset=request.dataset, bars=bars)
     files, results, refused = scores.files, scores.results, scores.refused
-    out = settings.out or files[0].parent
+    out = request.beside(files[0])
     content = [result.as_dict() for result in results]
     write_atomic(out / "score.json", json.dumps(content if len(files) > 1 else content[0], indent=2))
     with atomic_path(out / "score.png") as temporary:

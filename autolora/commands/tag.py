@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from autolora.commands.output import Output
 from autolora.commands.request import Request
 from autolora.errors import DatasetError
+from autolora.files import expand_user
 from autolora.prepare.tag_folder import tag_folder, untagged
 from autolora.prepare.tagger import load_tagger
 
@@ -16,7 +15,7 @@ def tag(request: Request) -> int:
     tagger_settings, path = request.settings.tagger, request.settings.dataset.path
     if not path.strip():
         raise DatasetError("no images given: add dataset.path=FOLDER")
-    paths = untagged(Path(path).expanduser())
+    paths = untagged(expand_user(path))
     tagger = load_tagger(tagger_settings.path) if paths else None
     with Output.of(request.settings).bars() as bars, bars.task("tagging", len(paths)) as advance:
         if tagger:

@@ -8,6 +8,7 @@ from autolora import api
 from autolora.commands.output import Output, read_json
 from autolora.commands.request import Request
 from autolora.errors import UNMEASURED_EXIT_CODE
+from autolora.evaluation.identity import check_folder, identity_of, recipe_owner
 from autolora.files import write_atomic
 from autolora.study.definition import adapter_notes
 from autolora.study.results.summary import describe_copies, plain_lora_as_dict
@@ -17,6 +18,7 @@ def train(request: Request) -> int:
     """Train one recipe, score every checkpoint, export the best; the same command continues it."""
     settings, output = request.settings, Output.of(request.settings)
     run, folder = settings.run, settings.folder
+    check_folder(folder, recipe_owner(run, identity_of(settings, request.dataset)))  # before a model is loaded
     if (folder / "score.json").is_file():
         text = f"{folder} is finished; choose another out=FOLDER to train again"
         output.last(text, read_json(folder / "score.json"))

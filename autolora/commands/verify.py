@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.console import Console
 from rich.table import Table
 
 from autolora.commands.output import Output
 from autolora.commands.request import Request
 from autolora.export.compatibility import CompatibilityReport, check_compatibility
+from autolora.files import expand_user
 from autolora.models.load import load_model
 
 
@@ -20,7 +19,7 @@ def verify(request: Request) -> int:
         ConfigError: no file was given.
         ExportError: no program reads the file, or one reads it differently.
     """
-    output, path = Output.of(request.settings), Path(request.lora).expanduser()
+    output, path = Output.of(request.settings), expand_user(request.lora)
     model = load_model(request.settings.model)
     with output.bars() as bars, bars.task(f"reading {path.name}", None) as advance:
         report = check_compatibility(path, model, advance)

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
+from autolora.files import composed
+
 _ESCAPED = re.compile(r"\\([()\[\]{}])")
 _BRACKET = re.compile(r"(?<!\\)([()])")
 _ARTICLES = frozenset(("a", "an", "the"))
@@ -39,8 +41,8 @@ def unescape_tag(tag: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def tag_key(tag: str) -> str:
-    """A key that is equal for all spellings of a tag: escapes, case and white space are ignored, as CLIP does."""
-    return " ".join(unescape_tag(tag).casefold().split())
+    """A key that is equal for all spellings of a tag: escapes, case, white space and Unicode's normalization."""
+    return " ".join(composed(unescape_tag(tag)).casefold().split())
 
 
 @lru_cache(maxsize=1 << 16)
@@ -124,5 +126,5 @@ def replace_trigger(caption: str, trigger: str, new: str) -> str:
 
 def _words_of(tag: str) -> re.Pattern[str]:
     """A pattern that finds the spellings of a tag in a sentence."""
-    words = r"\s+".join(re.escape(word) for word in unescape_tag(tag).split())
+    words = r"\s+".join(re.escape(word) for word in composed(unescape_tag(tag)).split())
     return re.compile(r"(?<!\w)" + re.sub(r"(\\[()\[\]{}])", r"\\\\?\1", words) + r"(?!\w)", re.IGNORECASE)

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from autolora.data.captions import unescape_tag
-from autolora.data.concepts import Dataset
+from autolora.data.concepts import Dataset, is_in_dataset
 from autolora.data.images import load_image
 from autolora.data.sources import Picture
 from autolora.errors import DatasetError
@@ -27,8 +27,7 @@ def write_copy(dataset: Dataset, out: Path) -> int:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DatasetError(f"{out} exists and is not an empty folder: choose another or remove it")
     pictures = [*dataset.pictures, *dataset.validation]
-    dataset_folders = {folder.resolve() for folder in (dataset.root, *(picture.path.parent for picture in pictures))}
-    if not dataset_folders.isdisjoint((out.resolve(), *out.resolve().parents)):
+    if is_in_dataset(dataset, out):
         raise DatasetError(f"{out} lies in the dataset's own folder, which is never changed: choose another")
     folders = {picture.concept: out / f"1_{_folder_name(picture.concept)}" for picture in pictures}
     taken: set[str] = set()

@@ -13,6 +13,7 @@ from autolora.data.sources import Picture, format_problems, read_source
 from autolora.data.split import split_validation
 from autolora.data.triggers import check_trigger, concepts_by_tag, find_class_word, find_trigger, own_trigger
 from autolora.errors import ConfigError, DatasetError
+from autolora.files import composed, expand_user
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,16 @@ def load_dataset(settings: DatasetSettings) -> Dataset:
     """
     if not settings.path.strip():
         raise DatasetError("no dataset given: set dataset.path=FOLDER to a folder of captioned images")
-    root = Path(settings.path).expanduser()
-    source = read_source(root, Path(settings.reg_data_dir).expanduser() if settings.reg_data_dir else None)
+    root = expand_user(settings.path)
+    source = read_source(root, expand_user(settings.reg_data_dir) if settings.reg_data_dir else None)
     pictures = source.pictures
     problems: list[str] = []
     class_word = trigger = ""
     with _collected(problems):
-        class_word = settings.class_word or find_class_word(pictures)
+        class_word = composed(settings.class_word) if settings.class_word else find_class_word(pictures)
     with _collected(problems):
-        trigger = check_trigger(pictures, settings.trigger) if settings.trigger else find_trigger(pictures, class_word)
+        given = composed(settings.trigger) if settings.trigger else ""
+        trigger = check_trigger(pictures, given) if given else find_trigger(pictures, class_word)
     with _collected(problems):
         pictures = concepts_by_tag(pictures, settings.concepts, trigger, class_word)
     by_concept: dict[str, list[Picture]] = {}
@@ -111,6 +113,14 @@ def load_dataset(settings: DatasetSettings) -> Dataset:
     name = root.resolve().stem if root.is_file() else root.resolve().name
     regularization_images = tuple(regularization.values())
     return Dataset(name, root, trigger, class_word, tuple(concepts), validation, regularization_images, notes)
+
+
+def is_in_dataset(dataset: Dataset, place: Path) -> bool:
+    """Whether a place lies in a folder that the dataset is read from; what is hidden or below a `_` is never read."""
+    place = place.resolve()
+    folders = {dataset.root, *(picture.path.parent for picture in (*dataset.pictures, *dataset.validation))}
+    below = [place.relative_to(f) for f in map(Path.resolve, folders) if f.is_dir() and place.is_relative_to(f)]
+    return any(not any(part.startswith((".", "_")) for part in path.parts) for path in below)
 
 
 @contextmanager

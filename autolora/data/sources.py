@@ -23,10 +23,11 @@ from pathlib import Path
 
 from autolora.data.captions import split_tags
 from autolora.data.images import READING_THREADS, decode, difference_hash, measure
-from autolora.data.layouts.folders import ImageEntry, Listing, display_path, list_folder, merge
+from autolora.data.layouts.folders import ImageEntry, Listing, display_path, image_files, list_folder, merge
 from autolora.data.layouts.kohya_toml import list_toml
 from autolora.data.layouts.metadata_files import METADATA_SUFFIXES, list_metadata, metadata_files
 from autolora.errors import DatasetError
+from autolora.files import expand_user, is_text
 
 _FILE_SUFFIXES = (".toml", *METADATA_SUFFIXES)
 _MASK_TOLERANCE = 0.01  # allowed relative difference of a mask's aspect ratio: sides are whole pixels
@@ -74,7 +75,7 @@ def read_source(path: Path, regularization: Path | None = None) -> SourceImages:
     Raises:
         DatasetError: all problems, one per line: file, problem, remedy.
     """
-    path = Path(os.path.expanduser(path))  # unlike Path.expanduser, it accepts the name of an unknown user
+    path = expand_user(path)
     try:
         listing = merge([_list_source(path), _list_regularization(regularization)])
         root = path if os.path.isdir(path) else path.parent
@@ -131,7 +132,7 @@ def _list_source(path: Path) -> Listing:
 def _list_regularization(path: Path | None) -> Listing:
     if path is None:
         return Listing()
-    path = Path(os.path.expanduser(path))
+    path = expand_user(path)
     if not os.path.isdir(path):
         return Listing(problems=(f"{path}: the folder does not exist: correct dataset.reg_data_dir",))
     listing = list_folder(path, captions_optional=True)
@@ -155,7 +156,9 @@ def _unusable_path(path: Path) -> str:
     except OSError:
         names = []
     similar = difflib.get_close_matches(missing.name, names, 1, cutoff=0.5)
-    if similar:
+    if not similar and os.access(missing.parent, os.R_OK) and image_files(missing.parent):
+        hint = f"there are images in {missing.parent}: set dataset.path={missing.parent}"
+    elif similar:
         hint = f"did you mean {missing.parent / similar[0]}?"
     else:
         hint = "set dataset.path=FOLDER to a folder of captioned images"
@@ -165,6 +168,7 @@ def _unusable_path(path: Path) -> str:
 def _read_picture(entry: ImageEntry, root: Path) -> Picture | str:
     """The image of an entry, or one line with all its problems and their remedies."""
     problems = [entry.problem] if entry.problem else []
+    problems += [] if is_text(str(entry.path)) else ["its path is not UTF-8 text: rename its folder or the file"]
     width = height = 0
     digest, perceptual_hash = "", 0
     try:

@@ -44,7 +44,8 @@ def split_validation(concepts: Mapping[str, Sequence[Picture]], share: float, mi
     """The training images of each concept and the validation images of all concepts, both in their original order.
 
     Chains of near-duplicates, even across concepts, land on one side, so a concept may have fewer validation images.
-    If all images of a concept are similar (icons, flat drawings), its threshold is lowered until a split exists.
+    If all images of a concept are similar (icons, flat drawings), its threshold is lowered until as many images as are
+    asked for can be held out, or as near to that as can be.
 
     Args:
         concepts: the images of each concept.
@@ -68,18 +69,24 @@ def split_validation(concepts: Mapping[str, Sequence[Picture]], share: float, mi
     hashes = difference_hashes(everything)
     files = [picture.sha256 for picture in everything]
     bits = dict.fromkeys(concepts, NEAR_DUPLICATE_BITS)
-    while True:
+    tried: list[tuple[int, int, set[int]]] = []  # concepts without a validation image, images too many or too few
+    while not tried or tried[-1][:2] != (0, 0):
         groups = _group_duplicates(hashes, files, np.array([bits[name] for name in names]))
         chosen = _choose(groups, names, targets, seed)
         counts = Counter(names[i] for i in chosen)
-        unsplit = [name for name in concepts if counts[name] == 0]
-        if not unsplit:
+        lowest = {name: 0 if counts[name] else -1 for name in concepts}  # at -1 only copies of one file are together
+        similar = [name for name in concepts if not counts[name] or bits[name] < NEAR_DUPLICATE_BITS]
+        missed = sum(abs(counts[name] - targets[name]) for name in similar)
+        tried.append((sum(not counts[name] for name in concepts), missed, chosen))
+        lowered = {n: bits[n] - 1 for n in similar if counts[n] != targets[n] and bits[n] > lowest[n]}
+        if not lowered:
             break
-        only_copies = [name for name in unsplit if bits[name] < 0]
-        if only_copies:
-            problems = (f"concept `{name}` has only copies of one image: add different ones" for name in only_copies)
-            raise DatasetError(format_problems("no image is left for validation", problems))
-        bits |= {name: bits[name] - 1 for name in unsplit}
+        bits |= lowered
+    unsplit, _, chosen = min(tried, key=lambda one: one[:2])
+    if unsplit:
+        without = concepts.keys() - {names[i] for i in chosen}
+        problems = (f"concept `{name}` has only copies of one image: add different ones" for name in sorted(without))
+        raise DatasetError(format_problems("no image is left for validation", problems))
     train = {
         concept: tuple(p for i, p in enumerate(everything) if names[i] == concept and i not in chosen)
         for concept in concepts
@@ -139,7 +146,9 @@ def _choose(groups: list[list[int]], names: Sequence[str], targets: Mapping[str,
             counts.update(size)
             chosen.update(group)
 
-    for concept, target in targets.items():
+    own = Counter(name for group in groups if len({names[i] for i in group}) == 1 for name in (names[i] for i in group))
+    # First the concepts that need groups which they share with others: the others have enough of their own.
+    for concept, target in sorted(targets.items(), key=lambda item: own[item[0]] >= item[1]):
         candidates = [group for group in groups if any(names[i] == concept for i in group)]
         random.Random(f"held-out {seed} {concept}").shuffle(candidates)
         for group in candidates:

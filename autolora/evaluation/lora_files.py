@@ -15,7 +15,7 @@ from autolora.adapters.read import lora_of, read_lora, unread
 from autolora.errors import ConfigError, ExportError, Unmeasurable
 from autolora.evaluation.samples import labelled
 from autolora.evaluation.session import Session, final_scorer
-from autolora.files import finished
+from autolora.files import expand_user, finished
 from autolora.models.base import BaseModel
 from autolora.prepare.regularization import suggest_regularization
 from autolora.progress import Bars
@@ -70,7 +70,7 @@ def find_lora_files(place: str) -> list[Path]:
     Raises:
         ConfigError: the folder or the pattern has no such file.
     """
-    path = Path(place).expanduser()
+    path = expand_user(place)
     if path.is_dir():
         files = finished(path.glob("*.safetensors"))
     elif "*" in path.name and not path.exists():

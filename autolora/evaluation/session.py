@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from autolora.adapters.adapter_set import attach
 from autolora.data.concepts import Dataset, with_buckets
 from autolora.data.sources import Picture
 from autolora.errors import Unmeasurable
+from autolora.evaluation.identity import identity_of
 from autolora.evaluation.multi_fidelity import evaluate_progressively
 from autolora.evaluation.render_speed import RenderSpeed
 from autolora.evaluation.result import CheckpointResult, from_losses, unmeasured_result
@@ -54,6 +55,7 @@ class Session:
     export: ExportSettings = field(default_factory=ExportSettings)
     load_seconds: float = 0.0  # of the base model
     speed: RenderSpeed = field(default_factory=RenderSpeed)
+    identity: Mapping[str, str] = field(default_factory=dict)  # what must not change while a recipe is continued
 
     def select(self, *groups: str) -> list[EvalPrompt]:
         """The evaluation prompts of some groups."""
@@ -169,6 +171,7 @@ def open_session(settings: Settings, dataset: Dataset, runs: Sequence[Run], bars
     for run in runs:
         check_start(run, model)
         run.optimizer.check(model.device)
+    identity = {**identity_of(settings, dataset), "base model": model.base_hash}
     dataset = with_buckets(dataset, settings.dataset, model.resolution)
     latents = LatentCache(model, settings.cache / "latents")
     renders = BaseRenders(model, rendering, settings.cache / "renders")
@@ -188,7 +191,18 @@ def open_session(settings: Settings, dataset: Dataset, runs: Sequence[Run], bars
     losses = validation_losses(model, dataset, latents, context.prompts, adapter)
     probes = build_eval_prompts(dataset, scoring, ALL_GROUPS)
     return Session(
-        context, renders, rendering, scoring, probes, scorer, unmeasured, losses, tagger, settings.export, load_seconds
+        context,
+        renders,
+        rendering,
+        scoring,
+        probes,
+        scorer,
+        unmeasured,
+        losses,
+        tagger,
+        settings.export,
+        load_seconds,
+        identity=identity,
     )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from safetensors import SafetensorError
 
 from autolora.errors import ModelError
+from autolora.files import expand_user
 from autolora.models.base import BaseModel
 from autolora.models.flow import FlowModel
 from autolora.models.flow_parts import load_flow_parts
@@ -47,7 +46,7 @@ def load_model(settings: ModelSettings) -> BaseModel:
     name = name.removesuffix(".safetensors")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        vae = load_vae(Path(settings.vae).expanduser(), settings.family) if settings.vae else None
+        vae = load_vae(expand_user(settings.vae), settings.family) if settings.vae else None
         if issubclass(family, FlowModel):
             flow = load_flow_parts(source, settings, device)
             return family(flow.with_vae(*vae) if vae else flow, name, settings)

@@ -10,6 +10,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from autolora.errors import ModelError
+from autolora.files import expand_user
 from autolora.models.folders import check_folder, expected, with_article
 from autolora.models.single_files import recognize_file
 from autolora.paperdoll.weights import BASE
@@ -29,7 +30,7 @@ def find_source(path: str, family: str) -> Path:
         if not BASE.is_dir():
             raise ModelError(f"the packaged paper-doll model is missing ({BASE}): install autolora again")
         return BASE
-    source = _from_hub(path, family) if is_on_hub(path) else Path(path).expanduser()
+    source = _from_hub(path, family) if is_on_hub(path) else expand_user(path)
     if source.is_file():
         recognized = recognize_file(source).family
         if recognized != family:
@@ -44,7 +45,7 @@ def find_source(path: str, family: str) -> Path:
 
 def is_on_hub(path: str) -> bool:
     """Return whether a path names a repository of the hub, because nothing of that name is on this machine."""
-    source = Path(path).expanduser()
+    source = expand_user(path)
     return not source.exists() and _HUB_ID.fullmatch(path) is not None and not source.parent.is_dir()
 
 

@@ -35,6 +35,7 @@ from autolora.train.slot import TrainingContext
 
 T = TypeVar("T")
 CURVE_POINTS = 200  # of a plotted schedule
+MOST_STEPS = 10_000  # of a schedule that are computed for it
 
 
 def dataset_sections(dataset: Dataset) -> list[Section]:
@@ -126,8 +127,9 @@ def schedule_section(runs: Sequence[Run], dataset: Dataset) -> Section:
     rows, curves = [], {}
     for run in runs:
         total = run.optimizer_steps(dataset)
-        curve = [run.schedule.factor(step, total) for step in range(total)]
-        curves[run.name] = [*enumerate(curve)][:: max(1, total // CURVE_POINTS)]
+        steps = range(0, total, max(1, total // MOST_STEPS))
+        curve = [run.schedule.factor(step, total) for step in steps]
+        curves[run.name] = list(zip(steps, curve, strict=True))[:: max(1, len(steps) // CURVE_POINTS)]
         name = next(name for name, kind in SCHEDULES.items() if type(run.schedule) is kind)
         rows.append((run.name, name, run.optimizer.lr * max(curve), total, _sparkline(curve)))
     columns = ("recipe", "schedule", "highest rate", "optimizer steps", "rate")

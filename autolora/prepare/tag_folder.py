@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from autolora.data.captions import join_tags, split_tags, tag_key
 from autolora.data.images import load_image
-from autolora.data.layouts.folders import CAPTION_SUFFIXES, class_folder, list_folder
+from autolora.data.layouts.folders import CAPTION_SUFFIXES, by_stem, class_folder, display_path, list_folder, stems_of
 from autolora.data.sources import format_problems
 from autolora.errors import DatasetError
-from autolora.files import write_atomic
+from autolora.files import composed, is_text, write_atomic
 from autolora.prepare.tagger import tag_images
 from autolora.prepare.tagger_base import Tagger, TaggerSettings
 
@@ -19,7 +20,7 @@ def untagged(root: Path) -> list[Path]:
     """The images without a caption file, in kohya folders or a plain folder.
 
     Raises:
-        DatasetError: the folder does not exist, or its images cannot be listed.
+        DatasetError: the folder does not exist, its images cannot be listed, or two of them would share a caption.
     """
     if not root.is_dir():
         raise DatasetError(f"{root}: the folder does not exist: set dataset.path=FOLDER to a folder of images")
@@ -27,7 +28,24 @@ def untagged(root: Path) -> list[Path]:
     if listing.problems:
         raise DatasetError(format_problems(str(root), listing.problems))
     paths = [entry.path for entry in listing.entries]
-    return [path for path in paths if not any(path.with_suffix(suffix).is_file() for suffix in CAPTION_SUFFIXES)]
+    captions = {folder: by_stem(folder, CAPTION_SUFFIXES) for folder in {path.parent for path in paths}}
+    bare = [path for path in paths if not any(stem in captions[path.parent] for stem in stems_of(path))]
+    images = Counter(map(_caption_name, paths))
+    problems = [
+        f"{display_path(path, root)}: another image of this name has the same caption {path.stem}.txt: rename one"
+        if images[_caption_name(path)] > 1
+        else f"{display_path(path, root)}: its path is not UTF-8 text: rename its folder or the file"
+        for path in bare
+        if images[_caption_name(path)] > 1 or not is_text(str(path))
+    ]
+    if problems:
+        raise DatasetError(format_problems(str(root), problems))
+    return bare
+
+
+def _caption_name(image: Path) -> tuple[Path, str]:
+    """The folder and the name of an image's caption, in which case does not count, as on Windows and macOS."""
+    return image.parent, composed(image.stem).casefold()
 
 
 def tag_folder(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from autolora.data.captions import escape_tag, tag_key
 from autolora.errors import ConfigError
+from autolora.files import expand_user
 from autolora.prepare.tagger_base import Tagger, TaggerImages, TaggerSettings, Tagging, TagScore, squared
 
 MODEL_FILE, TAGS_FILE = "model.onnx", "selected_tags.csv"
@@ -105,7 +106,7 @@ def load_tagger(path: str | Path) -> Tagger:
 
 def _find_files(path: str) -> tuple[Path, Path]:
     """The paths of the model and of its list of tags."""
-    folder = Path(path).expanduser()
+    folder = expand_user(path)
     if folder.is_dir():
         missing = [name for name in (MODEL_FILE, TAGS_FILE) if not (folder / name).is_file()]
         if missing:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autolora.errors import ConfigError
+from autolora.files import expand_user
 from autolora.models.base import BaseModel
 from autolora.models.offload import OffloadManager
 from autolora.scoring.embeddings import Embeddings
@@ -250,11 +251,9 @@ def load_encoder(name: str) -> Encoder:
             f"scoring.encoder={name}: expected `local-dir:FOLDER` of an open_clip model, "
             "`open_clip:MODEL/WEIGHTS` or `paperdoll`"
         )
-    folder = CLIP if name == "paperdoll" else Path(rest).expanduser()
+    folder = CLIP if name == "paperdoll" else expand_user(rest)
     if not (folder / "open_clip_config.json").is_file():
-        raise ConfigError(
-            f"scoring.encoder={name}: {folder} has no open_clip_config.json; give the folder of an open_clip model"
-        )
+        raise ConfigError(f"scoring.encoder={name}: {folder} has no open_clip_config.json, as an open_clip model has")
     if "trust_remote_code" in _keys(folder / "open_clip_config.json"):
         raise ConfigError(
             f"scoring.encoder={name}: open_clip_config.json asks for code in its folder to be run "

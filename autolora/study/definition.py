@@ -8,14 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from autolora import config as cfg
+from autolora.data.concepts import Dataset
 from autolora.errors import ConfigError
+from autolora.evaluation.identity import identity_of, run_identity
+from autolora.files import expand_user
 from autolora.renamed_keys import refuse_renamed
-from autolora.settings import Settings, StudySettings, build_run
+from autolora.settings import RUN_KEYS, Settings, StudySettings, build_run
 from autolora.study.artifacts import Store, TrialFiles, local_store, open_bucket
-from autolora.study.space import Space, highest, parse_space
+from autolora.study.space import Range, Space, highest, parse_space
 from autolora.study.storage import redact_url, storage_url
 from autolora.train.run import Run
 
@@ -37,11 +40,13 @@ class StudyDefinition:
     folder: Path
     source: str  # the study as it was named: one of `studies/`, or the path of a YAML file
     arguments: tuple[str, ...]  # of the command line, without `storage`, which may hold a password
-    identity: Mapping[str, str] = field(default_factory=dict)  # what it is about: its dataset's name
+    dataset: str = ""  # the name of its dataset's folder
+    identity: Mapping[str, str] = field(default_factory=dict)  # settings that all recipes share; images
     default_values: dict[str, dict[str, Any]] = field(default_factory=dict)  # by recipe: its value of each searched key
     bucket: Store | None = field(default=None, repr=False, compare=False)  # images and checkpoints are copied there
     _runs: dict[tuple[str, ...], Run] = field(init=False, default_factory=dict, repr=False, compare=False)
     _configs: dict[str, DictConfig] = field(init=False, default_factory=dict, repr=False, compare=False)
+    _run_configs: dict[str, DictConfig] = field(init=False, default_factory=dict, repr=False, compare=False)  # faster
 
     @property
     def storage(self) -> str:
@@ -69,7 +74,9 @@ class StudyDefinition:
         """The run of a recipe with some keys set; built once, as a report asks for the runs of all trials again."""
         key = (recipe, *(f"{name}={value}" for name, value in values.items()))
         if key not in self._runs:
-            self._runs[key] = build_run(cfg.with_values(self.config(recipe), values))
+            if recipe not in self._run_configs:
+                self._run_configs[recipe] = OmegaConf.masked_copy(self.config(recipe), ["recipe_name", *RUN_KEYS])
+            self._runs[key] = build_run(cfg.with_values(self._run_configs[recipe], values))
         return self._runs[key]
 
     @property
@@ -81,6 +88,12 @@ class StudyDefinition:
     def session_runs(self) -> list[Run]:
         """The runs that a session of this study must be able to hold: the baselines and the widest runs."""
         return [*self.baseline_runs, *self.widest_runs()]
+
+    @cached_property
+    def fixed(self) -> dict[str, str]:
+        """What must stay the same while the study is continued, besides its space and its base model."""
+        recipes = [run_identity(self.run(name, {}), keys, f"{name}/") for name, keys in self.space.items()]
+        return {**self.identity, **{key: value for recipe in recipes for key, value in recipe.items()}}
 
     def widest_runs(self) -> list[Run]:
         """Each recipe with each value of a key of `SESSION_KEYS`, and with all of them at their largest."""
@@ -118,11 +131,49 @@ def value_of(config: DictConfig, recipe: str, key: str) -> Any:
         if not isinstance(node, DictConfig) or part not in node:
             raise ConfigError(f"study.recipes.{recipe}.{key}: recipe {recipe} has no key `{key}`")
         node = node[part]
-    return node
+    return OmegaConf.to_container(node) if isinstance(node, ListConfig) else node
 
 
-def define_study(settings: Settings) -> StudyDefinition:
+def _mistakes_in_ranges(definition: StudyDefinition, recipe: str, ranges: Mapping[str, Range]) -> list[str]:
+    """What is wrong with the ranges of a recipe: without effect, around another value, or of values that cannot be."""
+    mistakes, own = [], definition.default_values[recipe]
+    for key, values in ranges.items():
+        where = f"study.recipes.{recipe}.{key}"
+        if key.partition(".")[0] not in RUN_KEYS:
+            only = ", ".join(RUN_KEYS)
+            mistakes.append(f"{where}: a range would have no effect: only keys of {only} differ from trial to trial")
+        elif own[key] not in values:
+            mistakes.append(f"{where}: the recipe's own {own[key]} is outside {values.text()}")
+        else:
+            mistakes += _impossible_values(definition, recipe, ranges, key)
+    return mistakes
+
+
+def _impossible_values(definition: StudyDefinition, recipe: str, ranges: Mapping[str, Range], key: str) -> list[str]:
+    """Why a value of a range cannot be, alone and with a value of each other key; at most one reason."""
+    others = [(other, value) for other, values in ranges.items() if other != key for value in values.extremes]
+    for value in ranges[key].extremes:
+        reason = _reason_against(definition, recipe, {key: value})
+        if reason and all(_reason_against(definition, recipe, {key: value, other: v}) for other, v in others):
+            return [f"study.recipes.{recipe}.{key}={value}: {reason}"]
+    return []
+
+
+def _reason_against(definition: StudyDefinition, recipe: str, values: Mapping[str, Any]) -> str:
+    """Why a recipe cannot have some values; empty if it can."""
+    try:
+        definition.run(recipe, values)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def define_study(settings: Settings, dataset: Dataset | None = None) -> StudyDefinition:
     """Check a study before anything loads.
+
+    Args:
+        settings: those of a command with a study.
+        dataset: the images as they were read; without them a study is continued on any.
 
     Raises:
         ConfigError: every range or recipe that cannot be, all at once.
@@ -136,7 +187,8 @@ def define_study(settings: Settings) -> StudyDefinition:
         settings.folder,
         settings.source,
         settings.overrides,
-        identity={"dataset": Path(settings.dataset.path).expanduser().resolve().name},
+        dataset=expand_user(settings.dataset.path).resolve().name,
+        identity=identity_of(settings, dataset),
         bucket=open_bucket(study.artifact_store),
     )
     mistakes = []
@@ -148,11 +200,7 @@ def define_study(settings: Settings) -> StudyDefinition:
             mistakes.append(str(error))
             continue
         definition.default_values[recipe] = defaults
-        mistakes += [
-            f"study.recipes.{recipe}.{key}: the recipe's own {defaults[key]} is outside {values.text()}"
-            for key, values in ranges.items()
-            if defaults[key] not in values
-        ]
+        mistakes += _mistakes_in_ranges(definition, recipe, ranges)
     if mistakes:
         raise ConfigError("; ".join(mistakes))
     return definition

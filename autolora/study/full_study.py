@@ -36,13 +36,13 @@ def run_full_study(
     Returns:
         The result in words, and whether nothing could be scored.
     """
-    started, definition = time.time(), define_study(settings)
+    started, definition = time.time(), define_study(settings, dataset)
     study_settings = definition.settings
     workers = count_workers(study_settings.workers)
     for note in adapter_notes(definition.session_runs):
         bars.log(note)
     priors: Priors = ()
-    if study_settings.warm_start and not is_started(definition, bars.log):
+    if not is_started(definition, bars.log) and study_settings.warm_start:  # a changed study is refused before it loads
         priors = gather_priors(definition, bars.log)
     session = open_session(settings, dataset, definition.session_runs, bars)
     study = open_study(definition, session.context.model.base_hash, bars.log, priors)

@@ -12,27 +12,37 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from autolora.errors import ConfigError, StudyError
+from autolora.evaluation.identity import Owner, changes, check_folder, claim_folder
 from autolora.settings import StudySettings
 from autolora.study.definition import StudyDefinition
 from autolora.study.optuna_internals import storage_of
 from autolora.study.sampler import PerTrialSeededTPE
-from autolora.study.space import as_text, difference
+from autolora.study.space import as_text, difference, in_storage
 from autolora.study.storage import open_storage, redact_url, storage_url
 from autolora.study.storage_retry import Log
 from autolora.study.trials import ORIGIN, TOKEN
 from autolora.study.warm_start import Priors, keep_priors, known_priors, warm_start_trials
 
+FIXED = "fixed"  # user attribute of a study: what must stay the same, besides its space and its base model
+
 
 def is_started(definition: StudyDefinition, log: Log) -> bool:
-    """Whether `autolora tune` has started the study before."""
+    """Whether `autolora tune` has started the study before.
+
+    Raises:
+        StudyError: it has, with other settings or images; or its folder holds the results of another study.
+    """
+    check_folder(definition.folder, _owner(definition))
     try:
-        return bool(load_started_study(definition, log))
+        study = load_started_study(definition, log)
     except StudyError:
         return False
+    _refuse_changes(definition, study)
+    return True
 
 
 def open_study(definition: StudyDefinition, base_hash: str, log: Log, priors: Priors = ()) -> optuna.Study:
-    """Create the study, or continue it where its space, dataset and base model are unchanged.
+    """Create the study, or continue it where its space, settings, images and base model are unchanged.
 
     Args:
         definition: the study.
@@ -43,18 +53,21 @@ def open_study(definition: StudyDefinition, base_hash: str, log: Log, priors: Pr
     Raises:
         StudyError: what changed, and what to do; or the storage does not answer.
     """
+    check_folder(definition.folder, _owner(definition))
     definition.folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(definition.storage, log)
     settings = definition.settings
     study = optuna.create_study(storage=storage, study_name=settings.name, direction="maximize", load_if_exists=True)
-    facts = _facts(definition, base_hash)
     if study.user_attrs.get("space") is None:
         _begin(definition, study, priors)
+        study.set_user_attr(FIXED, definition.fixed)
+        facts = {**as_text(definition.space), "dataset": definition.dataset, "base model": base_hash}
         study.set_user_attr("space", facts)  # last: from now on other workers may join
     elif settings.warm_start and list(settings.warm_start) != study.user_attrs.get("warm_start"):
         log("warm_start changes nothing now: this study has begun already; start another with out=OTHER_FOLDER")
-    _refuse_changes(definition, study, facts)
+    _refuse_changes(definition, study, base_hash)
+    claim_folder(definition.folder, _owner(definition, study))
     return optuna.load_study(
         storage=storage,
         study_name=settings.name,
@@ -68,7 +81,7 @@ def _begin(definition: StudyDefinition, study: optuna.Study, priors: Priors) -> 
         study.set_user_attr(TOKEN, uuid.uuid4().hex)
     queued = {trial.user_attrs.get("baseline") or trial.user_attrs.get(ORIGIN) for trial in study.trials}
     for recipe, values in definition.default_values.items():
-        named = {f"{recipe}/{key}": value for key, value in values.items()}
+        named = {f"{recipe}/{key}": in_storage(value) for key, value in values.items()}
         if recipe not in queued:
             study.enqueue_trial({"recipe": recipe, **named}, user_attrs={"baseline": recipe})
     if priors:
@@ -84,10 +97,12 @@ def join_study(definition: StudyDefinition, base_hash: str, log: Log) -> optuna.
     """The study as `autolora tune` started it.
 
     Raises:
-        StudyError: it was not started, or this worker would continue it with another space, dataset or base model.
+        StudyError: it was not started, or this worker would continue it with another space, other settings, other
+            images or another base model; or its folder holds the results of another study.
     """
     study = load_started_study(definition, log)
-    _refuse_changes(definition, study, _facts(definition, base_hash))
+    _refuse_changes(definition, study, base_hash)
+    claim_folder(definition.folder, _owner(definition, study))
     return study
 
 
@@ -158,17 +173,23 @@ def make_sampler_and_pruner(settings: StudySettings, priors: Sequence[FrozenTria
     }
 
 
-def _facts(definition: StudyDefinition, base_hash: str) -> dict[str, str]:
-    """What must stay the same while a study is continued: its space, its dataset and its base model."""
-    return {**as_text(definition.space), **definition.identity, "base model": base_hash}
+def _owner(definition: StudyDefinition, study: optuna.Study | None = None) -> Owner:
+    """The study as the owner of its folder; two studies of one name in two storages differ by their token."""
+    token = {"id": study.user_attrs[TOKEN]} if study and TOKEN in study.user_attrs else {}
+    return Owner("study", definition.settings.name, token)
 
 
-def _refuse_changes(definition: StudyDefinition, study: optuna.Study, facts: dict[str, str]) -> None:
-    stored = study.user_attrs["space"]
-    if stored != facts:
-        changed = "; ".join(difference(stored, facts))
+def _refuse_changes(definition: StudyDefinition, study: optuna.Study, base_hash: str | None = None) -> None:
+    """Refuse to continue a study with another space, other settings or images, or another base model if it is known."""
+    stored = dict(study.user_attrs["space"])
+    base = {"base model": str(stored.pop("base model", base_hash))}
+    stored.pop("dataset", None)  # a name, for people: what is in the folder decides
+    changed = difference(stored, as_text(definition.space))
+    changed += changes(base, {"base model": base_hash} if base_hash else {})
+    changed += changes(study.user_attrs.get(FIXED, {}), definition.fixed)
+    if changed:
         name = definition.settings.name
         raise StudyError(
-            f"study {name} in {definition.folder} was started differently ({changed}); undo the change, or start "
-            "another with out=OTHER_FOLDER (and study.name=ANOTHER in a shared storage)"
+            f"study {name} in {definition.folder} was started differently ({'; '.join(changed)}); undo the change, or "
+            "start another with out=OTHER_FOLDER (and study.name=ANOTHER in a shared storage)"
         )

@@ -12,13 +12,14 @@ import optuna
 from omegaconf import OmegaConf
 
 from autolora.adapters.kinds import ADAPTERS
-from autolora.config import RECIPES, ROOT, quote
+from autolora.config import RECIPES, ROOT
 from autolora.data.caption_recipe import CaptionRecipe
 from autolora.errors import ConfigError, StudyError
 from autolora.evaluation.result import load_results
 from autolora.files import write_atomic
 from autolora.optim.optimizers import OPTIMIZERS
 from autolora.optim.schedules import SCHEDULES
+from autolora.overrides import quote
 from autolora.study.definition import StudyDefinition
 from autolora.study.space import sampled_values
 from autolora.study.trials import WINNER

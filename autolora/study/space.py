@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import optuna
 from autolora.errors import ConfigError
 
 KINDS = ("log", "linear", "int", "log_int", "choice")
-Value = float | int | str | bool | None
+Value = float | int | str | bool | list[float | int | str | bool | None] | None
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,17 @@ class Range:
         low, high = self.values
         return isinstance(value, int | float) and low <= value <= high  # type: ignore[operator]
 
+    @property
+    def extremes(self) -> tuple[Value, ...]:
+        """All values of a choice; the bounds of another kind, as a trial would have them."""
+        if self.kind == "choice":
+            return self.values
+        return tuple(map(int if self.kind.endswith("int") else float, self.values))  # type: ignore[arg-type]
+
     def suggest(self, trial: optuna.trial.BaseTrial, name: str) -> Value:
         """Sample a value for a trial."""
         if self.kind == "choice":
-            return trial.suggest_categorical(name, self.values)
+            return from_storage(trial.suggest_categorical(name, [in_storage(value) for value in self.values]))
         low, high = self.values
         log = self.kind.startswith("log")
         if self.kind.endswith("int"):
@@ -41,6 +49,17 @@ class Range:
     def text(self) -> str:
         """The range as it is written in a study."""
         return f"{self.kind}: {list(self.values)}"
+
+
+def in_storage(value: Any) -> float | int | str | bool | None:
+    """A value as Optuna stores it: a list, which it cannot store, as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+
+
+def from_storage(value: Any) -> Value:
+    """The inverse of `in_storage`; no key takes a text that begins with a bracket."""
+    decoded: Value = json.loads(value) if isinstance(value, str) and value.startswith("[") else value
+    return decoded
 
 
 Space = dict[str, dict[str, Range]]  # recipe -> key -> range
@@ -89,6 +108,9 @@ def parse_range(given: Any) -> Range:
     if kind == "choice":
         if len(set(map(repr, values))) != len(values):
             raise ConfigError(f"choice repeats a value: {list(values)}")
+        flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
+        if any(isinstance(item, Mapping | list) for item in flat):
+            raise ConfigError(f"choice takes numbers, words, true, false, null and lists of them, got {list(values)}")
         return Range(kind, tuple(values))
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
     if len(values) != 2 or len(numbers) != 2:
@@ -113,7 +135,7 @@ def sampled_values(trial: optuna.trial.FrozenTrial) -> tuple[str, dict[str, Valu
     """The recipe and the values of a trial, as `suggest` sampled them."""
     recipe = str(trial.user_attrs.get("recipe"))
     prefix = f"{recipe}/"
-    return recipe, {k.removeprefix(prefix): value for k, value in trial.params.items() if k.startswith(prefix)}
+    return recipe, {k.removeprefix(prefix): from_storage(v) for k, v in trial.params.items() if k.startswith(prefix)}
 
 
 def as_text(space: Space) -> dict[str, str]:

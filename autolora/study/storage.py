@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalStorage
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -31,9 +31,17 @@ OPENINGS = 8  # tries to open a database that is still starting, or whose tables
 
 
 def storage_url(given: str | None, folder: Path) -> str:
-    """The URL of a study's storage: None means SQLite in the study's folder, `journal` a journal file there."""
+    """The URL of a study's storage: None means SQLite in the study's folder, `journal` a journal file there.
+
+    Raises:
+        ConfigError: the folder's name cannot be written in a URL.
+    """
     if given is None:
-        return f"sqlite:///{folder / 'study.db'}"
+        path = str(folder / "study.db")
+        url = URL.create("sqlite", database=path).render_as_string()  # with characters such as ? and % quoted
+        if make_url(url).database != path:  # by SQLAlchemy before 2.1
+            raise ConfigError(f"{folder} cannot hold a database by its name: choose out=FOLDER without ? and %")
+        return url
     return f"journal:///{folder / 'study.log'}" if given == "journal" else given
 
 

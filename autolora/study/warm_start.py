@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -24,9 +23,10 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from autolora import config as cfg
 from autolora.errors import ConfigError, StudyError
 from autolora.evaluation.result import DIVERGED
+from autolora.files import expand_user
 from autolora.study.definition import StudyDefinition, value_of
 from autolora.study.optuna_internals import storage_of
-from autolora.study.space import Value, sampled_values, suggest
+from autolora.study.space import Value, in_storage, sampled_values, suggest
 from autolora.study.storage import holds_study, load_study_from_folder, open_storage
 from autolora.study.storage_retry import Log
 from autolora.study.trials import ORIGIN, WINNER
@@ -45,7 +45,7 @@ class Prior:
 
     def params(self) -> dict[str, Value]:
         """The recipe and the values by the names of Optuna's parameters."""
-        return {"recipe": self.recipe, **{f"{self.recipe}/{key}": value for key, value in self.values.items()}}
+        return {"recipe": self.recipe, **{f"{self.recipe}/{key}": in_storage(v) for key, v in self.values.items()}}
 
 
 class IncompatibleTrial(Exception):
@@ -90,7 +90,7 @@ def _in_words(misfits: Counter[str]) -> str:
 
 
 def _open_earlier(name: str, definition: StudyDefinition, log: Log) -> optuna.Study:
-    folder, study = Path(name).expanduser(), None
+    folder, study = expand_user(name), None
     if holds_study(folder):
         study = load_study_from_folder(folder)
     elif definition.settings.storage:

@@ -20,6 +20,7 @@ from autolora.optim.optimizers import AdamW
 from autolora.optim.schedules import Constant, Schedule
 
 LOSSES = ("l2", "huber")
+MOST_IMAGES = 10_000_000  # of a sub-concept in an epoch; an epoch's order is drawn in memory
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class Run:
         With few sub-concepts each is shown more often, so that together they reach `min_character_images`.
 
         Raises:
-            ConfigError: `concept_images` names a sub-concept that the dataset does not have.
+            ConfigError: `concept_images` names a sub-concept that the dataset does not have, or there are too many.
         """
         minimum = math.ceil(self.train.min_character_images / len(dataset.concepts))
         exceptions = _concept_images(self.train.concept_images, dataset)
@@ -174,6 +175,11 @@ class Run:
         for concept in dataset.concepts:
             usual = self.train.images_per_concept or sum(picture.repeats for picture in concept.pictures)
             counts.append(exceptions.get(concept.name, max(usual, minimum)))
+            if counts[-1] > MOST_IMAGES:
+                raise ConfigError(
+                    f"an epoch would show {counts[-1]} images of {concept.name}, more than {MOST_IMAGES}: set "
+                    "train.images_per_concept, or fewer repeats in the name of its folder"
+                )
         return tuple(counts)
 
     def images_per_epoch(self, dataset: Dataset) -> int:

@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError, features
 
-from autolora.data.images import load_image, load_pixels, measure
+from autolora.data.images import decode, load_image, load_pixels, measure
 from autolora.errors import DatasetError
 from tests.data.folders import noise_image
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 def _png(width: int, height: int, depth: int, colour_type: int, pixels: np.ndarray[Any, Any]) -> bytes:
     """A PNG file of a kind that Pillow reads but cannot write; big-endian pixels, (height, width * channels)."""
 
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    parts = _chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(rows)), _chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -54,6 +55,61 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int, suffix: str)
     first = load_image(path).getpixel((4, 4))
     assert isinstance(first, tuple)
     assert (first[2] > 200) == (orientation in (1, 4, 5, 6)), "blue is on the left, or at the top after a quarter turn"
+
+
+def _tag(number: int, kind: int, value: bytes, count: int = 1) -> bytes:
+    return struct.pack("<HHI4s", number, kind, count, value)
+
+
+TURNED = _tag(0x112, 3, b"\6\0")  # a quarter
+
+
+@pytest.mark.parametrize(
+    ("tags", "turned"),
+    [
+        ([TURNED, _tag(0x11A, 2, b"72\0", 3)], True),  # a resolution as text
+        ([TURNED, _tag(0x213, 1, b"\1")], True),  # BYTE instead of SHORT
+        ([TURNED, _tag(0x8769, 2, b"x\0", 2)], True),  # a text where the place of more tags should be
+        ([TURNED, _tag(0x10F, 2, b"\xff\xff\xff\x7f", 9)], True),  # a place behind the end
+        ([_tag(0x112, 2, b"6\0", 2)], False),  # the turn itself as text
+        ([_tag(0x112, 3, b"\x63\0")], False),  # a turn that there is not
+        ([_tag(0x112, 5, b"\xff\xff\0\0")], False),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jpeg", "png", "webp"])
+def test_odd_exif_tags_are_no_reason_to_refuse_a_photo(tags: list[bytes], turned: bool, suffix: str) -> None:
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(tags) + bytes(4)
+    buffer = io.BytesIO()
+    noise_image(0, (80, 40)).save(buffer, format=suffix, exif=exif)
+    assert measure(buffer.getvalue()) == ((40, 80) if turned else (80, 40))
+
+
+LONG = zlib.compress(bytes(range(32, 127)) * 20_000)  # 1.9 MB of text
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        _chunk(b"zTXt", b"workflow\0\0" + LONG),
+        _chunk(b"iTXt", b"parameters\0\1\0\0\0" + LONG),
+        _chunk(b"iCCP", b"profile\0\0" + LONG),
+        _chunk(b"tEXt", b"prompt\0" + bytes(range(32, 127)) * 20_000),
+        _chunk(b"zTXt", b"broken\0\0" + b"no zlib"),
+    ],
+    ids=["zTXt", "iTXt", "iCCP", "tEXt", "broken"],
+)
+def test_large_texts_and_profiles_of_a_png_are_no_reason_to_refuse_it(extra: bytes) -> None:
+    content = _png(4, 4, 8, 2, np.full((4, 12), 7, dtype=np.uint8))
+    for at in (33, len(content) - 12):  # behind the header, and before the end
+        assert decode(content[:at] + extra + content[at:]).getpixel((0, 0)) == (7, 7, 7)
+
+
+def test_a_picture_that_is_too_large_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    buffer = io.BytesIO()
+    Image.new("L", (2_000, 1_001)).save(buffer, format="png")
+    with pytest.raises(DatasetError, match=r"^larger than 2 megapixels, which may be an attack: save it smaller$"):
+        measure(buffer.getvalue())
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "avif"])

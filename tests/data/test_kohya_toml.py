@@ -100,6 +100,40 @@ def test_toml_folders_are_relative_to_the_file_or_else_to_the_working_directory(
     ]
 
 
+@pytest.mark.parametrize(
+    ("keys", "written", "caption"),
+    [
+        ("keep_tokens_separator='|||'", "mona, 1girl ||| smile, hat ||| best", "mona, 1girl, smile, hat, best"),
+        ("secondary_separator=';;;'", "mona, red dress;;;hat", "mona, red dress, hat"),
+        ("caption_separator=';'\nkeep_tokens_separator='|||'", "mona; 1girl ||| a; b", "mona, 1girl, a, b"),
+        ("caption_separator='.'", "1girl. a hat, blue.", "1girl, a hat, blue"),
+        ("keep_tokens_separator=''\nsecondary_separator=''", "mona ||  hat", "mona ||  hat"),
+        ("enable_wildcard=true", "mona, {o}", "mona, {o}"),
+        ("enable_wildcard=false", "mona, {a|b}", "mona, {a|b}"),
+    ],
+)
+def test_separators_never_become_text_that_is_trained_on(tmp_path: Path, keys: str, written: str, caption: str) -> None:
+    write_concepts(tmp_path, {"a": [written]})
+    source = read_source(_toml(tmp_path, f"[general]\n{keys}\n{SUBSET}image_dir='a'"))
+    assert [picture.caption for picture in source.pictures] == [caption]
+    kept = [note for note in source.notes if "train.keep_tokens=2" in note]
+    assert bool(kept) == (" ||| " in written)
+
+
+@pytest.mark.parametrize(
+    ("keys", "written", "message"),
+    [
+        ("enable_wildcard=true", "mona, {red|blue} dress", "holds the wildcard `{red|blue}`: write one of its words"),
+        ("keep_tokens_separator='|||'", "|||", "holds separators only"),
+        ("caption_separator=1", "mona", "caption_separator=1: must be text"),
+    ],
+)
+def test_captions_that_cannot_be_separated_are_refused(tmp_path: Path, keys: str, written: str, message: str) -> None:
+    write_concepts(tmp_path, {"a": [written]})
+    with pytest.raises(DatasetError, match=re.escape(message)):
+        read_source(_toml(tmp_path, f"[general]\n{keys}\n{SUBSET}image_dir='a'"))
+
+
 def test_toml_notes_name_the_equivalent_key(tmp_path: Path) -> None:
     write_concepts(tmp_path, {"a": ["x"]})
     general = "keep_tokens=2\nshuffle_caption=false\nshufle_caption=true\nzzz=1\ncolor_aug=true\nrandom_crop=false"

@@ -98,6 +98,13 @@ def test_windows_byte_order_mark_line_endings_and_separators(folder: Path) -> No
     assert {p.concept for p in source.pictures} == {"mona"}
 
 
+@pytest.mark.parametrize("separator", [";", "\t", ","])
+def test_a_table_of_a_spreadsheet_in_any_language_is_read(folder: Path, separator: str) -> None:
+    rows = [("file_name", "text"), ("000.png", '"mona, hat; smile"'), ("001.png", '"mona"')]
+    (folder / "metadata.csv").write_text("\n".join(map(separator.join, rows)))
+    assert _captions(read_source(folder)) == ["mona, hat; smile", "mona"]
+
+
 def test_line_separators_inside_json_do_not_end_a_line(folder: Path) -> None:
     _write(
         folder / "metadata.jsonl",
@@ -236,7 +243,7 @@ ENTRY = '"000.png": {"caption": "a"}'
         ),
         ("metadata.csv", "file_name,text\n000.png", "000.png: its caption in metadata.csv line 2 is empty"),
         ("metadata.csv", 'file_name,text\n000.png,"a\n001.png,b', "metadata.csv line 3: broken CSV (unexpected end"),
-        ("metadata.csv", "file_name;text\n000.png;a", "no column `image_path` or `file_name`, it has file_name;text"),
+        ("metadata.csv", "file|text\n000.png|a", "no column `image_path` or `file_name`, it has file|text"),
         ("metadata.csv", "text,file_name\n000.png," + "tag, " * 99, "does not exist"),
         ("metadata.csv", "text,file_name\n000.png," + "x" * 999, "does not exist"),
         ("metadata.csv", "", "metadata.csv: lists no images"),

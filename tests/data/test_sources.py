@@ -197,6 +197,7 @@ def test_paths_that_are_not_datasets(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_text("")
     (tmp_path / "dataset.toml").write_text("")
     write_concepts(tmp_path / "unnumbered", {"fit_a": ["a"], "fit_b": ["b"]})
+    write_concepts(tmp_path, {"plain/images": ["a"], "deep/a/b": ["a"], "plain/images/notes": []})
     cases = {
         "zorak ": f"no such folder: did you mean {tmp_path / 'Zorak'}?",
         "Zorrak/img/3_mona": f"no such folder: did you mean {tmp_path / 'Zorak'}?",
@@ -208,6 +209,10 @@ def test_paths_that_are_not_datasets(tmp_path: Path) -> None:
         "empty": "no images: put png, jpg",
         "Zorak": f"no images here, but there are in `img`: set dataset.path={tmp_path / 'Zorak' / 'img'}",
         "unnumbered": "rename it to `1_fit_b`",
+        "plain": f"no images here, but there are in `images`: set dataset.path={tmp_path / 'plain' / 'images'}",
+        "deep": f"no images here, but there are in `a/b`: set dataset.path={tmp_path / 'deep' / 'a' / 'b'}",
+        "plain/images/notes": f"but there are in the folder above: set dataset.path={tmp_path / 'plain' / 'images'}",
+        "plain/images/qqq": f"there are images in {tmp_path / 'plain' / 'images'}: set dataset.path=",
     }
     for name, message in cases.items():
         with pytest.raises(DatasetError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from unittest.mock import patch
@@ -120,6 +121,31 @@ def test_a_chain_of_near_duplicates_stays_on_one_side() -> None:
             _, validation = split_validation({"a": pictures}, 0.15, 3, seed)
             assert not set(pictures[:4]) & set(validation)  # a group of four does not fit into three validation images
             assert len(validation) == 3
+
+
+def test_near_alike_images_of_two_concepts_are_held_out_as_asked() -> None:
+    """Where the threshold is lowered anyway, it is lowered until the number fits: not to one here and four there."""
+    gaps = {"a": [3] * 10 + [4], "b": [3] * 3 + [4] + [3] * 7}  # at 4 bits one group each; at 3 groups of 11 + 1, 4 + 8
+    looks = np.random.default_rng(0).random((2, 1, 64)) < 0.5  # the concepts are unlike
+    places = [np.cumsum([0, *gap])[:, None] for gap in gaps.values()]
+    hashes = np.concatenate([(np.arange(64) < place) ^ look for place, look in zip(places, looks, strict=True)])
+    concepts = {c: [Picture(Path(f"{c}/{i}"), "", c, 8, 8, f"{c}/{i}") for i in range(12)] for c in gaps}
+    with patch.object(split, "difference_hashes", return_value=hashes):
+        _, validation = split_validation(concepts, 0.15, 3, 0)
+    assert Counter(picture.concept for picture in validation) == {"a": 3, "b": 3}
+
+
+def test_a_concept_that_shares_all_its_looks_gets_its_images_first() -> None:
+    """Each image of `a` is a near-duplicate of one of `b`, which has others of its own."""
+    looks = np.random.default_rng(0).random((24, 64)) < 0.5
+    concepts = {
+        c: [Picture(Path(f"{c}/{i}"), "", c, 8, 8, f"{c}/{i}") for i in range(n)] for c, n in (("b", 18), ("a", 6))
+    }
+    hashes = looks[[*range(18), *range(6)]]
+    for seed in range(10):
+        with patch.object(split, "difference_hashes", return_value=hashes):
+            _, validation = split_validation(concepts, 0.15, 3, seed)
+        assert Counter(picture.concept for picture in validation) == {"a": 3, "b": 3}
 
 
 def test_too_few_images(tmp_path: Path) -> None:

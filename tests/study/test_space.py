@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from autolora.errors import ConfigError
-from autolora.study.space import as_text, difference, parse_range, parse_space, suggest
+from autolora.study.space import as_text, difference, parse_range, parse_space, sampled_values, suggest
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,10 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 def test_draws_stay_inside_and_are_named_by_recipe() -> None:
     space = parse_space(
-        {"a": {"lr": {"log": [1e-4, 1e-2]}, "n": {"log_int": [2, 9]}}, "b": {"lr": {"choice": [None, 0.5]}}}
+        {
+            "a": {"lr": {"log": [1e-4, 1e-2]}, "n": {"log_int": [2, 9]}},
+            "b": {"lr": {"choice": [None, 0.5]}, "tags": {"choice": [[], ["smile", "^_^"]]}},
+        }
     )
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(30):
@@ -47,6 +50,9 @@ def test_draws_stay_inside_and_are_named_by_recipe() -> None:
         recipe, values = suggest(trial, space)
         assert all(value in space[recipe][key] for key, value in values.items())
         assert all(name == "recipe" or name.startswith(f"{recipe}/") for name in trial.params)
+        trial.set_user_attr("recipe", recipe)
+        study.tell(trial, 0)
+        assert sampled_values(study.trials[-1]) == (recipe, values)  # lists are stored as text
 
 
 def test_difference_names_what_changed() -> None:

@@ -42,6 +42,16 @@ def test_a_password_is_never_shown(url: str, seen: str) -> None:
     assert redact_url(url) == seen
 
 
+@pytest.mark.parametrize("given", [None, "journal"])
+@pytest.mark.parametrize("name", ["what?", "a%20b", "x?a", "x?b", "%", "a&b=c#d", "name with spaces", "日本"])
+def test_a_folder_of_any_name_holds_its_own_storage(
+    given: str | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    open_storage(storage_url(given, Path(name)), nothing)
+    assert {path.name for path in tmp_path.iterdir()} == {name} and list((tmp_path / name).glob("study.*"))
+
+
 @pytest.mark.parametrize(
     ("url", "kind", "message"),
     [

@@ -9,6 +9,7 @@ import pytest
 
 from autolora.data.concepts import Concept, Dataset
 from autolora.errors import ConfigError
+from autolora.preflight.sections import schedule_section
 from autolora.train.run import Run, TrainSettings
 from tests.data.folders import pictures_of
 
@@ -47,6 +48,20 @@ def test_single_concepts_can_have_their_own_image_count() -> None:
     )
     with pytest.raises(ConfigError, match=r"train\.concept_images\.hat: .* it has mona_dress, dress, mona_suit, suit"):
         image_counts(concept_images={"hat": 5})
+
+
+@pytest.mark.parametrize(
+    "settings", [{"images_per_concept": 99_999_999_999}, {"concept_images": {"suit": 99_999_999_999}}]
+)
+def test_an_epoch_that_never_ends_is_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"an epoch would show 99999999999 images of mona (dress|suit), more than"):
+        image_counts(**settings)
+
+
+def test_a_schedule_of_many_steps_is_shown_at_once() -> None:
+    run = Run("test", train=TrainSettings(images_per_concept=10_000_000, epochs=1_000))
+    ((_, _, highest, steps, line),) = schedule_section([run], two_outfits()).rows
+    assert (highest, steps, line) == (run.optimizer.lr, 5_000_000_000, "█" * 16)
 
 
 def test_class_images_are_a_share_of_the_concepts_images() -> None:

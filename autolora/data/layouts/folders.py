@@ -14,6 +14,7 @@ from pathlib import Path
 
 from autolora.data.captions import split_tags
 from autolora.data.images import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES
+from autolora.files import composed
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 _ANY_IMAGE = IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES
@@ -54,12 +55,12 @@ def merge(listings: Iterable[Listing]) -> Listing:
 def class_folder(name: str) -> tuple[int, str] | None:
     """Repeats and class tokens in the name of a kohya folder `N_class tokens`; None for other names."""
     match = _CLASS_FOLDER.fullmatch(name)
-    return (int(match[1]), " ".join(match[2].split())) if match else None
+    return (int(match[1]), " ".join(composed(match[2]).split())) if match else None
 
 
 def concept_of(folder: Path, default: str = "") -> tuple[str, int]:
     """Concept and repeats of a folder: those in a kohya folder's name, else `default` or the whole name, once."""
-    name = folder.resolve().name
+    name = composed(folder.resolve().name)
     repeats, tokens = class_folder(name) or (1, "")
     return (tokens, max(1, repeats)) if tokens else (default or name, 1)
 
@@ -94,12 +95,12 @@ def list_folder(root: Path, captions_optional: bool = False) -> Listing:
     ]
     if not numbered:
         if loose:
-            words = " ".join(root.resolve().name.replace("_", " ").split())
-            fallback = words if captions_optional else ""
+            fallback = " ".join(root.resolve().name.replace("_", " ").split()) if captions_optional else ""
             plain = list_images(root, root, fallback=fallback, captions_optional=captions_optional)
             return merge([Listing(problems=tuple(problems)), plain])
         if below := _dataset_below(root):
-            return Listing(problems=(f"no images here, but there are in `{below.name}`: set dataset.path={below}",))
+            problem = f"no images here, but there are in `{display_path(below, root)}`: set dataset.path={below}"
+            return Listing(problems=(problem,))
         nothing = "no images in the folder and no folder `N_class tokens` in it" if problems else _no_images(root)
         return Listing(problems=(*problems, nothing))
     problems += [f"{path.name}: lies beside the concept folders: move it into one of them" for path in loose]
@@ -144,8 +145,8 @@ def list_images(
         masks: the folder of the masks; default: beside the images.
     """
     paths = image_files(folder)
-    captions, masks_by_stem = _by_stem(folder, suffixes), find_masks(folder, masks)
-    files = {path: captions.get(path.stem, []) + captions.get(path.name, []) for path in paths}  # also a.png.txt
+    captions, masks_by_stem = by_stem(folder, suffixes), find_masks(folder, masks)
+    files = {path: [file for stem in stems_of(path) for file in captions.get(stem, [])] for path in paths}
     uncaptioned = bool(fallback) and bool(paths) and not any(files.values())
     name, folder_repeats = concept_of(folder, concept)
     entries = []
@@ -167,10 +168,11 @@ def list_images(
         notes.append(f"{display_path(folder, root)}: no caption files, so every image gets the caption `{fallback}`")
     if masks and (unmasked := [entry.path.name for entry in entries if not entry.mask and not entry.problem]):
         notes.append(f"{display_path(masks, root)}: no mask for {summarize_list(unmasked)}: the whole image counts")
-    unused = [path.name for stem in masks_by_stem.keys() - {p.stem for p in paths} for path in masks_by_stem[stem]]
+    stems = {composed(path.stem) for path in paths}
+    unused = [path.name for stem in masks_by_stem.keys() - stems for path in masks_by_stem[stem]]
     if unused and not masks:
         notes.append(f"{display_path(folder, root)}: masks without an image: {summarize_list(sorted(unused))}")
-    orphans = captions.keys() - {name for path in files_of(folder, _ANY_IMAGE) for name in (path.stem, path.name)}
+    orphans = captions.keys() - {stem for path in files_of(folder, _ANY_IMAGE) for stem in stems_of(path)}
     if orphans and paths:
         names = sorted(path.name for stem in orphans for path in captions[stem])
         notes.append(f"{display_path(folder, root)}: captions without an image: {summarize_list(names)}")
@@ -189,15 +191,20 @@ def _names(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
 
 
-def _by_stem(folder: Path, endings: Iterable[str]) -> dict[str, list[Path]]:
+def by_stem(folder: Path, endings: Iterable[str]) -> dict[str, list[Path]]:
     """The visible files of a folder by their name without its ending, in the order of the endings."""
     paths: dict[str, list[Path]] = {}
     names = _names(folder)
     for ending in endings:
         for name in names:
             if name.lower().endswith(ending.lower()):
-                paths.setdefault(name[: -len(ending)], []).append(folder / name)
+                paths.setdefault(composed(name[: -len(ending)]), []).append(folder / name)
     return paths
+
+
+def stems_of(image: Path) -> tuple[str, str]:
+    """The names that a caption of an image may have without its ending: `a` and `a.png`."""
+    return composed(image.stem), composed(image.name)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -224,17 +231,17 @@ def find_masks(folder: Path, masks: Path | None = None) -> dict[str, list[Path]]
     `masks`, the folder of the masks, they are images of the same name in it.
     """
     if masks:
-        return _by_stem(masks, IMAGE_SUFFIXES)
-    paths = _by_stem(folder, _MASK_ENDINGS)
+        return by_stem(masks, IMAGE_SUFFIXES)
+    paths = by_stem(folder, _MASK_ENDINGS)
     if os.path.isdir(folder / _MASK_FOLDER):
-        for stem, more in _by_stem(folder / _MASK_FOLDER, (".png",)).items():
+        for stem, more in by_stem(folder / _MASK_FOLDER, (".png",)).items():
             paths.setdefault(stem, []).extend(more)
     return paths
 
 
 def mask_of(path: Path, masks: Mapping[str, Sequence[Path]]) -> tuple[Path | None, str]:
     """The mask of an image or None, and the problem with it or an empty text."""
-    candidates = masks.get(path.stem, ())
+    candidates = masks.get(composed(path.stem), ())
     if len(candidates) > 1:
         names = " and ".join(display_path(mask, path.parent) for mask in candidates)
         return None, f"{names} are both its mask: keep one of them"
@@ -243,7 +250,7 @@ def mask_of(path: Path, masks: Mapping[str, Sequence[Path]]) -> tuple[Path | Non
 
 def one_line(text: str) -> str:
     """The lines of a caption joined by commas, without white space and commas at their ends, and byte order marks."""
-    lines = text.replace("\ufeff", "").splitlines()  # editors leave such marks, invisible, also inside a text
+    lines = composed(text.replace("\ufeff", "")).splitlines()  # editors leave such marks, invisible, also inside a text
     return ", ".join(stripped for line in lines if (stripped := line.strip(" \t,")))
 
 
@@ -271,11 +278,13 @@ def _read_caption(path: Path, files: Sequence[Path], suffix: str) -> tuple[str, 
 
 
 def _dataset_below(root: Path) -> Path | None:
-    """The first subfolder that holds kohya folders or metadata: kohya's users often give the folder above it."""
+    """The first subfolder that holds kohya folders or metadata, else the only one that holds images."""
     for below in subfolders(root):
         if any(class_folder(p.name) for p in below.iterdir() if p.is_dir()) or any(below.glob("metadata.*")):
             return below
-    return None
+    holding = [below for below in subfolders(root) if _holds_images(below)]
+    only = holding[0] if len(holding) == 1 else None
+    return only if only is None or image_files(only) else _dataset_below(only)
 
 
 def _no_images(root: Path) -> str:
@@ -283,6 +292,8 @@ def _no_images(root: Path) -> str:
     unsupported = files_of(root, UNSUPPORTED_SUFFIXES)
     if unsupported:
         return f"no supported images: save {unsupported[0].name} and files like it as .png"
+    if os.access(above := root.resolve().parent, os.R_OK) and image_files(above):
+        return f"no images here, but there are in the folder above: set dataset.path={above}"
     return (
         f"no images: put {', '.join(s[1:] for s in IMAGE_SUFFIXES)} files with captions (same name, .txt) "
         "into the folder, or into one folder per outfit, such as `10_mona dress`"

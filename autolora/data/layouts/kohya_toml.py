@@ -8,12 +8,15 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autolora.data.captions import join_tags, split_tags
 from autolora.data.layouts.folders import (
     CAPTION_SUFFIXES,
     ImageEntry,
@@ -24,6 +27,8 @@ from autolora.data.layouts.folders import (
     merge,
 )
 from autolora.data.layouts.metadata_files import METADATA_SUFFIXES, list_metadata
+from autolora.errors import ConfigError
+from autolora.files import expand_user, on_disk
 
 _READ_KEYS: dict[str, tuple[type, str]] = {  # keys that are read, with their type
     "image_dir": (str, "text"),
@@ -35,6 +40,10 @@ _READ_KEYS: dict[str, tuple[type, str]] = {  # keys that are read, with their ty
     "caption_suffix": (str, "text"),
     "num_repeats": (int, "a whole number"),
     "is_reg": (bool, "true or false"),
+    "enable_wildcard": (bool, "true or false"),
+    "keep_tokens_separator": (str, "text"),
+    "secondary_separator": (str, "text"),
+    "caption_separator": (str, "text"),
 }
 _AUTOLORA_KEYS = {  # keys that are not read, with the autolora setting to use instead
     "keep_tokens": "set train.keep_tokens={}",
@@ -54,12 +63,13 @@ _AUTOLORA_KEYS = {  # keys that are not read, with the autolora setting to use i
     "alpha_mask": "save the masks beside the images, as NAME.mask.png",
 }
 _IGNORED_KEYS = (
-    *("cache_info", "caption_dropout_every_n_epochs", "caption_separator"),
-    *("color_aug", "custom_attributes", "debug_dataset", "enable_wildcard"),
-    *("face_crop_aug_range", "keep_tokens_separator", "max_token_length", "network_multiplier"),
-    *("prior_loss_weight", "random_crop", "resize_interpolation", "secondary_separator", "skip_image_resolution"),
+    *("cache_info", "caption_dropout_every_n_epochs", "color_aug", "custom_attributes", "debug_dataset"),
+    *("face_crop_aug_range", "max_token_length", "network_multiplier"),
+    *("prior_loss_weight", "random_crop", "resize_interpolation", "skip_image_resolution"),
     *("system_prompt", "token_warmup_min", "token_warmup_step"),
 )
+_SEPARATORS = ("keep_tokens_separator", "secondary_separator", "caption_separator")
+_WILDCARD = re.compile(r"\{[^{}]*\|[^{}]*\}")
 
 
 def list_toml(file: Path) -> Listing:
@@ -135,10 +145,42 @@ def _list_subset(keys: Mapping[str, Any], where: str, base: Path) -> Listing:
         if not listing.entries and not listing.problems:
             problem = f"{where}: no images in {display_path(folder, base)}: subfolders are not searched"
             listing = Listing(problems=(problem,))
+    entries, separated = _separate_tags(listing.entries, keys)
+    listing = replace(listing, entries=entries)
+    notes += [f"{where}: {separated}"] if separated else []
     prefix, suffix = (str(keys.get(key, "")).strip() for key in ("caption_prefix", "caption_suffix"))
     entries = tuple(replace(e, caption=" ".join(filter(None, (prefix, e.caption, suffix)))) for e in listing.entries)
     listing = replace(listing, entries=entries, notes=(*notes, *listing.notes))
     return replace(listing, entries=(), regularization=entries) if keys.get("is_reg") else listing
+
+
+def _separate_tags(entries: Sequence[ImageEntry], keys: Mapping[str, Any]) -> tuple[tuple[ImageEntry, ...], str]:
+    """The entries with commas for every separator that the file names, and a note on tags that were to be kept.
+
+    A caption with a wildcard such as `{red|blue} dress`, which sd-scripts replaces anew each time, is a problem.
+    """
+    separators, keep = [keys[key] for key in _SEPARATORS if keys.get(key)], str(keys.get("keep_tokens_separator", ""))
+    separated, kept = [], set()
+
+    def tags(text: str) -> tuple[str, ...]:
+        for separator in separators:
+            text = text.replace(separator, ",")
+        return split_tags(text)
+
+    for entry in entries:
+        caption, problem = join_tags(tags(entry.caption)) if separators else entry.caption, entry.problem
+        wildcard = _WILDCARD.search(caption) if keys.get("enable_wildcard") else None
+        if wildcard:
+            problem = problem or f"its caption holds the wildcard `{wildcard[0]}`: write one of its words instead"
+        elif not caption and not problem:
+            problem = "its caption holds separators only: write its tags into it"
+        if keep and keep in entry.caption:
+            kept.add(len(tags(entry.caption.partition(keep)[0])))
+        separated.append(replace(entry, caption=caption, problem=problem))
+    note = (
+        f"the tags before `{keep}` may be shuffled and dropped unless you set train.keep_tokens={min(kept, default=0)}"
+    )
+    return tuple(separated), note if kept else ""
 
 
 def _wrong_values(keys: Mapping[str, Any]) -> list[str]:
@@ -184,8 +226,11 @@ def _is_tables(value: Any) -> bool:
 
 def _resolve(base: Path, written: str) -> Path:
     """A path of the file, relative to the file's folder or else to the working directory."""
-    path = Path(os.path.expanduser(written))
-    return base / path if os.path.exists(base / path) or not os.path.exists(path) else path
+    path = Path(written)
+    with suppress(ConfigError):  # of no user: told as any other path that does not exist
+        path = expand_user(written)
+    beside = on_disk(base / path)
+    return beside if os.path.exists(beside) or not os.path.exists(path) else path
 
 
 def _without_copies(listing: Listing, base: Path) -> Listing:

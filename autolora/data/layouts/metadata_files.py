@@ -30,8 +30,10 @@ from autolora.data.layouts.folders import (
     summarize_list,
 )
 from autolora.errors import DatasetError
+from autolora.files import on_disk
 
 METADATA_SUFFIXES = (".json", ".jsonl", ".csv")
+_CSV_SEPARATORS = (",", ";", "\t")
 _PATH_FIELDS = ("image_path", "file_name")
 Row = tuple[str, Mapping[str, Any]]  # its place for messages, such as `metadata.csv line 2`, and its fields
 
@@ -134,7 +136,8 @@ def _find_image(root: Path, key: Any) -> Path:
         path = root / os.path.normpath(Path(*parts[start:]))
         if path.is_relative_to(root.absolute()):
             path = root / path.relative_to(root.absolute())
-        with_suffix = [Path(f"{path}{s}") for suffix in IMAGE_SUFFIXES for s in (suffix, suffix.upper())]
+        path = on_disk(path)
+        with_suffix = [on_disk(Path(f"{path}{s}")) for suffix in IMAGE_SUFFIXES for s in (suffix, suffix.upper())]
         matches = [p for p in [path] if os.path.isfile(p)] or [p for p in with_suffix if os.path.isfile(p)]
         if len(matches) > 1 and not matches[0].samefile(matches[1]):
             raise DatasetError(f"`{key}` may be {matches[0].name} or {matches[1].name}: write its suffix")
@@ -232,7 +235,9 @@ def _jsonl_rows(text: str, name: str) -> tuple[list[Row], list[str]]:
 
 
 def _csv_rows(text: str, name: str) -> tuple[list[Row], list[str]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    head = text.partition("\n")[0]
+    separator = max(_CSV_SEPARATORS, key=head.count)  # of spreadsheets in many languages a semicolon
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     rows: list[Row] = []
     problems = []
     try:
