@@ -248,7 +248,7 @@ def load_encoder(name: str) -> Encoder:
         return _open_clip(*rest.split("/", 1))
     if name != "paperdoll" and kind != "local-dir":
         raise ConfigError(
-            f"scoring.encoder={name}: use `local-dir:FOLDER` of open_clip, `open_clip:MODEL/WEIGHTS` or `paperdoll`"
+            f"scoring.encoder={name}: expected `local-dir:FOLDER`, `open_clip:MODEL/WEIGHTS` or `paperdoll`"
         )
     folder = CLIP if name == "paperdoll" else expand_user(rest)
     config = folder / "open_clip_config.json"
