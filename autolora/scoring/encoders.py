@@ -248,13 +248,14 @@ def load_encoder(name: str) -> Encoder:
         return _open_clip(*rest.split("/", 1))
     if name != "paperdoll" and kind != "local-dir":
         raise ConfigError(
-            f"scoring.encoder={name}: expected `local-dir:FOLDER` of an open_clip model, "
-            "`open_clip:MODEL/WEIGHTS` or `paperdoll`"
+            f"scoring.encoder={name}: expected `local-dir:FOLDER`, `open_clip:MODEL/WEIGHTS` or `paperdoll`"
         )
     folder = CLIP if name == "paperdoll" else expand_user(rest)
-    if not (folder / "open_clip_config.json").is_file():
-        raise ConfigError(f"scoring.encoder={name}: {folder} has no open_clip_config.json, as an open_clip model has")
-    if "trust_remote_code" in _keys(folder / "open_clip_config.json"):
+    config = folder / "open_clip_config.json"
+    if not config.is_file():
+        reason = f"{folder} has no {config.name}; give the folder of an open_clip model"
+        raise ConfigError(f"scoring.encoder={name}: {reason}")
+    if "trust_remote_code" in _keys(config):
         raise ConfigError(
             f"scoring.encoder={name}: open_clip_config.json asks for code in its folder to be run "
             "(trust_remote_code), which autolora never does; use another encoder"
