@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from autolora import __version__, stop
-from autolora.errors import AutoloraError, ConfigError, MemoryFull, memory_full
+from autolora.errors import AutoloraError, ConfigError, MemoryFull, StorageError, memory_full
+from autolora.files import explain
 
 COMMANDS = {
     "check": "show what would be trained and what it costs: problems, concepts, captions, triggers, GPU memory",
@@ -76,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a disk that is full, a folder that was moved; what is written atomically says more
+        if error.errno is None:
+            raise
+        print(f"autolora: {explain(error, 'use')}", file=sys.stderr)
+        return StorageError.exit_code
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, stop.Stopped) and arguments[:1] == ["worker"]:
             return 0  # as it was asked to: its trial is back in the queue

@@ -33,6 +33,10 @@ class StudyError(AutoloraError):
     exit_code = 5
 
 
+class BrokenFile(StudyError):
+    """A file of a trial that is missing or cannot be read; what else the study holds is whole."""
+
+
 class Unmeasurable(StudyError):
     """Pictures that the scoring encoder cannot tell from the base model's, so that no score would mean anything."""
 

@@ -29,7 +29,7 @@ def point(step: int, objective: float, bleed: tuple[float, float], diverged: boo
     constraints = {"bleed_class": max(bleed) + 0.1 - LIMIT}
     score = {"value": objective}
     return CheckpointResult(
-        step, 0.1, 0.1, [], objective, score, by_weight=by_weight, constraints=constraints, diverged=diverged
+        step, 0.1, 0.1, [1.0], objective, score, by_weight=by_weight, constraints=constraints, diverged=diverged
     )
 
 
@@ -85,8 +85,9 @@ def test_the_best_is_the_earliest_of_equals() -> None:
 
 def scored(step: int, objective: float, half_width: float = 0.05) -> CheckpointResult:
     score = {"value": objective, "low": objective - half_width, "high": objective + half_width}
+    terms = dict.fromkeys(("fidelity", "editability", "bleed_class"), score)
     constraints = {"bleed_class": -objective}
-    return CheckpointResult(step, 0.1, 0.1, [], objective, score, constraints=constraints)
+    return CheckpointResult(step, 0.1, 0.1, [1.0], objective, score, terms=terms, constraints=constraints)
 
 
 def checkpoint(run: Run, step: int) -> Checkpoint:

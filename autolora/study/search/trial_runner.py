@@ -9,6 +9,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import Trial, TrialState
 
+from autolora.errors import BrokenFile
 from autolora.evaluation.result import DIVERGED, CheckpointResult, load_results
 from autolora.evaluation.trial_folder import TrialFolder
 from autolora.files import remove_leftovers
@@ -65,7 +66,7 @@ class TrialRunner:
             self.needs_other_set = True
             return None
         remove_leftovers(self.definition.trial_files[uid])
-        folder = TrialFolder.open(self.definition.trial_files.fetch(uid), run)
+        folder = TrialFolder.open_or_begin(self.definition.trial_files.fetch(uid), run, self.bars.log)
         self.trials[uid] = (trial, folder)
         self._read_ended_trials()
         resumed = ", continued" if folder.results else ""
@@ -78,7 +79,11 @@ class TrialRunner:
             uid = trial.user_attrs.get("uid")
             if uid and uid not in self.ended_results:
                 path = self.definition.trial_files.fetch(uid, only="curve.json")
-                self.ended_results[uid] = load_results(path)
+                try:
+                    self.ended_results[uid] = load_results(path)
+                except BrokenFile as error:  # the finals say what follows from that
+                    self.bars.log(f"trial {trial.number} cannot inform the search: {error}")
+                    self.ended_results[uid] = []
 
     def on_step(self, slot: TrainingSlot) -> None:
         """Move the bars."""

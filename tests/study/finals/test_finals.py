@@ -32,9 +32,9 @@ from autolora.study.results.summary import describe_disagreement, describe_seeds
 
 def made_up(step: int, objective: float, bleed: float = 0.0) -> CheckpointResult:
     score = {"value": objective, "low": objective - 0.05, "high": objective + 0.05}
-    terms = {"bleed_class": {"value": bleed, "low": bleed, "high": bleed}}
+    terms = {name: {"value": bleed, "low": bleed, "high": bleed} for name in ("bleed_class", "fidelity", "editability")}
     constraints = {"bleed_class": -objective}  # an objective below 0 breaks a constraint
-    return CheckpointResult(step, 0.1, 0.1, [], objective, score, terms=terms, constraints=constraints)
+    return CheckpointResult(step, 0.1, 0.1, [1.0], objective, score, terms=terms, constraints=constraints)
 
 
 def finalist(number: int, objective: float, bleed: float = 0.0) -> Finalist:
@@ -236,7 +236,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float],
         "autolora.study.finals.finals_runner.time", SimpleNamespace(perf_counter=lambda: float(next(ticks)))
     )
     definition: Any = SimpleNamespace(
-        storage=f"sqlite:///{tmp_path / 'study.db'}", settings=SimpleNamespace(name="night")
+        storage=f"sqlite:///{tmp_path / 'study.db'}", settings=StudySettings("night", {}, Budget())
     )
 
     def create(seconds: float) -> tuple[FinalsRunner, QuickEvaluator]:
