@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from autolora import __version__, stop
-from autolora.errors import AutoloraError, ConfigError, MemoryFull, StorageError, memory_full
+from autolora.errors import AutoloraError, ConfigError, MemoryFull, StorageError, memory_full, printable
 from autolora.files import explain
 
 COMMANDS = {
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except AutoloraError as error:
-        print(f"autolora: {error}", file=sys.stderr)
+        print(f"autolora: {printable(error)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a disk that is full, a folder that was moved; what is written atomically says more
         if error.errno is None:
             raise
-        print(f"autolora: {explain(error, 'use')}", file=sys.stderr)
+        print(f"autolora: {printable(explain(error, 'use'))}", file=sys.stderr)
         return StorageError.exit_code
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, stop.Stopped) and arguments[:1] == ["worker"]:

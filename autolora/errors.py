@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def printable(text: object) -> str:
+    """Text that somebody else may have written, without characters that would control the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in str(text))
+
+
 class AutoloraError(Exception):
     """The root of every error that a user is told about without a traceback."""
 

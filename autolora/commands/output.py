@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autolora.errors import printable
 from autolora.progress import Bars
 from autolora.settings import Settings
 
@@ -40,7 +41,7 @@ class Output:
         elif callable(words):
             words()
         else:
-            print(words)
+            print(printable(words))
 
 
 def read_json(path: Path) -> dict[str, Any]:

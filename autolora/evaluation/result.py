@@ -78,7 +78,7 @@ class CheckpointResult:
 
 def _whole(result: CheckpointResult) -> CheckpointResult:
     """Refuse a result that lacks what every scored checkpoint has."""
-    if result.score and not {"fidelity", "editability", "bleed_class"} <= result.terms.keys():
+    if result.score and not {"fidelity", "likeness", "editability", "bleed_class"} <= result.terms.keys():
         raise ValueError("a scored checkpoint lacks a term")
     by_weight = [*result.by_weight.values(), *result.second.values(), *result.sweep.values()]
     if not all({"fidelity", "bleed_class"} <= terms.keys() for terms in by_weight):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
@@ -11,7 +13,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autolora.errors import BrokenFile, StudyError
-from autolora.evaluation.result import DIVERGED, TrialResults, load_results
+from autolora.evaluation.result import DIVERGED, CheckpointResult, TrialResults, load_results
 from autolora.study.budget import STEP
 from autolora.study.definition import StudyDefinition
 from autolora.study.optuna_internals import trial_id_of
@@ -103,14 +105,23 @@ def load_trial_results(definition: StudyDefinition, study: optuna.Study) -> list
             continue
         files = definition.trial_files
         path = files.fetch(uid, SHOWN, ended=True) if trial.state.is_finished() else files[uid]
-        try:
-            results = load_results(path)
-        except BrokenFile as error:
-            logging.getLogger("autolora").warning("trial %d is shown without its curve: %s", trial.number, error)
-            continue
-        if results:
+        if results := readable_results(path, trial):
             trials.append((trial, TrialResults(path, results)))
     return trials
+
+
+def readable_results(folder: Path, trial: FrozenTrial) -> list[CheckpointResult]:
+    """The results of a trial that is only shown; none where its curve is broken, which is logged."""
+    try:
+        return load_results(folder)
+    except BrokenFile as error:
+        _warn_once(f"trial {trial.number} is shown without its curve: {error}")
+        return []
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    logging.getLogger("autolora").warning(line)
 
 
 TOKEN = "token"  # user attribute of a study: random, so that the folders of two studies never share a name

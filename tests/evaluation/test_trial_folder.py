@@ -85,7 +85,7 @@ def test_the_best_is_the_earliest_of_equals() -> None:
 
 def scored(step: int, objective: float, half_width: float = 0.05) -> CheckpointResult:
     score = {"value": objective, "low": objective - half_width, "high": objective + half_width}
-    terms = dict.fromkeys(("fidelity", "editability", "bleed_class"), score)
+    terms = dict.fromkeys(("fidelity", "likeness", "editability", "bleed_class"), score)
     constraints = {"bleed_class": -objective}
     return CheckpointResult(step, 0.1, 0.1, [1.0], objective, score, terms=terms, constraints=constraints)
 

@@ -9,8 +9,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import Trial, TrialState
 
-from autolora.errors import BrokenFile
-from autolora.evaluation.result import DIVERGED, CheckpointResult, load_results
+from autolora.evaluation.result import DIVERGED, CheckpointResult
 from autolora.evaluation.trial_folder import TrialFolder
 from autolora.files import remove_leftovers
 from autolora.study.budget import STEP
@@ -21,7 +20,7 @@ from autolora.study.search.leases import TrialLeases
 from autolora.study.search.queue import Queue
 from autolora.study.search.trial_note import publish_trial_note
 from autolora.study.space import Value, suggest
-from autolora.study.trials import ENDED, ORIGIN, keep_constraints, uid_of
+from autolora.study.trials import ENDED, ORIGIN, keep_constraints, readable_results, uid_of
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.slot import Job, TrainingSlot
 
@@ -79,11 +78,7 @@ class TrialRunner:
             uid = trial.user_attrs.get("uid")
             if uid and uid not in self.ended_results:
                 path = self.definition.trial_files.fetch(uid, only="curve.json")
-                try:
-                    self.ended_results[uid] = load_results(path)
-                except BrokenFile as error:  # the finals say what follows from that
-                    self.bars.log(f"trial {trial.number} cannot inform the search: {error}")
-                    self.ended_results[uid] = []
+                self.ended_results[uid] = readable_results(path, trial)  # the finals say what follows from a broken one
 
     def on_step(self, slot: TrainingSlot) -> None:
         """Move the bars."""

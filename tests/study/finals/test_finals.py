@@ -32,7 +32,10 @@ from autolora.study.results.summary import describe_disagreement, describe_seeds
 
 def made_up(step: int, objective: float, bleed: float = 0.0) -> CheckpointResult:
     score = {"value": objective, "low": objective - 0.05, "high": objective + 0.05}
-    terms = {name: {"value": bleed, "low": bleed, "high": bleed} for name in ("bleed_class", "fidelity", "editability")}
+    terms = {
+        name: {"value": bleed, "low": bleed, "high": bleed}
+        for name in ("bleed_class", "fidelity", "likeness", "editability")
+    }
     constraints = {"bleed_class": -objective}  # an objective below 0 breaks a constraint
     return CheckpointResult(step, 0.1, 0.1, [1.0], objective, score, terms=terms, constraints=constraints)
 
