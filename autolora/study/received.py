@@ -3,6 +3,7 @@ than a file that somebody sent."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import optuna
@@ -87,12 +88,12 @@ def check_study(study: optuna.Study, kind: type[Any] = TrialAttributes, scored: 
     """
     place = f"study {study.study_name}"
     try:
-        parser(StudyAttributes).validate_python(study.user_attrs)
+        parser(StudyAttributes).validate_json(json.dumps(study.user_attrs), strict=True)
         if scored and study.directions != [StudyDirection.MAXIMIZE]:
             raise StudyError(f"{place} minimized its objective; studies of `autolora tune` maximize a score")
         for trial in study.get_trials(deepcopy=False):
             place = f"trial {trial.number} of study {study.study_name}"
-            parser(kind).validate_python(trial.user_attrs)
+            parser(kind).validate_json(json.dumps(trial.user_attrs), strict=True)
             if "uid" in trial.user_attrs and "recipe" not in trial.user_attrs:
                 raise StudyError(_refusal(place, "it has a folder but no recipe"))
             if scored and trial.state is TrialState.COMPLETE and not isinstance(trial.value, float):

@@ -74,7 +74,9 @@ def refuse_broken(error: BaseException, name: str) -> None:
         StorageError: the file was moved, deleted or write-protected.
         StudyError: the content is broken.
     """
-    cause = getattr(error.__cause__ or error, "orig", None)
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
     if isinstance(cause, sqlite3.Error):
         if any(words in str(cause) for words in _GONE):
             raise StorageError(

@@ -286,6 +286,37 @@ def test_candidates_without_memory_are_tried_again_later(runner: Create) -> None
     assert len(runner(math.inf)[0].judge([candidate(0)])) == 1  # with other settings
 
 
+def test_candidates_of_finals_that_were_killed_are_left_alone(runner: Create) -> None:
+    """More trials were run since, so that others are judged now."""
+    killed = runner(math.inf)[0]
+    killed.study.enqueue_trial({}, user_attrs={"key": "7-100"})
+    assert [one.trial.number for one in killed.judge([candidate(0)])] == [0]
+    assert [trial.state.name for trial in killed.study.trials] == ["WAITING", "COMPLETE"]
+
+
+def test_two_processes_share_the_candidates(runner: Create, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one scores a candidate, the other takes the next one, and waits for the first."""
+    (here, evaluator), (there, others) = runner(math.inf), runner(math.inf)
+    judged: list[str] = []
+    monkeypatch.setattr("autolora.study.finals.finals_runner.sleep", lambda _: judged.append("waits"))
+    monkeypatch.setattr("autolora.study.search.leases.is_gone", lambda *_: False)
+    candidates, score = [candidate(0), candidate(1)], evaluator.evaluate
+
+    def evaluate(one: Candidate) -> CheckpointResult:
+        judged.append(f"here {one.trial.number}")
+        if one.trial.number == 0:
+            taken = there._claim({one.key for one in candidates}, leases)
+            assert taken is not None and taken.number == 1
+            others.bars.task = lambda *_: nullcontext()
+            there._run(taken, candidates[1])
+        return score(one)
+
+    monkeypatch.setattr(evaluator, "evaluate", evaluate)
+    with there._leases() as leases:
+        assert [one.trial.number for one in here.judge(candidates)] == [0, 1]
+    assert judged == ["here 0"] and len(here.study.trials) == 2
+
+
 def test_the_finals_have_the_time_that_the_search_left() -> None:
     night = StudySettings("night", {}, Budget(minutes=100))
     assert (night.search_minutes, night.finals_seconds(3000.0)) == (70, 3000.0)
