@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from autolora.errors import ConfigError
+from autolora.received import read_yaml
 from autolora.renamed_keys import refuse_renamed
 
 PACKAGE = Path(__file__).parent
@@ -81,9 +81,8 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
     except (HydraException, OmegaConfBaseException) as error:
         keys = _dotted(compose(primary, (), study)) if arguments else ()  # raises where it is the study that is wrong
         raise ConfigError(_explain(error, primary, keys)) from error
-    except YAMLError as error:  # in a study's or a recipe's file; a study is read under another name
-        words = re.sub(r'in "\S*/study\.yaml"', f"in {study}", " ".join(str(error).split()))
-        raise ConfigError(f"this is no YAML: {words}") from error
+    except YAMLError as error:  # in another file of conf/ of the working directory
+        raise ConfigError(f"this is no YAML: {' '.join(str(error).split())}") from error
 
 
 def _refuse_resolvers(config: DictConfig) -> None:
@@ -145,6 +144,8 @@ def _study_overrides(study: str | None) -> Iterator[list[str]]:
     A study comes from a folder of its own: beside other folders their names would be groups.
     """
     own = Path("conf").resolve()
+    for recipe in RECIPES.glob("*.yaml"):
+        read_yaml(recipe)
     recipes = [own.as_uri()] if RECIPES.is_dir() and own != (ROOT / "conf").resolve() else []
     if not study:
         yield [f"hydra.searchpath={recipes}"] if recipes else []
@@ -152,7 +153,7 @@ def _study_overrides(study: str | None) -> Iterator[list[str]]:
     source = find_study(study)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "studies").mkdir()
-        shutil.copy(source, Path(folder) / "studies" / "study.yaml")
+        (Path(folder) / "studies" / "study.yaml").write_text(read_yaml(source), encoding="utf-8")
         yield [f"hydra.searchpath={[Path(folder).as_uri(), *recipes]}", "+studies=study"]
 
 

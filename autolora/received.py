@@ -1,19 +1,23 @@
 """Data from a file or a storage that somebody else may have written, parsed into typed values before it is used.
 
-Names of files are checked by `files.path_below`, YAML files by `config.compose`, what a study's storage holds by
-`study.received`.
+Names of files are checked by `files.path_below`, the keys of YAML files by `config.compose`, what a study's storage
+holds by `study.received`.
 """
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from autolora.errors import BrokenFile
+from autolora.errors import BrokenFile, ConfigError
 
 T = TypeVar("T")
+MAX_YAML_VALUES = 20_000
+MAX_DIGITS = 100
 
 
 def _interval(term: dict[str, float]) -> dict[str, float]:
@@ -55,6 +59,46 @@ def parser(kind: Any) -> TypeAdapter[Any]:
     if kind not in _PARSERS:
         _PARSERS[kind] = TypeAdapter(kind)
     return _PARSERS[kind]
+
+
+def read_yaml(path: Path) -> str:
+    """The text of a YAML file that is small enough to be composed.
+
+    Raises:
+        ConfigError: it is no text, is nested too deeply, its aliases expand to too much, or a number is too long.
+    """
+    content = path.read_bytes()
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes it
+    try:
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: save it as UTF-8") from error
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+        size = _size(root, {}) if root else 0
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply: correct it") from error
+    except yaml.YAMLError as error:
+        words = " ".join(str(error).split()).replace('"<unicode string>"', str(path))
+        raise ConfigError(f"this is no YAML: {words}") from error
+    if size > MAX_YAML_VALUES:
+        raise ConfigError(
+            f"{path} has more than {MAX_YAML_VALUES:,} values, its aliases counted as often as they occur"
+        )
+    return text
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """The number of values that a node expands to; huge for one that contains itself and for an endless number."""
+    if id(node) not in known:
+        known[id(node)] = MAX_YAML_VALUES + 1  # until it is known: who contains itself is too large
+        if isinstance(node, yaml.ScalarNode):
+            is_long = node.tag.endswith(":int") and len(node.value) > MAX_DIGITS
+            known[id(node)] = MAX_YAML_VALUES + 1 if is_long else 1
+        else:
+            below = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+            known[id(node)] = 1 + sum(_size(part, known) for part in below)
+    return known[id(node)]
 
 
 def first_fault(error: ValidationError) -> str:
