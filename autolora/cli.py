@@ -32,6 +32,7 @@ COMMANDS = {
 TAKES_STUDY = ("tune", "worker", "report", "export", "dashboard", "check")
 TAKES_FILE = ("score", "verify", "resize")
 LOADS_MODEL = ("train", "tune", "worker", "score", "resize", "export")
+WRITES_OUT = ("check", "train", "tune", "worker", "export")
 READS_IMAGES = ("check", "captions", *LOADS_MODEL)
 USAGE = """autolora {version}: an overfitting-aware auto-tuning LoRA trainer
 
@@ -147,6 +148,8 @@ def _configured(command: str, rest: list[str]) -> int:
     from autolora.settings import build_settings
 
     request = Request(build_settings(composed, source, overrides), tuple(places))
+    if command in WRITES_OUT:
+        request.check_places()
     if command in READS_IMAGES:  # a mistake is told before torch is imported, which takes seconds
         request.dataset  # noqa: B018
     if command in LOADS_MODEL:

@@ -32,6 +32,10 @@ ROOT = (
     PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 )  # a wheel carries conf/ and studies/ inside the package
 RECIPES = Path("conf") / "recipe"  # of the working directory: recipes of one's own, beside those of autolora
+GROUPS = (
+    *("adapter", "budget", "captions", "dataset", "export", "model", "optimizer"),
+    *("schedule", "scoring", "study", "tagger", "train"),
+)
 _FREE_KEY = re.compile(r"^(train\.concept_images\.)")  # keys of a dataset's own words, which no config can list
 _HYDRA_KEY = re.compile(r"[+~]*hydra[./=]|[^=]*@hydra")
 _RESOLVER = re.compile(r"\$\{[^$]*:")  # also where the resolver's name is an interpolation itself
@@ -74,7 +78,7 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
     GlobalHydra.instance().clear()
     try:
         with _study_overrides(study) as own, initialize_config_dir(str((ROOT / "conf").resolve()), version_base="1.3"):
-            config = hydra_compose(primary, overrides=[*own, *overrides])
+            config = _composed(primary, [*own, *overrides], study)
             _refuse_resolvers(config)
             OmegaConf.resolve(config)
             return config
@@ -83,6 +87,21 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
         raise ConfigError(_explain(error, primary, keys)) from error
     except YAMLError as error:  # in another file of conf/ of the working directory
         raise ConfigError(f"this is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _composed(primary: str, overrides: list[str], study: str | None) -> DictConfig:
+    """What Hydra composes; a file whose parts are of other kinds than Hydra or a group expects is told as that."""
+    try:
+        config = hydra_compose(primary, overrides=overrides)
+    except (ValueError, TypeError, AttributeError, AssertionError, LookupError, RecursionError) as error:
+        words = " ".join(str(error).split())
+        raise ConfigError(f"{study or 'a file of conf/'} cannot be composed ({words}): correct it") from error
+    for group in GROUPS:
+        if group in config and not isinstance(config._get_node(group), DictConfig):
+            raise ConfigError(
+                f"{group}={config[group]} is not understood: it has keys with values, such as {group}.x=1"
+            )
+    return config
 
 
 def _refuse_resolvers(config: DictConfig) -> None:

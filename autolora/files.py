@@ -111,6 +111,20 @@ def explained(path: Path) -> Iterator[list[Path]]:
         raise StorageError(explain(OSError(number, "", str(path)))) from error
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written, before anything is computed; nothing is made yet.
+
+    Raises:
+        StorageError: why, and what to do.
+    """
+    with explained(folder):
+        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "", str(place))
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, "", str(place))
+
+
 def explain(error: OSError, done: str = "write") -> str:
     """An error of the file system in one line: where, why, and what to do."""
     reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}: mend that")

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from autolora import files
 from autolora.errors import StorageError
-from autolora.files import atomic_files, atomic_path, finished, remove_leftovers, write_atomic
+from autolora.files import atomic_files, atomic_path, check_writable, finished, remove_leftovers, write_atomic
 
 
 def inside(folder: Path) -> dict[str, str]:
@@ -110,6 +110,15 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(name: str, tmp_path:
     (tmp_path / "folder").mkdir()
     with pytest.raises(StorageError, match=r"cannot write .*: (a file|a folder|its name).*: choose"):
         write_atomic(tmp_path / name, "new")
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "x" * 300])
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_made(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    check_writable(tmp_path / "new" / "folder")
+    with pytest.raises(StorageError, match="cannot write"):
+        check_writable(tmp_path / name)
+    assert inside(tmp_path) == {"file": "mine"} and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from autolora.data.concepts import Dataset, load_dataset
 from autolora.errors import ConfigError
+from autolora.files import check_writable
 from autolora.models.folders import ENCODERS
 from autolora.settings import Settings
 
@@ -38,6 +39,15 @@ class Request:
         model = self.settings.model
         if model.family in ENCODERS and not is_on_hub(model.path):
             find_source(model.path, model.family)
+
+    def check_places(self) -> None:
+        """Refuse `out` and `cache` where they cannot be written, before anything loads.
+
+        Raises:
+            StorageError: which one and why.
+        """
+        for folder in (self.settings.folder, self.settings.cache):
+            check_writable(folder)
 
     @property
     def lora(self) -> str:

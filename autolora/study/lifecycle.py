@@ -45,6 +45,11 @@ def open_study(definition: StudyDefinition, base_hash: str, log: Log, priors: Pr
         StudyError: what changed, and what to do; or the storage does not answer.
     """
     definition.folder.mkdir(parents=True, exist_ok=True)
+    if _is_missing(definition) and (definition.folder / "trials").is_dir():
+        log(
+            f"{definition.folder} holds trials, but no study.db: the study begins anew; put study.db back to continue "
+            "the earlier one"
+        )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(definition.storage, log)
     settings = definition.settings

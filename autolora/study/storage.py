@@ -52,9 +52,10 @@ def load_study_from_folder(folder: Path) -> optuna.Study:
     if not holds_study(folder):
         raise StudyError(f"{folder} holds no study (no study.db): give a folder that `autolora tune` wrote")
     storage = study_storage(folder)
-    for known in optuna.get_all_study_summaries(storage):
-        if "space" in known.user_attrs:
-            return check_study(optuna.load_study(study_name=known.study_name, storage=storage))
+    for name in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
+        if "space" in study.user_attrs:
+            return check_study(study)
     raise StudyError(f"{folder} holds a study that was never started; run `autolora tune` on it")
 
 

@@ -143,3 +143,10 @@ def test_the_kept_arguments_of_a_study_cannot_name_code(key: str) -> None:
 
 def test_workers_import_nothing_from_the_folder_they_start_in(tmp_path: Path) -> None:
     assert "-P" in worker_command(planned(tmp_path / "run", ADAMW))
+
+
+def test_a_study_whose_database_is_gone_begins_anew_and_says_so(tmp_path: Path) -> None:
+    definition = planned(tmp_path / "run", ADAMW)
+    (definition.folder / "trials").mkdir()
+    assert "holds trials, but no study.db: the study begins anew" in start(definition)[1]
+    assert start(definition)[1] == ""
