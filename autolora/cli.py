@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from autolora import __version__, stop
-from autolora.errors import AutoloraError, ConfigError, MemoryFull, memory_full
-from autolora.files import is_text, takes_any_character
+from autolora.errors import AutoloraError, ConfigError, MemoryFull, StorageError, memory_full, printable
+from autolora.files import explain, is_text, takes_any_character
 
 COMMANDS = {
     "check": "show what would be trained and what it costs: problems, concepts, captions, triggers, GPU memory",
@@ -33,6 +33,7 @@ COMMANDS = {
 TAKES_STUDY = ("tune", "worker", "report", "export", "dashboard", "check")
 TAKES_FILE = ("score", "verify", "resize")
 LOADS_MODEL = ("train", "tune", "worker", "score", "resize", "export")
+WRITES_OUT = ("check", "train", "tune", "worker", "export")
 READS_IMAGES = ("check", "captions", *LOADS_MODEL)
 USAGE = """autolora {version}: an overfitting-aware auto-tuning LoRA trainer
 
@@ -74,11 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except AutoloraError as error:
-        print(f"autolora: {error}", file=sys.stderr)
+        print(f"autolora: {printable(error)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a disk that is full, a folder that was moved; what is written atomically says more
+        if error.errno is None:
+            raise
+        print(f"autolora: {printable(explain(error, 'use'))}", file=sys.stderr)
+        return StorageError.exit_code
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, stop.Stopped) and arguments[:1] == ["worker"]:
             return 0  # as it was asked to: its trial is back in the queue
@@ -155,6 +161,8 @@ def _configured(command: str, rest: list[str]) -> int:
     from autolora.settings import build_settings
 
     request = Request(build_settings(composed, source, overrides), tuple(places))
+    if command in WRITES_OUT:
+        request.check_writable()
     if command in READS_IMAGES:  # a mistake is told before torch is imported, which takes seconds
         request.dataset  # noqa: B018
         if command != "captions":  # which writes only a copy, where it is asked to

@@ -25,6 +25,7 @@ from yaml import YAMLError
 from autolora.errors import ConfigError
 from autolora.files import expand_user
 from autolora.overrides import quote
+from autolora.received import read_yaml
 from autolora.renamed_keys import refuse_renamed
 
 PACKAGE = Path(__file__).parent
@@ -32,6 +33,10 @@ ROOT = (
     PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 )  # a wheel carries conf/ and studies/ inside the package
 RECIPES = Path("conf") / "recipe"  # of the working directory: recipes of one's own, beside those of autolora
+GROUPS = (
+    *("adapter", "budget", "captions", "dataset", "export", "model", "optimizer"),
+    *("schedule", "scoring", "study", "tagger", "train"),
+)
 _FREE_KEY = re.compile(r"^(train\.concept_images\.)")  # keys of a dataset's own words, which no config can list
 _HYDRA_KEY = re.compile(r"[+~]*hydra[./=]|[^=]*@hydra")
 _RESOLVER = re.compile(r"\$\{[^$]*:")  # also where the resolver's name is an interpolation itself
@@ -53,16 +58,30 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
     GlobalHydra.instance().clear()
     try:
         with _study_overrides(study) as own, initialize_config_dir(str((ROOT / "conf").resolve()), version_base="1.3"):
-            config = hydra_compose(primary, overrides=[*own, *overrides])
+            config = _composed(primary, [*own, *overrides], study)
             _refuse_resolvers(config)
             OmegaConf.resolve(config)
             return config
     except (HydraException, OmegaConfBaseException) as error:
         keys = _dotted(compose(primary, (), study)) if arguments else ()  # raises where it is the study that is wrong
         raise ConfigError(_explain(error, primary, keys)) from error
-    except YAMLError as error:  # in a study's or a recipe's file; a study is read under another name
-        words = re.sub(r'in "\S*/study\.yaml"', f"in {study}", " ".join(str(error).split()))
-        raise ConfigError(f"this is no YAML: {words}") from error
+    except YAMLError as error:  # in another file of conf/ of the working directory
+        raise ConfigError(f"this is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _composed(primary: str, overrides: list[str], study: str | None) -> DictConfig:
+    """What Hydra composes; a file whose parts are of other kinds than Hydra or a group expects is told as that."""
+    try:
+        config = hydra_compose(primary, overrides=overrides)
+    except (ValueError, TypeError, AttributeError, AssertionError, LookupError, RecursionError) as error:
+        words = " ".join(str(error).split())
+        raise ConfigError(f"{study or 'a file of conf/'} cannot be composed ({words}): correct it") from error
+    for group in GROUPS:
+        if group in config and not isinstance(config._get_node(group), DictConfig):
+            raise ConfigError(
+                f"{group}={config[group]} is not understood: it has keys with values, such as {group}.x=1"
+            )
+    return config
 
 
 def _refuse_encodings(folder: Path) -> None:
@@ -150,6 +169,8 @@ def _study_overrides(study: str | None) -> Iterator[list[str]]:
     """
     own = Path("conf").resolve()
     _refuse_encodings(RECIPES)
+    for recipe in RECIPES.glob("*.yaml"):
+        read_yaml(recipe)
     recipes = [own.as_uri()] if RECIPES.is_dir() and own != (ROOT / "conf").resolve() else []
     if not study:
         yield [f"hydra.searchpath={recipes}"] if recipes else []
@@ -157,8 +178,7 @@ def _study_overrides(study: str | None) -> Iterator[list[str]]:
     source = find_study(study)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "studies").mkdir()
-        text = _text_of(source).removeprefix("\ufeff")  # of editors on Windows; Hydra would miss the file's header
-        (Path(folder) / "studies" / "study.yaml").write_text(text, "utf-8")
+        (Path(folder) / "studies" / "study.yaml").write_text(read_yaml(source), encoding="utf-8")
         yield [f"hydra.searchpath={[Path(folder).as_uri(), *recipes]}", "+studies=study"]
 
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def printable(text: object) -> str:
+    """Text that somebody else may have written, without characters that would control the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in str(text))
+
+
 class AutoloraError(Exception):
     """The root of every error that a user is told about without a traceback."""
 
@@ -31,6 +36,10 @@ class StudyError(AutoloraError):
     """A study that cannot start or continue."""
 
     exit_code = 5
+
+
+class BrokenFile(StudyError):
+    """A file of a trial that is missing or cannot be read; what else the study holds is whole."""
 
 
 class Unmeasurable(StudyError):

@@ -18,10 +18,20 @@ from autolora.errors import ConfigError, StorageError
 _REASONS = {
     errno.ENOSPC: "no space left on the device: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EFBIG: "the file is larger than the file system or `ulimit -f` allows: raise that limit",
     errno.EACCES: "permission denied: choose a folder you may write to",
-    errno.ENAMETOOLONG: "the name is too long: choose or give a shorter one",
+    errno.EPERM: "not permitted: choose a folder you may write to",
     errno.EROFS: "the file system is read-only: choose another folder",
+    errno.EEXIST: "a file is where a folder is needed: choose another folder",
+    errno.ENOTDIR: "a file is where a folder is needed: choose another folder",
+    errno.EISDIR: "a folder is where a file is needed: choose another folder",
+    errno.ENAMETOOLONG: "its name is too long: choose a shorter one",
+    errno.ENOENT: "its folder was moved or deleted: put it back",
+    errno.EIO: "the disk does not work: check it",
 }
+_PROBE_BYTES = 2**16  # more than what a failed write leaves of a full disk
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
 _TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?|\.tmp\w{6}")  # ours, by tempfile's names, and safetensors'
 _TEMPORARY_FOLDER = re.compile(r"\.new-[a-z0-9_]{8}")
 _NAME = re.compile(r"\w[^\\/:*?\"<>|\x00-\x1f]*")
@@ -68,22 +78,29 @@ def is_text(name: str) -> bool:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, cached: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces it when the block ends without an error.
+
+    Args:
+        path: the file.
+        cached: whether the file is made again if it is broken, so that it need not outlast a power cut.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     temporary: Path | None = None
     try:
-        with _explained(path):
+        with explained(path) as probe:
             path.parent.mkdir(parents=True, exist_ok=True)
             stem = path.stem[:40]  # a file system's longest name leaves no room for more characters
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{stem}-", suffix=path.suffix)
             os.close(handle)
             temporary = Path(name)
+            probe.append(temporary)
             yield temporary
-            temporary.chmod(0o644)
+            if not cached:
+                _flush(temporary)
+            temporary.chmod(0o666 & ~_UMASK)
             os.replace(temporary, path)
     finally:
         if temporary is not None:
@@ -101,11 +118,14 @@ def atomic_files(folder: Path) -> Iterator[Path]:
     """
     hidden: Path | None = None
     try:
-        with _explained(folder):
+        with explained(folder) as probe:
             folder.mkdir(parents=True, exist_ok=True)
             hidden = Path(tempfile.mkdtemp(dir=folder, prefix=".new-"))
+            probe.append(hidden / "probe")
             yield hidden
             made = [path for path in hidden.rglob("*") if path.is_file()]
+            for path in made:
+                _flush(path)
             for path in sorted(made, key=lambda path: (path.suffix == ".safetensors", path)):
                 place = folder / path.relative_to(hidden)
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -116,15 +136,63 @@ def atomic_files(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Tell in one line what the user can do about what cannot be written."""
+def explained(path: Path) -> Iterator[list[Path]]:
+    """Tell in one line why `path` cannot be written, and what to do; yields a list for a file to probe the disk with.
+
+    Some libraries do not pass on what the system said: such an error is repeated on the file in the list.
+
+    Raises:
+        StorageError: the disk is full or the place cannot be written.
+    """
+    probe: list[Path] = []
     try:
-        yield
-    except OSError as error:
-        if error.errno not in _REASONS:
+        yield probe
+    except Exception as error:
+        number = _error_number(error, probe)
+        if number not in _REASONS or (number == errno.ENOENT and path.parent.is_dir()):
             raise
-        reason = _REASONS[error.errno]
-        raise StorageError(f"cannot write {path}: {reason} and run the same command again, it continues") from error
+        raise StorageError(explain(OSError(number, "", str(path)))) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written, before anything is computed; nothing is made yet.
+
+    Raises:
+        StorageError: why, and what to do.
+    """
+    with explained(folder):
+        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "", str(place))
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, "", str(place))
+
+
+def explain(error: OSError, done: str = "write") -> str:
+    """An error of the file system in one line: where, why, and what to do."""
+    reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}: mend that")
+    return f"cannot {done} {error.filename or 'a file'}: {reason} and run the same command again, it continues"
+
+
+def _error_number(error: Exception, probe: list[Path]) -> int | None:
+    """The system's number of an error, which safetensors writes into the text and torch and numpy leave out."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if told := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(told.group(1))
+    if isinstance(error, OSError | RuntimeError) and probe:
+        try:
+            with probe[-1].open("ab") as file:
+                file.write(bytes(_PROBE_BYTES))
+        except OSError as repeated:
+            return repeated.errno
+    return None
+
+
+def _flush(path: Path) -> None:
+    """Have the disk keep a file's content before it gets its name: a power cut would leave an empty file."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from autolora.errors import printable
+
 LOGGER = logging.getLogger("autolora")
 
 
@@ -112,6 +114,7 @@ class Bars:
 
     def log(self, line: str) -> None:
         """Print a line above the bars; without a terminal it is not wrapped, however long it is."""
+        line = printable(line)
         LOGGER.info(line)
         self.console.print(line, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 

@@ -267,7 +267,7 @@ class BaseRenders:
             batch = missing[start : start + self.settings.batch_size]
             images = render(self.model, [RenderRequest(p, s, 0.0) for p, s in batch], self.settings, adapter, advance)
             for (prompt, seed), image in zip(batch, images, strict=True):
-                with atomic_path(self.path(prompt, seed)) as temporary:
+                with atomic_path(self.path(prompt, seed), cached=True) as temporary:
                     Image.fromarray(image).save(temporary)
                 self._memory[prompt, seed] = image
         if not requests:
@@ -281,7 +281,7 @@ class BaseRenders:
         try:
             with Image.open(self.path(prompt, seed)) as file:
                 image = np.asarray(file.convert("RGB"))
-        except (OSError, SyntaxError):  # missing, truncated or not an image
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):  # missing, or no whole image
             return False
         if image.shape != (self.side, self.side, 3):
             return False

@@ -290,3 +290,29 @@ def test_how_an_export_is_written() -> None:
 def test_unknown_study_lists_the_known() -> None:
     with pytest.raises(ConfigError, match="quickstart"):
         config.find_study("nope")
+
+
+HOSTILE_YAML = {
+    "deep": ("a: " + "[" * 900 + "]" * 900, "nested too deeply"),
+    "bomb": (
+        "\n".join(f"x{i}: &a{i} [{f'*a{i - 1},' * 9 if i else '0'}]" for i in range(9)),
+        "more than 20,000 values",
+    ),
+    "in itself": ("a: &a [*a]", "more than 20,000 values"),
+    "number": ("a: " + "1" * 100_000, "more than 20,000 values"),
+    "latin": (b"# \xe9", "save it as UTF-8"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), HOSTILE_YAML.values(), ids=HOSTILE_YAML)
+def test_a_study_file_that_would_take_for_ever_is_refused(content: str | bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "received.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=rf"received\.yaml .*{message}"):
+        config.compose("tune", (), str(path))
+
+
+def test_a_study_file_of_powershell_is_read(tmp_path: Path) -> None:
+    text = "# @package _global_\nout: runs/Mónica\nstudy: {name: mona, recipes: {guide-adamw: {}}}\n"
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-16")
+    assert config.compose("tune", (), str(tmp_path / "mine.yaml")).out == "runs/Mónica"

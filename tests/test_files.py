@@ -8,13 +8,26 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from autolora import files
 from autolora.errors import ConfigError, StorageError
-from autolora.files import atomic_files, expand_user, finished, remove_leftovers, write_atomic
+from autolora.files import (
+    atomic_files,
+    atomic_path,
+    check_writable,
+    expand_user,
+    finished,
+    remove_leftovers,
+    write_atomic,
+)
 
 
 def inside(folder: Path) -> dict[str, str]:
@@ -35,9 +48,9 @@ def test_home_folders_are_those_of_users(tmp_path: Path, monkeypatch: pytest.Mon
 def test_names_may_be_as_long_as_the_disk_takes(tmp_path: Path) -> None:
     for longest in ("x" * 251 + ".txt", "é" * 125 + ".txt", "x" * 255):
         write_atomic(tmp_path / longest, "a")
-    with pytest.raises(StorageError, match="the name is too long"):
+    with pytest.raises(StorageError, match="its name is too long"):
         write_atomic(tmp_path / ("x" * 256), "a")
-    with pytest.raises(StorageError, match="the name is too long"):
+    with pytest.raises(StorageError, match="its name is too long"):
         write_atomic(tmp_path / ("x" * 300) / "a", "a")
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -94,6 +107,58 @@ def test_a_disk_that_fills_up_half_way_leaves_no_half_file(tmp_path: Path, monke
     with pytest.raises(StorageError, match="no space left"), atomic_files(tmp_path) as hidden:
         write_atomic(hidden / "a.json", "new")
     assert inside(tmp_path) == {"a.json": "old"} and len(list(tmp_path.iterdir())) == 1
+
+
+WRITERS: list[Callable[[Path], object]] = [
+    lambda path: path.write_bytes(bytes(2**20)),
+    lambda path: save_file({"a": torch.zeros(2**18)}, path),
+    lambda path: torch.save(torch.zeros(2**18), path),
+    lambda path: np.save(path.open("wb"), np.zeros(2**17)),
+    lambda path: Image.fromarray(np.random.default_rng(0).integers(0, 255, (600, 600, 3), np.uint8)).save(path),
+]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of file sizes")
+@pytest.mark.parametrize("write", WRITERS, ids=["bytes", "safetensors", "torch", "numpy", "png"])
+def test_whatever_library_meets_the_end_of_the_disk_it_is_told_as_that(
+    write: Callable[[Path], object], tmp_path: Path
+) -> None:
+    """torch and numpy say nothing of the disk, safetensors hides the number in its text."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    try:
+        told = pytest.raises(StorageError, match=r"a\.png: the file is larger .* allows: raise that limit")
+        with told, atomic_path(tmp_path / "a.png") as temporary:
+            write(temporary)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["file/a.json", "folder", "x" * 300])
+def test_a_place_that_cannot_be_written_is_told_in_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match=r"cannot write .*: (a file|a folder|its name).*: choose"):
+        write_atomic(tmp_path / name, "new")
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "x" * 300])
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_made(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    check_writable(tmp_path / "new" / "folder")
+    with pytest.raises(StorageError, match="cannot write"):
+        check_writable(tmp_path / name)
+    assert inside(tmp_path) == {"file": "mine"} and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
+def test_a_file_gets_the_permissions_of_others(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a.json", "new")
+    (tmp_path / "b.json").write_text("new")
+    assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "b.json").stat().st_mode
 
 
 WRITER = """

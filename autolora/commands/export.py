@@ -57,7 +57,7 @@ def _export_best_so_far(request: Request, definition: StudyDefinition, study: St
     Raises:
         StudyError: no trial has a scored checkpoint.
     """
-    trials = load_trials(definition, study)
+    trials = load_trials(definition, study, print)
     if not trials:
         raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
     settings, (_, best) = request.settings, max(trials, key=lambda pair: pair[1].best_objective())

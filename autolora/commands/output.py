@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autolora.errors import printable
 from autolora.files import takes_any_character
 from autolora.progress import Bars
 from autolora.settings import Settings
@@ -43,7 +44,7 @@ class Output:
         elif callable(words):
             words()
         else:
-            print(words)
+            print(printable(words))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from autolora.data.concepts import Dataset, is_in_dataset, load_dataset
 from autolora.errors import ConfigError
+from autolora.files import check_writable
 from autolora.models.folders import ENCODERS
 from autolora.settings import Settings
 
@@ -59,6 +60,15 @@ class Request:
         model = self.settings.model
         if model.family in ENCODERS and not is_on_hub(model.path):
             find_source(model.path, model.family)
+
+    def check_writable(self) -> None:
+        """Refuse `out` and `cache` where they cannot be written, before anything loads.
+
+        Raises:
+            StorageError: which one and why.
+        """
+        for folder in (self.settings.folder, self.settings.cache):
+            check_writable(folder)
 
     @property
     def lora(self) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 from autolora import api
 from autolora.commands.output import Output
 from autolora.commands.request import Request
+from autolora.errors import printable
 from autolora.evaluation.lora_files import ScoredFile, comparison_grid
 from autolora.files import atomic_path, write_atomic
 from autolora.scoring.scorecard import Scorecard
@@ -53,7 +54,7 @@ def print_scores(results: Sequence[ScoredFile], refused: Mapping[Path, str]) -> 
         print(f"{result.path.name}: {result.scorecard.verdict}" + (f". Try {result.remedy}" if result.remedy else ""))
         print(f"  standard metrics: {metrics}")
     for reason in refused.values():
-        print(f"not scored: {reason}")
+        print(f"not scored: {printable(reason)}")
 
 
 def _terms(scorecard: Scorecard) -> Table:

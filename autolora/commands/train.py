@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 from autolora import api
-from autolora.commands.output import Output, read_json
+from autolora.commands.output import Output
 from autolora.commands.request import Request
-from autolora.errors import UNMEASURED_EXIT_CODE
+from autolora.errors import UNMEASURED_EXIT_CODE, BrokenFile
 from autolora.evaluation.identity import check_folder, identity_of, recipe_owner
 from autolora.files import write_atomic
+from autolora.received import read_json
 from autolora.study.definition import adapter_notes
 from autolora.study.results.summary import describe_copies, plain_lora_as_dict
+
+
+def _finished(path: Path) -> dict[str, Any] | None:
+    """What a finished training wrote last; None if it is missing or broken, so that it is written again."""
+    try:
+        return read_json(path, dict[str, Any])
+    except BrokenFile:
+        return None
 
 
 def train(request: Request) -> int:
@@ -19,9 +30,8 @@ def train(request: Request) -> int:
     settings, output = request.settings, Output.of(request.settings)
     run, folder = settings.run, settings.folder
     check_folder(folder, recipe_owner(run, identity_of(settings, request.dataset)))  # before a model is loaded
-    if (folder / "score.json").is_file():
-        text = f"{folder} is finished; choose another out=FOLDER to train again"
-        output.last(text, read_json(folder / "score.json"))
+    if (finished := _finished(folder / "score.json")) is not None:
+        output.last(f"{folder} is finished; choose another out=FOLDER to train again", finished)
         return 0
     with output.bars() as bars:
         for note in adapter_notes([run]):

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from autolora.commands.output import Output
 from autolora.commands.request import Request
+from autolora.errors import printable
 from autolora.export.compatibility import CompatibilityReport, check_compatibility
 from autolora.files import expand_user
 from autolora.models.load import load_model
@@ -35,7 +36,7 @@ def print_report(report: CompatibilityReport, model: str) -> None:
     table = Table("program", "reads it", "", box=None)
     for result in report.results:
         detail = result.difference or result.unreadable or f"largest error {result.max_error:.1e}"
-        table.add_row(result.program, result.verdict, detail)
+        table.add_row(result.program, result.verdict, printable(detail))
     Console().print(table)
     if report.unread:
         print(f"not compared, because autolora does not read it: {report.unread}")

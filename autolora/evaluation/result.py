@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from autolora.errors import StudyError
+from pydantic import AfterValidator, ConfigDict, Field
+
+from autolora.received import Finite, Interval, Weight, read_json
 from autolora.scoring.settings import BELOW
 
 if TYPE_CHECKING:  # these modules import torch
@@ -19,33 +20,36 @@ RISEN = 1.05  # how far a validation loss must have risen to be told from noise
 DIVERGED = -10.0  # a finite objective below any score, so that the sampler learns to stay away
 
 
+Terms = dict[str, Interval]
+
+
 @dataclass(frozen=True)
 class CheckpointResult:
     """One scored checkpoint on a trial's curve."""
 
-    step: int
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    step: Annotated[int, Field(ge=0, le=2**53)]
     train_loss: float
     val_loss: float
-    val_ratios: list[float]  # by timestep bucket, low noise first, relative to the base model's
-    objective: float = DIVERGED
-    score: dict[str, float] | None = None  # None where nothing was rendered
-    weight: float = 1.0
-    terms: dict[str, dict[str, float]] = field(default_factory=dict)
-    by_weight: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    constraints: dict[str, float] = field(default_factory=dict)
-    bleed_rate: dict[str, float] = field(default_factory=dict)
-    bleed_by_prompt: dict[str, float] = field(
-        default_factory=dict
-    )  # share with the character, by prompt without its trigger
+    val_ratios: Annotated[list[float], Field(min_length=1)]  # by timestep, low noise first, relative to the base's
+    objective: Finite = DIVERGED
+    score: Interval | None = None  # None where nothing was rendered
+    weight: Finite = 1.0
+    terms: Terms = field(default_factory=dict)
+    by_weight: dict[Weight, Terms] = field(default_factory=dict)
+    constraints: dict[str, Finite] = field(default_factory=dict)
+    bleed_rate: dict[str, Finite] = field(default_factory=dict)
+    bleed_by_prompt: dict[str, Finite] = field(default_factory=dict)  # share with the character, by prompt without it
     verdict: str = ""
     unmeasurable: dict[str, str] = field(default_factory=dict)  # why a term is missing
-    second: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # by weight, by another encoder
+    second: dict[Weight, Terms] = field(default_factory=dict)  # by weight, by another encoder
     diverged: bool = False
-    sweep: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # terms at more weights, by weight
+    sweep: dict[Weight, Terms] = field(default_factory=dict)  # terms at more weights, by weight
     tags: list[str] = field(default_factory=list)  # of the character, as a tagger sees it
-    tag_bleed: dict[str, dict[str, float]] = field(default_factory=dict)  # how much oftener without trigger, by weight
+    tag_bleed: dict[Weight, Interval] = field(default_factory=dict)  # how much oftener without trigger, by weight
     averaged: list[int] = field(default_factory=list)  # steps of the checkpoints that it is the average of
-    strength: float = 1.0  # what its change of the base model was multiplied by after training
+    strength: Finite = 1.0  # what its change of the base model was multiplied by after training
 
     @property
     def val_ratio(self) -> float:
@@ -70,6 +74,21 @@ class CheckpointResult:
     def broken(self) -> list[str]:
         """Names of the broken constraints."""
         return [name for name, value in self.constraints.items() if value > 0]
+
+
+def _whole(result: CheckpointResult) -> CheckpointResult:
+    """Refuse a result that lacks what every scored checkpoint has."""
+    if result.score and not {"fidelity", "likeness", "editability", "bleed_class"} <= result.terms.keys():
+        raise ValueError("a scored checkpoint lacks a term")
+    by_weight = [*result.by_weight.values(), *result.second.values(), *result.sweep.values()]
+    if not all({"fidelity", "bleed_class"} <= terms.keys() for terms in by_weight):
+        raise ValueError("a scored checkpoint lacks a term at a weight")
+    if result.by_weight and "bleed_class" not in result.constraints:
+        raise ValueError("a scored checkpoint lacks its limit of bleed")
+    return result
+
+
+WholeResult = Annotated[CheckpointResult, AfterValidator(_whole)]  # as it is read from a file or a storage
 
 
 class TrialResults:
@@ -165,18 +184,9 @@ def load_results(folder: Path) -> list[CheckpointResult]:
     """Read the results of a trial's checkpoints, without their weights; an empty list before the first one.
 
     Raises:
-        StudyError: the file was written by another version of autolora, or is broken.
+        BrokenFile: the file was written by another version of autolora, or is broken.
     """
-    path = folder / "curve.json"
-    if not path.is_file():
-        return []
-    try:
-        return [CheckpointResult(**entry) for entry in json.loads(path.read_text("utf-8"))]
-    except (TypeError, ValueError) as error:
-        raise StudyError(
-            f"{path} cannot be read ({error}): another version of autolora wrote it, or it is broken; start another "
-            "study with out=OTHER_FOLDER"
-        ) from error
+    return read_json(folder / "curve.json", list[WholeResult]) or []
 
 
 def ties(one: CheckpointResult, other: CheckpointResult) -> bool:

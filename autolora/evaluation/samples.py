@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
+from autolora.errors import BrokenFile
 from autolora.files import atomic_path, write_atomic
+from autolora.received import read_json
 from autolora.scoring.eval_prompts import EvalPrompt, in_groups
 
 if TYPE_CHECKING:  # these modules import torch, which a report does without
@@ -86,10 +88,10 @@ def write_samples(folder: Path, name: str, samples: Sequence[Sample], images: Se
 def read_samples(folder: Path, name: str) -> list[tuple[Sample, Image.Image]]:
     """The samples and images that `write_samples` wrote; none if a file is missing or broken."""
     try:
-        samples = [Sample(**entry) for entry in json.loads((folder / "samples.json").read_text("utf-8"))]
+        samples = read_json(folder / "samples.json", list[Sample]) or []
         with Image.open(folder / f"{name}.webp") as opened:
             strip = opened.convert("RGB")
-    except (OSError, ValueError, TypeError):
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, BrokenFile):
         return []
     side = strip.height
     if strip.width != side * len(samples):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from autolora.adapters.base import State
-from autolora.errors import StudyError
+from autolora.errors import BrokenFile
 from autolora.evaluation.result import (
     CheckpointResult,
     TrialResults,
@@ -37,13 +38,41 @@ class TrialFolder(TrialResults):
     results: list[CheckpointResult] = field(default_factory=list)
 
     @classmethod
-    def open(cls, folder: Path, run: Run) -> TrialFolder:
-        """Open a trial's folder; results beyond the latest checkpoint, which an interruption left, are dropped."""
+    def open(cls, folder: Path, run: Run, ended: bool = False) -> TrialFolder:
+        """Open a trial's folder; results beyond the latest checkpoint, which an interruption left, are dropped.
+
+        Args:
+            folder: where the trial's files are.
+            run: what it trains.
+            ended: whether nothing is trained any more; a broken or missing `latest.pt` then takes no result away.
+
+        Raises:
+            BrokenFile: the files are broken.
+            StudyError: they belong to another recipe.
+        """
         trial_folder = cls(folder, run)
-        latest = trial_folder.latest()
+        try:
+            latest = trial_folder.latest()
+        except BrokenFile:
+            if not ended:
+                raise
+            latest = None
         if latest is not None:
             trial_folder.results = [result for result in load_results(folder) if result.step <= latest.step]
+        elif ended:
+            trial_folder.results = load_results(folder)
+            if trial_folder.results and not trial_folder._file(trial_folder.results[-1]).is_file():
+                trial_folder.results.pop()
         return trial_folder
+
+    @classmethod
+    def open_or_begin(cls, folder: Path, run: Run, log: Callable[[str], None]) -> TrialFolder:
+        """Open the folder of what can be trained again to the same result; if its files are broken, it begins anew."""
+        try:
+            return cls.open(folder, run)
+        except BrokenFile as error:
+            log(f"{error}. It begins anew now")
+            return cls(folder, run)
 
     def latest(self) -> Checkpoint | None:
         """The checkpoint to continue from."""
@@ -54,13 +83,15 @@ class TrialFolder(TrialResults):
         """Load the adapter of a kept checkpoint.
 
         Raises:
-            StudyError: its file is missing or broken.
+            BrokenFile: its file is missing or broken.
         """
         path = self._file(result)
         try:
             return dict(load_file(path))
         except (OSError, SafetensorError) as error:
-            raise StudyError(f"{path} cannot be read ({error}); delete {self.path} and run the same command") from error
+            raise BrokenFile(
+                f"{path} cannot be read ({error}): restore it from a copy; an exported LoRA stays as it is"
+            ) from error
 
     def append(self, checkpoint: Checkpoint, new: CheckpointResult) -> None:
         """Keep a scored checkpoint; its score is written first, so that no checkpoint lacks one.

@@ -27,6 +27,7 @@ def environment(escaped: bool = True) -> Environment:
     result = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=escaped,
+        finalize=None if escaped else _in_markdown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -40,10 +41,23 @@ def environment(escaped: bool = True) -> Environment:
         "groups": groups,
         "first_image": first_image,
         "term": term_text,
+        "code": _in_code,
         "percent": lambda value: f"{100 * min(max(value, 0.0), 1.0):.0f}%",
         "constraint": constraint_label,
     }
     return result
+
+
+def _in_markdown(value: object) -> object:
+    """A value that breaks no table of Markdown and is no HTML: tags and names come from datasets of others."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return " ".join(value.replace("<", "&lt;").replace("|", "\\|").splitlines())
+
+
+def _in_code(value: str) -> Markup:
+    """A value between the backticks of a code span of Markdown, where HTML is only text."""
+    return Markup(" ".join(value.replace("`", "'").replace("|", "\\|").splitlines()))
 
 
 def text_of(name: str) -> Markup:

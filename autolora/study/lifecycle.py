@@ -16,6 +16,7 @@ from autolora.evaluation.identity import Owner, changes, check_folder, claim_fol
 from autolora.settings import StudySettings
 from autolora.study.definition import StudyDefinition
 from autolora.study.optuna_internals import storage_of
+from autolora.study.received import check_study
 from autolora.study.sampler import PerTrialSeededTPE
 from autolora.study.space import as_text, difference, in_storage
 from autolora.study.storage import open_storage, redact_url, storage_url
@@ -55,10 +56,17 @@ def open_study(definition: StudyDefinition, base_hash: str, log: Log, priors: Pr
     """
     check_folder(definition.folder, _owner(definition))
     definition.folder.mkdir(parents=True, exist_ok=True)
+    if _is_missing(definition) and (definition.folder / "trials").is_dir():
+        log(
+            f"{definition.folder} holds trials, but no study.db: the study begins anew; put study.db back to continue "
+            "the earlier one"
+        )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(definition.storage, log)
     settings = definition.settings
-    study = optuna.create_study(storage=storage, study_name=settings.name, direction="maximize", load_if_exists=True)
+    study = check_study(
+        optuna.create_study(storage=storage, study_name=settings.name, direction="maximize", load_if_exists=True)
+    )
     if study.user_attrs.get("space") is None:
         _begin(definition, study, priors)
         study.set_user_attr(FIXED, definition.fixed)
@@ -128,7 +136,7 @@ def load_started_study(definition: StudyDefinition, log: Log) -> optuna.Study:
             f"no study {settings.name} in {where}; run `autolora tune {definition.source}` first, or name its "
             "folder with out=FOLDER or its database with storage=URL"
         )
-    return study
+    return check_study(study)
 
 
 def _is_missing(definition: StudyDefinition) -> bool:
@@ -158,7 +166,7 @@ def resolve_study(storage: str | None, arguments: Sequence[str]) -> tuple[str, l
     except KeyError as error:
         existing = ", ".join(sorted(optuna.get_all_study_names(opened))) or "none"
         raise StudyError(f"no study {names[-1]} in {redact_url(storage)}; it has {existing}") from error
-    command = study.user_attrs.get("command")
+    command = check_study(study).user_attrs.get("command")
     if command is None:
         raise StudyError(f"study {names[-1]} in {redact_url(storage)} was not started by `autolora tune`")
     overrides = [argument for argument in arguments if not argument.startswith("study=")]

@@ -23,7 +23,8 @@ from sqlalchemy.exc import (
 
 from autolora.errors import ConfigError, StudyError
 from autolora.study.journal import JournalLock, SafeJournalBackend
-from autolora.study.storage_retry import Log, _is_unreachable, _reason, retrying
+from autolora.study.received import check_study
+from autolora.study.storage_retry import Log, _is_unreachable, _reason, refuse_broken, retrying
 
 EXAMPLES = "sqlite:///FILE.db, journal:///FILE.log, postgresql+psycopg://USER:PASSWORD@HOST/NAME or grpc://HOST:PORT"
 _SECRET = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)  # in a URL's query
@@ -59,9 +60,10 @@ def load_study_from_folder(folder: Path) -> optuna.Study:
     if not holds_study(folder):
         raise StudyError(f"{folder} holds no study (no study.db): give a folder that `autolora tune` wrote")
     storage = study_storage(folder)
-    for known in optuna.get_all_study_summaries(storage):
-        if "space" in known.user_attrs:
-            return optuna.load_study(study_name=known.study_name, storage=storage)
+    for name in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
+        if "space" in study.user_attrs:
+            return check_study(study)
     raise StudyError(f"{folder} holds a study that was never started; run `autolora tune` on it")
 
 
@@ -104,6 +106,11 @@ def open_storage(url: str, log: Log) -> BaseStorage:
             f"storage={redact_url(url)} has a broken line ({error}): restore the file from a copy, or remove that "
             "line; what it recorded is then lost"
         ) from error
+    except (KeyError, IndexError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
+        raise StudyError(
+            f"storage={redact_url(url)} holds no study that this version reads ({type(error).__name__}: "
+            f"{_reason(error)}): restore it from a copy, or start another study with out=OTHER_FOLDER"
+        ) from error
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise ConfigError(f"storage={redact_url(url)} is not understood; expected {EXAMPLES}") from error
     except ImportError as error:
@@ -142,6 +149,7 @@ def _open(url: str, log: Log) -> BaseStorage:
         try:
             return get_storage(RDBStorage(url, engine_kwargs=options))
         except DBAPIError as error:
+            refuse_broken(error, f"the storage {redact_url(url)}")
             if tries == OPENINGS:
                 raise
             if tries == 1 and _is_unreachable(error):

@@ -16,10 +16,12 @@ from sqlalchemy.exc import (
     PendingRollbackError,
 )
 
-from autolora.errors import StorageError
+from autolora.errors import StorageError, StudyError
 
 LONGEST_WAIT = 15.0  # seconds between two tries to reach a database
-_FULL = ("disk is full", "No space left", "quota exceeded")
+_FULL = ("disk is full", "No space left", "quota exceeded", "disk I/O error", "File too large")
+_GONE = ("readonly database", "unable to open database file")
+_OF_CONTENT = (ValueError, TypeError, AssertionError, AttributeError, OverflowError, RecursionError)
 Log = Callable[[str], None]
 
 
@@ -49,8 +51,10 @@ def _wait_for(ask: Callable[[], Any], name: str, log: Log) -> Any:
         except Exception as error:
             if any(words in str(error.__cause__ or error) for words in _FULL):
                 raise StorageError(
-                    f"{name} cannot be written: its disk is full; free some space, then run the same command"
+                    f"{name} cannot be written: its disk is full, or `ulimit -f` is reached; free some space, then run "
+                    "the same command"
                 ) from error
+            refuse_broken(error, name)
             if not is_unreachable(error):
                 raise
             if tries == 1:  # the first error may be a stale connection only
@@ -61,6 +65,31 @@ def _wait_for(ask: Callable[[], Any], name: str, log: Log) -> Any:
             return found
         time.sleep(min(2.0 ** min(tries, 10) / 4, LONGEST_WAIT))
     raise AssertionError("unreachable")
+
+
+def refuse_broken(error: BaseException, name: str) -> None:
+    """Tell what to do where a storage holds what no study wrote, or where its file is gone.
+
+    Raises:
+        StorageError: the file was moved, deleted or write-protected.
+        StudyError: the content is broken.
+    """
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, sqlite3.Error):
+        if any(words in str(cause) for words in _GONE):
+            raise StorageError(
+                f"{name} was moved, deleted or is write-protected ({_reason(error)}): put it back, then run the same "
+                "command"
+            ) from error
+        if "locked" in str(cause) or "already exists" in str(cause):  # another process is at it
+            return
+    elif not (isinstance(error, _OF_CONTENT) or type(error) is LookupError):
+        return
+    raise StudyError(
+        f"{name} is broken ({_reason(error)}): restore it from a copy, or start another study with out=OTHER_FOLDER"
+    ) from error
 
 
 def is_unreachable(error: BaseException) -> bool:

@@ -17,7 +17,6 @@ from typing import Any
 import optuna
 from omegaconf import DictConfig
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from autolora import config as cfg
@@ -26,6 +25,7 @@ from autolora.evaluation.result import DIVERGED
 from autolora.files import expand_user
 from autolora.study.definition import StudyDefinition, value_of
 from autolora.study.optuna_internals import storage_of
+from autolora.study.received import CandidateAttributes, PriorAttributes, check_study
 from autolora.study.space import Value, in_storage, sampled_values, suggest
 from autolora.study.storage import holds_study, load_study_from_folder, open_storage
 from autolora.study.storage_retry import Log
@@ -95,14 +95,12 @@ def _open_earlier(name: str, definition: StudyDefinition, log: Log) -> optuna.St
         study = load_study_from_folder(folder)
     elif definition.settings.storage:
         with suppress(KeyError):
-            study = optuna.load_study(study_name=name, storage=open_storage(definition.storage, log))
+            study = check_study(optuna.load_study(study_name=name, storage=open_storage(definition.storage, log)))
     if study is None:
         raise ConfigError(
             f"warm_start={name} is no earlier study: give the folder of one (with a study.db or study.log), or the "
             "name of one in the storage=URL of this study"
         )
-    if study.direction is not StudyDirection.MAXIMIZE:
-        raise StudyError(f"warm_start={name} minimized its objective; studies of `autolora tune` maximize a score")
     return study
 
 
@@ -114,7 +112,7 @@ def _ranked(study: optuna.Study, name: str) -> list[FrozenTrial]:
     judged: dict[str, float] = {}
     with suppress(KeyError):
         finals = optuna.load_study(study_name=f"{study.study_name}/finals", storage=storage_of(study))
-        for one in finals.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        for one in check_study(finals, CandidateAttributes).get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             uid, _, where = one.user_attrs["key"].partition("@")
             if "+" not in where:  # not the recipe trained with another seed
                 judged[uid] = float(one.value or 0.0)
@@ -207,7 +205,8 @@ def known_priors(definition: StudyDefinition, storage: BaseStorage) -> list[Froz
 
 def _prior_study(definition: StudyDefinition, storage: BaseStorage) -> optuna.Study | None:
     with suppress(KeyError):
-        return optuna.load_study(study_name=f"{definition.settings.name}/priors", storage=storage)
+        study = optuna.load_study(study_name=f"{definition.settings.name}/priors", storage=storage)
+        return check_study(study, PriorAttributes)
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from autolora.data.crops import load_cropped, load_mask, size_ids
 from autolora.data.sources import Picture
-from autolora.errors import ConfigError
+from autolora.errors import ConfigError, ModelError
 from autolora.files import atomic_path
 from autolora.models.base import BaseModel, Context, stack_contexts
 
@@ -68,7 +69,8 @@ class LatentCache:
         """
         latents = []
         for picture, flip in zip(pictures, flips or [False] * len(pictures), strict=True):
-            latents.append(self._cached(self._key(picture, flip), partial(self._encode, picture, flip)))
+            shape = latent_shape(self.model, picture.bucket)
+            latents.append(self._cached(self._key(picture, flip), shape, partial(self._encode, picture, flip)))
             if advance:
                 advance(1)
         return torch.stack(latents)
@@ -79,7 +81,8 @@ class LatentCache:
             return None
         masks = []
         for picture, flip in zip(pictures, flips, strict=True):
-            masks.append(self._cached(f"{self._key(picture, flip)}-mask", partial(self._mask, picture, flip)))
+            shape = (1, *latent_shape(self.model, picture.bucket)[1:])
+            masks.append(self._cached(f"{self._key(picture, flip)}-mask", shape, partial(self._mask, picture, flip)))
         return torch.stack(masks)
 
     def sizes(self, pictures: Sequence[Picture], flips: Sequence[bool] = ()) -> Tensor:
@@ -92,15 +95,14 @@ class LatentCache:
             sizes.append(self._sizes[key])
         return torch.tensor(sizes, device=self.model.device)
 
-    def _cached(self, key: str, make: Callable[[], Tensor]) -> Tensor:
-        """Return a tensor from memory or from its file, or make and save it."""
+    def _cached(self, key: str, shape: tuple[int, ...], make: Callable[[], Tensor]) -> Tensor:
+        """Return a tensor from memory or from its file, or make and save it, also in place of a broken file."""
         if key not in self._memory:
             path = self.folder / f"{key}.npy"
-            if path.is_file():
-                tensor = torch.from_numpy(np.load(path))
-            else:
+            tensor = _read_tensor(path, shape)
+            if tensor is None:
                 tensor = make()
-                with atomic_path(path) as temporary:
+                with atomic_path(path, cached=True) as temporary:
                     np.save(temporary, tensor.numpy())
             self._memory[key] = tensor.to(self.model.device)  # 64 KB for 512 px: small beside any model
         return self._memory[key]
@@ -125,7 +127,24 @@ class LatentCache:
     @torch.no_grad()
     def _encode(self, picture: Picture, flip: bool) -> Tensor:
         pixels = torch.from_numpy(load_cropped(self._with_bucket(picture), flip).copy()).permute(2, 0, 1)
-        return self.model.encode_images(pixels[None].float() / 127.5 - 1)[0].cpu()
+        latents = self.model.encode_images(pixels[None].float() / 127.5 - 1)[0].cpu()
+        if not latents.isfinite().all():
+            raise ModelError(
+                f"the VAE of {self.model.name} makes latents of {picture.path} that are no numbers: set another "
+                "model.vae, or model.dtype=float32"
+            )
+        return latents
+
+
+def _read_tensor(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """Read a tensor of finite numbers of a shape; None where the file is missing or holds anything else."""
+    try:
+        array = np.load(path)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError):
+        return None
+    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype.kind != "f":
+        return None
+    return torch.from_numpy(array) if np.isfinite(array).all() else None
 
 
 MAX_PROMPT_BYTES = 2**28  # 800 captions of SDXL in 16 bit

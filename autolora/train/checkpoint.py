@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from autolora.adapters.base import NormStats, State
-from autolora.errors import StudyError
+from autolora.errors import BrokenFile, StudyError
 from autolora.files import atomic_path
 from autolora.train.run import Run
 
@@ -54,13 +54,32 @@ def load(path: Path, run: Run) -> Checkpoint:
     """Read a checkpoint of a run.
 
     Raises:
-        StudyError: the file is broken or belongs to another run.
+        BrokenFile: the file is broken.
+        StudyError: it cannot be read, or belongs to another run.
     """
     try:
-        content = torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
-        raise StudyError(f"{path} cannot be read ({error}); delete it and run the same command again") from error
-    if content.pop("fingerprint") != run.fingerprint():
+        content = torch.load(path, weights_only=True, map_location="cpu")
+        fingerprint = content.pop("fingerprint")
+        content["norms"] = NormStats(**content["norms"]) if content["norms"] else None
+        checkpoint = Checkpoint(run=run, **content)
+        numbers = [checkpoint.step, checkpoint.epoch, checkpoint.train_loss, checkpoint.seconds, *checkpoint.val_losses]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError("a step or a loss is no number")
+        if not all(isinstance(tensor, torch.Tensor) for tensor in checkpoint.state.values()):
+            raise TypeError("it holds no adapter")
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read ({error}); mend that and run the same command again") from error
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise BrokenFile(f"{path} is broken ({reason}): restore it from a copy, or delete it to begin anew") from error
+    if fingerprint != run.fingerprint():
         raise StudyError(f"{path} belongs to another recipe than {run.name}; delete it or use another study name")
-    content["norms"] = NormStats(**content["norms"]) if content["norms"] else None
-    return Checkpoint(run=run, **content)
+    return checkpoint

@@ -52,7 +52,7 @@ def picks(overrides: tuple[str, ...]) -> Iterator[tuple[int, State]]:
     study = load_started_study(definition, print)
     best: float | None = None
     images = 0
-    trials = load_trials(definition, study)
+    trials = load_trials(definition, study, print)
     trials.sort(key=lambda pair: pair[0].datetime_complete)  # type: ignore[arg-type, return-value]
     for trial, trial_folder in trials:
         images += trial.user_attrs[STEP]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from autolora.adapters.adapter_set import attach
 from autolora.adapters.base import State
 from autolora.adapters.formats import from_kohya, kohya_name, layer_delta, layer_paths, layer_shapes, scaled, to_kohya
 from autolora.adapters.kinds import LoRA
+from autolora.adapters.read import read_file
 from autolora.errors import ExportError
 from autolora.models.stable_diffusion import StableDiffusion
 from tests.export.world import random_state
@@ -122,3 +127,17 @@ def test_an_unknown_architecture_or_part_is_refused(state: State) -> None:
         to_kohya(state, "sd9")
     with pytest.raises(ExportError, match="not part of an adapter"):
         to_kohya({"unet.a.bias": torch.zeros(1)}, "sd1")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("x.lora_up.weight", torch.tensor([[1.0, torch.nan]]), "holds NaN or infinite weights"),
+        ("x.lora_up.weight", torch.tensor([[torch.inf]], dtype=torch.float8_e5m2), "holds NaN or infinite weights"),
+        ("x.alpha", torch.ones(2), "has 2 numbers instead of one"),
+    ],
+)
+def test_a_file_of_a_training_that_diverged_is_refused(key: str, value: Tensor, message: str, tmp_path: Path) -> None:
+    save_file({key: value}, tmp_path / "x.safetensors")
+    with pytest.raises(ExportError, match=rf"x\.safetensors: {key} {message}"):
+        read_file(tmp_path / "x.safetensors")

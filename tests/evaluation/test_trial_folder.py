@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from autolora.adapters.kinds import LoRA
-from autolora.errors import StudyError
-from autolora.evaluation.result import CheckpointResult
+from autolora.errors import BrokenFile, StudyError
+from autolora.evaluation.result import CheckpointResult, load_results
 from autolora.evaluation.trial_folder import TrialFolder
 from autolora.optim.optimizers import AdamW
 from autolora.study.finals.candidates import mean_state
@@ -29,7 +30,7 @@ def point(step: int, objective: float, bleed: tuple[float, float], diverged: boo
     constraints = {"bleed_class": max(bleed) + 0.1 - LIMIT}
     score = {"value": objective}
     return CheckpointResult(
-        step, 0.1, 0.1, [], objective, score, by_weight=by_weight, constraints=constraints, diverged=diverged
+        step, 0.1, 0.1, [1.0], objective, score, by_weight=by_weight, constraints=constraints, diverged=diverged
     )
 
 
@@ -85,8 +86,9 @@ def test_the_best_is_the_earliest_of_equals() -> None:
 
 def scored(step: int, objective: float, half_width: float = 0.05) -> CheckpointResult:
     score = {"value": objective, "low": objective - half_width, "high": objective + half_width}
+    terms = dict.fromkeys(("fidelity", "likeness", "editability", "bleed_class"), score)
     constraints = {"bleed_class": -objective}
-    return CheckpointResult(step, 0.1, 0.1, [], objective, score, constraints=constraints)
+    return CheckpointResult(step, 0.1, 0.1, [1.0], objective, score, terms=terms, constraints=constraints)
 
 
 def checkpoint(run: Run, step: int) -> Checkpoint:
@@ -134,3 +136,65 @@ def test_a_lost_checkpoint_is_named(tmp_path: Path) -> None:
     lost = TrialFolder(tmp_path, Run("made-up", LoRA(), AdamW()))
     with pytest.raises(StudyError, match=r"100\.safetensors"):
         lost.load(scored(100, 0.5))
+
+
+BROKEN_CHECKPOINTS: list[bytes | dict[str, object]] = [b"", b"no zip", b"PK\x03\x04", {}, {"fingerprint": "x"}]
+
+
+@pytest.mark.parametrize("content", [None, *BROKEN_CHECKPOINTS])
+def test_an_ended_trial_needs_no_checkpoint_to_continue_from(
+    content: bytes | dict[str, object] | None, tmp_path: Path
+) -> None:
+    run, latest = Run("made-up", LoRA(), AdamW()), tmp_path / "latest.pt"
+    kept = TrialFolder(tmp_path, run)
+    for number, objective in enumerate([0.5, 0.8, 0.7], 1):
+        kept.append(checkpoint(run, 100 * number), scored(100 * number, objective))
+    if content is None:
+        latest.unlink()
+    elif isinstance(content, bytes):
+        latest.write_bytes(content)
+    else:
+        torch.save(content, latest)
+    ended = TrialFolder.open(tmp_path, run, ended=True)
+    assert ended.results == kept.results
+    best = ended.best_result()
+    assert best is not None and float(ended.load(best)["layer.lora_down.weight"][0, 0]) == 200
+    lines: list[str] = []
+    assert TrialFolder.open_or_begin(tmp_path, run, lines.append).results == []
+    assert content is None or ("latest.pt is broken" in lines[0] and "()" not in lines[0])
+
+
+def test_the_last_result_of_an_ended_trial_counts_only_with_its_weights(tmp_path: Path) -> None:
+    """It failed between both."""
+    run = Run("made-up", LoRA(), AdamW())
+    kept = TrialFolder(tmp_path, run)
+    for number in (1, 2):
+        kept.append(checkpoint(run, 100 * number), scored(100 * number, 0.5))
+    (tmp_path / "latest.pt").unlink()
+    (tmp_path / "checkpoints" / "200.safetensors").unlink()
+    assert TrialFolder.open(tmp_path, run, ended=True).results == kept.results[:1]
+
+
+RESULT = json.dumps(asdict(scored(100, 0.5)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[",
+        "{}",
+        "[1]",
+        "[" * 100_000,
+        f"[{'1' * 100_000}]",
+        f'[{RESULT[:-1]}, "unknown": 1}}]',
+        f"[{RESULT.replace('0.45', 'null')}]",
+        f"[{RESULT.replace('[1.0]', '[]')}]",
+        f"[{RESULT.replace('fidelity', 'other')}]",
+        f"[{RESULT.replace('100', 'NaN')}]",
+    ],
+)
+def test_a_broken_curve_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "curve.json").write_text(text)
+    with pytest.raises(BrokenFile, match=r"curve\.json is broken \(.+\).*: restore it from a copy"):
+        load_results(tmp_path)

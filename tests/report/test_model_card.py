@@ -86,3 +86,9 @@ def test_licence_of_the_base(name: str, content: str, licence: str, words: str, 
 def test_the_packaged_base_model_states_its_licence() -> None:
     assert base_licence(BASE).name == "apache-2.0"
     assert "states no licence" in base_licence(None).words
+
+
+def test_names_and_tags_of_others_are_no_html_and_break_no_table(tmp_path: Path) -> None:
+    concept = replace(card().concepts[0], name="<img src=x>|\n# title", trigger="a`<b>`|c")
+    text = write_model_card(replace(card(), concepts=(concept,), tags=("<script>",)), tmp_path).read_text()
+    assert "| &lt;img src=x>\\| # title | `a'<b>'\\|c` |" in text and "<script>" not in text

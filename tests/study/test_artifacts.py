@@ -189,9 +189,9 @@ def test_a_trial_goes_on_on_a_machine_that_has_only_database_and_bucket(
     assert states(study) == ["COMPLETE"] * TRIALS
     measured = Path("measured").read_text().splitlines()
     assert len(measured) == len(set(measured)) == TRIALS * chaos.CHECKPOINTS  # nothing twice
-    undisturbed = {trial.number: record.results for trial, record in load_trials(before, alone)}
+    undisturbed = {trial.number: record.results for trial, record in load_trials(before, alone, print)}
     for one in (here, there):  # and each of them has all of it
-        found = {trial.number: record for trial, record in load_trials(one, study)}
+        found = {trial.number: record for trial, record in load_trials(one, study, print)}
         assert {number: record.results for number, record in found.items()} == undisturbed
         assert all(record.load(record.results[-1]) for record in found.values())
         assert len(study_curves(study, one.trial_files)) == TRIALS
@@ -214,6 +214,7 @@ def test_a_recipe_trained_again_is_found_elsewhere(s3: Any, tmp_path: Path) -> N
     here.send("uid-seed1")
     nothing: Any = None
     scorer: Any = SimpleNamespace(only=lambda *_: None)
-    evaluator = CandidateEvaluator(nothing, scorer, there, nothing)
+    bars: Any = SimpleNamespace(log=print)
+    evaluator = CandidateEvaluator(nothing, scorer, there, bars)
     folder = evaluator.folder_of(Candidate(nothing, TrialFolder(there["uid"], RUN), nothing, 1))
     assert (folder.path / "curve").read_text() == "[]"

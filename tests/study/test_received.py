@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from autolora.cli import main
 from autolora.config import compose
-from autolora.errors import ConfigError, StorageError
+from autolora.errors import ConfigError, StorageError, StudyError
 from autolora.files import path_below, remove_leftovers
 from autolora.publish.gallery_files import Strip
 from autolora.study.artifacts import TrialFiles, local_store
@@ -107,8 +107,8 @@ def test_the_id_of_a_trial_in_a_database_is_no_path(tmp_path: Path, capsys: pyte
     trial = study.ask()
     trial.set_user_attr("recipe", "doll-adamw")
     trial.set_user_attr("uid", str(tmp_path / "home"))
-    assert main(["report", definition.source, *definition.arguments]) == StorageError.exit_code
-    assert "is refused as a name below" in capsys.readouterr().err
+    assert main(["report", definition.source, *definition.arguments]) == StudyError.exit_code
+    assert "holds what no study writes (uid" in capsys.readouterr().err
     assert (tmp_path / "home" / ".ssh").is_dir()
 
 
@@ -143,3 +143,10 @@ def test_the_kept_arguments_of_a_study_cannot_name_code(key: str) -> None:
 
 def test_workers_import_nothing_from_the_folder_they_start_in(tmp_path: Path) -> None:
     assert "-P" in worker_command(planned(tmp_path / "run", ADAMW))
+
+
+def test_a_study_whose_database_is_gone_begins_anew_and_says_so(tmp_path: Path) -> None:
+    definition = planned(tmp_path / "run", ADAMW)
+    (definition.folder / "trials").mkdir()
+    assert "holds trials, but no study.db: the study begins anew" in start(definition)[1]
+    assert start(definition)[1] == ""

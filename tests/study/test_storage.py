@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import socket
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,34 @@ def test_a_full_database_and_a_mistake_are_not_waited_for() -> None:
         retrying(Failing(lost("could not extend file: No space left on device")), "it", nothing).get_all_studies()
     with pytest.raises(optuna.exceptions.StorageInternalError):
         retrying(Failing(lost("no such table", ProgrammingError)), "it", nothing).get_all_studies()
+
+
+@pytest.mark.parametrize("content", [b"no database" * 99, b"SQLite format 3\0" * 99], ids=["text", "header"])
+def test_a_broken_database_is_told_as_one(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_bytes(content)
+    with pytest.raises(StudyError, match=r"study\.db is broken \(.*\): restore it from a copy"):
+        open_storage(f"sqlite:///{tmp_path / 'study.db'}", nothing)
+
+
+@pytest.mark.parametrize("how", ["trials SET state = 'ODD'", "trial_user_attributes SET value_json = '{'"])
+def test_a_database_with_odd_values_is_told_as_broken(how: str, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study = optuna.create_study(storage=open_storage(url, nothing), study_name="mona")
+    study.ask().set_user_attr("a", 1)
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database:
+        database.execute(f"UPDATE {how}")
+        database.commit()
+    with pytest.raises(StudyError, match="is broken"):
+        _ = optuna.load_study(storage=open_storage(url, nothing), study_name="mona").trials
+
+
+def test_a_database_that_is_deleted_while_it_is_used_is_told(tmp_path: Path) -> None:
+    study = optuna.create_study(
+        storage=open_storage(f"sqlite:///{tmp_path / 'study.db'}", nothing), study_name="mona", direction="maximize"
+    )
+    (tmp_path / "study.db").unlink()
+    with pytest.raises((StudyError, StorageError), match=r"study\.db (is broken|was moved)"):
+        study.set_user_attr("a", 1)
 
 
 def test_a_broken_line_of_a_journal_is_told_as_one(tmp_path: Path) -> None:

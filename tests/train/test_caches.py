@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from autolora.data.concepts import DatasetSettings, load_dataset
+from autolora.errors import ModelError
 from autolora.models.stable_diffusion import StableDiffusion
 from autolora.train import caches
 from autolora.train.caches import LatentCache, PromptCache
@@ -20,6 +23,39 @@ def test_latents_are_cached_by_content(tiny_model: StableDiffusion, folder: Path
     again = LatentCache(tiny_model, tmp_path).latents(dataset.pictures)
     assert torch.equal(first, again)
     assert files == {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} and len(files) == len(dataset.pictures)
+
+
+BROKEN = {
+    "empty": b"",
+    "zip": b"PK\x03\x04",
+    "cut short": b"\x93NUMPY",
+    "shape": np.zeros((4, 1, 1)),
+    "nan": np.full((4, 16, 16), np.nan),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_a_broken_file_of_the_cache_is_made_again(
+    broken: Any, tiny_model: StableDiffusion, folder: Path, tmp_path: Path
+) -> None:
+    picture = load_dataset(DatasetSettings(path=str(folder))).pictures[:1]
+    first = LatentCache(tiny_model, tmp_path).latents(picture)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    if isinstance(broken, bytes):
+        path.write_bytes(broken)
+    else:
+        np.save(path, broken.astype(np.float32))
+    assert torch.equal(LatentCache(tiny_model, tmp_path).latents(picture), first) and path.read_bytes() == whole
+
+
+def test_latents_that_are_no_numbers_are_refused(
+    tiny_model: StableDiffusion, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny_model, "encode_images", lambda pixels: torch.full((1, 4, 16, 16), torch.nan))
+    with pytest.raises(ModelError, match=r"no numbers: set another model\.vae"):
+        LatentCache(tiny_model, tmp_path).latents(load_dataset(DatasetSettings(path=str(folder))).pictures[:1])
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_prompt_cache_is_limited_in_number(tiny_model: StableDiffusion) -> None:

@@ -82,7 +82,9 @@ def list_toml(file: Path) -> Listing:
         document = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
         return Listing(problems=("not UTF-8 text: save it as UTF-8",))
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        return Listing(problems=("TOML that is nested too deeply: correct it",))
+    except ValueError as error:
         return Listing(problems=(f"broken TOML: {error}: correct it (Windows paths: use / or 'single quotes')",))
     notes = [_unknown_key(key, ("general", "datasets")) for key in document if key not in ("general", "datasets")]
     general, datasets = document.get("general", {}), document.get("datasets", [])

@@ -203,6 +203,10 @@ def _json_rows(text: str, name: str) -> tuple[list[Row], list[str]]:
         document = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise DatasetError(f"{name} line {error.lineno}: broken JSON ({error.msg}): correct it") from error
+    except (RecursionError, ValueError) as error:
+        raise DatasetError(
+            f"{name}: JSON that is nested too deeply, or a number that is too long: correct it"
+        ) from error
     if not isinstance(document, dict):
         return [], [f"{name}: expected an object of images, got {_kind(document)}: write {{image: {{caption, tags}}}}"]
     problems = [f"{name}: `{key}` is listed more than once: keep one of them" for key in repeated]
@@ -226,6 +230,9 @@ def _jsonl_rows(text: str, name: str) -> tuple[list[Row], list[str]]:
             fields = json.loads(line)
         except json.JSONDecodeError as error:
             problems.append(f"{where}: broken JSON ({error.msg}): correct it")
+            continue
+        except (RecursionError, ValueError):
+            problems.append(f"{where}: JSON that is nested too deeply, or a number that is too long: correct it")
             continue
         if isinstance(fields, dict):
             rows.append((where, fields))

@@ -27,32 +27,28 @@ def average(
     folder = _folder_beside(trial_folder, "average")
     if folder.results:
         return folder, folder.results[0]
-    results, latest = trial_folder.rendered_neighbours(best), trial_folder.latest()
-    if len(results) < 2 or latest is None:
+    results = trial_folder.rendered_neighbours(best)
+    if len(results) < 2:
         return None
     session.context.adapter.load(mean_state([trial_folder.load(result) for result in results]))
-    checkpoint = replace(latest, step=best.step, train_loss=sum(r.train_loss for r in results) / len(results))
-    return _append_adapter(folder, checkpoint, session, averaged=[result.step for result in results])
+    train_loss = sum(result.train_loss for result in results) / len(results)
+    return _append_adapter(folder, best.step, train_loss, session, averaged=[result.step for result in results])
 
 
 def rescaled(
     trial_folder: TrialFolder, result: CheckpointResult, strength: float, session: Session
-) -> tuple[TrialFolder, CheckpointResult] | None:
+) -> tuple[TrialFolder, CheckpointResult]:
     """A checkpoint whose change of the base model is multiplied by `strength`, in a folder beside its own.
 
     A LoRA that shows its character only at weight 1.25 is then exported as one that does so at weight 1. A new copy is
-    left loaded in the adapter; one that exists is read back. None if the trial has no checkpoint to continue from.
+    left loaded in the adapter; one that exists is read back.
     """
     folder = _folder_beside(trial_folder, f"x{strength:g}")
     if folder.results:
         return folder, folder.results[0]
-    latest = trial_folder.latest()
-    if latest is None:
-        return None
     session.context.adapter.load(trial_folder.load(result))
     session.context.adapter.rescale(strength)
-    checkpoint = replace(latest, step=result.step, train_loss=result.train_loss)
-    return _append_adapter(folder, checkpoint, session, averaged=result.averaged, strength=strength)
+    return _append_adapter(folder, result.step, result.train_loss, session, averaged=result.averaged, strength=strength)
 
 
 def mean_state(states: Sequence[State]) -> State:
@@ -66,15 +62,27 @@ def mean_state(states: Sequence[State]) -> State:
 
 def _folder_beside(trial_folder: TrialFolder, suffix: str) -> TrialFolder:
     path = trial_folder.path
-    return TrialFolder.open(path.with_name(f"{path.name}-{suffix}"), trial_folder.run)
+    return TrialFolder.open_or_begin(path.with_name(f"{path.name}-{suffix}"), trial_folder.run, print)
 
 
 def _append_adapter(
-    folder: TrialFolder, checkpoint: Checkpoint, session: Session, **changes: Any
+    folder: TrialFolder, step: int, train_loss: float, session: Session, **changes: Any
 ) -> tuple[TrialFolder, CheckpointResult]:
     """Write the loaded adapter as the only checkpoint of a folder; `changes` say how it was made."""
     context = session.context
     losses = validation_losses(context.model, context.dataset, context.latents, context.prompts, context.adapter, 0)
-    checkpoint = replace(checkpoint, state=context.adapter.state(), resume={}, val_losses=losses, done=True)
+    checkpoint = Checkpoint(
+        run=folder.run,
+        step=step,
+        epoch=0.0,
+        state=context.adapter.state(),
+        resume={},
+        train_loss=train_loss,
+        val_losses=losses,
+        norms=None,
+        seconds=0.0,
+        done=True,
+        diverged=False,
+    )
     folder.append(checkpoint, replace(from_losses(checkpoint, session.base_losses), **changes))
     return folder, folder.results[0]

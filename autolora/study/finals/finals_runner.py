@@ -5,18 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from time import sleep
 
 import optuna
 import torch
 from optuna.trial import Trial, TrialState
 
 from autolora.errors import MemoryFull, memory_full
-from autolora.evaluation.result import DIVERGED, CheckpointResult
+from autolora.evaluation.result import DIVERGED, WholeResult
+from autolora.received import parser
 from autolora.study.budget import STEP, StudyClock
 from autolora.study.definition import StudyDefinition
 from autolora.study.finals.evaluator import CandidateEvaluator
 from autolora.study.finals.finalist import Candidate, Finalist
-from autolora.study.optuna_internals import trial_id_of
+from autolora.study.optuna_internals import storage_of, study_id_of, trial_id_of
+from autolora.study.received import CandidateAttributes, check_study
+from autolora.study.search.leases import TrialLeases
 from autolora.study.storage import open_storage
 
 TOOK = "seconds"  # user attribute: the time that a candidate took
@@ -33,11 +37,15 @@ class FinalsRunner:
         clock: StudyClock,
     ) -> None:
         self.evaluator, self.bars, self.clock = evaluator, evaluator.bars, clock
-        self.study = optuna.create_study(
-            storage=open_storage(definition.storage, self.bars.log),
-            study_name=f"{definition.settings.name}/finals",
-            direction="maximize",
-            load_if_exists=True,
+        self.settings = definition.settings
+        self.study = check_study(
+            optuna.create_study(
+                storage=open_storage(definition.storage, self.bars.log),
+                study_name=f"{definition.settings.name}/finals",
+                direction="maximize",
+                load_if_exists=True,
+            ),
+            CandidateAttributes,
         )
 
     def judge(self, candidates: Sequence[Candidate]) -> list[Finalist]:
@@ -48,11 +56,17 @@ class FinalsRunner:
         for key in by_key:
             if key not in queued:
                 self.study.enqueue_trial({}, user_attrs={"key": key})
-        while (trial := self._claim(set(by_key))) is not None:
-            self._run(trial, by_key[trial.user_attrs["key"]])
+        with self._leases() as leases:
+            while (trial := self._claim(set(by_key), leases)) is not None:
+                self._run(trial, by_key[trial.user_attrs["key"]])
+                leases.forget(trial_id_of(trial))
         attributes = {t.user_attrs["key"]: t.user_attrs for t in self.study.get_trials(deepcopy=False)}
         return [
-            Finalist(candidate.trial, self.evaluator.folder_of(candidate), CheckpointResult(**attributes[key]["point"]))
+            Finalist(
+                candidate.trial,
+                self.evaluator.folder_of(candidate),
+                parser(WholeResult).validate_python(attributes[key]["point"]),
+            )
             for key, candidate in by_key.items()
             if "point" in attributes[key]
         ]
@@ -65,7 +79,7 @@ class FinalsRunner:
         key = f"full evaluation of {finalist.key} in {self.evaluator.session.export.dtype}"
         stored = self.study.user_attrs.get(key)
         if stored is not None:
-            return replace(finalist, result=CheckpointResult(**stored))
+            return replace(finalist, result=parser(WholeResult).validate_python(stored))
         if self.clock.left() <= 0:
             return finalist
         result = self.evaluator.full_evaluation(finalist)
@@ -77,14 +91,28 @@ class FinalsRunner:
         errors: list[str] = [t.user_attrs[FULL] for t in self.study.get_trials(deepcopy=False) if FULL in t.user_attrs]
         return errors[-1] if errors else "all of them diverged"
 
-    def _claim(self, keys: set[str]) -> Trial | None:
-        """A trial that was interrupted, else the next one in the queue."""
-        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if frozen.user_attrs["key"] in keys:
-                return Trial(self.study, trial_id_of(frozen))
-        if self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            return self.study.ask()
-        return None
+    def _leases(self) -> TrialLeases:
+        """The leases of this process, so that two that hold the finals of one study share the candidates."""
+        storage, settings = storage_of(self.study), self.settings
+        return TrialLeases(
+            storage, study_id_of(self.study), settings.heartbeat_interval, settings.grace_period, self.bars.log
+        )
+
+    def _claim(self, keys: set[str], leases: TrialLeases) -> Trial | None:
+        """The next of the candidates, also one whose process is gone; it waits while other processes score the last."""
+        while True:
+            unended = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
+            asked = [trial for trial in unended if trial.user_attrs["key"] in keys]
+            running = [trial for trial in asked if trial.state is TrialState.RUNNING]
+            if leases.reclaim(running):
+                continue
+            for frozen in asked:
+                if frozen.state is TrialState.WAITING and leases.take(trial_id_of(frozen)):
+                    return Trial(self.study, trial_id_of(frozen))
+            if not running:
+                return None
+            with self.bars.task("waiting for another process that holds the finals", None):
+                sleep(min(5.0, self.settings.heartbeat_interval))
 
     def _has_time(self, candidate: Candidate) -> bool:
         """Whether the candidate fits into the time that is left.
@@ -118,7 +146,7 @@ class FinalsRunner:
             trial.set_user_attr("point", asdict(result))
         trial.set_user_attr(TOOK, time.perf_counter() - began)
         self.clock.beat()
-        self.study.tell(trial, result.objective if result else DIVERGED)
+        self.study.tell(trial, result.objective if result else DIVERGED, skip_if_finished=True)
 
     def _leave_out(self, trial: Trial, candidate: Candidate, reason: str) -> None:
         self.bars.log(f"finals: {candidate.name} is left out: {reason}")

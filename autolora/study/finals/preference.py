@@ -24,6 +24,7 @@ from autolora.progress import Bars
 from autolora.study.finals.decision import Finals
 from autolora.study.finals.finalist import Finalist
 from autolora.study.optuna_internals import storage_of, trial_id_of, unlocked_study
+from autolora.study.received import CandidateAttributes, check_study
 from autolora.study.running import RunningStudy
 
 KEY = "key"  # user attribute: the checkpoint that a trial of the preferential study stands for
@@ -40,6 +41,7 @@ def apply_preference(running: RunningStudy, finals: Finals) -> Finals:
         n_generate=len(finals.finalists), storage=storage, sampler=RandomSampler(), study_name=name, load_if_exists=True
     )
     register_preference_feedback_component(study, "artifact", PICTURE)
+    check_study(unlocked_study(study), CandidateAttributes, scored=False)
     queued = {trial.user_attrs[KEY] for trial in study.trials}
     finalists = {finalist.key: finalist for finalist in finals.finalists}
     numbers = {key: finalist.trial.number for key, finalist in finalists.items()}

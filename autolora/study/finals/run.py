@@ -134,7 +134,7 @@ def rescale_while_better(runner: FinalsRunner, leader: Finalist, session: Sessio
     )
     for strength in WEAKER if too_strong else STRONGER:
         copy = rescaled(leader.trial_folder, leader.result, strength, session)
-        judged = runner.judge([Candidate(leader.trial, *copy)]) if copy else []
+        judged = runner.judge([Candidate(leader.trial, *copy)])
         finalists += judged
         if not judged or judged[0].result.objective <= best.objective:
             break

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from autolora.errors import StudyError
-from autolora.evaluation.result import CheckpointResult, load_results
+from autolora.evaluation.result import CheckpointResult
 from autolora.files import path_below, write_atomic
 from autolora.report.formatting import format_estimate
 from autolora.report.tables import Section, as_dict
 from autolora.scoring.intervals import Array, Estimate, with_exact_bounds
 from autolora.study.storage import load_study_from_folder
+from autolora.study.trials import readable_results
 
 DRAWS = 4000
 UNCHANGED, TUNED = "unchanged", "tuned"
@@ -70,7 +71,7 @@ def read_study(folder: Path) -> list[ComparisonRow]:
     rows: dict[tuple[str, str], ComparisonRow] = {}
     for trial in study.get_trials(deepcopy=False):
         uid = trial.user_attrs.get("uid")
-        results = load_results(path_below(folder / "trials", uid)) if uid else []
+        results = readable_results(path_below(folder / "trials", uid), trial) if uid else []
         best = max((p for p in results if p.score), key=lambda p: p.objective, default=None)
         if best is None:
             continue

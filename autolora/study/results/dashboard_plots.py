@@ -9,12 +9,13 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 from optuna_dashboard import save_plotly_graph_object
 
-from autolora.evaluation.result import CheckpointResult, load_results
+from autolora.evaluation.result import CheckpointResult
 from autolora.report.figures.curves import CURVE_TERMS, weight_sweep
 from autolora.report.figures.dashboard import for_dashboard, learning_curves, likeness_against_bleed, parameter_effects
 from autolora.report.schema import CurvePoint, Effect, TrialRow
 from autolora.scoring.intervals import Estimate
 from autolora.study.artifacts import TrialFiles
+from autolora.study.trials import readable_results
 
 Terms = Mapping[str, Mapping[str, float]]
 ScoredTrial = tuple[FrozenTrial, Sequence[CheckpointResult]]
@@ -25,7 +26,7 @@ def study_curves(study: Study, files: TrialFiles) -> list[ScoredTrial]:
     curves: list[ScoredTrial] = []
     for trial in study.get_trials(deepcopy=False):
         uid = trial.user_attrs.get("uid")
-        if uid and (results := load_results(files.fetch(uid, only="curve.json"))):
+        if uid and (results := readable_results(files.fetch(uid, only="curve.json"), trial)):
             curves.append((trial, results))
     return curves
 

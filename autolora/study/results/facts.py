@@ -6,6 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from optuna import Study
+from pydantic import ValidationError
+
+from autolora.errors import StudyError
+from autolora.received import first_fault, parser
 
 if TYPE_CHECKING:  # imports torch
     from autolora.study.running import RunningStudy
@@ -50,4 +54,12 @@ def save_facts(running: RunningStudy) -> None:
 def read_facts(study: Study) -> StudyFacts:
     """The facts of a study; only the dataset's name if none were kept."""
     stored = study.user_attrs.get(FACTS)
-    return StudyFacts(**stored) if stored else StudyFacts(study.user_attrs["space"].get("dataset", "?"))
+    if not stored:
+        return StudyFacts(study.user_attrs["space"].get("dataset", "?"))
+    try:
+        facts: StudyFacts = parser(StudyFacts).validate_python(stored)
+    except ValidationError as error:
+        raise StudyError(
+            f"the facts of study {study.study_name} are broken ({first_fault(error)}): run it again"
+        ) from error
+    return facts

@@ -44,7 +44,7 @@ def finalize_study(running: RunningStudy) -> str:
         StorageError: the study's folder cannot be written.
     """
     definition, study, session = running.definition, running.study, running.session
-    trials = load_trials(definition, study)
+    trials = load_trials(definition, study, running.bars.log)
     finals = _hold_finals(running, trials)
     winner = finals.winner
     exported, plain_lora, roundtrip = export_verified(

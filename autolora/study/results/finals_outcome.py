@@ -91,10 +91,9 @@ def gallery_entries(trials: Trials, winner: Finalist) -> tuple[list[GalleryEntry
     """The checkpoints of the gallery: the baselines as they ended, and the winner."""
     entries = []
     for trial, trial_folder in trials:
-        latest = trial_folder.latest()
-        if trial.user_attrs.get("baseline") and latest is not None:
-            name = f"{trial_folder.run.name}, unchanged"
-            entries.append(GalleryEntry(name, trial_folder, latest.step, latest.state, 1.0))
+        if trial.user_attrs.get("baseline"):
+            name, last = f"{trial_folder.run.name}, unchanged", trial_folder.results[-1]
+            entries.append(GalleryEntry(name, trial_folder, last.step, trial_folder.load(last), 1.0))
     return entries, GalleryEntry.best(winner.trial_folder, winner.result)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 from optuna import Study
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field
 
 from autolora.data.step_table import StepTable
-from autolora.errors import StudyError
-from autolora.evaluation.result import CheckpointResult
+from autolora.errors import BrokenFile, StudyError
+from autolora.evaluation.result import WholeResult
 from autolora.files import write_atomic
 from autolora.publish.gallery_files import ImageFiles
+from autolora.received import Finite, Interval, read_json
 from autolora.report.schema import Reproduction
 from autolora.study.artifacts import TrialFiles
 from autolora.study.definition import StudyDefinition
@@ -28,7 +30,7 @@ class FinalistOutcome:
     trial: int
     recipe: str
     folder: str  # of its trial, or of an average or a copy beside it
-    result: CheckpointResult
+    result: WholeResult
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class PlainLoraOutcome:
 
     path: str
     dim: int
-    distance: float  # to the exported adapter, as a share of the weight change's norm
-    score: dict[str, float] | None
+    distance: Finite  # to the exported adapter, as a share of the weight change's norm
+    score: Interval | None
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,12 @@ class FinalsOutcome:
     """Everything that is known when the finals of a study have ended."""
 
     trial_states: dict[int, str]  # of every trial when the finals were held
-    finalists: tuple[FinalistOutcome, ...]  # the best checkpoint of each trial, the winner first
+    finalists: Annotated[
+        tuple[FinalistOutcome, ...], Field(min_length=1)
+    ]  # the best checkpoint of each trial, the winner first
     ties: tuple[int, ...]  # numbers of the trials whose score cannot be told from the winner's
-    retrained: dict[int, tuple[CheckpointResult, ...]]  # by trial, its recipe at several training seeds
-    weight: float  # recommended for the winner
+    retrained: dict[int, tuple[WholeResult, ...]]  # by trial, its recipe at several training seeds
+    weight: Finite  # recommended for the winner
     choice: str  # the effect of a person's choice by images, where that was asked for
     notes: tuple[str, ...]  # sentences about the finals
     export: ExportOutcome
@@ -102,13 +106,11 @@ def read_outcome(definition: StudyDefinition, study: Study) -> FinalsOutcome | N
         StorageError: the study's bucket cannot be reached.
     """
     path = _files(definition, study).fetch(FOLDER) / FILE
-    if not path.is_file():
-        return None
     try:
-        outcome = TypeAdapter(FinalsOutcome).validate_python(json.loads(path.read_text("utf-8")))
-    except (ValueError, ValidationError) as error:
-        raise StudyError(f"{path} cannot be read; run `autolora export` on the study to write it again") from error
-    return outcome if outcome.trial_states == trial_states(study) else None
+        outcome = read_json(path, FinalsOutcome)
+    except BrokenFile as error:
+        raise StudyError(f"{error}, or run `autolora export` on the study to write it again") from error
+    return outcome if outcome and outcome.trial_states == trial_states(study) else None
 
 
 def finals_are_over(definition: StudyDefinition, study: Study) -> bool:

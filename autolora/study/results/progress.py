@@ -9,12 +9,12 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 from rich.table import Table
 
-from autolora.evaluation.result import CheckpointResult, load_results
+from autolora.evaluation.result import CheckpointResult
 from autolora.report.formatting import duration, format_estimate
 from autolora.scoring.intervals import Estimate
 from autolora.study.budget import spent_seconds, wall_seconds
 from autolora.study.definition import StudyDefinition
-from autolora.study.trials import ENDED
+from autolora.study.trials import ENDED, readable_results
 
 
 @dataclass(frozen=True)
@@ -109,5 +109,5 @@ def _seconds_left(definition: StudyDefinition, study: Study, more: int, each: fl
 def _best(definition: StudyDefinition, trial: FrozenTrial) -> CheckpointResult | None:
     """A trial's best checkpoint, read without its weights; None if none was scored."""
     uid = trial.user_attrs.get("uid")
-    results = load_results(definition.trial_files[uid]) if uid else []
+    results = readable_results(definition.trial_files[uid], trial) if uid else []
     return max((p for p in results if p.score), key=lambda p: p.objective, default=None)

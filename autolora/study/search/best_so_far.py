@@ -17,7 +17,7 @@ from autolora.study.trials import load_trials
 def ensure_best_so_far(running: RunningStudy) -> None:
     """Export the best checkpoint of a continued study that has no LoRA yet."""
     if not [*_folder(running).glob("*.safetensors")]:
-        trials = [trial_folder for _, trial_folder in load_trials(running.definition, running.study)]
+        trials = [trial_folder for _, trial_folder in load_trials(running.definition, running.study, running.bars.log)]
         if trials:
             best = max(trials, key=lambda trial_folder: trial_folder.best_objective())
             _export(running, best, best.best_result())

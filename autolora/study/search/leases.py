@@ -54,7 +54,7 @@ class TrialLeases:
             try:
                 self._release(direct, trial_id, self.worker)
             except Exception as reason:
-                if not is_unreachable(reason):
+                if not is_unreachable(reason) and error is None:
                     raise
                 self.log("the storage is unreachable: another worker takes the trial over once it is reachable again")
 
@@ -65,6 +65,16 @@ class TrialLeases:
         self.storage.set_trial_user_attr(trial_id_of(trial), OWNER, self.worker)
         self.storage.set_trial_user_attr(trial_id_of(trial), WORKED, worked)
         self.held[trial_id_of(trial)] = worked
+
+    def take(self, trial_id: int) -> bool:
+        """Take the lease of a waiting trial; False if another worker was faster."""
+        try:
+            won = self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+        except UpdateFinishedTrialError:
+            return False
+        if won:
+            self.acquire(self.storage.get_trial(trial_id))
+        return won
 
     def holds(self, trial_id: int) -> bool:
         """Whether this worker still has a trial's lease; another worker reclaims it after a long silence."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autolora.study.budget import may_begin
@@ -50,13 +49,9 @@ class Queue:
         """A waiting trial; started ones come first, and are ended even if no `more` trials may start."""
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         for frozen in sorted(waiting, key=lambda t: (not _begun(t), t.number)):
-            if frozen.number < self.settings.budget.n_trials and (more or _begun(frozen)):
-                try:
-                    won = self.leases.storage.set_trial_state_values(trial_id_of(frozen), TrialState.RUNNING)
-                except UpdateFinishedTrialError:
-                    continue
-                if won:
-                    return self._claimed(trial_id_of(frozen))
+            is_due = frozen.number < self.settings.budget.n_trials and (more or _begun(frozen))
+            if is_due and self.leases.take(trial_id_of(frozen)):
+                return Trial(self.study, trial_id_of(frozen))
         return None
 
     def _new(self) -> Trial | None:
@@ -67,10 +62,6 @@ class Queue:
             return trial
         self.leases.storage.set_trial_state_values(trial_id_of(trial), TrialState.WAITING)
         return None
-
-    def _claimed(self, trial_id: int) -> Trial:
-        self.leases.acquire(self.leases.storage.get_trial(trial_id))
-        return Trial(self.study, trial_id)
 
     def _wait(self, running: list[FrozenTrial]) -> None:
         numbers = ", ".join(str(t.number) for t in running)

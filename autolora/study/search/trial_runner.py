@@ -9,7 +9,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import Trial, TrialState
 
-from autolora.evaluation.result import DIVERGED, CheckpointResult, from_losses, load_results, unmeasured_result
+from autolora.evaluation.result import DIVERGED, CheckpointResult, from_losses, unmeasured_result
 from autolora.evaluation.trial_folder import TrialFolder
 from autolora.files import remove_leftovers
 from autolora.publish.closing import closing_seconds, shortest_finals_seconds
@@ -22,7 +22,7 @@ from autolora.study.search.leases import TrialLeases
 from autolora.study.search.queue import Queue
 from autolora.study.search.trial_note import publish_trial_note
 from autolora.study.space import Value, suggest
-from autolora.study.trials import ENDED, ORIGIN, keep_constraints, uid_of
+from autolora.study.trials import ENDED, ORIGIN, keep_constraints, readable_results, uid_of
 from autolora.train.checkpoint import Checkpoint
 from autolora.train.slot import Job, TrainingSlot
 
@@ -68,7 +68,7 @@ class TrialRunner:
             self.needs_other_set = True
             return None
         remove_leftovers(self.definition.trial_files[uid])
-        folder = TrialFolder.open(self.definition.trial_files.fetch(uid), run)
+        folder = TrialFolder.open_or_begin(self.definition.trial_files.fetch(uid), run, self.bars.log)
         self.trials[uid] = (trial, folder)
         self._read_ended_trials()
         resumed = ", continued" if folder.results else ""
@@ -81,7 +81,7 @@ class TrialRunner:
             uid = trial.user_attrs.get("uid")
             if uid and uid not in self.ended_results:
                 path = self.definition.trial_files.fetch(uid, only="curve.json")
-                self.ended_results[uid] = load_results(path)
+                self.ended_results[uid] = readable_results(path, trial)  # the finals say what follows from a broken one
 
     def on_step(self, slot: TrainingSlot) -> None:
         """Move the bars."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 
-from autolora.errors import StorageError
+from autolora.errors import StorageError, StudyError
 from autolora.evaluation.session import Session
 from autolora.evaluation.throughput import packed_speeds
 from autolora.progress import Bars
@@ -101,11 +100,9 @@ def _run_trials(
                         for slot in ready:
                             runner.on_checkpoint(slot)
                             on_checkpoint(slot.name not in runner.trials)
-                except StorageError:
+                except (StorageError, StudyError, OSError):  # a disk, a folder, a changed recipe: no trial's failure
                     raise
                 except Exception as error:
-                    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                        raise StorageError(f"the disk is full ({error}); free some space and go on") from error
                     if not leases.held:
                         raise
                     if fewer := runner.on_failure(error):

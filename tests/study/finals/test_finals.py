@@ -16,6 +16,7 @@ import pytest
 from autolora.errors import MemoryFull, StudyError, Unmeasurable
 from autolora.evaluation import session as evaluation
 from autolora.evaluation.result import CheckpointResult
+from autolora.settings import Budget, StudySettings
 from autolora.study.finals import run as finals
 from autolora.study.finals.decision import (
     Finals,
@@ -31,9 +32,12 @@ from autolora.study.results.summary import describe_disagreement, describe_seeds
 
 def made_up(step: int, objective: float, bleed: float = 0.0) -> CheckpointResult:
     score = {"value": objective, "low": objective - 0.05, "high": objective + 0.05}
-    terms = {"bleed_class": {"value": bleed, "low": bleed, "high": bleed}}
+    terms = {
+        name: {"value": bleed, "low": bleed, "high": bleed}
+        for name in ("bleed_class", "fidelity", "likeness", "editability")
+    }
     constraints = {"bleed_class": -objective}  # an objective below 0 breaks a constraint
-    return CheckpointResult(step, 0.1, 0.1, [], objective, score, terms=terms, constraints=constraints)
+    return CheckpointResult(step, 0.1, 0.1, [1.0], objective, score, terms=terms, constraints=constraints)
 
 
 def finalist(number: int, objective: float, bleed: float = 0.0) -> Finalist:
@@ -235,7 +239,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float],
         "autolora.study.finals.finals_runner.time", SimpleNamespace(perf_counter=lambda: float(next(ticks)))
     )
     definition: Any = SimpleNamespace(
-        storage=f"sqlite:///{tmp_path / 'study.db'}", settings=SimpleNamespace(name="night")
+        storage=f"sqlite:///{tmp_path / 'study.db'}", settings=StudySettings("night", {}, Budget())
     )
 
     def create(seconds: float) -> tuple[FinalsRunner, QuickEvaluator]:
@@ -287,3 +291,34 @@ def test_candidates_without_memory_are_tried_again_later(runner: Create) -> None
     assert finals_runner.memory_error() == "set model.offload=true"
     assert "is left out: set model.offload=true" in evaluator.lines[-1]
     assert len(runner(math.inf)[0].judge([candidate(0)])) == 1  # with other settings
+
+
+def test_candidates_of_finals_that_were_killed_are_left_alone(runner: Create) -> None:
+    """More trials were run since, so that others are judged now."""
+    killed = runner(math.inf)[0]
+    killed.study.enqueue_trial({}, user_attrs={"key": "7-100"})
+    assert [one.trial.number for one in killed.judge([candidate(0)])] == [0]
+    assert [trial.state.name for trial in killed.study.trials] == ["WAITING", "COMPLETE"]
+
+
+def test_two_processes_share_the_candidates(runner: Create, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one scores a candidate, the other takes the next one, and waits for the first."""
+    (here, evaluator), (there, others) = runner(math.inf), runner(math.inf)
+    judged: list[str] = []
+    monkeypatch.setattr("autolora.study.finals.finals_runner.sleep", lambda _: judged.append("waits"))
+    monkeypatch.setattr("autolora.study.search.leases.is_gone", lambda *_: False)
+    candidates, score = [candidate(0), candidate(1)], evaluator.evaluate
+
+    def evaluate(one: Candidate) -> CheckpointResult:
+        judged.append(f"here {one.trial.number}")
+        if one.trial.number == 0:
+            taken = there._claim({one.key for one in candidates}, leases)
+            assert taken is not None and taken.number == 1
+            others.bars.task = lambda *_: nullcontext()
+            there._run(taken, candidates[1])
+        return score(one)
+
+    monkeypatch.setattr(evaluator, "evaluate", evaluate)
+    with there._leases() as leases:
+        assert [one.trial.number for one in here.judge(candidates)] == [0, 1]
+    assert judged == ["here 0"] and len(here.study.trials) == 2

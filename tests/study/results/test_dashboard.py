@@ -50,7 +50,12 @@ def point(step: int, fidelity: float, bleed: float) -> CheckpointResult:
     def term(value: float) -> dict[str, float]:
         return {"value": value, "low": value - 0.1, "high": value + 0.1}
 
-    terms = {"fidelity": term(fidelity), "editability": term(0.8), "bleed_class": term(bleed)}
+    terms = {
+        "fidelity": term(fidelity),
+        "likeness": term(fidelity),
+        "editability": term(0.8),
+        "bleed_class": term(bleed),
+    }
     constraints = {"bleed_class": bleed + 0.1 - 0.3, "undercooked": -0.2}
     verdict = f"bleed: the class word alone shows the character in {bleed:.0%}" if bleed > 0.2 else "good"
     return CheckpointResult(

@@ -16,10 +16,11 @@ import pytest
 import torch
 from optuna.artifacts import get_all_artifact_meta
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from autolora import files
 from autolora.cli import main
+from autolora.evaluation import trial_folder
 from autolora.paperdoll.corpus import base_caption, base_picture
 from autolora.paperdoll.drawing import draw
 from autolora.paperdoll.weights import BASE
@@ -312,22 +313,19 @@ def test_a_killed_study_is_continued_by_the_same_command(tmp_path: Path, finishe
 def test_no_space_left_stops_cleanly(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import errno
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    replace = files.os.replace
-
-    def full(source: str, target: Path) -> None:
-        if Path(target).name == "latest.pt":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        replace(source, target)
-
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(trial_folder, "save_file", full)
     command = tune(tmp_path, "budget.n_trials=1", *SHORT_FINALS, cache=finished)
     assert main(command) == 7
     assert "no space left" in capsys.readouterr().err
     assert not [p for p in (tmp_path / "run").rglob("*") if p.name.startswith(".")]
     monkeypatch.undo()
     assert main(command) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
+    assert result["trials"] == {"complete": 1, "pruned": 0, "failed": 0}
+    assert final_state(tmp_path) in [final_state(finished, trial) for trial in trials_of(finished)]
 
 
 def test_a_study_killed_between_its_last_checkpoint_and_its_verdict(
