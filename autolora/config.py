@@ -25,7 +25,7 @@ from yaml import YAMLError
 from autolora.errors import ConfigError
 from autolora.files import expand_user
 from autolora.overrides import quote
-from autolora.received import read_yaml
+from autolora.received import read_yaml, refuse_resolvers
 from autolora.renamed_keys import refuse_renamed
 
 PACKAGE = Path(__file__).parent
@@ -39,7 +39,6 @@ GROUPS = (
 )
 _FREE_KEY = re.compile(r"^(train\.concept_images\.)")  # keys of a dataset's own words, which no config can list
 _HYDRA_KEY = re.compile(r"[+~]*hydra[./=]|[^=]*@hydra")
-_RESOLVER = re.compile(r"\$\{[^$]*:")  # also where the resolver's name is an interpolation itself
 
 
 def compose(primary: str, arguments: Sequence[str], study: str | None = None) -> DictConfig:
@@ -55,6 +54,7 @@ def compose(primary: str, arguments: Sequence[str], study: str | None = None) ->
         if "=" not in argument and not argument.startswith("~"):
             raise ConfigError(f"`{argument}` is not understood; overrides are written key=value")
         refuse_renamed(argument.partition("=")[0])
+        refuse_resolvers(*argument.partition("=")[::2])
     GlobalHydra.instance().clear()
     try:
         with _study_overrides(study) as own, initialize_config_dir(str((ROOT / "conf").resolve()), version_base="1.3"):
@@ -79,7 +79,7 @@ def _composed(primary: str, overrides: list[str], study: str | None) -> DictConf
     for group in GROUPS:
         if group in config and not isinstance(config._get_node(group), DictConfig):
             raise ConfigError(
-                f"{group}={config[group]} is not understood: it has keys with values, such as {group}.x=1"
+                f"{group} has keys with values, such as {group}.x=1: correct what {study or primary} says"
             )
     return config
 
@@ -116,11 +116,7 @@ def _refuse_resolvers(config: DictConfig) -> None:
         ConfigError: names the key.
     """
     for key, value in _strings(OmegaConf.to_container(config, resolve=False)):
-        if _RESOLVER.search(value):
-            raise ConfigError(
-                f"{key}={value} is refused: a config may refer to its own keys, but not read the environment or call "
-                'anything; write the value, or let your shell put it in: key="$NAME"'
-            )
+        refuse_resolvers(key, value)
 
 
 def _strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:

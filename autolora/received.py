@@ -7,6 +7,7 @@ holds by `study.received`.
 from __future__ import annotations
 
 import codecs
+import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -18,6 +19,7 @@ from autolora.errors import BrokenFile, ConfigError
 T = TypeVar("T")
 MAX_YAML_VALUES = 20_000
 MAX_DIGITS = 100
+_RESOLVER = re.compile(r"\$\{[^$]*:")  # also where the resolver's name is an interpolation itself
 
 
 def _interval(term: dict[str, float]) -> dict[str, float]:
@@ -76,16 +78,44 @@ def read_yaml(path: Path) -> str:
     try:
         root = yaml.compose(text, yaml.SafeLoader)
         size = _size(root, {}) if root else 0
+        if size <= MAX_YAML_VALUES:
+            _check_texts(root, path, set())
     except RecursionError as error:
         raise ConfigError(f"{path} is nested too deeply: correct it") from error
     except yaml.YAMLError as error:
         words = " ".join(str(error).split()).replace('"<unicode string>"', str(path))
         raise ConfigError(f"this is no YAML: {words}") from error
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{path} holds no keys with values: write them as key: value")
     if size > MAX_YAML_VALUES:
         raise ConfigError(
             f"{path} has more than {MAX_YAML_VALUES:,} values, its aliases counted as often as they occur"
         )
     return text
+
+
+def refuse_resolvers(key: str, value: str) -> None:
+    """Refuse a value such as `${oc.env:NAME}`: a file of somebody else could read the environment and send it away.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    if _RESOLVER.search(value):
+        raise ConfigError(
+            f"{key}={value} is refused: a config may refer to its own keys, but not read the environment or call "
+            'anything; write the value, or let your shell put it in: key="$NAME"'
+        )
+
+
+def _check_texts(node: yaml.Node | None, path: Path, known: set[int]) -> None:
+    """Refuse resolvers before Hydra sees them: it resolves names of groups, and its messages show what came out."""
+    if isinstance(node, yaml.ScalarNode):
+        refuse_resolvers(f"{path} line {node.start_mark.line + 1}", node.value)
+    elif node is not None and id(node) not in known:
+        known.add(id(node))
+        for part in node.value:
+            for below in part if isinstance(part, tuple) else (part,):
+                _check_texts(below, path, known)
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:

@@ -204,10 +204,10 @@ def _study_settings(config: DictConfig) -> StudySettings:
     return replace(
         settings,
         budget=convert(Budget, config.budget, "budget"),
-        storage=config.storage,
+        storage=text(config.storage, "storage"),
         warm_start=names(config.warm_start, "warm_start"),
         human_preference=flag(config.human_preference, "human_preference"),
-        artifact_store=str(config.artifact_store) if config.artifact_store is not None else None,
+        artifact_store=text(config.artifact_store, "artifact_store"),
         workers=config.workers,
     )
 
@@ -245,6 +245,17 @@ def flag(value: Any, key: str) -> bool:
     """
     if not isinstance(value, bool):
         raise ConfigError(f"{key} must be true or false, got {value}")
+    return value
+
+
+def text(value: Any, key: str) -> str | None:
+    """Return the value of a key that takes a text or none, which is not shown as it may hold a password.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{key} must be text, got {type(value).__name__}")
     return value
 
 

@@ -29,12 +29,23 @@ def closing_seconds(session: Session, baselines: int) -> float:
 
 
 def shortest_finals_seconds(session: Session) -> float:
-    """The seconds of the base model's renders for the finals, one candidate, and its full evaluation."""
+    """The seconds of the base model's renders for the finals and of one candidate."""
+    everything, deciding = render_count(session.prompts), render_count(session.select(*DECIDING_GROUPS))
+    return _full_steps(session, everything + deciding * len(session.scoring.weights))
+
+
+def evaluation_seconds(session: Session) -> float:
+    """The seconds of the winner's full evaluation."""
     if session.scorer is None:
         return 0.0
-    everything, deciding = render_count(session.prompts), render_count(session.select(*DECIDING_GROUPS))
+    sweep, resolution = session.scorer.at_weights(*SWEEP_WEIGHTS).num_renders, session.context.model.resolution
+    every = _full_steps(session, render_count(session.prompts) * len(session.scoring.weights))
+    return every + MARGIN * session.speed.estimate(sweep, session.scorer.render_settings, resolution)
+
+
+def _full_steps(session: Session, renders: int) -> float:
+    """The seconds of so many renders with the seeds and the steps of the finals."""
+    if session.scorer is None:
+        return 0.0
     resolution = session.context.model.resolution
-    final = REPEATS * (everything + (everything + deciding) * len(session.scoring.weights))
-    sweep = session.scorer.at_weights(*SWEEP_WEIGHTS).num_renders
-    seconds = session.speed.estimate(final, session.render_settings, resolution)
-    return MARGIN * (seconds + session.speed.estimate(sweep, session.scorer.render_settings, resolution))
+    return MARGIN * session.speed.estimate(REPEATS * renders, session.render_settings, resolution)

@@ -105,7 +105,7 @@ def add_seconds(study: Study, training: float, scoring: float) -> None:
 
 WORKED = "worked"  # user attribute of a trial: [since, until] of each lease, Unix seconds; the last `until` is the beat
 PROCESS = "process/"  # prefix of user attributes of a study: [since, until] of each process, Unix seconds
-MOST_AFTER_SEARCH = 0.4  # of the budget: with less time the finals are left out
+MOST_AFTER_SEARCH = 0.5  # of the budget: with less time the finals are left out
 
 
 class StudyClock:

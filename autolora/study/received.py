@@ -100,6 +100,8 @@ def check_study(study: optuna.Study, kind: type[Any] = TrialAttributes, scored: 
         for trial in study.get_trials(deepcopy=False):
             place = f"trial {trial.number} of study {study.study_name}"
             parser(kind).validate_json(json.dumps(trial.user_attrs), strict=True)
+            if not all(isinstance(name, str) for name in trial.params):
+                raise StudyError(_refusal(place, "a parameter without a name"))
             if "uid" in trial.user_attrs and "recipe" not in trial.user_attrs:
                 raise StudyError(_refusal(place, "it has a folder but no recipe"))
             if scored and trial.state is TrialState.COMPLETE and not isinstance(trial.value, float):

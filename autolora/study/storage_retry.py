@@ -21,7 +21,7 @@ from autolora.errors import StorageError, StudyError
 LONGEST_WAIT = 15.0  # seconds between two tries to reach a database
 _FULL = ("disk is full", "No space left", "quota exceeded", "disk I/O error", "File too large")
 _GONE = ("readonly database", "unable to open database file")
-_OF_CONTENT = (ValueError, TypeError, AssertionError, AttributeError, OverflowError, RecursionError)
+_OF_CONTENT = (ValueError, TypeError, AssertionError, AttributeError, IndexError, OverflowError, RecursionError)
 Log = Callable[[str], None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,7 +52,9 @@ def test_an_adapter_as_its_file_holds_it(
     assert any(not torch.equal(rounded[key], tensor.float()) for key, tensor in state.items())
 
 
-def test_the_full_evaluation_is_of_the_rounded_adapter(tiny_model: StableDiffusion) -> None:
+def test_the_full_evaluation_is_of_the_rounded_adapter(
+    tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stored evaluation of another rounding, or of none, is not taken for it."""
     state, _ = trained(tiny_model, "lora")
     loaded: list[State] = []
@@ -60,6 +63,8 @@ def test_the_full_evaluation_is_of_the_rounded_adapter(tiny_model: StableDiffusi
     scorer: Any = SimpleNamespace(only=lambda *_: None)
     runner = object.__new__(FinalsRunner)
     runner.evaluator = CandidateEvaluator(session, scorer, None, None)  # type: ignore[arg-type]
+    runner.clock = SimpleNamespace(finals_left=lambda: math.inf)  # type: ignore[assignment]
+    monkeypatch.setattr("autolora.study.finals.finals_runner.evaluation_seconds", lambda _: 0.0)
     stored = {"full evaluation of a@1": {}, "full evaluation of a@1 in float16": {}}
     runner.study = SimpleNamespace(user_attrs=stored)  # type: ignore[assignment]
     trial_folder = SimpleNamespace(key=lambda _: "a@1", load=lambda _: state)

@@ -76,7 +76,7 @@ def test_spans_that_overlap_count_once() -> None:
         (2, 60, 300, 0.7 * 3600, 3540),  # the share of finals that train again
         (0, 60, 200, 0.9 * 3600, 3540),  # of finals that do not
         (0, 100, 900, 2600, 3500),  # the shortest finals take longer than their share
-        (0, 600, 900, 3000, 3000),  # and here too much of the hour: there are none
+        (0, 600, 1500, 3000, 3000),  # and here too much of the hour: there are none
     ],
 )
 def test_when_the_search_ends(

@@ -120,6 +120,7 @@ def test_the_id_of_a_trial_in_a_database_is_no_path(tmp_path: Path, capsys: pyte
         "artifact_store: 's3://${oc.env:SECRET,none}/x'",
         "out: '${${study.name}:SECRET}'",
         "scoring: {trigger_prompts: ['${oc.decode:1}']}",
+        "defaults: ['override /recipe: ${oc.env:SECRET}']",
     ],
 )
 def test_a_study_file_reads_no_environment(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from optuna.trial import Trial, TrialState
 
 from autolora.errors import MemoryFull, memory_full
 from autolora.evaluation.result import DIVERGED, WholeResult
+from autolora.publish.closing import evaluation_seconds
 from autolora.received import parser
 from autolora.study.budget import STEP, StudyClock
 from autolora.study.definition import StudyDefinition
@@ -74,13 +75,13 @@ class FinalsRunner:
     def full_evaluation(self, finalist: Finalist) -> Finalist:
         """The finalist with every term and its recommended weight; read back if that was evaluated before.
 
-        As it was scored last where the study's time is over.
+        As it was scored last where the study has no time for it.
         """
         key = f"full evaluation of {finalist.key} in {self.evaluator.session.export.dtype}"
         stored = self.study.user_attrs.get(key)
         if stored is not None:
             return replace(finalist, result=parser(WholeResult).validate_python(stored))
-        if self.clock.left() <= 0:
+        if self.clock.finals_left() < evaluation_seconds(self.evaluator.session):
             return finalist
         result = self.evaluator.full_evaluation(finalist)
         self.study.set_user_attr(key, asdict(result))
