@@ -34,7 +34,7 @@ def export_with_copies(
     """Export a random adapter that also changes the text encoder, with a copy for diffusers."""
     monkeypatch.setitem(KINDS, kind, replace(KINDS[kind], text_encoder=True))
     state, _ = trained(model, kind)
-    monkeypatch.setattr(export, "_facts", lambda *_: FACTS)
+    monkeypatch.setattr(export, "export_facts", lambda *_: FACTS)
     monkeypatch.setattr(export, "_preview", lambda *_: Image.new("RGB", (8, 8)))
     monkeypatch.setattr(roundtrip, "check_renders", lambda *_: None)
     context = SimpleNamespace(adapter=SimpleNamespace(load=lambda _: None), model=model, dataset=dataset())
