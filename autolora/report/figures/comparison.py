@@ -51,7 +51,7 @@ def interval_bars(trials: Sequence[ComparedTrial]) -> go.Figure:
         template=THEME,
         title_text="The exported trial and the baselines, each at its best checkpoint",
         height=height,
-        margin={"l": 10, "r": 84, "t": 26, "b": 24},
+        margin={"l": 10, "r": 100, "t": 26, "b": 24},
     )
     return figure
 
