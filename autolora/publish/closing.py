@@ -30,6 +30,8 @@ def closing_seconds(session: Session, baselines: int) -> float:
 
 def shortest_finals_seconds(session: Session) -> float:
     """The seconds of the base model's renders for the finals and of one candidate."""
+    if session.scorer is None:
+        return 0.0
     everything, deciding = render_count(session.prompts), render_count(session.select(*DECIDING_GROUPS))
     return _full_steps(session, everything + deciding * len(session.scoring.weights))
 
