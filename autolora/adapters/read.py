@@ -67,7 +67,7 @@ def as_state(tensors: State, metadata: Mapping[str, str], path: Path, model: Bas
         ExportError: the file has another format, or was made for another base model.
     """
     architecture, layers = model.architecture, layers_of(model.modules)
-    tensors = _checked_numbers(without_unread(tensors, has_text_encoder(architecture)))
+    tensors = _in_numbers_of_torch(without_unread(tensors, has_text_encoder(architecture)))
     if (
         in_diffusers_names(tensors)
         and not in_lycoris_parts(tensors)
@@ -89,23 +89,13 @@ def unread(path: Path, model: BaseModel) -> str:
     return describe_unread(unread_keys(tensors, has_text_encoder(model.architecture)))
 
 
-def _checked_numbers(tensors: State) -> State:
-    """Return a file's tensors with 8-bit numbers as 32-bit ones, which torch can compute with.
-
-    Raises:
-        ExportError: NaN, infinities, or an alpha of several numbers.
-    """
-    checked: State = {}
+def _in_numbers_of_torch(tensors: State) -> State:
+    """Return a file's tensors with 8-bit numbers as 32-bit ones, which torch computes with, and alphas as scalars."""
+    converted: State = {}
     for key, tensor in tensors.items():
         value = tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
-        if not torch.isfinite(value).all():
-            raise ExportError(
-                f"{key} holds NaN or infinities: the training that wrote the file diverged; use an earlier epoch"
-            )
-        if key.endswith(".alpha") and value.numel() != 1:
-            raise ExportError(f"{key} holds {value.numel()} numbers, expected one: export the file again")
-        checked[key] = value.reshape(()) if key.endswith(".alpha") else value
-    return checked
+        converted[key] = value.reshape(()) if key.endswith(".alpha") else value
+    return converted
 
 
 def read_file(path: Path) -> tuple[State, dict[str, str]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 from filelock import FileLock
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from sqlalchemy.engine import URL, make_url
@@ -26,7 +27,7 @@ from sqlalchemy.exc import (
 from autolora.errors import ConfigError, StudyError
 from autolora.study.optuna_internals import journal_path
 from autolora.study.received import check_study
-from autolora.study.storage_retry import Log, _is_unreachable, _reason, refuse_broken, retrying
+from autolora.study.storage_retry import Log, _reason, is_unreachable, refuse_broken, retrying
 
 EXAMPLES = "sqlite:///FILE.db, journal:///FILE.log, postgresql+psycopg://USER:PASSWORD@HOST/NAME or grpc://HOST:PORT"
 _SECRET = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)  # in a URL's query
@@ -121,7 +122,7 @@ def open_storage(url: str, log: Log) -> BaseStorage:
             f"storage={redact_url(url)} needs a package that is missing ({error.name or error}): "
             f"pip install 'autolora[{extra}]', and write postgresql+psycopg:// for PostgreSQL"
         ) from error
-    except (DBAPIError, ConnectionError, OSError) as error:
+    except (DBAPIError, StorageInternalError, ConnectionError, OSError) as error:
         raise StudyError(f"nothing can be opened at storage={redact_url(url)}: {_reason(error)}") from error
 
 
@@ -150,11 +151,11 @@ def _open(url: str, log: Log) -> BaseStorage:
     for tries in range(1, OPENINGS + 1):
         try:
             return get_storage(RDBStorage(url, engine_kwargs=options))
-        except DBAPIError as error:
+        except (DBAPIError, StorageInternalError) as error:  # Optuna wraps what fails in its first transaction
             refuse_broken(error, f"the storage {redact_url(url)}")
             if tries == OPENINGS:
                 raise
-            if tries == 1 and _is_unreachable(error):
+            if tries == 1 and is_unreachable(error):
                 log(f"the storage {redact_url(url)} is unreachable ({_reason(error)}): trying again")
             time.sleep(0.3 * tries)
     raise AssertionError("unreachable")

@@ -83,8 +83,8 @@ def refuse_broken(error: BaseException, name: str) -> None:
                 f"{name} was moved, deleted or is write-protected ({_reason(error)}): put it back, then run the same "
                 "command"
             ) from error
-        if "locked" in str(cause) or "already exists" in str(cause):  # another process is at it
-            return
+        if any(words in str(cause) for words in ("locked", "already exists", "UNIQUE constraint failed: alembic")):
+            return  # another process is at it
     elif not (isinstance(error, _OF_CONTENT) or type(error) is LookupError):
         return
     raise StudyError(

@@ -25,7 +25,11 @@ from tests.study.search.test_tune import SMALL
 
 pytestmark = pytest.mark.slow  # trains, or starts a server, a browser or processes
 
-SETTINGS = [*(s for s in SMALL if not s.startswith(("study.", "budget."))), "model.resolution=64"]
+SETTINGS = [
+    *(s for s in SMALL if not s.startswith(("study.", "budget."))),
+    "model.resolution=64",
+    "model.render.guidance_scale=4",
+]
 NOISE = 0.005  # in a score, by half precision
 
 

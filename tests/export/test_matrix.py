@@ -231,9 +231,9 @@ def test_what_is_not_read_is_named(
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [
-        ("lora_up.weight", float("nan"), "holds NaN or infinities"),
-        ("lora_down.weight", float("inf"), "holds NaN or infinities"),
-        ("alpha", [1.0, 2.0], "alpha holds 2 numbers, expected one"),
+        ("lora_up.weight", float("nan"), "holds NaN or infinite weights"),
+        ("lora_down.weight", float("inf"), "holds NaN or infinite weights"),
+        ("alpha", [1.0, 2.0], "alpha has 2 numbers instead of one"),
     ],
 )
 def test_numbers_that_mean_nothing_are_refused(

@@ -215,7 +215,7 @@ def unfit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("{minimized}", StudyError, "minimized its objective"),
         ("{foreign}", StudyError, r"no trial of .* fits into this study \(1 as recipe None is not in this study"),
         ("{prodigy}", StudyError, "8 as recipe doll-prodigy is not in this study"),
-        ("3", ConfigError, r"must be a name, or several as warm_start=\[a,b\]"),
+        ("3", ConfigError, "warm_start=3 is no earlier study"),
     ],
 )
 def test_what_cannot_be_started_from_is_explained(
