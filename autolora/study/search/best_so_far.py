@@ -10,6 +10,7 @@ from autolora.errors import ExportError
 from autolora.evaluation.result import CheckpointResult
 from autolora.evaluation.trial_folder import TrialFolder
 from autolora.publish.best_so_far import export_best_so_far
+from autolora.publish.roundtrip import writing_to
 from autolora.study.running import RunningStudy
 from autolora.study.trials import load_trials
 
@@ -21,6 +22,13 @@ def ensure_best_so_far(running: RunningStudy) -> None:
         if trials:
             best = max(trials, key=lambda trial_folder: trial_folder.best_objective())
             _export(running, best, best.best_result())
+
+
+def remove_unfinished(running: RunningStudy) -> None:
+    """Remove what a worker that was killed while it exported left."""
+    if _folder(running).is_dir():
+        with writing_to(_folder(running)):
+            pass
 
 
 def keep_if_best(running: RunningStudy, trial_folder: TrialFolder, result: CheckpointResult) -> None:

@@ -14,7 +14,7 @@ from autolora.progress import Bars
 from autolora.study.definition import StudyDefinition
 from autolora.study.optuna_internals import storage_of, study_id_of
 from autolora.study.running import RunningStudy
-from autolora.study.search.best_so_far import ensure_best_so_far
+from autolora.study.search.best_so_far import ensure_best_so_far, remove_unfinished
 from autolora.study.search.leases import TrialLeases
 from autolora.study.search.trial_runner import TrialRunner
 from autolora.train.loop import train
@@ -51,6 +51,7 @@ def run_study(
     with leases:
         while slots:
             slots, packed = _run_trials(running, leases, on_checkpoint, slots, packed)
+    remove_unfinished(running)
 
 
 def auto_batch_trials(definition: StudyDefinition, session: Session, bars: Bars) -> int:
