@@ -5,6 +5,7 @@ Nothing here imports torch, diffusers or peft, so that a mistake in a key is ans
 
 from __future__ import annotations
 
+import codecs
 import copy
 import difflib
 import re
@@ -84,29 +85,16 @@ def _composed(primary: str, overrides: list[str], study: str | None) -> DictConf
     return config
 
 
-def _refuse_encodings(folder: Path) -> None:
-    """Refuse recipes of one's own that Hydra cannot read, or whose header it would miss behind a byte order mark.
+def _check_recipes(folder: Path) -> None:
+    """Refuse recipes of one's own that Hydra cannot compose, or whose header it would miss behind a byte order mark.
 
     Raises:
         ConfigError: names the file.
     """
     for path in sorted(folder.glob("*.yaml")):
-        if _text_of(path).startswith("\ufeff"):
+        read_yaml(path)
+        if path.read_bytes().startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise ConfigError(f"{path} begins with a byte order mark: save it as UTF-8 without one")
-
-
-def _text_of(path: Path) -> str:
-    """The text of a YAML file.
-
-    Raises:
-        ConfigError: it is not UTF-8 text, or cannot be read.
-    """
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: save it as UTF-8") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}): make it readable") from error
 
 
 def _refuse_resolvers(config: DictConfig) -> None:
@@ -164,9 +152,7 @@ def _study_overrides(study: str | None) -> Iterator[list[str]]:
     A study comes from a folder of its own: beside other folders their names would be groups.
     """
     own = Path("conf").resolve()
-    _refuse_encodings(RECIPES)
-    for recipe in RECIPES.glob("*.yaml"):
-        read_yaml(recipe)
+    _check_recipes(RECIPES)
     recipes = [own.as_uri()] if RECIPES.is_dir() and own != (ROOT / "conf").resolve() else []
     if not study:
         yield [f"hydra.searchpath={recipes}"] if recipes else []

@@ -67,9 +67,13 @@ def read_yaml(path: Path) -> str:
     """The text of a YAML file that is small enough to be composed.
 
     Raises:
-        ConfigError: it is no text, is nested too deeply, its aliases expand to too much, or a number is too long.
+        ConfigError: it cannot be read or is no text, is nested too deeply, its aliases expand to too much, or a number
+            is too long.
     """
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): make it readable") from error
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes it
     try:
         text = content.decode("utf-16" if is_utf16 else "utf-8-sig")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,15 +38,17 @@ def split_key(key: str) -> tuple[str, str]:
     raise ExportError(f"{key!r} is not part of an adapter; expected a key that ends with one of {', '.join(PARTS)}")
 
 
-def parts_by_layer(state: Mapping[str, Tensor]) -> dict[str, State]:
-    """Group an adapter's tensors by layer, then by part.
+def parts_by_layer(
+    state: Mapping[str, Tensor], split: Callable[[str], tuple[str, str]] = split_key
+) -> dict[str, State]:
+    """Group an adapter's tensors by layer, then by part, which `split` reads from a key.
 
     Raises:
         ExportError: a key names no part of an adapter.
     """
     layers: dict[str, State] = {}
     for key, tensor in state.items():
-        layer, part = split_key(key)
+        layer, part = split(key)
         layers.setdefault(layer, {})[part] = tensor
     return layers
 

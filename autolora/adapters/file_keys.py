@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from autolora.adapters.base import State
-from autolora.adapters.deltas import LOW_RANK, PARTS, split_key
+from autolora.adapters.deltas import LOW_RANK, PARTS, parts_by_layer, split_key
 from autolora.adapters.other_kinds import OTHER_PARTS
 from autolora.errors import ExportError
 
@@ -110,10 +110,7 @@ def layers_by_name(tensors: Mapping[str, Tensor]) -> dict[str, State]:
     Raises:
         ExportError: a key names no part of an adapter.
     """
-    layers: dict[str, State] = {}
-    for key, tensor in tensors.items():
-        name, part = split_any(key)
-        layers.setdefault(name, {})[part] = tensor
+    layers = parts_by_layer(tensors, split_any)
     for parts in layers.values():
         if _PEFT_MAGNITUDE in parts:  # (out,), or (1, out, 1, 1)
             dims = parts["lora_up.weight"].dim() if "lora_up.weight" in parts else 2

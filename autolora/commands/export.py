@@ -21,7 +21,7 @@ from autolora.study.recipes import save_recipe
 from autolora.study.results.finalize import finalize_study
 from autolora.study.results.outcome import finals_are_over
 from autolora.study.running import RunningStudy
-from autolora.study.trials import load_trials
+from autolora.study.trials import best_checkpoint
 
 
 def export(request: Request) -> int:
@@ -29,11 +29,8 @@ def export(request: Request) -> int:
 
     With `save_recipe=NAME` its recipe is kept in conf/recipe instead.
     """
-    started, output, definition = (
-        time.time(),
-        Output.of(request.settings),
-        define_study(request.settings, request.dataset),
-    )
+    started, output = time.time(), Output.of(request.settings)
+    definition = define_study(request.settings, request.dataset)
     study = load_started_study(definition, print)  # a study that was not started is told before anything loads
     if request.settings.save_recipe:
         path = save_recipe(definition, study, request.settings.save_recipe)
@@ -57,14 +54,13 @@ def _export_best_so_far(request: Request, definition: StudyDefinition, study: St
     Raises:
         StudyError: no trial has a scored checkpoint.
     """
-    trials = load_trials(definition, study, print)
-    if not trials:
+    best = best_checkpoint(definition, study, print)
+    if best is None:
         raise StudyError("no trial of this study has a scored checkpoint yet; run it longer")
-    settings, (_, best) = request.settings, max(trials, key=lambda pair: pair[1].best_objective())
-    result, model = best.best_result(), load_model(settings.model)
-    assert result is not None
+    (trial_folder, result), settings = best, request.settings
+    model = load_model(settings.model)
     dataset = with_buckets(request.dataset, settings.dataset, model.resolution)
     folder, name = definition.folder / "best", definition.settings.name
-    path = export_best_so_far(best, result, dataset, model, folder, name, settings.export.dtype)
+    path = export_best_so_far(trial_folder, result, dataset, model, folder, name, settings.export.dtype)
     text = f"LoRA: {path}\nthe best so far: {result.describe_place}, {result.summary}; `autolora tune` holds the finals"
-    return text, {"export": path, "finals": False, "best": best.summary(result)}
+    return text, {"export": path, "finals": False, "best": trial_folder.summary(result)}

@@ -16,11 +16,8 @@ from autolora.study.search.worker import run_study
 
 def worker(request: Request) -> int:
     """Join a study: run its trials until none is left."""
-    started, output, definition = (
-        time.time(),
-        Output.of(request.settings),
-        define_study(request.settings, request.dataset),
-    )
+    started, output = time.time(), Output.of(request.settings)
+    definition = define_study(request.settings, request.dataset)
     load_started_study(definition, print)  # a study that was not started is told before anything loads
     with output.bars() as bars:
         session = open_session(request.settings, request.dataset, definition.session_runs, bars)

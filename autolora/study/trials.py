@@ -96,6 +96,19 @@ def _stored_objective(trial: FrozenTrial) -> float:
     return max([*trial.intermediate_values.values(), DIVERGED if trial.value is None else trial.value])
 
 
+def best_checkpoint(
+    definition: StudyDefinition, study: optuna.Study, log: Log
+) -> tuple[TrialFolder, CheckpointResult] | None:
+    """The checkpoint of the highest objective, with its trial's folder; None before one is scored.
+
+    Raises:
+        StudyError: as `load_trials`.
+    """
+    scored = [(folder, folder.best_result()) for _, folder in load_trials(definition, study, log)]
+    kept = [(folder, result) for folder, result in scored if result is not None]
+    return max(kept, key=lambda pair: pair[1].objective, default=None)
+
+
 def load_trial_results(definition: StudyDefinition, study: optuna.Study) -> list[tuple[FrozenTrial, TrialResults]]:
     """Every trial that has a scored checkpoint, with its results and its kept renders but without its weights."""
     trials = []

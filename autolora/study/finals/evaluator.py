@@ -43,7 +43,6 @@ class CandidateEvaluator:
         settings = trial_folder.run.train
         run = replace(trial_folder.run, train=replace(settings, seed=settings.seed + candidate.seed_offset))
         path = self.trial_files.fetch(f"{trial_folder.path.name}-seed{run.train.seed}")
-        path = self.trial_files.fetch(f"{trial_folder.path.name}-seed{run.train.seed}")
         return TrialFolder.open_or_begin(path, run, self.bars.log)
 
     def evaluate(self, candidate: Candidate) -> CheckpointResult | None:

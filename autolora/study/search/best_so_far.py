@@ -12,16 +12,15 @@ from autolora.evaluation.trial_folder import TrialFolder
 from autolora.publish.best_so_far import export_best_so_far
 from autolora.publish.roundtrip import writing_to
 from autolora.study.running import RunningStudy
-from autolora.study.trials import load_trials
+from autolora.study.trials import best_checkpoint
 
 
 def ensure_best_so_far(running: RunningStudy) -> None:
     """Export the best checkpoint of a continued study that has no LoRA yet."""
     if not [*_folder(running).glob("*.safetensors")]:
-        trials = [trial_folder for _, trial_folder in load_trials(running.definition, running.study, running.bars.log)]
-        if trials:
-            best = max(trials, key=lambda trial_folder: trial_folder.best_objective())
-            _export(running, best, best.best_result())
+        best = best_checkpoint(running.definition, running.study, running.bars.log)
+        if best is not None:
+            _export(running, *best)
 
 
 def remove_unfinished(running: RunningStudy) -> None:
@@ -48,9 +47,8 @@ def _folder(running: RunningStudy) -> Path:
     return running.definition.folder / "best"
 
 
-def _export(running: RunningStudy, trial_folder: TrialFolder, result: CheckpointResult | None) -> None:
+def _export(running: RunningStudy, trial_folder: TrialFolder, result: CheckpointResult) -> None:
     """Export a checkpoint; a failure is logged, as the finals may choose another one."""
-    assert result is not None
     context, settings = running.session.context, running.definition.settings
     try:
         path = export_best_so_far(
